@@ -1,0 +1,220 @@
+package dagster
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// EventType is a DagsterEvent's type as it is stored, with the old PIPELINE_ names.
+type EventType string
+
+// The types that change a run's status, and those that Slipway reads or writes besides.
+const (
+	RunEnqueued  EventType = "PIPELINE_ENQUEUED"
+	RunStarting  EventType = "PIPELINE_STARTING"
+	RunStart     EventType = "PIPELINE_START"
+	RunSuccess   EventType = "PIPELINE_SUCCESS"
+	RunFailure   EventType = "PIPELINE_FAILURE"
+	RunCanceling EventType = "PIPELINE_CANCELING"
+	RunCanceled  EventType = "PIPELINE_CANCELED"
+	RunSuspended EventType = "RUN_SUSPENDED"
+	RunResumed   EventType = "RUN_RESUMED"
+	EngineEvent  EventType = "ENGINE_EVENT"
+	StepStart    EventType = "STEP_START"
+)
+
+// StatusEventTypes are the types that change a run's status.
+func StatusEventTypes() []EventType {
+	return []EventType{RunEnqueued, RunStarting, RunStart, RunSuccess, RunFailure, RunCanceling, RunCanceled, RunSuspended, RunResumed}
+}
+
+// Status is the status that an event of this type gives its run; "" if it changes none.
+func (t EventType) Status() Status {
+	switch t {
+	case RunEnqueued:
+		return Queued
+	case RunStarting:
+		return Starting
+	case RunStart, RunResumed:
+		return Started
+	case RunSuccess:
+		return Success
+	case RunFailure:
+		return Failure
+	case RunCanceling:
+		return Canceling
+	case RunCanceled:
+		return Canceled
+	case RunSuspended:
+		return Suspended
+	}
+	return ""
+}
+
+// Levels of events: Python's logging levels.
+const (
+	LevelDebug = 10
+	LevelInfo  = 20
+	LevelError = 40
+)
+
+// Texts that Dagster writes itself (dagster._core.instance.DagsterInstance).
+const (
+	MarkedFailed   = "This run has been marked as failed from outside the execution context."
+	MarkedCanceled = "This run has been marked as canceled from outside the execution context."
+)
+
+// Event is one entry of a run's event log: an EventLogEntry and the DagsterEvent in it.
+type Event struct {
+	RunID, Job string
+	Type       EventType // "" for a plain log message
+	Message    string    // of the DagsterEvent
+	Level      int
+	Time       time.Time       // microseconds
+	StepKey    string          // "" for an event of the whole run
+	Data       json.RawMessage // event_specific_data; nil is null
+
+	entry, event Object
+}
+
+// ParseEvent decodes the text of event_logs.event.
+func ParseEvent(text string) (Event, error) {
+	entry, err := ParseObject(text)
+	if err != nil {
+		return Event{}, fmt.Errorf("event: %w", err)
+	}
+	event := entry.object("dagster_event")
+	stamp, _ := entry.Value("timestamp").(json.Number)
+	seconds, err := strconv.ParseFloat(string(stamp), 64)
+	if err != nil {
+		return Event{}, fmt.Errorf("event: timestamp %q is not a number", string(stamp))
+	}
+	level, _ := entry.Value("level").(json.Number)
+	n, err := strconv.Atoi(string(level))
+	if err != nil {
+		return Event{}, fmt.Errorf("event: level %q is not a number", string(level))
+	}
+	e := Event{
+		RunID: entry.text("run_id"), Job: entry.text("pipeline_name"),
+		Type: EventType(event.text("event_type_value")), Message: event.text("message"),
+		Level: n, Time: FromUnix(seconds), StepKey: event.text("step_key"),
+		entry: entry, event: event,
+	}
+	if e.Message == "" {
+		e.Message = entry.text("user_message")
+	}
+	if e.StepKey == "" {
+		e.StepKey = entry.text("step_key")
+	}
+	if d := event["event_specific_data"]; d != nil && string(d) != "null" {
+		e.Data = d
+	}
+	return e, nil
+}
+
+// JSON is the text to store. A parsed event gives back what was read; one that was made here gets
+// the full set of keys that Dagster 1.13 writes for an event from outside the run.
+func (e Event) JSON() string {
+	if e.entry != nil {
+		return e.entry.JSON()
+	}
+	data, message := json.RawMessage("null"), any(nil)
+	if e.Data != nil {
+		data = e.Data
+	}
+	if e.Message != "" {
+		message = e.Message
+	}
+	return string(Encode(map[string]any{
+		"__class__": "EventLogEntry",
+		"dagster_event": map[string]any{
+			"__class__": "DagsterEvent", "event_specific_data": data, "event_type_value": string(e.Type),
+			"logging_tags": map[string]any{}, "message": message, "pid": nil, "pipeline_name": e.Job,
+			"solid_handle": nil, "step_handle": nil, "step_key": nil, "step_kind_value": nil,
+		},
+		"error_info": nil, "level": e.Level, "message": "", "pipeline_name": e.Job,
+		"run_id": e.RunID, "step_key": nil, "timestamp": ToUnix(e.Time), "user_message": "",
+	}))
+}
+
+// NewEvent is an event of a run as Dagster's instance would report it from outside the run.
+func NewEvent(r Run, t EventType, at time.Time, message string) Event {
+	level := LevelInfo
+	if t == RunFailure || t == RunCanceled {
+		level = LevelError
+	}
+	return Event{RunID: r.ID, Job: r.Job, Type: t, Message: message, Level: level, Time: at.Truncate(time.Microsecond)}
+}
+
+// NewEngineEvent is an ENGINE_EVENT with text metadata; err, if not nil, is shown as its error and
+// raises its level to error.
+func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, err error) Event {
+	e := NewEvent(r, EngineEvent, at, message)
+	if err != nil {
+		e.Level = LevelError
+	}
+	entries := []any{}
+	for _, m := range metadata {
+		entries = append(entries, map[string]any{
+			"__class__": "EventMetadataEntry", "description": nil, "label": m.Label,
+			"entry_data": map[string]any{"__class__": "TextMetadataEntryData", "text": m.Text},
+		})
+	}
+	e.Data = Encode(map[string]any{
+		"__class__": "EngineEventData", "error": errorInfo(err), "marker_end": nil, "marker_start": nil, "metadata_entries": entries,
+	})
+	return e
+}
+
+// Metadata is one labelled text on an engine event.
+type Metadata struct{ Label, Text string }
+
+// NewRunFailure is a PIPELINE_FAILURE with a reason, which Dagster keeps in the tag dagster/failure_reason as well.
+func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason, err error) Event {
+	e := NewEvent(r, RunFailure, at, message)
+	e.Data = Encode(map[string]any{
+		"__class__": "PipelineFailureData", "error": errorInfo(err), "first_step_failure_event": nil,
+		"failure_reason": Object{"__enum__": Encode("RunFailureReason." + string(reason))},
+	})
+	return e
+}
+
+// NewRunEnqueued is a PIPELINE_ENQUEUED as QueuedRunCoordinator writes it.
+func NewRunEnqueued(r Run, at time.Time) Event {
+	e := NewEvent(r, RunEnqueued, at, "")
+	if r.Remote.Location == "" {
+		return e
+	}
+	var partition any
+	if p, ok := r.Tags["dagster/partition"]; ok {
+		partition = p
+	}
+	e.Data = Encode(map[string]any{
+		"__class__": "RunEnqueuedData", "code_location_name": r.Remote.Location,
+		"partition_key": partition, "repository_name": r.Remote.Repository,
+	})
+	return e
+}
+
+func errorInfo(err error) any {
+	if err == nil {
+		return nil
+	}
+	return map[string]any{
+		"__class__": "SerializableErrorInfo", "cause": nil, "cls_name": nil, "context": nil,
+		"message": strings.TrimSpace(err.Error()) + "\n", "stack": []any{},
+	}
+}
+
+// ToUnix is a time as the float of seconds that Python's datetime.timestamp gives for the same microsecond.
+func ToUnix(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
+
+// FromUnix is the microsecond that Python's datetime.fromtimestamp gives for a float of seconds, in UTC.
+func FromUnix(seconds float64) time.Time {
+	whole, fraction := math.Modf(seconds) // the product seconds*1e6 would round a second time
+	return time.UnixMicro(int64(whole)*1e6 + int64(math.RoundToEven(fraction*1e6))).UTC()
+}

@@ -1,0 +1,108 @@
+package dagster
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestEncodeAsPythonDoes(t *testing.T) {
+	for _, c := range []struct {
+		in   any
+		want string
+	}{
+		{nil, `null`},
+		{1795337531.0, `1795337531.0`},
+		{1e16, `1e+16`},
+		{1e-5, `1e-05`},
+		{0.1, `0.1`},
+		{math.Inf(-1), `-Infinity`},
+		{"é\u2028\U0001f600\x7f\x01\"\\\n", `"\u00e9\u2028\ud83d\ude00\u007f\u0001\"\\\n"`},
+		{map[string]any{"b": 1, "a": []any{true, "x"}, "B": map[string]string{}}, `{"B": {}, "a": [true, "x"], "b": 1}`},
+		{[]any{}, `[]`},
+	} {
+		if got := string(Encode(c.in)); got != c.want {
+			t.Errorf("Encode(%v) = %s, want %s", c.in, got, c.want)
+		}
+	}
+}
+
+func TestObjectKeepsWhatItDoesNotKnow(t *testing.T) {
+	text := `{"__class__": "PipelineRun", "future": {"x": 1.50, "y": "\ud800 lone", "z": [1, 2]}, "run_id": "r", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"k": "v"}}`
+	r, err := ParseRun(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Body(); got != text {
+		t.Errorf("Body() = %s\nwant %s", got, text)
+	}
+	r.Status = Starting
+	if got, want := r.Body(), strings.Replace(text, "QUEUED", "STARTING", 1); got != want {
+		t.Errorf("Body() = %s\nwant %s", got, want)
+	}
+}
+
+func TestParseRunRefusesWhatWouldBreakDagster(t *testing.T) {
+	for name, text := range map[string]string{
+		"a tag that is a number": `{"run_id": "r", "tags": {"n": 1}}`,
+		"no run_id":              `{"tags": {}}`,
+		"an array":               `[]`,
+		"cut off":                `{"run_id": "r"`,
+		"text behind":            `{"run_id": "r"} x`,
+		"nested without end":     `{"run_id": ` + strings.Repeat("[", 5000),
+	} {
+		if r, err := ParseRun(text); err == nil {
+			t.Errorf("%s: ParseRun = %+v, want an error", name, r)
+		}
+	}
+}
+
+func TestRawControlCharactersAreRead(t *testing.T) {
+	v, err := Decode("{\"a\": \"x\ty\x01\"}")
+	if err != nil || v.(map[string]any)["a"] != "x\ty\x01" {
+		t.Errorf("Decode = %v, %v", v, err)
+	}
+}
+
+func TestPriorityIsPythonsInt(t *testing.T) {
+	for tag, want := range map[string]int64{"3": 3, " +3 ": 3, "-2": -2, "1_0": 10, "1.5": 0, "": 0, "x": 0, "_1": 0, "1_": 0, "1__0": 0} {
+		if got := (Run{Tags: map[string]string{PriorityTag: tag}}).Priority(); got != want {
+			t.Errorf("Priority(%q) = %d, want %d", tag, got, want)
+		}
+	}
+}
+
+func TestTimesRoundTrip(t *testing.T) {
+	for _, us := range []int64{0, 1, 1795337531113305, 1795337531999999} {
+		at := time.UnixMicro(us).UTC()
+		if got := FromUnix(ToUnix(at)); !got.Equal(at) {
+			t.Errorf("FromUnix(ToUnix(%v)) = %v", at, got)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{`{"a": [1, 2.5e3, null, true, "x\u00e9\ud83d\ude00"]}`, `"\ud800"`, `[[[]]]`, `-0.0`, `NaN`, `{"a":1,"a":2}`, "\"\x01\""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		v, err := Decode(text)
+		if err != nil {
+			return
+		}
+		once := string(Encode(v))
+		again, err := Decode(once)
+		if err != nil {
+			t.Fatalf("Decode(Encode(Decode(%q))) = %v", text, err)
+		}
+		if twice := string(Encode(again)); twice != once {
+			t.Fatalf("Encode is not stable: %q then %q", once, twice)
+		}
+		var std any
+		if json.Unmarshal([]byte(text), &std) == nil && !json.Valid([]byte(once)) {
+			t.Fatalf("%q is JSON, %q is not", text, once)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+package dagster
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Run is a run of Dagster: what runs.run_body says of it. Its status is only as fresh as the
+// body; the column runs.status wins.
+type Run struct {
+	ID, Job      string
+	Status       Status
+	Tags         map[string]string
+	Remote       RemoteOrigin
+	Code         CodeOrigin
+	Root, Parent string // run IDs; "" unless this is a re-execution
+	body         Object
+}
+
+// RemoteOrigin says which code location, repository and job a run is of.
+type RemoteOrigin struct {
+	Location, Repository, Job string
+	Managed                   bool   // the webserver or daemon starts the code server itself
+	Host, Socket              string // of a code server started by somebody else
+	Port                      int
+}
+
+// CodeOrigin says how a worker gets at the job's code.
+type CodeOrigin struct {
+	EntryPoint       []string // usually ["dagster"]
+	Executable       string   // the code server's Python
+	PythonFile       string   // of a FileCodePointer; may be relative to the worker's current folder
+	WorkingDirectory string
+	Image            string
+	Context          json.RawMessage // container_context, nil if none
+	Raw              json.RawMessage // the whole PipelinePythonOrigin; nil if the run has none
+}
+
+// ParseRun decodes a run_body.
+func ParseRun(body string) (Run, error) {
+	o, err := ParseObject(body)
+	if err != nil {
+		return Run{}, fmt.Errorf("run body: %w", err)
+	}
+	r := Run{
+		ID: o.text("run_id"), Job: o.text("pipeline_name"),
+		Root: o.text("root_run_id"), Parent: o.text("parent_run_id"),
+		Tags: map[string]string{}, body: o,
+	}
+	if r.ID == "" {
+		return Run{}, fmt.Errorf("run body: run_id is missing")
+	}
+	r.Status = NotStarted // Dagster's default for a missing status
+	if s := o.object("status"); s != nil {
+		r.Status = Status(strings.TrimPrefix(s.text("__enum__"), "PipelineRunStatus."))
+	}
+	for k, v := range o.object("tags") {
+		s, err := Decode(string(v))
+		text, ok := s.(string)
+		if err != nil || !ok {
+			return Run{}, fmt.Errorf("run %s: tag %q is not a string", r.ID, k)
+		}
+		r.Tags[k] = text
+	}
+	r.Remote = remoteOrigin(o.object("external_pipeline_origin"))
+	r.Code = codeOrigin(o["pipeline_code_origin"])
+	return r, nil
+}
+
+func remoteOrigin(o Object) RemoteOrigin {
+	repo := o.object("external_repository_origin")
+	loc := repo.object("repository_location_origin")
+	port, _ := loc.Value("port").(json.Number)
+	n, _ := strconv.Atoi(string(port))
+	return RemoteOrigin{
+		Location: loc.text("location_name"), Repository: repo.text("repository_name"), Job: o.text("pipeline_name"),
+		Managed: loc.Class() == "ManagedGrpcPythonEnvRepositoryLocationOrigin",
+		Host:    loc.text("host"), Socket: loc.text("socket"), Port: n,
+	}
+}
+
+func codeOrigin(raw json.RawMessage) CodeOrigin {
+	o, err := ParseObject(string(raw))
+	if err != nil { // null, or absent
+		return CodeOrigin{}
+	}
+	repo := o.object("repository_origin")
+	pointer := repo.object("code_pointer")
+	c := CodeOrigin{
+		Executable: repo.text("executable_path"), Image: repo.text("container_image"),
+		PythonFile: pointer.text("python_file"), WorkingDirectory: pointer.text("working_directory"), Raw: raw,
+	}
+	entry, _ := repo.Value("entry_point").([]any)
+	for _, e := range entry {
+		s, _ := e.(string)
+		c.EntryPoint = append(c.EntryPoint, s)
+	}
+	if ctx := repo["container_context"]; string(ctx) != "null" {
+		c.Context = ctx
+	}
+	return c
+}
+
+// Body is the run_body to store: the one that was parsed, with the status and tags of r.
+func (r Run) Body() string {
+	return r.body.with(map[string]any{
+		"status": Object{"__enum__": Encode("PipelineRunStatus." + string(r.Status))},
+		"tags":   r.Tags,
+	}).JSON()
+}
+
+// Priority is the tag dagster/priority as Python's int() reads it; 0 if it is missing or is no integer.
+func (r Run) Priority() int64 {
+	s := strings.TrimSpace(r.Tags[PriorityTag])
+	if strings.HasPrefix(s, "_") || strings.HasSuffix(s, "_") || strings.Contains(s, "__") || strings.Contains(s, "-_") || strings.Contains(s, "+_") {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}

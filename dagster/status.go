@@ -1,0 +1,32 @@
+package dagster
+
+import "slices"
+
+// Status is the status of a run, as it stands in the column runs.status.
+type Status string
+
+// The statuses of Dagster 1.13 (dagster._core.storage.dagster_run.DagsterRunStatus).
+const (
+	Queued     Status = "QUEUED"
+	NotStarted Status = "NOT_STARTED"
+	Managed    Status = "MANAGED"
+	Starting   Status = "STARTING"
+	Started    Status = "STARTED"
+	Suspended  Status = "SUSPENDED"
+	Success    Status = "SUCCESS"
+	Failure    Status = "FAILURE"
+	Canceling  Status = "CANCELING"
+	Canceled   Status = "CANCELED"
+)
+
+// ActiveStatuses are those that count against limits.
+func ActiveStatuses() []Status { return []Status{Starting, Started, Canceling} }
+
+// UnfinishedStatuses are those of a run that Slipway may still have to do something about.
+func UnfinishedStatuses() []Status { return []Status{Queued, Starting, Started, Canceling} }
+
+// Active says whether a run of this status counts against limits.
+func (s Status) Active() bool { return slices.Contains(ActiveStatuses(), s) }
+
+// Finished says whether the status is one of the three ends of a run.
+func (s Status) Finished() bool { return s == Success || s == Failure || s == Canceled }

@@ -1,0 +1,17 @@
+package dagster
+
+// Tags that Dagster gives a meaning to.
+const (
+	PriorityTag      = "dagster/priority"
+	CodeLocationTag  = "dagster/code_location"
+	FailureReasonTag = "dagster/failure_reason"
+)
+
+// RunFailureReason is why a run failed, as in the tag dagster/failure_reason.
+type RunFailureReason string
+
+// The reasons that Slipway gives. Dagster 1.13 knows more of them.
+const (
+	UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
+	UnknownReason         RunFailureReason = "UNKNOWN"
+)
