@@ -1,0 +1,359 @@
+// Package config decodes YAML into settings that are declared once, as struct fields:
+//
+//	Dir string `config:"dir" default:"/tmp" required:"true" help:"Folder of the workers."`
+//
+// The one idea is that every problem of a file is reported at once, with its line and
+// column, and that nothing is guessed: an unknown key is an error that names the
+// nearest known one. Scalars are read as Dagster reads them (YAML 1.1, see [Scalar]).
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Secret is a text that never shows: it formats, logs and encodes as [redacted].
+type Secret string
+
+const redacted = "[redacted]"
+
+// String is always "[redacted]"; convert to string for the value.
+func (Secret) String() string { return redacted }
+
+// GoString is always "[redacted]".
+func (Secret) GoString() string { return redacted }
+
+// LogValue is always "[redacted]".
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText gives "[redacted]".
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// Field describes one setting, for help, reference pages and schemas.
+type Field struct {
+	Name, Type, Default, Help string
+	Required, Secret          bool
+}
+
+// Fields lists the settings that a struct declares, in order.
+func Fields(of any) []Field {
+	t := reflect.TypeOf(of)
+	var fields []Field
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name := f.Tag.Get("config")
+		if name == "" {
+			continue
+		}
+		fields = append(fields, Field{
+			Name: name, Type: f.Type.String(), Default: f.Tag.Get("default"), Help: f.Tag.Get("help"),
+			Required: f.Tag.Get("required") == "true", Secret: f.Type == reflect.TypeFor[Secret](),
+		})
+	}
+	return fields
+}
+
+// Lookup finds an environment variable, as [os.LookupEnv] does.
+type Lookup func(name string) (string, bool)
+
+// Values are the settings of one section, not decoded yet. The zero value has none.
+type Values struct {
+	File, Path string // where they stand, for messages: "slipway.yaml", "launchers.local.config"
+	Node       *yaml.Node
+	Env        Lookup // nil: {env: NAME} and ${NAME} are errors
+	Literal    bool   // ${NAME} stays as it is, as everywhere in dagster.yaml; {env: NAME} is still expanded
+}
+
+// Decode fills the struct that into points to. The error joins one [Problem] per fault.
+func (v Values) Decode(into any) error {
+	d := &decoder{file: v.File, env: v.Env, literal: v.Literal}
+	d.object(v.Node, reflect.ValueOf(into).Elem(), v.Path)
+	return errors.Join(d.problems...)
+}
+
+// Problem is one fault of a settings file.
+type Problem struct {
+	File         string
+	Line, Column int    // 0 where the whole section is missing
+	Setting      string // dotted path
+	Text         string
+}
+
+func (p *Problem) Error() string {
+	at := p.File
+	if p.Line > 0 {
+		at = fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
+	}
+	return fmt.Sprintf("%s: %s: %s", at, p.Setting, p.Text)
+}
+
+type decoder struct {
+	file     string
+	env      Lookup
+	literal  bool
+	problems []error
+}
+
+func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+	p := &Problem{File: d.file, Setting: strings.TrimPrefix(path, "."), Text: fmt.Sprintf(format, args...)}
+	if n != nil {
+		p.Line, p.Column = n.Line, n.Column
+	}
+	d.problems = append(d.problems, p)
+}
+
+func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
+	n = resolve(n)
+	if n != nil && n.Kind == yaml.ScalarNode && Scalar(n) == nil {
+		n = nil
+	}
+	if n != nil && n.Kind != yaml.MappingNode {
+		d.fail(n, path, "a mapping is expected")
+		return
+	}
+	keys := map[string]*yaml.Node{}
+	var names []string
+	t := into.Type()
+	for i := range t.NumField() {
+		names = append(names, t.Field(i).Tag.Get("config"))
+	}
+	for _, p := range pairs(n) {
+		keys[p.key.Value] = p.value
+		if !contains(names, p.key.Value) {
+			d.fail(p.key, path+"."+p.key.Value, "unknown setting%s", suggest(p.key.Value, names))
+		}
+	}
+	for i := range t.NumField() {
+		f, name := t.Field(i), names[i]
+		if name == "" {
+			continue
+		}
+		sub, ok := keys[name]
+		text, hasDefault := f.Tag.Lookup("default")
+		switch {
+		case ok:
+			d.value(sub, into.Field(i), path+"."+name)
+		case f.Tag.Get("required") == "true":
+			d.fail(n, path+"."+name, "required")
+		case hasDefault:
+			def := &yaml.Node{Kind: yaml.ScalarNode, Value: text}
+			if text == "" {
+				def.Style = yaml.DoubleQuotedStyle // an empty plain scalar is null
+			}
+			d.value(def, into.Field(i), path+"."+name)
+		case f.Type.Kind() == reflect.Struct && f.Type != reflect.TypeFor[Values]():
+			d.object(nil, into.Field(i), path+"."+name)
+		}
+	}
+}
+
+func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
+	n = resolve(n)
+	switch into.Interface().(type) {
+	case Values:
+		into.Set(reflect.ValueOf(Values{File: d.file, Path: strings.TrimPrefix(path, "."), Node: n, Env: d.env, Literal: d.literal}))
+		return
+	case time.Duration:
+		d.duration(n, into, path)
+		return
+	}
+	switch into.Kind() {
+	case reflect.Pointer:
+		into.Set(reflect.New(into.Type().Elem()))
+		d.value(n, into.Elem(), path)
+	case reflect.Struct:
+		d.object(n, into, path)
+	case reflect.Slice:
+		if n.Kind != yaml.SequenceNode {
+			d.fail(n, path, "a list is expected")
+			return
+		}
+		into.Set(reflect.MakeSlice(into.Type(), len(n.Content), len(n.Content)))
+		for i, item := range n.Content {
+			d.value(item, into.Index(i), fmt.Sprintf("%s[%d]", path, i))
+		}
+	case reflect.Map:
+		if n.Kind != yaml.MappingNode {
+			d.fail(n, path, "a mapping is expected")
+			return
+		}
+		into.Set(reflect.MakeMap(into.Type()))
+		for _, p := range pairs(n) {
+			v := reflect.New(into.Type().Elem()).Elem()
+			d.value(p.value, v, path+"."+p.key.Value)
+			into.SetMapIndex(reflect.ValueOf(p.key.Value), v)
+		}
+	default:
+		d.scalar(n, into, path)
+	}
+}
+
+func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
+	v, ok := d.expand(n, path)
+	if !ok {
+		return
+	}
+	switch into.Kind() {
+	case reflect.String:
+		if v == nil {
+			d.fail(n, path, "a text is expected, not null")
+			return
+		}
+		if s, ok := v.(string); ok {
+			into.SetString(s)
+			return
+		}
+		into.SetString(n.Value) // 1.10 stays "1.10"
+	case reflect.Int, reflect.Int64:
+		if s, ok := v.(string); ok {
+			if i, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64); err == nil {
+				v = i
+			}
+		}
+		if i, ok := v.(int64); ok {
+			into.SetInt(i)
+			return
+		}
+		d.fail(n, path, "%q is no integer", n.Value)
+	case reflect.Bool:
+		if s, ok := v.(string); ok {
+			v = Scalar(&yaml.Node{Kind: yaml.ScalarNode, Value: s})
+		}
+		if b, ok := v.(bool); ok {
+			into.SetBool(b)
+			return
+		}
+		d.fail(n, path, "%q is neither true nor false", n.Value)
+	default:
+		panic("config: a field of type " + into.Type().String() + " cannot be decoded")
+	}
+}
+
+func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
+	v, ok := d.expand(n, path)
+	if !ok {
+		return
+	}
+	switch v := v.(type) {
+	case int64: // seconds, as all of Dagster's settings are
+		into.SetInt(int64(time.Duration(v) * time.Second))
+		return
+	case string:
+		if t, err := time.ParseDuration(v); err == nil {
+			into.SetInt(int64(t))
+			return
+		}
+	}
+	d.fail(n, path, "%q is no duration: give seconds, or a text such as 30s or 5m", n.Value)
+}
+
+// expand is the scalar's value after {env: NAME} and ${NAME}.
+func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
+	switch n.Kind {
+	case yaml.MappingNode:
+		if ps := pairs(n); len(ps) == 1 && ps[0].key.Value == "env" {
+			return d.lookup(n, ps[0].value.Value, path)
+		}
+		fallthrough
+	case yaml.SequenceNode:
+		d.fail(n, path, "a single value is expected")
+		return nil, false
+	}
+	v := Scalar(n)
+	s, ok := v.(string)
+	if !ok || d.literal || !strings.Contains(s, "${") {
+		return v, true
+	}
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(s, "${")
+		if !found {
+			b.WriteString(s)
+			return b.String(), true
+		}
+		if strings.HasSuffix(before, "$") { // $${ is a literal ${
+			b.WriteString(before + "{")
+			s = rest
+			continue
+		}
+		name, after, closed := strings.Cut(rest, "}")
+		if !closed {
+			d.fail(n, path, "${ without }")
+			return nil, false
+		}
+		name, fallback, hasFallback := strings.Cut(name, ":-")
+		val, ok := "", false
+		if d.env != nil {
+			val, ok = d.env(name)
+		}
+		if !ok && !hasFallback {
+			d.fail(n, path, "environment variable %s is not set", name)
+			return nil, false
+		}
+		if !ok {
+			val = fallback
+		}
+		b.WriteString(before + val)
+		s = after
+	}
+}
+
+func (d *decoder) lookup(n *yaml.Node, name, path string) (any, bool) {
+	if d.env != nil {
+		if v, ok := d.env(name); ok {
+			return v, true
+		}
+	}
+	d.fail(n, path, "environment variable %s is not set", name)
+	return nil, false
+}
+
+func contains(names []string, name string) bool {
+	for _, n := range names {
+		if n == name && n != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// suggest names the nearest known setting, if one is near.
+func suggest(name string, known []string) string {
+	best, near := "", 3
+	for _, k := range known {
+		if d := distance(name, k); k != "" && d < near {
+			best, near = k, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// distance counts the single edits between two names (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			diagonal, row[j] = row[j], min(row[j]+1, row[j-1]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}
