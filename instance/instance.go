@@ -1,0 +1,330 @@
+package instance
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Instance is one Dagster instance and Slipway's settings for it.
+type Instance struct {
+	Home        string // absolute path of DAGSTER_HOME
+	Storage     Storage
+	StockQueue  Queue // of dagster.yaml, with Dagster's defaults: what dagster-daemon does
+	Parked      bool  // dagster.yaml's max_concurrent_runs is 0: the stock dequeuer is off
+	MonitorsRun bool  // dagster.yaml has run_monitoring enabled: the stock monitor is on
+	Settings    Settings
+	Launchers   map[string]Launcher
+
+	file string         // path of dagster.yaml
+	tree map[string]any // its content, unexpanded
+}
+
+// Storage says where the shared storage is: Postgres if URL is set, else SQLite files in BaseDir.
+type Storage struct {
+	BaseDir string
+	URL     config.Secret
+	literal bool // the URL's password stands in dagster.yaml itself, and so in the InstanceRef
+}
+
+// Queue holds the limits of the run queue.
+type Queue struct {
+	MaxConcurrentRuns int // -1: no limit
+	TagLimits         []TagLimit
+}
+
+// TagLimit is one entry of tag_concurrency_limits.
+type TagLimit struct {
+	Key, Value string // Value "" with PerValue false: all runs that have the key
+	PerValue   bool   // applyLimitPerUniqueValue
+	Limit      int
+}
+
+// Launcher is one entry of slipway.yaml's launchers.
+type Launcher struct {
+	Name   string
+	Kind   *launcher.Kind
+	Config config.Values
+}
+
+// Settings are those of slipway.yaml.
+type Settings struct {
+	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
+	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
+	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
+	Queue               queueSection               `config:"queue" help:"The keys of dagster.yaml's run_queue, for Slipway."`
+	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
+	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
+	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
+	StorageURL          storageSection             `config:"storage" help:"How Slipway itself reaches the storage."`
+}
+
+type launcherSection struct {
+	Kind   string        `config:"kind" required:"true" help:"Kind of launcher."`
+	Config config.Values `config:"config" help:"Settings of that kind."`
+}
+
+type queueSection struct {
+	MaxConcurrentRuns *int               `config:"max_concurrent_runs" help:"Most runs in flight; -1 for no limit, 0 launches nothing."`
+	TagLimits         *[]tagLimitSection `config:"tag_concurrency_limits" help:"Limits per tag, as in dagster.yaml."`
+}
+
+type tagLimitSection struct {
+	Key   string        `config:"key" required:"true"`
+	Value config.Values `config:"value"`
+	Limit int           `config:"limit" required:"true"`
+}
+
+type storageSection struct {
+	DirectURL config.Secret `config:"direct_url" help:"Postgres address that bypasses a pooler, for Slipway alone."`
+}
+
+// sections of dagster.yaml that Dagster 1.13 knows.
+var knownKeys = []string{
+	"storage", "run_storage", "event_log_storage", "schedule_storage", "local_artifact_storage", "compute_logs",
+	"scheduler", "run_coordinator", "run_queue", "run_launcher", "telemetry", "nux", "instance_class", "python_logs",
+	"run_monitoring", "run_retries", "code_servers", "secrets", "defs_state_storage", "retention", "backfills", "sensors",
+	"schedules", "auto_materialize", "freshness", "concurrency",
+}
+
+// Home finds DAGSTER_HOME as Dagster does.
+func Home(env config.Lookup) (string, error) {
+	home, _ := env("DAGSTER_HOME")
+	if home == "" {
+		hint := ""
+		if cwd, err := os.Getwd(); err == nil {
+			if _, err := os.Stat(filepath.Join(cwd, "dagster.yaml")); err == nil {
+				hint = "; there is a dagster.yaml in this folder: export DAGSTER_HOME=" + cwd
+			}
+		}
+		return "", fmt.Errorf("DAGSTER_HOME is not set: it names the folder of dagster.yaml that your webserver uses%s", hint)
+	}
+	if rest, ok := strings.CutPrefix(home, "~"); ok {
+		user, _ := env("HOME")
+		home = user + rest
+	}
+	if !filepath.IsAbs(home) {
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires", home)
+	}
+	if info, err := os.Stat(home); err != nil || !info.IsDir() {
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w", home, errOr(err, errors.New("it is a file")))
+	}
+	return filepath.Clean(home), nil
+}
+
+func errOr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+// Load reads the instance in home. Its kinds are those that slipway.yaml may name.
+func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
+	in := &Instance{Home: home, file: filepath.Join(home, "dagster.yaml")}
+	doc, err := parse(in.file)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, k := range config.Keys(doc) {
+		if !slices.Contains(knownKeys, k.Value) && config.Child(doc, "instance_class") == nil {
+			errs = append(errs, problem(in.file, k, k.Value, "unknown setting; Dagster refuses it as well"))
+		}
+	}
+	in.tree, _ = config.Tree(doc).(map[string]any)
+	errs = append(errs, in.storage(doc, env), in.queue(doc, env), in.slipway(kinds, env))
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func parse(file string) (*yaml.Node, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(file, text)
+}
+
+func problem(file string, n *yaml.Node, setting, format string, args ...any) error {
+	p := &config.Problem{File: file, Setting: setting, Text: fmt.Sprintf(format, args...)}
+	if n != nil {
+		p.Line, p.Column = n.Line, n.Column
+	}
+	return p
+}
+
+// path walks down keys, nil where one is missing.
+func path(n *yaml.Node, keys ...string) *yaml.Node {
+	for _, k := range keys {
+		n = config.Child(n, k)
+	}
+	return n
+}
+
+func (in *Instance) storage(doc *yaml.Node, env config.Lookup) error {
+	for _, legacy := range []string{"run_storage", "event_log_storage", "schedule_storage"} {
+		if n := config.Child(doc, legacy); n != nil {
+			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages by storage: {postgres: …} or storage: {sqlite: …}, which is the same to Dagster")
+		}
+	}
+	st := config.Child(doc, "storage")
+	in.Storage.BaseDir = in.Home
+	for _, other := range []string{"mysql", "custom"} {
+		if n := config.Child(st, other); n != nil {
+			return problem(in.file, n, "storage."+other, "Slipway works on Dagster's SQLite and Postgres storage; it has no %s", other)
+		}
+	}
+	if n := config.Child(st, "sqlite"); n != nil {
+		var s struct {
+			BaseDir string `config:"base_dir" required:"true"`
+		}
+		err := config.Values{File: in.file, Path: "storage.sqlite", Node: n, Env: env, Literal: true}.Decode(&s)
+		in.Storage.BaseDir = s.BaseDir
+		return err
+	}
+	if n := config.Child(st, "postgres"); n != nil {
+		return in.postgres(n, env)
+	}
+	if st != nil {
+		return problem(in.file, st, "storage", "one of sqlite and postgres is expected")
+	}
+	return nil
+}
+
+// defaultMaxRuns is QueuedRunCoordinator's max_concurrent_runs where nothing is said.
+const defaultMaxRuns = 10
+
+func (in *Instance) queue(doc *yaml.Node, env config.Lookup) error {
+	in.StockQueue.MaxConcurrentRuns = defaultMaxRuns
+	if enabled := path(doc, "run_monitoring", "enabled"); enabled != nil {
+		in.MonitorsRun, _ = config.Scalar(enabled).(bool)
+	}
+	if c := config.Child(doc, "run_coordinator"); c != nil {
+		if class := path(c, "class"); class != nil && class.Value != "QueuedRunCoordinator" {
+			return problem(in.file, class, "run_coordinator.class", "%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's default)", class.Value)
+		}
+	}
+	for _, section := range []struct {
+		path string
+		node *yaml.Node
+	}{
+		{"run_coordinator.config", path(doc, "run_coordinator", "config")},
+		{"run_queue", path(doc, "run_queue")},
+		{"concurrency.runs", path(doc, "concurrency", "runs")},
+	} {
+		q := queueSection{}
+		v := config.Values{File: in.file, Path: section.path, Env: env, Literal: true}
+		v.Node = only(section.node, "max_concurrent_runs", "tag_concurrency_limits")
+		if err := v.Decode(&q); err != nil {
+			return err
+		}
+		if err := in.StockQueue.override(in.file, section.path, q); err != nil {
+			return err
+		}
+	}
+	in.Parked = in.StockQueue.MaxConcurrentRuns == 0
+	return nil
+}
+
+// only is a mapping reduced to some keys, for sections of which Slipway needs just these.
+func only(n *yaml.Node, keys ...string) *yaml.Node {
+	if n == nil {
+		return nil
+	}
+	out := &yaml.Node{Kind: yaml.MappingNode, Line: n.Line, Column: n.Column}
+	for _, k := range config.Keys(n) {
+		if slices.Contains(keys, k.Value) {
+			out.Content = append(out.Content, k, config.Child(n, k.Value))
+		}
+	}
+	return out
+}
+
+// override lays the keys that a section has over q.
+func (q *Queue) override(file, section string, s queueSection) error {
+	if s.MaxConcurrentRuns != nil {
+		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
+		if q.MaxConcurrentRuns < -1 {
+			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs", Text: "must be -1 (no limit) or more"}
+		}
+	}
+	if s.TagLimits == nil {
+		return nil
+	}
+	q.TagLimits = nil
+	for _, t := range *s.TagLimits {
+		limit := TagLimit{Key: t.Key, Limit: t.Limit}
+		switch v := config.Tree(t.Value.Node).(type) {
+		case nil:
+		case string:
+			limit.Value = v
+		case map[string]any:
+			limit.PerValue, _ = v["applyLimitPerUniqueValue"].(bool)
+		default:
+			return problem(t.Value.File, t.Value.Node, t.Value.Path, "a text or {applyLimitPerUniqueValue: true} is expected")
+		}
+		q.TagLimits = append(q.TagLimits, limit)
+	}
+	return nil
+}
+
+func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
+	file := filepath.Join(in.Home, "slipway.yaml")
+	doc, err := parse(file)
+	if err != nil {
+		return err
+	}
+	if err := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings); err != nil {
+		return err
+	}
+	if len(in.Settings.Launchers) == 0 {
+		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process"}}
+	}
+	in.Launchers = map[string]Launcher{}
+	var errs []error
+	for name, section := range in.Settings.Launchers {
+		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
+		if i < 0 {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q", section.Kind))
+			continue
+		}
+		if !launcherName.MatchString(name) {
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "a launcher's name has letters, digits, - and _ only"))
+		}
+		section.Config.File, section.Config.Env = file, env
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Config: section.Config}
+	}
+	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
+		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))
+	}
+	return errors.Join(errs...)
+}
+
+var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
+
+// QueueLimits are the limits that Slipway applies, key by key: slipway.yaml's queue:, else dagster.yaml's,
+// else Dagster's defaults. A 0 in dagster.yaml parks the stock dequeuer and is no limit of ours.
+func (in *Instance) QueueLimits() (Queue, error) {
+	q := in.StockQueue
+	if q.MaxConcurrentRuns == 0 {
+		q.MaxConcurrentRuns = defaultMaxRuns
+	}
+	err := q.override(filepath.Join(in.Home, "slipway.yaml"), "queue", in.Settings.Queue)
+	return q, err
+}

@@ -1,0 +1,139 @@
+package instance_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+var kinds = []*launcher.Kind{{Name: "process"}}
+
+func noEnv(string) (string, bool) { return "", false }
+
+// home makes a DAGSTER_HOME with the given dagster.yaml and slipway.yaml, "" for none.
+func home(t *testing.T, dagsterYAML, slipwayYAML string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"dagster.yaml": dagsterYAML, "slipway.yaml": slipwayYAML} {
+		if text == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestRefEqualsDagsters(t *testing.T) {
+	for _, storage := range []string{"sqlite", "postgres"} {
+		golden := filepath.Join("../testdata/dagster/1.13.27", storage)
+		yaml, err := os.ReadFile(filepath.Join(golden, "dagster.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(filepath.Join(golden, "args/execute.raw.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		args, err := dagster.ParseObject(string(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := home(t, string(yaml), "")
+		in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql+psycopg2://u:p@h/d", true })
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := strings.ReplaceAll(string(in.Ref()), dir, map[string]string{"sqlite": "/opt/dagster/golden/home", "postgres": "/opt/dagster/golden_pg/home"}[storage])
+		if d := cmp.Diff(got, string(args["instance_ref"])); d != "" {
+			t.Errorf("%s: Ref() (-got +want):\n%s", storage, d)
+		}
+	}
+}
+
+func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
+	in, err := instance.Load(home(t, "run_monitoring: {enabled: false, max_resume_run_attempts: 3, start_timeout_seconds: 9}\n", ""), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := string(in.WorkerRef())
+	want := `"run_monitoring": {"enabled": true, "max_resume_run_attempts": 0, "start_timeout_seconds": 9}`
+	if !strings.Contains(ref, want) {
+		t.Errorf("WorkerRef() = %s\nwant it to contain %s", ref, want)
+	}
+	if strings.Contains(string(in.Ref()), `"enabled": true`) {
+		t.Error("WorkerRef changed the instance's own ref")
+	}
+}
+
+func TestLoadSaysWhatIsWrong(t *testing.T) {
+	for name, c := range map[string]struct{ dagster, slipway, want string }{
+		"unknown key":         {"run_queu: {}\n", "", "dagster.yaml:1:1: run_queu: unknown setting"},
+		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway works on"},
+		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
+		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
+		"unset variable":      {"storage: {postgres: {postgres_url: {env: PG}}}\n", "", "environment variable PG is not set"},
+		"both urls":           {"storage: {postgres: {postgres_url: x, postgres_db: {username: a, hostname: b, db_name: c}}}\n", "", "exactly one of"},
+		"unknown setting":     {"", "quue: {}\n", "slipway.yaml:1:1: quue: unknown setting; did you mean queue?"},
+		"unknown kind":        {"", "launchers: {local: {kind: ecs}}\n", `slipway.yaml:1:27: launchers.local.kind: there is no launcher of kind "ecs"`},
+		"unknown default":     {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
+		"limit below -1":      {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
+		"key twice":           {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
+	} {
+		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: Load = %v, want %q in it", name, err, c.want)
+		}
+	}
+}
+
+func TestQueueLimitsComeKeyByKey(t *testing.T) {
+	for name, c := range map[string]struct {
+		dagster, slipway string
+		want             int
+		parked           bool
+	}{
+		"nothing said":                {"", "", 10, false},
+		"run_queue":                   {"run_queue: {max_concurrent_runs: 4}\n", "", 4, false},
+		"concurrency.runs":            {"concurrency: {runs: {max_concurrent_runs: 5}}\n", "", 5, false},
+		"run_coordinator":             {"run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "", 6, false},
+		"0 parks and is no limit":     {"run_queue: {max_concurrent_runs: 0}\n", "", 10, true},
+		"slipway.yaml wins":           {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 2}\n", 2, true},
+		"slipway.yaml's 0 is a limit": {"", "queue: {max_concurrent_runs: 0}\n", 0, false},
+		"no limit":                    {"", "queue: {max_concurrent_runs: -1}\n", -1, false},
+		"another key leaves it alone": {"run_queue: {max_concurrent_runs: 4}\n", "queue: {tag_concurrency_limits: [{key: a, limit: 1}]}\n", 4, false},
+	} {
+		in, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		q, err := in.QueueLimits()
+		if err != nil || q.MaxConcurrentRuns != c.want || in.Parked != c.parked {
+			t.Errorf("%s: limit %d, parked %v, %v; want %d, %v", name, q.MaxConcurrentRuns, in.Parked, err, c.want, c.parked)
+		}
+	}
+}
+
+func TestPostgresURL(t *testing.T) {
+	for name, c := range map[string]struct{ yaml, want string }{
+		"driver suffix": {"postgres_url: postgresql+psycopg2://u:p@h/d", "postgresql://u:p@h/d"},
+		"parts":         {"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c search_path=x}}", "postgresql://u:p%40%2Fx@h:5432/d?options=-c+search_path%3Dx"},
+		"literal ${}":   {"postgres_url: 'postgresql://${U}@h/d'", "postgresql://${U}@h/d"},
+	} {
+		in, err := instance.Load(home(t, "storage: {postgres: {"+c.yaml+"}}\n", ""), kinds, noEnv)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := string(in.Storage.URL); got != c.want {
+			t.Errorf("%s: URL = %s, want %s", name, got, c.want)
+		}
+	}
+}
