@@ -1,0 +1,145 @@
+// Package testenv tells tests which real things this machine has: a Postgres server, a Python with
+// Dagster. One that is missing skips the test with its reason, unless SLIPWAY_REQUIRE
+// names it, a comma list such as "dagster,postgres".
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// RequireEnv is the variable with the list of targets that may not skip.
+const RequireEnv = "SLIPWAY_REQUIRE"
+
+// Missing skips the test because a target is missing, or fails it if the target is required.
+func Missing(t testing.TB, target, reason string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv(RequireEnv), ","), target) {
+		t.Fatalf("%s is required (%s) and missing: %s", target, RequireEnv, reason)
+	}
+	t.Skipf("no %s: %s", target, reason)
+}
+
+// PostgresEnv is the variable with the address of a server on which databases may be made.
+const PostgresEnv = "SLIPWAY_TEST_PG"
+
+// Postgres makes an empty database for the test and gives its address.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	server := os.Getenv(PostgresEnv)
+	if server == "" {
+		Missing(t, "postgres", "set "+PostgresEnv+" to the address of a server, or run make test, which starts one")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	admin, err := pgx.Connect(ctx, server)
+	if err != nil {
+		t.Fatalf("%s: %v", PostgresEnv, err)
+	}
+	name := "t_" + strings.ToLower(rand.Text()[:16])
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("drop the test's database: %v", err)
+		}
+		if err := admin.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+// Root is the folder of the module.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir != "/" {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatal("go.mod is in no folder above this test")
+	return ""
+}
+
+// DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make
+// venv installs into .venv.
+func DagsterBin(t testing.TB) string {
+	t.Helper()
+	bin := filepath.Join(Root(t), ".venv", "bin")
+	if _, err := os.Stat(filepath.Join(bin, "dagster-webserver")); err != nil {
+		Missing(t, "dagster", "no .venv with Dagster in the project: run make venv")
+	}
+	return bin
+}
+
+var buildOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "slipway-bin-")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "slipway")
+	out, err := exec.Command("go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/slipway").CombinedOutput()
+	if err != nil {
+		return "", &buildError{string(out)}
+	}
+	return bin, nil
+})
+
+type buildError struct{ output string }
+
+func (e *buildError) Error() string { return "go build: " + e.output }
+
+// Slipway builds the program once per test process and gives its path. SLIPWAY_BIN names a built one instead.
+func Slipway(t testing.TB) string {
+	t.Helper()
+	if bin := os.Getenv("SLIPWAY_BIN"); bin != "" {
+		return bin
+	}
+	bin, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+// Eventually waits until a condition holds and fails the test with what the condition said last if it
+// does not within the time.
+func Eventually(t testing.TB, within time.Duration, condition func() (ok bool, status string)) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		ok, status := condition()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", within, status)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}

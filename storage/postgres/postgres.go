@@ -1,0 +1,347 @@
+// Package postgres is Dagster's Postgres storage. Every write of Slipway, with its events, is one
+// transaction, and each event is announced on the channel run_events as Dagster's own are.
+//
+// A notice comes before the row that it is about has changed (Dagster writes the event and the row in two
+// statements), so it is a hint and nothing more.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// Store is Dagster's storage in one Postgres database.
+type Store struct{ pool *pgxpool.Pool }
+
+var _ storage.Store = (*Store)(nil)
+
+// maxConns is the most connections of a store, besides the one that listens.
+const maxConns = 6
+
+// channel is where every stored event is announced, as "<run id>_<event id>".
+const channel = "run_events"
+
+// Open connects to a database in which Dagster has made its tables. It creates nothing.
+func Open(ctx context.Context, address config.Secret) (*Store, error) {
+	c, err := pgxpool.ParseConfig(string(address))
+	if err != nil {
+		return nil, errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected") // err would show the password
+	}
+	c.MaxConns = maxConns
+	if c.ConnConfig.ConnectTimeout == 0 {
+		c.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
+	}
+	s := &Store{pool: pool}
+	if err := s.checkSchema(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// checkSchema refuses a database that lacks a column Slipway uses.
+func (s *Store) checkSchema(ctx context.Context) error {
+	if err := s.pool.Ping(ctx); err != nil {
+		c := s.pool.Config().ConnConfig
+		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, err)
+	}
+	for _, q := range []string{
+		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs LIMIT 0",
+		"SELECT id, run_id, key, value FROM run_tags LIMIT 0", "SELECT key, value FROM kvs LIMIT 0",
+		"SELECT id, run_id, event, dagster_event_type, timestamp FROM event_logs LIMIT 0",
+		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
+	} {
+		if _, err := s.pool.Exec(ctx, q); err != nil {
+			return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
+		}
+	}
+	return nil
+}
+
+// Close closes all connections. It waits for those in use.
+func (s *Store) Close() error {
+	s.pool.Close()
+	return nil
+}
+
+// tx runs f in a transaction, under the fence if one is given.
+func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if fence != nil {
+			value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+			if err != nil {
+				return err
+			}
+			if value != storage.FenceValue(*fence) {
+				return storage.ErrFenced
+			}
+		}
+		return f(tx)
+	})
+}
+
+// kv reads one value, "" if there is none, with a lock on its row.
+func kv(ctx context.Context, tx pgx.Tx, key, lock string) (string, error) {
+	var value string
+	err := tx.QueryRow(ctx, "SELECT value FROM kvs WHERE key = $1 "+lock, key).Scan(&value)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return value, err
+}
+
+const setKV = "INSERT INTO kvs (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+
+// nowMicro is the database's clock, which does not stand still in a transaction.
+const nowMicro = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+// Lead implements [storage.Leaser]. The lease ends by the database's clock.
+func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+	err = s.tx(ctx, nil, func(tx pgx.Tx) error {
+		value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+		if err != nil {
+			return err
+		}
+		if fence = storage.ParseFence(value); fence.Leader != leader {
+			fence, leads, err = s.takeOver(ctx, tx, leader)
+			if err != nil || !leads {
+				return err
+			}
+		}
+		leads = true
+		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
+		return err
+	})
+	if err != nil {
+		return storage.Fence{}, false, fmt.Errorf("postgres: lease: %w", err)
+	}
+	return fence, leads, nil
+}
+
+// takeOver makes leader the next leader if the lease of the last one has ended.
+func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage.Fence, bool, error) {
+	if _, err := tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING", storage.LeaderKey, storage.LeaseKey); err != nil {
+		return storage.Fence{}, false, err
+	}
+	var ended bool
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+		return storage.Fence{}, false, err
+	}
+	value, err := kv(ctx, tx, storage.LeaderKey, "FOR UPDATE")
+	if err != nil {
+		return storage.Fence{}, false, err
+	}
+	// Another one may have been faster while this one waited for the lock.
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+		return storage.Fence{}, false, err
+	}
+	f := storage.Fence{Leader: leader, Epoch: storage.ParseFence(value).Epoch + 1}
+	_, err = tx.Exec(ctx, setKV, storage.LeaderKey, storage.FenceValue(f))
+	return f, err == nil, err
+}
+
+// Yield implements [storage.Leaser].
+func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
+	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, setKV, storage.LeaseKey, "0")
+		return err
+	})
+	if errors.Is(err, storage.ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// Recover implements [storage.Store]; a transaction leaves nothing half written.
+func (s *Store) Recover(context.Context, storage.Fence) error { return nil }
+
+// InstanceID implements [storage.Reader].
+func (s *Store) InstanceID(ctx context.Context) (string, error) {
+	var id string
+	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
+		const read = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
+		err := tx.QueryRow(ctx, read).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)", uuid.NewString()); err != nil {
+				return err
+			}
+			err = tx.QueryRow(ctx, read).Scan(&id)
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("postgres: instance id: %w", err)
+	}
+	return id, nil
+}
+
+// Hints implements [storage.Store] by LISTEN, on a connection of its own.
+func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
+	return func(yield func(storage.Hint, error) bool) {
+		conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+		if err != nil {
+			yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
+			return
+		}
+		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // nothing is lost with it
+		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+			yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
+			return
+		}
+		if !yield(storage.Hint{}, nil) { // what happened before LISTEN
+			return
+		}
+		for {
+			n, err := conn.WaitForNotification(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
+				}
+				return
+			}
+			run := n.Payload
+			if i := strings.LastIndexByte(run, '_'); i >= 0 {
+				run = run[:i]
+			}
+			if !yield(storage.Hint{Run: run}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Claim implements [storage.Writer].
+func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	failpoint.Here("claim.begun")
+	outcomes := make([]storage.Outcome, len(claims))
+	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+		ids := make([]string, len(claims))
+		for i, c := range claims {
+			ids[i] = c.Run
+		}
+		rows, ours, err := lockRows(ctx, tx, ids)
+		if err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		for i, c := range claims {
+			ch, err := storage.PlanClaim(f, c, rows[c.Run], ours[c.Run])
+			if err != nil { // a body that cannot be read is no reason to hold up the others
+				outcomes[i] = storage.Outcome{Status: rows[c.Run].Status}
+				continue
+			}
+			outcomes[i] = ch.Outcome
+			queue(b, c.Run, ch)
+		}
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
+		return nil, wrap(err, "claim")
+	}
+	failpoint.Here("claim.committed")
+	return outcomes, nil
+}
+
+// Move implements [storage.Writer].
+func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	var out storage.Outcome
+	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+		rows, ours, err := lockRows(ctx, tx, []string{t.Run})
+		if err != nil || rows[t.Run].Status == "" {
+			return err
+		}
+		ch, err := storage.PlanMove(t, rows[t.Run], ours[t.Run])
+		if err != nil {
+			return err
+		}
+		out = ch.Outcome
+		b := &pgx.Batch{}
+		queue(b, t.Run, ch)
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
+		return storage.Outcome{}, wrap(err, "run "+t.Run)
+	}
+	if t.Handle != "" {
+		failpoint.Here("handle.committed")
+	}
+	return out, nil
+}
+
+func wrap(err error, what string) error {
+	if errors.Is(err, storage.ErrFenced) {
+		return err
+	}
+	return fmt.Errorf("postgres: %s: %w", what, err)
+}
+
+// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours.
+func lockRows(ctx context.Context, tx pgx.Tx, ids []string) (map[string]storage.Row, map[string][]storage.Tag, error) {
+	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
+	var id, status string
+	var body pgtype.Text
+	q, err := tx.Query(ctx, "SELECT run_id, status, run_body FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE", ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err = pgx.ForEachRow(q, []any{&id, &status, &body}, func() error {
+		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String}
+		return nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	var t storage.Tag
+	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id", ids, storage.RowPrefix+"%")
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = pgx.ForEachRow(q, []any{&id, &t.ID, &t.Key, &t.Value}, func() error {
+		ours[id] = append(ours[id], t)
+		return nil
+	})
+	return rows, ours, err
+}
+
+// queue adds the statements of a change to a batch.
+func queue(b *pgx.Batch, run string, ch storage.Change) {
+	if !ch.Outcome.Done {
+		return
+	}
+	if len(ch.DeleteTags) > 0 {
+		b.Queue("DELETE FROM run_tags WHERE id = ANY($1)", ch.DeleteTags)
+	}
+	for _, t := range ch.AddTags {
+		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, t.Key, t.Value)
+	}
+	for k, v := range ch.SetTags {
+		b.Queue("DELETE FROM run_tags WHERE run_id = $1 AND key = $2", run, k)
+		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, k, v)
+	}
+	if ch.Body != "" {
+		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4, update_timestamp),
+			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
+			run, string(ch.Status), ch.Body, pgtype.Timestamp{Time: ch.Updated.UTC(), Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
+	}
+	for _, e := range ch.Events {
+		b.Queue(`WITH e AS (INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) VALUES ($1, $2, $3, $4) RETURNING id)
+			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC())
+	}
+}
