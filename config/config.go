@@ -67,6 +67,7 @@ type Lookup func(name string) (string, bool)
 type Values struct {
 	File, Path string // where they stand, for messages: "slipway.yaml", "launchers.local.config"
 	Node       *yaml.Node
+	Dir        string // a folder of this section's own, for defaults and state; "" if it has none
 	Env        Lookup // nil: {env: NAME} and ${NAME} are errors
 	Literal    bool   // ${NAME} stays as it is, as everywhere in dagster.yaml; {env: NAME} is still expanded
 }

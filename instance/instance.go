@@ -54,6 +54,8 @@ type TagLimit struct {
 type Launcher struct {
 	Name   string
 	Kind   *launcher.Kind
+	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
+	Cwd    map[string]string // working directory, likewise
 	Config config.Values
 }
 
@@ -70,8 +72,10 @@ type Settings struct {
 }
 
 type launcherSection struct {
-	Kind   string        `config:"kind" required:"true" help:"Kind of launcher."`
-	Config config.Values `config:"config" help:"Settings of that kind."`
+	Kind   string            `config:"kind" required:"true" help:"Kind of launcher."`
+	Python map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
+	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Config config.Values     `config:"config" help:"Settings of that kind."`
 }
 
 type queueSection struct {
@@ -307,8 +311,9 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if !launcherName.MatchString(name) {
 			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "a launcher's name has letters, digits, - and _ only"))
 		}
-		section.Config.File, section.Config.Env = file, env
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Config: section.Config}
+		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
+		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Config: section.Config}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))

@@ -97,35 +97,38 @@ func DagsterBin(t testing.TB) string {
 	return bin
 }
 
-var buildOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "slipway-bin-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "slipway")
-	out, err := exec.Command("go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/slipway").CombinedOutput()
-	if err != nil {
-		return "", &buildError{string(out)}
-	}
-	return bin, nil
-})
+var built struct {
+	sync.Mutex
+	dir  string
+	bins map[string]string
+}
 
-type buildError struct{ output string }
-
-func (e *buildError) Error() string { return "go build: " + e.output }
-
-// Slipway builds the program once per test process and gives its path. SLIPWAY_BIN names a built one instead.
-func Slipway(t testing.TB) string {
+// Build builds a program of this module, cmd/NAME, once per test process, and gives its path. The
+// programs are those that users get, without the race detector.
+func Build(t testing.TB, name string) string {
 	t.Helper()
-	if bin := os.Getenv("SLIPWAY_BIN"); bin != "" {
+	built.Lock()
+	defer built.Unlock()
+	if bin := built.bins[name]; bin != "" {
 		return bin
 	}
-	bin, err := buildOnce()
-	if err != nil {
-		t.Fatal(err)
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "slipway-bin-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.dir, built.bins = dir, map[string]string{}
 	}
+	bin := filepath.Join(built.dir, name)
+	if out, err := exec.Command("go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	built.bins[name] = bin
 	return bin
 }
+
+// Cleanup removes what [Build] made. A TestMain calls it before it exits.
+func Cleanup() { _ = os.RemoveAll(built.dir) }
 
 // Eventually waits until a condition holds and fails the test with what the condition said last if it
 // does not within the time.

@@ -1,0 +1,27 @@
+package agent
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Identify names a running process.
+func Identify(pid int) (Process, error) {
+	start, err := exec.Command("/bin/ps", "-o", "lstart=", "-p", strconv.Itoa(pid)).Output()
+	if err != nil {
+		return Process{}, os.ErrProcessDone
+	}
+	boot, err := exec.Command("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid").Output()
+	if err != nil {
+		return Process{}, err
+	}
+	return Process{PID: pid, Start: strings.TrimSpace(string(start)), Boot: strings.TrimSpace(string(boot))}, nil
+}
+
+func adoptOrphans() {} // launchd reaps them
+
+// maxRSS is the peak memory of a child in bytes.
+func maxRSS(r *syscall.Rusage) int64 { return r.Maxrss }

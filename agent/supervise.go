@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// platformGrace is the time between stop and kill where nobody gave one: the machine is going down.
+const platformGrace = 30 * time.Second
+
+// lockFD is the file descriptor under which supervisor and worker inherit the worker's lock.
+const lockFD = 3
+
+// Main is the program: "start ROOT NAME" starts a supervisor of its own session and returns at once, "run ROOT
+// NAME" is that supervisor. The lock is inherited as file descriptor 3.
+func Main(args []string) int {
+	err := fmt.Errorf("usage: slipway-agent start|run ROOT NAME; it is started by the process launcher, not by hand")
+	if len(args) == 3 {
+		switch args[0] {
+		case "start":
+			err = start(args[1:])
+		case "run":
+			err = run(args[1], args[2])
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "slipway-agent:", err)
+		return 1
+	}
+	return 0
+}
+
+// start makes the supervisor a child of nobody here, so that whoever launched the worker has no child to wait for.
+func start(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	argv := append(append([]string{self}, selfArgs()...), append([]string{"run"}, args...)...)
+	_, err = syscall.ForkExec(self, argv, &syscall.ProcAttr{
+		Dir: "/", Env: os.Environ(), Files: []uintptr{0, 1, 2, lockFD}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	return err
+}
+
+// selfArgs are the words before "start" on this command line: "agent" if slipway itself is the supervisor.
+func selfArgs() []string { return os.Args[1 : len(os.Args)-3] }
+
+// run supervises one worker from start to end.
+func run(root, name string) error {
+	syscall.Umask(0o077)
+	stop := make(chan os.Signal, 8)
+	signal.Notify(stop, syscall.SIGTERM)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT)
+	p := PathsOf(root, name)
+	var spec Spec
+	if err := ReadJSON(p.Spec, &spec); err != nil {
+		return err
+	}
+	me, err := Identify(os.Getpid())
+	if err != nil {
+		return err
+	}
+	err = CreateJSON(p.Begun, Begun{Agent: me, At: time.Now().UTC()})
+	if errors.Is(err, fs.ErrExist) {
+		return nil // another supervisor has begun
+	}
+	if err != nil {
+		return err
+	}
+	end := Ended{Started: time.Now().UTC()}
+	if ReadJSON(p.Stop, &Stop{}) == nil {
+		end.Stopped, end.Error = true, "stopped before it was started"
+	} else if pid, err := spawn(p, spec); err != nil {
+		end.Error = err.Error()
+	} else {
+		err = watch(p, pid, stop, &end)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "slipway-agent:", err)
+		}
+	}
+	end.At = time.Now().UTC()
+	return errors.Join(ignoreMissing(os.Remove(p.Spec)), WriteJSON(p.Ended, end))
+}
+
+// spawn starts the worker in its own process group, with the lock.
+func spawn(p Paths, spec Spec) (int, error) {
+	adoptOrphans()
+	file, err := look(spec)
+	if err != nil {
+		return 0, err
+	}
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(file, spec.Command, &syscall.ProcAttr{
+		Dir: spec.Dir, Env: spec.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd(), lockFD}, Sys: &syscall.SysProcAttr{Setpgid: true},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start %s in %s: %w", file, spec.Dir, err)
+	}
+	proc, err := Identify(pid)
+	if err != nil { // it has ended already; it will be reaped
+		proc = Process{PID: pid}
+	}
+	err = errors.Join(WriteJSON(p.Worker, Worker{proc, time.Now().UTC()}), os.Remove(p.Spec), log.Close(), null.Close())
+	if err != nil { // the worker runs: its end is what counts
+		fmt.Fprintln(os.Stderr, "slipway-agent:", err)
+	}
+	return pid, nil
+}
+
+// look finds the program of a command as a shell would, on the worker's PATH.
+func look(spec Spec) (string, error) {
+	if len(spec.Command) == 0 {
+		return "", errors.New("no command")
+	}
+	program := spec.Command[0]
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for _, e := range spec.Env {
+		path, ok := strings.CutPrefix(e, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, dir := range filepath.SplitList(path) {
+			if file, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
+				return file, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%s is not on the worker's PATH", program)
+}
+
+// watch waits for the worker's end, passes stop signals on, and kills what the worker leaves of its process group.
+func watch(p Paths, pid int, stop <-chan os.Signal, end *Ended) error {
+	type exit struct {
+		status syscall.WaitStatus
+		usage  syscall.Rusage
+		err    error
+	}
+	done := make(chan exit, 1)
+	go func() { // ends with the worker, which this function waits for
+		for {
+			var e exit
+			var got int
+			got, e.err = syscall.Wait4(-1, &e.status, 0, &e.usage)
+			if e.err == syscall.EINTR || e.err == nil && got != pid {
+				continue // an orphan of the worker
+			}
+			done <- e
+			return
+		}
+	}()
+	var kill <-chan time.Time
+	for {
+		select {
+		case <-stop:
+			end.Stopped = true
+			grace := platformGrace
+			var s Stop
+			if ReadJSON(p.Stop, &s) == nil {
+				grace = s.Grace
+			}
+			if grace > 0 {
+				_ = syscall.Kill(pid, syscall.SIGTERM) // ended already: done tells
+			}
+			kill = time.After(grace)
+		case <-kill:
+			_ = syscall.Kill(-pid, syscall.SIGKILL)
+		case e := <-done:
+			_ = syscall.Kill(-pid, syscall.SIGKILL) // step processes that it left behind
+			end.CPU = time.Duration(e.usage.Utime.Nano() + e.usage.Stime.Nano())
+			end.MaxBytes = maxRSS(&e.usage)
+			switch {
+			case e.err != nil:
+				return e.err
+			case e.status.Signaled():
+				end.Signal = int(e.status.Signal())
+			default:
+				code := e.status.ExitStatus()
+				end.Exit = &code
+			}
+			return nil
+		}
+	}
+}

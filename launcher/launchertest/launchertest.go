@@ -1,0 +1,697 @@
+// Package launchertest is the conformance kit for launchers: the sentences of package launcher as
+// tests, for launchers of this module and of others.
+//
+//	func TestContract(t *testing.T) {
+//		launchertest.Run(t, launchertest.Target{Kind: kind, Open: open, Timeout: time.Minute})
+//	}
+//
+// It starts real workers, small shell scripts, and needs a target that can run sh.
+package launchertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Target is a launcher under test.
+type Target struct {
+	Kind *launcher.Kind
+	// Open makes the launcher anew, as another process with the same settings would: all workers stay.
+	Open    func(t testing.TB) launcher.Launcher
+	Image   string        // has sh; where the target needs one
+	Timeout time.Duration // for one worker to start and end
+}
+
+// Run runs the kit. A sentence that the kind's traits rule out is reported as not promised.
+func Run(t *testing.T, target Target) {
+	for _, c := range []struct {
+		sentence string
+		test     func(*kit)
+	}{
+		{"Launch starts the command with its environment", (*kit).launchRuns},
+		{"Launch returns without waiting for the worker", (*kit).launchReturns},
+		{"Launch twice starts one worker", (*kit).launchTwice},
+		{"Launch after reopening starts no second worker", (*kit).launchReopened},
+		{"Launch after the end starts nothing", (*kit).launchEnded},
+		{"Launch of one ID from many at once starts one worker", (*kit).launchSame},
+		{"Launch of a hundred at once starts a hundred", (*kit).launchHundred},
+		{"Launch with a context that ended can be repeated", (*kit).launchCancelled},
+		{"Launch refuses what can never work as invalid", (*kit).launchInvalid},
+		{"Launch of another attempt is another worker", (*kit).launchAttempts},
+		{"A command that cannot be started is told", (*kit).launchNoProgram},
+		{"Terminate stops before it kills", (*kit).terminateGrace},
+		{"Terminate kills what does not stop", (*kit).terminateStubborn},
+		{"Terminate without grace kills at once", (*kit).terminateNow},
+		{"Terminate returns without waiting", (*kit).terminateReturns},
+		{"Terminate may be repeated, and shortened", (*kit).terminateTwice},
+		{"Terminate of an ended worker is false", (*kit).terminateEnded},
+		{"Terminate of an unknown worker is false", (*kit).terminateUnknown},
+		{"Terminate right after Launch leaves nothing running", (*kit).terminateEarly},
+		{"A stopped worker is not started again", (*kit).terminateRelaunch},
+		{"Health tells success, failure and exit code", (*kit).healthEnds},
+		{"Health of an unknown worker is NotFound", (*kit).healthUnknown},
+		{"Health is the same after reopening", (*kit).healthReopened},
+		{"Health of a worker that killed itself is Failed", (*kit).healthKilled},
+		{"List finds the workers of its instance only", (*kit).listInstance},
+		{"List finds the workers of given runs", (*kit).listRuns},
+		{"Watch yields what there is, Synced, then changes", (*kit).watch},
+		{"HealthOf answers in order", (*kit).batch},
+		{"Remove forgets an ended worker and leaves a live one", (*kit).remove},
+		{"Logs are what the worker wrote", (*kit).logs},
+		{"Describe and Preview show no secret", (*kit).secrets},
+		{"Handles are short and stay the same", (*kit).handles},
+	} {
+		t.Run(c.sentence, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*target.Timeout)
+			t.Cleanup(cancel)
+			c.test(&kit{T: t, target: target, ctx: ctx, l: target.Open(t), instance: "kit-" + uuid.NewString()[:8]})
+		})
+	}
+}
+
+type kit struct {
+	*testing.T
+	target   Target
+	ctx      context.Context //nolint:containedctx // of the one test that the kit is made for
+	l        launcher.Launcher
+	instance string
+}
+
+// request is for a worker of a new run that says "started" and then runs a script.
+func (k *kit) request(script string) *launcher.Request {
+	return &launcher.Request{
+		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "token", Instance: k.instance, Image: k.target.Image,
+		Command: []string{"sh", "-c", "echo started\n" + script}, At: time.Now(), Job: "kit", Location: "kit",
+		Env: []launcher.Env{{Name: "KIT_VALUE", Value: "a value"}, {Name: "KIT_SECRET", Value: "hunter2", Secret: true}},
+	}
+}
+
+func (k *kit) launch(req *launcher.Request) launcher.Handle {
+	k.Helper()
+	got, err := k.l.Launch(k.ctx, req)
+	if err != nil {
+		k.Fatalf("Launch(%s) = %v", req.ID, err)
+	}
+	k.Cleanup(func() { // leave nothing running
+		ctx, cancel := context.WithTimeout(context.Background(), k.target.Timeout)
+		defer cancel()
+		if _, err := k.l.Terminate(ctx, got.Handle, 0); err != nil {
+			k.Errorf("Terminate(%s) after the test: %v", got.Handle, err)
+		}
+	})
+	return got.Handle
+}
+
+func (k *kit) health(h launcher.Handle) launcher.Health {
+	k.Helper()
+	got, err := k.l.Health(k.ctx, h)
+	if err != nil {
+		k.Fatalf("Health(%s) = %v", h, err)
+	}
+	return got
+}
+
+// until waits for a health.
+func (k *kit) until(h launcher.Handle, what string, ok func(launcher.Health) bool) launcher.Health {
+	k.Helper()
+	deadline := time.Now().Add(k.target.Timeout)
+	for {
+		got := k.health(h)
+		if ok(got) {
+			return got
+		}
+		if time.Now().After(deadline) {
+			k.Fatalf("Health(%s) = %+v, never %s", h, got, what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (k *kit) ended(h launcher.Handle) launcher.Health {
+	k.Helper()
+	return k.until(h, "ended", func(h launcher.Health) bool { return h.Status.Ended() })
+}
+
+// log is the output of a worker; the test ends as not promised if the launcher has no logs.
+func (k *kit) log(h launcher.Handle) string {
+	k.Helper()
+	r, ok := launcher.As[launcher.LogReader](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher reads no logs, by which this sentence is told")
+	}
+	rc, err := r.Logs(k.ctx, h, launcher.LogOptions{})
+	if errors.Is(err, launcher.ErrNotFound) {
+		return ""
+	}
+	if err != nil {
+		k.Fatalf("Logs(%s) = %v", h, err)
+	}
+	text, err := io.ReadAll(rc)
+	if err := errors.Join(err, rc.Close()); err != nil {
+		k.Fatalf("Logs(%s): %v", h, err)
+	}
+	return string(text)
+}
+
+// says waits until a worker has written a text.
+func (k *kit) says(h launcher.Handle, text string) {
+	k.Helper()
+	deadline := time.Now().Add(k.target.Timeout)
+	for !strings.Contains(k.log(h), text) {
+		if time.Now().After(deadline) {
+			k.Fatalf("%s never wrote %q: %s", h, text, k.log(h))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// started fails the test unless exactly n workers of a name have started.
+func (k *kit) started(h launcher.Handle, n int) {
+	k.Helper()
+	if got := strings.Count(k.log(h), "started\n"); got != n {
+		k.Errorf("%s was started %d times, want %d; its log:\n%s", h, got, n, k.log(h))
+	}
+}
+
+const forever = "while :; do sleep 0.1; done"
+
+func (k *kit) launchRuns() {
+	req := k.request(`echo "value: $KIT_VALUE"; pwd`)
+	if k.target.Kind.Traits.LocalFiles {
+		req.Dir = k.TempDir()
+	}
+	h := k.launch(req)
+	if got := k.ended(h); got.Status != launcher.Succeeded {
+		k.Errorf("Health = %+v, want Succeeded", got)
+	}
+	if log := k.log(h); !strings.Contains(log, "value: a value\n") || !strings.Contains(log, req.Dir) {
+		k.Errorf("the worker wrote %q, want KIT_VALUE and %q in it", log, req.Dir)
+	}
+	k.started(h, 1)
+}
+
+func (k *kit) launchReturns() {
+	h := k.launch(k.request(forever))
+	if got := k.health(h); !got.Status.Alive() {
+		k.Errorf("Health = %+v, want a live worker", got)
+	}
+	k.until(h, "Running", func(h launcher.Health) bool { return h.Status == launcher.Running })
+}
+
+func (k *kit) launchTwice() {
+	req := k.request(forever)
+	h := k.launch(req)
+	if again := k.launch(req); again != h {
+		k.Errorf("second Launch gave %q, the first %q", again, h)
+	}
+	k.says(h, "started")
+	if again := k.launch(req); again != h {
+		k.Errorf("third Launch gave %q, the first %q", again, h)
+	}
+	k.started(h, 1)
+}
+
+func (k *kit) launchReopened() {
+	req := k.request(forever)
+	h := k.launch(req)
+	k.says(h, "started")
+	k.l = k.target.Open(k)
+	if again := k.launch(req); again != h {
+		k.Errorf("Launch after reopening gave %q, before %q", again, h)
+	}
+	k.started(h, 1)
+}
+
+func (k *kit) launchEnded() {
+	req := k.request("exit 3")
+	h := k.launch(req)
+	k.ended(h)
+	k.launch(req)
+	k.l = k.target.Open(k)
+	k.launch(req)
+	if got := k.ended(h); got.Exit == nil || *got.Exit != 3 {
+		k.Errorf("Health = %+v, want the first worker's exit code 3", got)
+	}
+	k.started(h, 1)
+}
+
+func (k *kit) launchSame() {
+	req := k.request(forever)
+	handles := make([]launcher.Handle, 30)
+	launchers := []launcher.Launcher{k.l, k.target.Open(k), k.target.Open(k)}
+	var wg sync.WaitGroup
+	for i := range handles {
+		wg.Go(func() {
+			got, err := launchers[i%len(launchers)].Launch(k.ctx, req)
+			if err != nil {
+				k.Errorf("Launch = %v", err)
+			}
+			handles[i] = got.Handle
+		})
+	}
+	wg.Wait()
+	h := k.launch(req)
+	for _, got := range handles {
+		if got != h {
+			k.Errorf("one Launch gave %q, another %q", got, h)
+		}
+	}
+	k.says(h, "started")
+	k.started(h, 1)
+}
+
+func (k *kit) launchHundred() {
+	const n = 100
+	reqs := make([]*launcher.Request, n)
+	var wg sync.WaitGroup
+	for i := range reqs {
+		reqs[i] = k.request("exit 0")
+		wg.Go(func() {
+			if _, err := k.l.Launch(k.ctx, reqs[i]); err != nil {
+				k.Errorf("Launch(%s) = %v", reqs[i].ID, err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, req := range reqs {
+		h := k.launch(req)
+		if got := k.ended(h); got.Status != launcher.Succeeded {
+			k.Errorf("%s: %+v, want Succeeded", h, got)
+		}
+		k.started(h, 1)
+	}
+	if got := len(k.list(launcher.Filter{Instance: k.instance})); got != n {
+		k.Errorf("List yields %d workers, want %d", got, n)
+	}
+}
+
+func (k *kit) launchCancelled() {
+	req := k.request(forever)
+	ctx, cancel := context.WithCancel(k.ctx)
+	cancel()
+	_, _ = k.l.Launch(ctx, req) // either outcome is right; the next Launch finds out
+	h := k.launch(req)
+	k.says(h, "started")
+	k.started(h, 1)
+}
+
+func (k *kit) launchInvalid() {
+	for what, change := range map[string]func(*launcher.Request){
+		"a run ID that cannot be a name": func(r *launcher.Request) { r.ID.Run = "../x" },
+		"attempt 0":                      func(r *launcher.Request) { r.ID.Attempt = 0 },
+		"no command":                     func(r *launcher.Request) { r.Command = nil },
+		"no instance":                    func(r *launcher.Request) { r.Instance = "" },
+	} {
+		req := k.request("exit 0")
+		change(req)
+		if got, err := k.l.Launch(k.ctx, req); !errors.Is(err, launcher.ErrInvalid) {
+			k.Errorf("Launch with %s = %+v, %v, want ErrInvalid", what, got, err)
+		}
+	}
+}
+
+func (k *kit) launchAttempts() {
+	first := k.request("echo first; exit 1")
+	h1 := k.launch(first)
+	k.ended(h1)
+	second := k.request("echo second")
+	second.ID = launcher.ID{Run: first.ID.Run, Attempt: 2}
+	h2 := k.launch(second)
+	if h1 == h2 {
+		k.Fatalf("both attempts have the handle %q", h1)
+	}
+	if got := k.ended(h2); got.Status != launcher.Succeeded {
+		k.Errorf("second attempt: %+v, want Succeeded", got)
+	}
+	if got := k.health(h1); got.Status != launcher.Failed {
+		k.Errorf("first attempt: %+v, want Failed", got)
+	}
+}
+
+func (k *kit) launchNoProgram() {
+	req := k.request("")
+	req.Command = []string{"/no/such/program-of-the-kit"}
+	got, err := k.l.Launch(k.ctx, req)
+	if errors.Is(err, launcher.ErrInvalid) {
+		return
+	}
+	if err != nil {
+		k.Fatalf("Launch = %v, want ErrInvalid or a worker that failed", err)
+	}
+	if health := k.ended(got.Handle); health.Status != launcher.Failed || !strings.Contains(health.Message, "program-of-the-kit") {
+		k.Errorf("Health = %+v, want Failed with the program's name", health)
+	}
+}
+
+func (k *kit) terminate(h launcher.Handle, grace time.Duration, want bool) {
+	k.Helper()
+	if got, err := k.l.Terminate(k.ctx, h, grace); err != nil || got != want {
+		k.Errorf("Terminate(%s, %v) = %v, %v, want %v", h, grace, got, err, want)
+	}
+}
+
+func (k *kit) terminateGrace() {
+	if !k.target.Kind.Traits.SignalsWorker {
+		k.Skip("not promised: Terminate does not reach the worker as a signal")
+	}
+	h := k.launch(k.request(`trap 'echo stopping; exit 7' TERM; echo ready; ` + forever))
+	k.says(h, "ready")
+	k.terminate(h, k.target.Timeout, true)
+	got := k.ended(h)
+	if got.Exit == nil || *got.Exit != 7 || got.Cause != launcher.CauseCanceled {
+		k.Errorf("Health = %+v, want exit code 7 and cause canceled", got)
+	}
+	k.says(h, "stopping")
+}
+
+func (k *kit) terminateStubborn() {
+	h := k.launch(k.request(`trap 'echo no' TERM; echo ready; ` + forever))
+	k.says(h, "ready")
+	k.terminate(h, 200*time.Millisecond, true)
+	if got := k.ended(h); got.Status != launcher.Failed {
+		k.Errorf("Health = %+v, want Failed", got)
+	}
+}
+
+func (k *kit) terminateNow() {
+	h := k.launch(k.request(`trap 'echo no' TERM; echo ready; ` + forever))
+	k.says(h, "ready")
+	k.terminate(h, 0, true)
+	if got := k.ended(h); got.Status != launcher.Failed || got.Exit != nil && *got.Exit == 0 {
+		k.Errorf("Health = %+v, want Failed", got)
+	}
+}
+
+func (k *kit) terminateReturns() {
+	h := k.launch(k.request(`trap '' TERM; echo ready; ` + forever))
+	k.says(h, "ready")
+	k.terminate(h, time.Hour, true)
+	if got := k.health(h); !got.Status.Alive() {
+		k.Errorf("Health = %+v, want a live worker: it ignores the signal", got)
+	}
+	k.terminate(h, 0, true)
+	k.ended(h)
+}
+
+func (k *kit) terminateTwice() {
+	h := k.launch(k.request(`trap 'echo got' TERM; echo ready; ` + forever))
+	k.says(h, "ready")
+	k.terminate(h, time.Hour, true)
+	k.terminate(h, time.Hour, true)
+	k.l = k.target.Open(k)
+	k.terminate(h, 100*time.Millisecond, true)
+	k.ended(h)
+	k.terminate(h, 0, false)
+}
+
+func (k *kit) terminateEnded() {
+	h := k.launch(k.request("exit 0"))
+	k.ended(h)
+	k.terminate(h, time.Second, false)
+	if got := k.health(h); got.Status != launcher.Succeeded {
+		k.Errorf("Health = %+v, want Succeeded as before", got)
+	}
+}
+
+// unknown is a handle of this launcher for a worker that never was.
+func (k *kit) unknown() launcher.Handle {
+	known := k.request("exit 0")
+	h := k.launch(known)
+	k.ended(h)
+	id := launcher.ID{Run: uuid.NewString(), Attempt: 1}
+	return launcher.Handle(strings.ReplaceAll(string(h), known.ID.String(), id.String()))
+}
+
+func (k *kit) terminateUnknown() { k.terminate(k.unknown(), time.Second, false) }
+
+func (k *kit) terminateEarly() {
+	for range 10 {
+		h := k.launch(k.request(forever))
+		if _, err := k.l.Terminate(k.ctx, h, 0); err != nil {
+			k.Fatalf("Terminate(%s) = %v", h, err)
+		}
+		k.until(h, "not alive", func(h launcher.Health) bool { return !h.Status.Alive() })
+	}
+}
+
+func (k *kit) terminateRelaunch() {
+	req := k.request(forever)
+	h := k.launch(req)
+	k.says(h, "started")
+	k.terminate(h, 0, true)
+	k.ended(h)
+	k.launch(req)
+	k.started(h, 1)
+	if got := k.health(h); !got.Status.Ended() {
+		k.Errorf("Health = %+v, want ended", got)
+	}
+}
+
+func (k *kit) healthEnds() {
+	for _, c := range []struct {
+		script string
+		status launcher.Status
+		exit   int
+	}{{"exit 0", launcher.Succeeded, 0}, {"echo dying; exit 42", launcher.Failed, 42}} {
+		got := k.ended(k.launch(k.request(c.script)))
+		if got.Status != c.status || got.Exit == nil || *got.Exit != c.exit {
+			k.Errorf("%s: Health = %+v, want %s with exit code %d", c.script, got, c.status, c.exit)
+		}
+		if c.exit != 0 && (got.Cause == "" || got.Message == "" || !slices.Contains(got.Tail, "dying")) {
+			k.Errorf("%s: Health = %+v, want a cause, a message and the last lines", c.script, got)
+		}
+		if got.Ended.Before(got.Started) || got.Started.IsZero() {
+			k.Errorf("%s: started %v, ended %v", c.script, got.Started, got.Ended)
+		}
+	}
+}
+
+func (k *kit) healthUnknown() {
+	if got := k.health(k.unknown()); got.Status != launcher.NotFound {
+		k.Errorf("Health = %+v, want NotFound", got)
+	}
+}
+
+func (k *kit) healthReopened() {
+	h := k.launch(k.request("exit 5"))
+	live := k.launch(k.request(forever))
+	before := k.ended(h)
+	k.l = k.target.Open(k)
+	if got := k.health(h); got.Status != before.Status || *got.Exit != *before.Exit || !got.Ended.Equal(before.Ended) {
+		k.Errorf("Health after reopening = %+v, before %+v", got, before)
+	}
+	if got := k.health(live); !got.Status.Alive() {
+		k.Errorf("Health of the live worker = %+v", got)
+	}
+}
+
+func (k *kit) healthKilled() {
+	got := k.ended(k.launch(k.request("kill -9 $$")))
+	if got.Status != launcher.Failed || got.Message == "" {
+		k.Errorf("Health = %+v, want Failed with a message", got)
+	}
+}
+
+func (k *kit) list(f launcher.Filter) []launcher.Worker {
+	k.Helper()
+	lister, ok := launcher.As[launcher.Lister](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher lists no workers")
+	}
+	var all []launcher.Worker
+	for w, err := range lister.List(k.ctx, f) {
+		if err != nil {
+			k.Fatalf("List(%+v) = %v", f, err)
+		}
+		all = append(all, w)
+	}
+	return all
+}
+
+func (k *kit) listInstance() {
+	ours := k.request(forever)
+	h := k.launch(ours)
+	theirs := k.request(forever)
+	theirs.Instance = "another-" + k.instance
+	k.launch(theirs)
+	got := k.list(launcher.Filter{Instance: k.instance})
+	if len(got) != 1 || got[0].ID != ours.ID || got[0].Handle != h || got[0].Instance != k.instance || !got[0].Health.Status.Alive() {
+		k.Errorf("List = %+v, want only %s", got, h)
+	}
+}
+
+func (k *kit) listRuns() {
+	a, b := k.request("exit 0"), k.request("exit 0")
+	k.launch(a)
+	k.launch(b)
+	if got := k.list(launcher.Filter{Instance: k.instance, Runs: []string{b.ID.Run}}); len(got) != 1 || got[0].ID != b.ID {
+		k.Errorf("List of one run = %+v, want %s", got, b.ID)
+	}
+	if got := k.list(launcher.Filter{Instance: k.instance, Runs: []string{}}); len(got) != 0 {
+		k.Errorf("List of no run = %+v", got)
+	}
+	if got := k.list(launcher.Filter{Instance: k.instance}); len(got) != 2 {
+		k.Errorf("List of all runs = %+v, want two", got)
+	}
+}
+
+func (k *kit) watch() {
+	watcher, ok := launcher.As[launcher.Watcher](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher does not watch")
+	}
+	before := k.request(forever)
+	k.launch(before)
+	ctx, cancel := context.WithCancel(k.ctx)
+	seen := make(chan launcher.Worker, 10000)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for w, err := range watcher.Watch(ctx) {
+			if err != nil {
+				k.Errorf("Watch: %v", err)
+				return
+			}
+			seen <- w
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	next := func(what string, ok func(launcher.Worker) bool) {
+		k.Helper()
+		for {
+			select {
+			case w := <-seen:
+				if ok(w) {
+					return
+				}
+			case <-k.ctx.Done():
+				k.Fatalf("Watch never yielded %s", what)
+			}
+		}
+	}
+	next("the worker that there was", func(w launcher.Worker) bool {
+		if w.Synced {
+			k.Fatal("Synced before the worker that there was")
+		}
+		return w.ID == before.ID
+	})
+	next("Synced", func(w launcher.Worker) bool { return w.Synced })
+	after := k.request("exit 4")
+	k.launch(after)
+	next("the end of a new worker", func(w launcher.Worker) bool {
+		return w.ID == after.ID && w.Instance == k.instance && w.Health.Exit != nil && *w.Health.Exit == 4
+	})
+}
+
+func (k *kit) batch() {
+	b, ok := launcher.As[launcher.Batcher](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher answers one by one")
+	}
+	live, dead := k.launch(k.request(forever)), k.launch(k.request("exit 1"))
+	k.ended(dead)
+	got, err := b.HealthOf(k.ctx, []launcher.Handle{dead, live, dead})
+	if err != nil || len(got) != 3 || got[0].Status != launcher.Failed || !got[1].Status.Alive() || got[2].Status != launcher.Failed {
+		k.Errorf("HealthOf = %+v, %v", got, err)
+	}
+}
+
+func (k *kit) remove() {
+	r, ok := launcher.As[launcher.Remover](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher forgets nothing")
+	}
+	live, dead := k.launch(k.request(forever)), k.launch(k.request("exit 1"))
+	k.says(live, "started")
+	k.ended(dead)
+	deadline := time.Now().Add(k.target.Timeout)
+	for err := r.Remove(k.ctx, dead); err != nil; err = r.Remove(k.ctx, dead) { // what writes the record may take a moment to go
+		if time.Now().After(deadline) {
+			k.Fatalf("Remove of an ended worker = %v", err)
+		}
+	}
+	if got := k.health(dead); got.Status != launcher.NotFound {
+		k.Errorf("Health of a removed worker = %+v", got)
+	}
+	if err := r.Remove(k.ctx, dead); err != nil {
+		k.Errorf("Remove of a worker that is gone = %v", err)
+	}
+	if err := r.Remove(k.ctx, live); err == nil {
+		k.Error("Remove of a live worker is no error")
+	}
+	if got := k.health(live); !got.Status.Alive() {
+		k.Errorf("Health of the live worker = %+v", got)
+	}
+}
+
+func (k *kit) logs() {
+	r, ok := launcher.As[launcher.LogReader](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher reads no logs")
+	}
+	h := k.launch(k.request("echo out; echo err >&2; sleep 0.3; echo last"))
+	follow, err := r.Logs(k.ctx, h, launcher.LogOptions{Follow: true})
+	if err != nil {
+		k.Fatalf("Logs = %v", err)
+	}
+	text, err := io.ReadAll(follow)
+	if err := errors.Join(err, follow.Close()); err != nil || string(text) != "started\nout\nerr\nlast\n" {
+		k.Errorf("followed log = %q, %v", text, err)
+	}
+	tail, err := r.Logs(k.ctx, h, launcher.LogOptions{Tail: 2})
+	if err != nil {
+		k.Fatalf("Logs = %v", err)
+	}
+	text, err = io.ReadAll(tail)
+	if err := errors.Join(err, tail.Close()); err != nil || string(text) != "err\nlast\n" {
+		k.Errorf("last two lines = %q, %v", text, err)
+	}
+	if _, err := r.Logs(k.ctx, k.unknown(), launcher.LogOptions{}); !errors.Is(err, launcher.ErrNotFound) {
+		k.Errorf("Logs of an unknown worker = %v, want ErrNotFound", err)
+	}
+}
+
+func (k *kit) secrets() {
+	req := k.request("exit 0")
+	if p, ok := launcher.As[launcher.Previewer](k.l); ok {
+		got, err := p.Preview(k.ctx, req)
+		if err != nil || strings.Contains(string(got), "hunter2") || !strings.Contains(string(got), "a value") {
+			k.Errorf("Preview = %s, %v, want a value and no secret", got, err)
+		}
+	}
+	h := k.launch(req)
+	k.ended(h)
+	if d, ok := launcher.As[launcher.Describer](k.l); ok {
+		got, err := d.Describe(k.ctx, h, true)
+		if err != nil || strings.Contains(string(got), "hunter2") || !strings.Contains(string(got), "started") {
+			k.Errorf("Describe = %s, %v, want the log and no secret", got, err)
+		}
+	}
+}
+
+func (k *kit) handles() {
+	req := k.request("exit 0")
+	h := k.launch(req)
+	if len(h) == 0 || len(h) > launcher.MaxHandle {
+		k.Errorf("handle %q has %d bytes", h, len(h))
+	}
+	first, err := k.l.Launch(k.ctx, req)
+	if err != nil {
+		k.Fatal(err)
+	}
+	second, err := k.l.Launch(k.ctx, req)
+	if err != nil || fmt.Sprint(first) != fmt.Sprint(second) {
+		k.Errorf("a repeated Launch gives %+v, then %+v, %v", first, second, err)
+	}
+}

@@ -1,0 +1,399 @@
+// Package process launches run workers as processes of this machine, each under a supervisor of its own
+// (package agent), in its own session, so that workers outlive the daemon and the end of each is on record.
+//
+// Everything is kept in files below one folder; see package agent for which. Any process with the same
+// folder answers for all workers in it.
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/slipway-run/slipway/agent"
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Config holds the settings of the process launcher.
+type Config struct {
+	Dir        string            `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk; default: slipway/process/NAME in DAGSTER_HOME."`
+	InheritEnv bool              `config:"inherit_env" default:"true" help:"Workers get the daemon's environment, as they got the code server's from Dagster."`
+	Env        map[string]string `config:"env" help:"Further environment variables of workers."`
+}
+
+// Launcher launches processes. It is safe for use by many goroutines.
+type Launcher struct {
+	root    string
+	agent   []string
+	inherit bool
+	env     []launcher.Env
+}
+
+var (
+	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Lister    = (*Launcher)(nil)
+	_ launcher.Watcher   = (*Launcher)(nil)
+	_ launcher.Batcher   = (*Launcher)(nil)
+	_ launcher.Remover   = (*Launcher)(nil)
+	_ launcher.LogReader = (*Launcher)(nil)
+	_ launcher.Describer = (*Launcher)(nil)
+	_ launcher.Previewer = (*Launcher)(nil)
+	_ launcher.Checker   = (*Launcher)(nil)
+)
+
+// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
+const maxArgument = 128<<10 - 1
+
+// Kind declares the process launcher. Agent is the command of its supervisor, to which the
+// arguments of [agent.Main] are added.
+func Kind(agentCommand ...string) *launcher.Kind {
+	return &launcher.Kind{
+		Name: "process", Help: "Run workers as processes of this machine.",
+		Schema: config.Fields(Config{}),
+		Traits: launcher.Traits{
+			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, MaxCommand: maxArgument, Keep: 10 * time.Minute,
+		},
+		Open: func(_ context.Context, v config.Values, _ *slog.Logger) (launcher.Launcher, error) {
+			return open(v, agentCommand)
+		},
+	}
+}
+
+func open(v config.Values, agentCommand []string) (*Launcher, error) {
+	var c Config
+	if err := v.Decode(&c); err != nil {
+		return nil, err
+	}
+	l := &Launcher{root: c.Dir, agent: agentCommand, inherit: c.InheritEnv}
+	if l.root == "" {
+		l.root = v.Dir
+	}
+	if !filepath.IsAbs(l.root) {
+		return nil, &config.Problem{File: v.File, Setting: v.Path + ".dir", Text: fmt.Sprintf("%q is not an absolute path", l.root)}
+	}
+	for name, value := range c.Env {
+		l.env = append(l.env, launcher.Env{Name: name, Value: value})
+	}
+	for _, sub := range []string{"workers", "state", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(l.root, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("process: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// meta is what a worker carries besides its command.
+type meta struct {
+	Instance string            `json:"instance"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	At       time.Time         `json:"at"`
+}
+
+// Launch implements [launcher.Launcher]. The worker's lock serialises launches of one ID; the file that its
+// supervisor makes before it starts the worker is what cannot be made twice.
+func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	if err := l.check(req); err != nil {
+		return launcher.Launched{}, err
+	}
+	name := req.ID.String()
+	done := launcher.Launched{Handle: launcher.Handle(name)}
+	p := agent.PathsOf(l.root, name)
+	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
+		return launcher.Launched{}, fmt.Errorf("process: %w", err)
+	}
+	lock, err := acquire(ctx, p)
+	if err != nil || lock == nil {
+		return done, err
+	}
+	defer func() { _ = lock.Close() }() // the supervisor has its own reference by then
+	if err := l.mine(p, req.Instance); err != nil {
+		return launcher.Launched{}, err
+	}
+	spec := agent.Spec{Command: req.Command, Env: l.environ(req), Dir: req.Dir}
+	if spec.Dir == "" {
+		spec.Dir = p.Dir
+	}
+	err = errors.Join(
+		agent.WriteJSON(p.Meta, meta{Instance: req.Instance, Labels: req.Labels, At: req.At}),
+		agent.WriteJSON(p.Spec, spec))
+	if err != nil {
+		return launcher.Launched{}, fmt.Errorf("process: %w", err)
+	}
+	failpoint.Here("launch.dir")
+	if err := l.spawn(ctx, p, name, lock); err != nil {
+		return launcher.Launched{}, err
+	}
+	failpoint.Here("launch.spawned")
+	return done, nil
+}
+
+func (l *Launcher) check(req *launcher.Request) error {
+	if err := req.ID.Check(); err != nil {
+		return err
+	}
+	if len(req.Command) == 0 || req.Instance == "" {
+		return fmt.Errorf("%w: a command and an instance are required", launcher.ErrInvalid)
+	}
+	if req.Dir != "" {
+		if info, err := os.Stat(req.Dir); err != nil || !info.IsDir() {
+			return fmt.Errorf("%w: working directory %s is not a folder here; set launchers.NAME.cwd in slipway.yaml", launcher.ErrInvalid, req.Dir)
+		}
+	}
+	for _, a := range req.Command {
+		if len(a) > maxArgument || strings.ContainsRune(a, 0) {
+			return fmt.Errorf("%w: an argument of %d bytes is more than the system takes (%d), or holds a NUL", launcher.ErrInvalid, len(a), maxArgument)
+		}
+	}
+	return nil
+}
+
+// mine refuses a name that another instance uses in the same folder.
+func (l *Launcher) mine(p agent.Paths, instance string) error {
+	var m meta
+	if err := agent.ReadJSON(p.Meta, &m); err == nil && m.Instance != instance {
+		return fmt.Errorf("%w: %s belongs to the instance %s", launcher.ErrInvalid, p.Dir, m.Instance)
+	}
+	return nil
+}
+
+// acquire takes the worker's lock for a launch. It gives nil if a supervisor has begun, so that there is nothing to launch.
+func acquire(ctx context.Context, p agent.Paths) (*os.File, error) {
+	lock, err := os.OpenFile(p.Lock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	for {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if _, begun := os.Stat(p.Begun); begun == nil {
+			return nil, lock.Close()
+		}
+		if err == nil {
+			return lock, nil
+		}
+		select { // another launch of this ID is at it, or somebody looks whether the lock is held
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("process: %s is locked: %w", p.Dir, ctx.Err()), lock.Close())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// environ is the worker's environment. Variables that are about the daemon alone are left out.
+func (l *Launcher) environ(req *launcher.Request) []string {
+	var env []string
+	if l.inherit {
+		for _, e := range os.Environ() {
+			if !strings.HasPrefix(e, "SLIPWAY_") && !strings.HasPrefix(e, "NOTIFY_SOCKET=") {
+				env = append(env, e)
+			}
+		}
+	} else {
+		env = append(env, "PATH="+os.Getenv("PATH"), "HOME="+os.Getenv("HOME"))
+	}
+	for _, e := range append(l.env, req.Env...) {
+		env = append(env, e.Name+"="+e.Value)
+	}
+	return env
+}
+
+// spawn starts the supervisor, which inherits the lock.
+func (l *Launcher) spawn(ctx context.Context, p agent.Paths, name string, lock *os.File) error {
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	args := append(append([]string{}, l.agent[1:]...), "start", l.root, name)
+	cmd := exec.CommandContext(ctx, l.agent[0], args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", log, log, []*os.File{lock}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	if err := errors.Join(cmd.Run(), log.Close()); err != nil {
+		return fmt.Errorf("process: start the supervisor %s: %w", l.agent[0], err)
+	}
+	return nil
+}
+
+// Terminate implements [launcher.Launcher]. The wish is a file, which a supervisor that has not begun yet
+// finds, and then a signal to one that has.
+func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	p, err := l.paths(h)
+	if err != nil {
+		return false, err
+	}
+	if _, err := os.Stat(p.Dir); err != nil || exists(p.Ended) {
+		return false, nil
+	}
+	if err := agent.WriteJSON(p.Stop, agent.Stop{Grace: grace}); err != nil {
+		return false, fmt.Errorf("process: %w", err)
+	}
+	var b agent.Begun
+	err = agent.ReadJSON(p.Begun, &b)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return held(p.Lock)
+	case err != nil:
+		return false, fmt.Errorf("process: %w", err)
+	case b.Agent.Signal(syscall.SIGTERM):
+		return true, nil
+	}
+	// The supervisor is gone. A worker that lives on is signalled without it.
+	alive, err := held(p.Lock)
+	if err != nil || !alive {
+		return false, err
+	}
+	var w agent.Worker
+	if err := agent.ReadJSON(p.Worker, &w); err != nil {
+		return false, fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", h, err)
+	}
+	if grace > 0 {
+		return w.Signal(syscall.SIGTERM), nil
+	}
+	return w.Alive() && syscall.Kill(-w.PID, syscall.SIGKILL) == nil, nil
+}
+
+func (l *Launcher) paths(h launcher.Handle) (agent.Paths, error) {
+	if _, ok := launcher.ParseID(string(h)); !ok {
+		return agent.Paths{}, fmt.Errorf("%w: %q is no handle of a process", launcher.ErrInvalid, h)
+	}
+	return agent.PathsOf(l.root, string(h)), nil
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// held says whether supervisor or worker is alive. It takes the lock for an instant, shared, so that several may look.
+func held(file string) (bool, error) {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("process: %w", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, f.Close()
+	}
+	return false, errors.Join(err, f.Close())
+}
+
+// Remove implements [launcher.Remover].
+func (l *Launcher) Remove(_ context.Context, h launcher.Handle) error {
+	p, err := l.paths(h)
+	if err != nil {
+		return err
+	}
+	if alive, err := held(p.Lock); err != nil || alive {
+		return errors.Join(err, fmt.Errorf("process: %s still runs", h))
+	}
+	// The records last: what is listed is what has a folder.
+	if err := os.RemoveAll(p.Dir); err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	for _, f := range []string{p.Begun, p.Ended} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("process: %w", err)
+		}
+	}
+	return nil
+}
+
+// Preview implements [launcher.Previewer].
+func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
+	if err := l.check(req); err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for _, e := range append(l.env, req.Env...) {
+		env[e.Name] = e.Value
+		if e.Secret {
+			env[e.Name] = config.Secret("").String()
+		}
+	}
+	return json.Marshal(map[string]any{
+		"name": req.ID.String(), "command": req.Command, "dir": req.Dir, "env": env, "inherit_env": l.inherit, "labels": req.Labels,
+	})
+}
+
+// Check implements [launcher.Checker].
+func (l *Launcher) Check(context.Context) []launcher.Finding {
+	probe := filepath.Join(l.root, "tmp", "check")
+	err := agent.WriteJSON(probe, "check")
+	_ = os.Remove(probe) // only a probe
+	_, err2 := exec.LookPath(l.agent[0])
+	return []launcher.Finding{
+		{OK: err == nil, What: fmt.Sprintf("%s can be written to (%v)", l.root, err), Fix: "set launchers.NAME.config.dir to a folder of the daemon's user on a local disk"},
+		{OK: err2 == nil, What: fmt.Sprintf("the supervisor %s can be started (%v)", l.agent[0], err2), Fix: "reinstall slipway"},
+	}
+}
+
+// List implements [launcher.Lister].
+func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launcher.Worker, error] {
+	return func(yield func(launcher.Worker, error) bool) {
+		names, err := l.names(f)
+		if err != nil {
+			yield(launcher.Worker{}, err)
+			return
+		}
+		for _, name := range names {
+			w, ok, err := l.worker(ctx, name)
+			if ok && f.Instance != "" && w.Instance != f.Instance {
+				continue
+			}
+			if (ok || err != nil) && !yield(w, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// names lists the workers that a filter may select.
+func (l *Launcher) names(f launcher.Filter) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(l.root, "workers"))
+	if err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		id, ok := launcher.ParseID(e.Name())
+		if ok && (f.Runs == nil || slices.Contains(f.Runs, id.Run)) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// worker observes one worker by name; false if there is none.
+func (l *Launcher) worker(ctx context.Context, name string) (launcher.Worker, bool, error) {
+	id, ok := launcher.ParseID(name)
+	if !ok {
+		return launcher.Worker{}, false, nil
+	}
+	var m meta
+	err := agent.ReadJSON(agent.PathsOf(l.root, name).Meta, &m)
+	if errors.Is(err, fs.ErrNotExist) {
+		return launcher.Worker{}, false, nil
+	}
+	if err != nil {
+		return launcher.Worker{}, false, fmt.Errorf("process: %w", err)
+	}
+	h, err := l.Health(ctx, launcher.Handle(name))
+	if err != nil || h.Status == launcher.NotFound {
+		return launcher.Worker{}, false, err
+	}
+	return launcher.Worker{ID: id, Instance: m.Instance, Handle: launcher.Handle(name), Health: h}, true, nil
+}
