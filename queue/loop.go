@@ -1,0 +1,220 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// claimBatch is the most runs that one transaction claims.
+const claimBatch = 50
+
+// retryDelay is how long the loop waits after the storage failed.
+const retryDelay = time.Second
+
+// store is what the loop asks of the storage.
+type store interface {
+	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
+	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
+}
+
+// runLauncher launches the workers of claimed runs. Package dispatch provides it.
+type runLauncher interface {
+	// Room is how many more runs the launcher takes now; 0 while it is sick.
+	Room(launcher string) int
+	// Launch takes over a claimed run and returns at once.
+	Launch(r storage.Run)
+}
+
+// Loop launches queued runs as the limits allow. Its fields are set before Run.
+type Loop struct {
+	Store    store
+	Fence    storage.Fence
+	Instance string
+	Limits   Limits
+	Route    func(dagster.Run) []string
+	Launcher runLauncher
+	Inbox    *storage.Inbox  // changed runs of all statuses
+	Freed    <-chan struct{} // ready when a launcher has room again
+	Log      *slog.Logger
+
+	queued map[string]storage.Run
+	active map[string]dagster.Run
+	hold   map[string]time.Time // runs that came back from a full launcher: not before then
+}
+
+// Requeued is a run that a launcher had no room for.
+type Requeued struct {
+	Run   storage.Run
+	Until time.Time
+}
+
+// Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed before it
+// returns has been handed to the launcher.
+func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
+	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]dagster.Run{}, map[string]time.Time{}
+	var wait time.Duration // until the next pass, if nothing happens
+	for {
+		var timer <-chan time.Time
+		if wait > 0 {
+			timer = time.After(wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.Inbox.Wake():
+		case <-l.Freed:
+		case r := <-requeued:
+			l.hold[r.Run.ID] = r.Until
+			l.apply(r.Run)
+		case <-timer:
+		}
+		for _, r := range l.Inbox.Take() {
+			l.apply(r)
+		}
+		var err error
+		if wait, err = l.pass(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// apply takes a run's new state into the loop's view.
+func (l *Loop) apply(r storage.Run) {
+	delete(l.queued, r.ID)
+	delete(l.active, r.ID)
+	switch {
+	case r.Broken != nil:
+		l.Log.Warn("a run cannot be read and is left alone", "run_id", r.ID, "err", r.Broken)
+		if r.Status.Active() {
+			l.active[r.ID] = r.Run // it counts
+		}
+	case r.Status == dagster.Queued:
+		l.queued[r.ID] = r
+	case r.Status.Active():
+		l.active[r.ID] = r.Run
+	default:
+		delete(l.hold, r.ID)
+	}
+}
+
+// pass claims what may go now, and says when to look again without a cause; 0 is never.
+func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
+	for {
+		picked, wait := l.pick(time.Now())
+		if len(picked) == 0 {
+			return wait, nil
+		}
+		batch := picked[:min(len(picked), claimBatch)]
+		err := l.claim(context.WithoutCancel(ctx), batch)
+		if errors.Is(err, storage.ErrFenced) {
+			return 0, err
+		}
+		if err != nil {
+			l.Log.WarnContext(ctx, "claim failed; looking what became of it", "err", err, "runs", len(batch))
+			return retryDelay, nil
+		}
+		if ctx.Err() != nil {
+			return 0, nil
+		}
+	}
+}
+
+// pick is one decision.
+func (l *Loop) pick(now time.Time) ([]dagster.Run, time.Duration) {
+	var wait time.Duration
+	room := map[string]int{}
+	held := func(r dagster.Run) bool {
+		if until := l.hold[r.ID]; until.After(now) {
+			if d := until.Sub(now); wait == 0 || d < wait {
+				wait = d
+			}
+			return true
+		}
+		name := l.Route(r)[0]
+		if _, ok := room[name]; !ok {
+			room[name] = l.Launcher.Room(name)
+		}
+		if room[name] <= 0 {
+			return true
+		}
+		room[name]--
+		return false
+	}
+	entries := make([]Entry, 0, len(l.queued))
+	for _, r := range l.queued {
+		entries = append(entries, Entry{r.Run, r.Row})
+	}
+	active := make([]dagster.Run, 0, len(l.active))
+	for _, r := range l.active {
+		active = append(active, r)
+	}
+	return Pick(entries, active, l.Limits, held), wait
+}
+
+// claimTimeout bounds one claim.
+const claimTimeout = 30 * time.Second
+
+// claim claims runs and hands those that it got to the launcher. An error leaves the loop's view as the
+// storage shows it then.
+func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	claims := make([]storage.Claim, len(runs))
+	for i, r := range runs {
+		claims[i] = storage.Claim{Run: r.ID, Launcher: l.Route(r)[0], Instance: l.Instance, Token: uuid.NewString(), At: now}
+	}
+	outcomes, err := l.Store.Claim(ctx, l.Fence, claims)
+	if err != nil {
+		if errors.Is(err, storage.ErrFenced) {
+			return err
+		}
+		return errors.Join(err, l.lookAgain(ctx, claims))
+	}
+	failpoint.Here("claim.done")
+	for i, o := range outcomes {
+		r := l.queued[runs[i].ID]
+		r.Status = o.Status
+		if o.Status == dagster.Queued { // a body that cannot be read
+			r.Broken = errors.New("the run's body cannot be read")
+		}
+		l.apply(r)
+		if !o.Done {
+			l.Log.InfoContext(ctx, "run left the queue before it was claimed", "run_id", r.ID, "status", o.Status)
+			continue
+		}
+		launch := o.Launch
+		r.Launch, r.Handle, r.Updated = &launch, "", launch.At
+		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", launch.Launcher, "attempt", launch.Attempt)
+		l.Launcher.Launch(r)
+	}
+	return nil
+}
+
+// lookAgain finds out what became of claims whose outcome was lost: the token in the launch row tells.
+func (l *Loop) lookAgain(ctx context.Context, claims []storage.Claim) error {
+	ids := make([]string, len(claims))
+	for i, c := range claims {
+		ids[i] = c.Run
+	}
+	runs, err := l.Store.Runs(ctx, storage.Filter{IDs: ids})
+	if err != nil {
+		return err
+	}
+	for _, r := range runs {
+		l.apply(r)
+		if r.Launch != nil && slices.ContainsFunc(claims, func(c storage.Claim) bool { return c.Token == r.Launch.Token }) {
+			l.Launcher.Launch(r)
+		}
+	}
+	return nil
+}

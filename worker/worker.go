@@ -1,0 +1,188 @@
+// Package worker turns a claimed run into the request that a launcher is given: command, working
+// directory, environment and labels. It is pure; what it needs to know of this machine it asks through functions.
+//
+// The command is Dagster's own, `dagster api execute_run`, with the arguments that Dagster's launchers pass.
+package worker
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Builder holds what requests of one instance have in common.
+type Builder struct {
+	Instance string          // instance id
+	Ref      json.RawMessage // InstanceRef for workers
+	// RefSecret says that Ref holds a password, which then is not put on a command line.
+	RefSecret          bool
+	AllowSecretsInArgv bool
+	Files              Files
+}
+
+// Files is this machine, for workers that see its files.
+type Files interface {
+	Exists(path string) bool
+	LookPath(program string) bool
+	// DagsterVersion is the version of the dagster package beside a Python; "" if it cannot be told.
+	DagsterVersion(python string) string
+}
+
+// Target is what of a launcher's settings decides about commands.
+type Target struct {
+	Name   string
+	Traits launcher.Traits
+	Python map[string]string // by code location, "*" for the others
+	Cwd    map[string]string // likewise
+}
+
+// Attempt is what the claim of a run decided.
+type Attempt struct {
+	Number int
+	Token  string
+	At     time.Time
+}
+
+// Request builds the request for one attempt at a run. Its error is [launcher.ErrInvalid].
+func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request, error) {
+	if r.Code.Raw == nil {
+		return nil, fmt.Errorf("%w: run %s has no pipeline_code_origin: it was not made by a webserver or daemon, and no worker can load its job", launcher.ErrInvalid, r.ID)
+	}
+	req := &launcher.Request{
+		ID: launcher.ID{Run: r.ID, Attempt: a.Number}, Token: a.Token, Instance: b.Instance, At: a.At,
+		Image: r.Code.Image, Job: r.Job, Location: r.Remote.Location, Repository: r.Remote.Repository,
+		Env: []launcher.Env{{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job}},
+		Labels: map[string]string{
+			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
+		},
+		Run: json.RawMessage(r.Body()), InstanceRef: b.Ref,
+	}
+	entry, python, err := b.entryPoint(r, t)
+	if err != nil {
+		return nil, err
+	}
+	if t.Traits.LocalFiles {
+		if req.Dir, err = b.dir(r, t); err != nil {
+			return nil, err
+		}
+		req.DagsterVersion = b.Files.DagsterVersion(python)
+	}
+	req.Command = append(entry, "api", "execute_run")
+	return req, b.arguments(req, r, t)
+}
+
+// arguments adds what says which run to execute: on the command line as Dagster's launchers do, or, where that would show a
+// password or is too long, in a variable.
+func (b *Builder) arguments(req *launcher.Request, r dagster.Run, t Target) error {
+	args := dagster.ExecuteRunArgs{InstanceRef: b.Ref, Origin: r.Code.Raw, RunID: r.ID}.JSON()
+	tooLong := t.Traits.MaxCommand > 0 && len(args) > t.Traits.MaxCommand
+	if !tooLong && (!b.RefSecret || b.AllowSecretsInArgv) {
+		req.Command = append(req.Command, args)
+		return nil
+	}
+	if !takesCompressed(req.DagsterVersion) {
+		if b.RefSecret {
+			return fmt.Errorf("%w: dagster.yaml holds a password, which Dagster %s of code location %s can only take on its command line, where every user of the machine sees it; write the password as {env: NAME}, or set allow_secrets_in_argv: true in slipway.yaml", launcher.ErrInvalid, orUnknown(req.DagsterVersion), r.Remote.Location)
+		}
+		return fmt.Errorf("%w: the arguments of run %s have %d bytes, more than %s takes, and Dagster %s cannot take them another way", launcher.ErrInvalid, r.ID, len(args), t.Name, orUnknown(req.DagsterVersion))
+	}
+	compressed := dagster.Compress(args)
+	if t.Traits.MaxCommand > 0 && len(compressed)+len(dagster.CompressedArgsEnv)+1 > t.Traits.MaxCommand {
+		return fmt.Errorf("%w: the arguments of run %s have %d bytes even when compressed, more than %s takes", launcher.ErrInvalid, r.ID, len(compressed), t.Name)
+	}
+	req.Env = append(req.Env, launcher.Env{Name: dagster.CompressedArgsEnv, Value: compressed, Secret: true})
+	return nil
+}
+
+func orUnknown(version string) string {
+	if version == "" {
+		return "(version unknown)"
+	}
+	return version
+}
+
+// takesCompressed says whether a version of Dagster reads its arguments from a variable: 1.12 and newer.
+func takesCompressed(version string) bool {
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	m, err1 := strconv.Atoi(major)
+	n, err2 := strconv.Atoi(minor)
+	return err1 == nil && err2 == nil && (m > 1 || m == 1 && n >= 12)
+}
+
+// setting is a location's value, else that of all others.
+func setting(m map[string]string, location string) string {
+	if v, ok := m[location]; ok {
+		return v
+	}
+	return m["*"]
+}
+
+// entryPoint is the command up to "api", and the Python in it where that is known.
+func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python string, err error) {
+	module := func(python string) []string { return []string{python, "-m", "dagster"} }
+	if !t.Traits.LocalFiles {
+		if len(r.Code.EntryPoint) > 0 {
+			return append([]string{}, r.Code.EntryPoint...), "", nil
+		}
+		return module(r.Code.Executable), "", nil
+	}
+	where := fmt.Sprintf("launchers.%s.python.%s in slipway.yaml", t.Name, r.Remote.Location)
+	if p := setting(t.Python, r.Remote.Location); p != "" {
+		if !b.Files.Exists(p) {
+			return nil, "", fmt.Errorf("%w: code location %s: there is no %s here (%s)", launcher.ErrInvalid, r.Remote.Location, p, where)
+		}
+		return module(p), p, nil
+	}
+	// The entry point is ["dagster"] for most locations: the dagster of whoever's PATH. The code server's own Python is the right one.
+	if p := r.Code.Executable; p != "" && b.Files.Exists(p) {
+		return module(p), p, nil
+	}
+	if e := r.Code.EntryPoint; len(e) > 0 && (b.Files.Exists(e[0]) && filepath.IsAbs(e[0]) || b.Files.LookPath(e[0])) {
+		return append([]string{}, e...), e[0], nil
+	}
+	return nil, "", fmt.Errorf("%w: code location %s runs in %s, which is not on this machine, and %q is not on PATH; set %s to a Python that has its packages", launcher.ErrInvalid, r.Remote.Location, orNone(r.Code.Executable), strings.Join(r.Code.EntryPoint, " "), where)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "an unknown Python"
+	}
+	return s
+}
+
+// dir is the worker's working directory. A relative python_file is opened relative to it, so it must be one that has the file.
+func (b *Builder) dir(r dagster.Run, t Target) (string, error) {
+	set, wd := setting(t.Cwd, r.Remote.Location), r.Code.WorkingDirectory
+	file := r.Code.PythonFile
+	if file == "" || filepath.IsAbs(file) {
+		for _, d := range []string{set, wd} {
+			if d != "" && b.Files.Exists(d) {
+				return d, nil
+			}
+		}
+		return "", nil
+	}
+	candidates := []string{}
+	for _, d := range []string{set, wd} {
+		if d != "" {
+			candidates = append(candidates, d)
+		}
+	}
+	if wd != "" {
+		candidates = append(candidates, filepath.Dir(wd))
+	}
+	for _, d := range candidates {
+		if b.Files.Exists(filepath.Join(d, file)) {
+			return d, nil
+		}
+	}
+	return "", fmt.Errorf("%w: code location %s: %s is in none of %s; set launchers.%s.cwd.%s in slipway.yaml to the folder that the code server was started in",
+		launcher.ErrInvalid, r.Remote.Location, file, strings.Join(candidates, ", "), t.Name, r.Remote.Location)
+}
