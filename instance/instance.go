@@ -333,3 +333,9 @@ func (in *Instance) QueueLimits() (Queue, error) {
 	err := q.override(filepath.Join(in.Home, "slipway.yaml"), "queue", in.Settings.Queue)
 	return q, err
 }
+
+// HasPools says whether dagster.yaml sets limits for pools.
+func (in *Instance) HasPools() bool {
+	c, _ := in.tree["concurrency"].(map[string]any)
+	return c["pools"] != nil || c["default_op_concurrency_limit"] != nil
+}

@@ -63,12 +63,12 @@ type Feed struct {
 }
 
 const (
-	pollInterval = 5 * time.Second  // the net under hints
-	scanInterval = time.Minute      // the net under the poll: clocks of workers may be behind
+	pollInterval = 5 * time.Second // the net under hints
+	scanInterval = time.Minute     // the net under the poll: clocks of workers may be behind
 	// By how much a poll goes back before the latest update: what is stamped by a clock of another machine, or of this one.
 	farOverlap  = 30 * time.Second
 	nearOverlap = 2 * time.Second
-	hintRetry    = time.Second
+	hintRetry   = time.Second
 )
 
 // probes are the waits after a notice, each from the one before.

@@ -1,0 +1,158 @@
+// Package cli is Slipway's command line, importable so that a program with further launchers is one line: cli.Main(kinds...).
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/storage/postgres"
+	"github.com/slipway-run/slipway/storage/sqlite"
+)
+
+// Version is the released version. A build from source says devel.
+const Version = "0.1.0-devel"
+
+// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or 1 after an
+// error that it has printed.
+func Main(kinds ...*launcher.Kind) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if runtime.GOOS == "windows" {
+		fmt.Fprintln(os.Stderr, "slipway: Windows is not supported; use WSL")
+		return 1
+	}
+	p := &program{kinds: kinds, out: os.Stdout, err: os.Stderr, env: os.LookupEnv}
+	if err := p.command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "slipway:", err)
+		return 1
+	}
+	return 0
+}
+
+// program is what the commands share.
+type program struct {
+	kinds    []*launcher.Kind
+	out, err io.Writer
+	env      func(string) (string, bool)
+
+	home     string
+	logLevel string
+	logJSON  bool
+	json     bool
+}
+
+func (p *program) command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "slipway", Short: "Launch Dagster runs anywhere",
+		Long: `Slipway takes the runs that Dagster has queued in its own storage, starts the run
+worker of each, watches it to its end, and leaves Dagster's UI, daemon and Python as they are.
+
+It needs the DAGSTER_HOME that your webserver uses. Its own settings stand in
+slipway.yaml there, beside dagster.yaml.`,
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	flags := root.PersistentFlags()
+	flags.StringVar(&p.home, "home", "", "the instance's folder (default: $DAGSTER_HOME)")
+	flags.StringVar(&p.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.BoolVar(&p.logJSON, "log-json", false, "log as JSON")
+	flags.BoolVar(&p.json, "json", false, "print results as JSON")
+	root.AddCommand(p.daemonCommand(), p.demoCommand(), p.runsCommand(), p.versionCommand())
+	return root
+}
+
+func (p *program) log() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(p.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %s: debug, info, warn or error is expected", p.logLevel)
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if p.logJSON {
+		return slog.New(slog.NewJSONHandler(p.err, o)), nil
+	}
+	return slog.New(slog.NewTextHandler(p.err, o)), nil
+}
+
+// instance loads the instance of --home or DAGSTER_HOME.
+func (p *program) instance() (*instance.Instance, error) {
+	env := p.env
+	if p.home != "" {
+		env = func(name string) (string, bool) {
+			if name == "DAGSTER_HOME" {
+				return p.home, true
+			}
+			return p.env(name)
+		}
+	}
+	home, err := instance.Home(env)
+	if err != nil {
+		return nil, err
+	}
+	return instance.Load(home, p.kinds, env)
+}
+
+// open opens the instance's storage. The caller closes it.
+func open(ctx context.Context, in *instance.Instance) (storage.Store, error) {
+	if url := in.Settings.StorageURL.DirectURL; url != "" {
+		return postgres.Open(ctx, url)
+	}
+	if in.Storage.URL != "" {
+		return postgres.Open(ctx, in.Storage.URL)
+	}
+	return sqlite.Open(ctx, in.Storage.BaseDir)
+}
+
+// withStore runs f with the instance's storage.
+func (p *program) withStore(ctx context.Context, f func(*instance.Instance, storage.Store) error) error {
+	in, err := p.instance()
+	if err != nil {
+		return err
+	}
+	s, err := open(ctx, in)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(in, s), s.Close())
+}
+
+func (p *program) printJSON(v any) error {
+	e := json.NewEncoder(p.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func (p *program) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := map[string]string{"version": Version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						v["revision"] = s.Value
+					}
+				}
+			}
+			if p.json {
+				return p.printJSON(v)
+			}
+			_, err := fmt.Fprintf(p.out, "slipway %s (%s, %s)\n", v["version"], v["go"], v["platform"])
+			return err
+		},
+	}
+}

@@ -1,0 +1,39 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/storage"
+)
+
+func (p *program) daemonCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "daemon", Short: "Launch the queued runs of an instance", Args: cobra.NoArgs,
+		Long: `Launches the runs that Dagster queues and watches their workers, until it is stopped.
+
+Stopping it (SIGTERM, Ctrl-C) leaves running workers alone; started again, it finds them.
+A second daemon on the same instance stands by and takes over when the first one ends.
+
+dagster-daemon stays for schedules, sensors and backfills, with its own launching off. Put this
+into the dagster.yaml that it reads:
+
+  run_queue: {max_concurrent_runs: 0}
+  run_monitoring: {enabled: false}
+
+and Slipway's own limit into slipway.yaml beside it:
+
+  queue: {max_concurrent_runs: 10}`,
+		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := p.log()
+			if err != nil {
+				return err
+			}
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return (&daemon.Daemon{Instance: in, Store: s, Log: log}).Run(cmd.Context())
+			})
+		},
+	}
+}

@@ -1,0 +1,306 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// demoRun is one run of the demo and how it has to end.
+type demoRun struct {
+	job, partition string
+	want           dagster.Status
+}
+
+func demoRuns() []demoRun {
+	runs := []demoRun{{"yearly", "", dagster.Success}, {"forecast", "", dagster.Success}, {"snow_in_july", "", dagster.Failure}}
+	for month := 1; month <= 8; month++ {
+		runs = append(runs, demoRun{"monthly", fmt.Sprintf("2014-%02d-01", month), dagster.Success})
+	}
+	return append(runs, demoRun{"yearly", "", dagster.Success})
+}
+
+const (
+	demoMarker = ".slipway-demo" // in the demo's folder, so that nothing else is ever removed
+	demoLimit  = 4
+	demoTime   = 10 * time.Minute
+)
+
+// demo holds one run of the command.
+type demo struct {
+	*program
+	bin, project string
+	once         bool
+	live         bool // redraw the table in place
+	server       *webserver.Server
+}
+
+func (p *program) demoCommand() *cobra.Command {
+	d := &demo{program: p}
+	cmd := &cobra.Command{
+		Use: "demo", Short: "Launch a dozen real runs of an example project", Args: cobra.NoArgs,
+		Long: `Starts a real dagster-webserver on an example project with SQLite, submits a dozen runs as
+its "Launch run" button does, launches them through Slipway, and shows how they go. On a terminal it
+goes on until Ctrl-C, so that you can look at the pages and launch runs yourself; without one, or with
+ONCE=1 in the environment, it stops everything at the end. The exit code is 0 only if
+every run ended as it should.
+
+make demo installs what it needs and starts it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			terminal := term.IsTerminal(int(os.Stdout.Fd()))
+			once, _ := p.env("ONCE")
+			d.once, d.live = once != "" || !terminal, terminal
+			return d.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&d.bin, "bin", ".venv/bin", "folder of dagster-webserver and its Python")
+	cmd.Flags().StringVar(&d.project, "project", "examples/etl/definitions.py", "Python file of the example project")
+	return cmd
+}
+
+func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
+
+func (d *demo) run(ctx context.Context) (err error) {
+	if d.home == "" {
+		d.home = ".demo"
+	}
+	for _, path := range []*string{&d.home, &d.bin, &d.project} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(d.bin, "dagster-webserver")); err != nil {
+		return fmt.Errorf("there is no dagster-webserver in %s: run make demo in Slipway's source, which installs it there (it needs Python 3.10 or newer), or name its folder with --bin", d.bin)
+	}
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	d.say("starting dagster-webserver on %s (log: %s)", d.project, filepath.Join(d.home, "webserver.log"))
+	if d.server, err = webserver.Start(ctx, webserver.Options{Bin: d.bin, Home: d.home, Locations: []string{d.project}}); err != nil {
+		return err
+	}
+	defer d.server.Stop()
+	d.say("starting slipway (log: %s)", filepath.Join(d.home, "slipway.log"))
+	log, err := os.Create(filepath.Join(d.home, "slipway.log"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	return d.withStore(ctx, func(in *instance.Instance, s storage.Store) error {
+		g, ctx := errgroup.WithContext(ctx)
+		ctx, stop := context.WithCancel(ctx)
+		g.Go(func() error {
+			defer stop()
+			return (&daemon.Daemon{Instance: in, Store: s, Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+		})
+		g.Go(func() error {
+			defer stop()
+			return d.show(ctx, in, s)
+		})
+		return g.Wait()
+	})
+}
+
+// prepare makes the demo's DAGSTER_HOME anew.
+func (d *demo) prepare() error {
+	marker := filepath.Join(d.home, demoMarker)
+	if _, err := os.Stat(marker); err == nil {
+		if err := os.RemoveAll(d.home); err != nil {
+			return err
+		}
+	} else if entries, err := os.ReadDir(d.home); err == nil && len(entries) > 0 {
+		return fmt.Errorf("%s is not empty and not from an earlier demo; name another folder with --home", d.home)
+	}
+	if err := os.MkdirAll(d.home, 0o755); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		demoMarker: "made by slipway demo; removed by the next one\n",
+		"dagster.yaml": "# So that a dagster-daemon, if you start one, leaves launching to Slipway:\nrun_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n" +
+			"telemetry: {enabled: false}\nnux: {enabled: false}\n",
+		"slipway.yaml": fmt.Sprintf("queue: {max_concurrent_runs: %d}\n", demoLimit),
+	} {
+		if err := os.WriteFile(filepath.Join(d.home, name), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// row is one line of the table.
+type row struct {
+	demoRun
+	id     string
+	status dagster.Status
+	// Since the run was queued; zero while it has not happened.
+	claimed, exec, start, end time.Duration
+}
+
+// show submits the runs, draws the table until all have ended, and sums up.
+func (d *demo) show(ctx context.Context, in *instance.Instance, s storage.Store) error {
+	var rows []*row
+	for _, r := range demoRuns() {
+		id, err := d.server.Launch(ctx, webserver.Job{Location: "etl", Name: r.job, Partition: r.partition})
+		if err != nil {
+			return err
+		}
+		rows = append(rows, &row{demoRun: r, id: id})
+	}
+	d.say("%d runs submitted through Dagster's GraphQL; at most %d run at a time\n", len(rows), demoLimit)
+	local := in.Launchers[in.Settings.Default]
+	workers, err := local.Kind.Open(ctx, local.Config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(demoTime)
+	drawn := 0
+	for {
+		done := 0
+		for _, r := range rows {
+			if err := r.update(ctx, s, workers); err != nil {
+				return err
+			}
+			if r.status.Finished() {
+				done++
+			}
+		}
+		if d.live {
+			drawn = d.redraw(rows, drawn)
+		}
+		if done == len(rows) {
+			break
+		}
+		if time.Now().After(deadline) {
+			d.table(d.out, rows)
+			return fmt.Errorf("%d of %d runs have not ended after %v; see %s", len(rows)-done, len(rows), demoTime, filepath.Join(d.home, "slipway.log"))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+	if !d.live {
+		d.table(d.out, rows)
+	}
+	return d.summary(ctx, rows)
+}
+
+// update reads how far a run is.
+func (r *row) update(ctx context.Context, s storage.Store, workers launcher.Launcher) error {
+	if r.status.Finished() {
+		return nil
+	}
+	runs, err := s.Runs(ctx, storage.Filter{IDs: []string{r.id}})
+	if err != nil || len(runs) == 0 {
+		return err
+	}
+	events, err := s.Events(ctx, r.id, dagster.StatusEventTypes()...)
+	if err != nil || len(events) == 0 {
+		return err
+	}
+	queued := events[0].Time
+	for _, e := range events {
+		switch since := e.Time.Sub(queued); {
+		case e.Type == dagster.RunStarting:
+			r.claimed = since
+		case e.Type == dagster.RunStart:
+			r.start = since
+		case e.Type.Status().Finished():
+			r.end = since
+		}
+	}
+	if runs[0].Handle != "" {
+		h, err := workers.Health(ctx, launcher.Handle(runs[0].Handle))
+		if err == nil && !h.Started.IsZero() {
+			r.exec = h.Started.Sub(queued)
+		}
+	}
+	r.status = runs[0].Status
+	return nil
+}
+
+func (d *demo) table(w io.Writer, rows []*row) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "RUN\tJOB\tSTATE\tQUEUED\tTO EXEC\tTO START\tTOTAL")
+	for _, r := range rows {
+		job := r.job
+		if r.partition != "" {
+			job += " " + r.partition
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.id[:8], job, r.status, short(r.claimed), short(r.exec), short(r.start), short(r.end))
+	}
+	_ = t.Flush()
+}
+
+func short(t time.Duration) string {
+	switch {
+	case t <= 0:
+		return "-"
+	case t < time.Second:
+		return fmt.Sprintf("%d ms", t.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", t.Seconds())
+}
+
+// redraw draws the table over the one drawn before and gives its height.
+func (d *demo) redraw(rows []*row, drawn int) int {
+	var b strings.Builder
+	d.table(&b, rows)
+	text := b.String()
+	if drawn > 0 {
+		text = fmt.Sprintf("\x1b[%dA", drawn) + strings.ReplaceAll(text, "\n", "\x1b[K\n")
+	}
+	_, _ = io.WriteString(d.out, text)
+	return strings.Count(b.String(), "\n")
+}
+
+func (d *demo) summary(ctx context.Context, rows []*row) error {
+	var wrong []string
+	ends := map[dagster.Status]int{}
+	var fastest, slowest time.Duration
+	for _, r := range rows {
+		ends[r.status]++
+		if r.status != r.want {
+			wrong = append(wrong, fmt.Sprintf("%s (%s) ended as %s, not %s", r.id, r.job, r.status, r.want))
+		}
+		launch := r.exec - r.claimed
+		if fastest == 0 || launch < fastest {
+			fastest = launch
+		}
+		slowest = max(slowest, launch)
+	}
+	d.say("\n%d runs: %d succeeded, %d failed as they should; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], short(fastest), short(slowest))
+	d.say("  runs:       %s/runs", d.server.URL)
+	d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)
+	d.say("  assets:     %s/assets", d.server.URL)
+	d.say("  home:       %s (slipway runs list --home %s)", d.home, d.home)
+	if len(wrong) > 0 {
+		return errors.New(strings.Join(wrong, "\n"))
+	}
+	if d.once {
+		d.say("every run ended as it should")
+		return nil
+	}
+	d.say("\nlaunch more from the pages; Ctrl-C stops everything")
+	<-ctx.Done()
+	return nil
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/storage"
+)
+
+func (p *program) runsCommand() *cobra.Command {
+	runs := &cobra.Command{Use: "runs", Short: "Look at runs"}
+	runs.AddCommand(p.runsListCommand(), p.runsShowCommand())
+	return runs
+}
+
+// runView is a run as the commands show it. Times are RFC 3339, "" while there is none.
+type runView struct {
+	RunID    string            `json:"run_id"`
+	Job      string            `json:"job"`
+	Location string            `json:"location"`
+	Status   dagster.Status    `json:"status"`
+	Launcher string            `json:"launcher,omitempty"`
+	Attempt  int               `json:"attempt,omitempty"`
+	Handle   string            `json:"handle,omitempty"`
+	Created  string            `json:"created"`
+	Started  string            `json:"started,omitempty"`
+	Ended    string            `json:"ended,omitempty"`
+	Tags     map[string]string `json:"tags,omitempty"`
+	Events   []eventView       `json:"events,omitempty"`
+}
+
+type eventView struct {
+	Time    string            `json:"time"`
+	Type    dagster.EventType `json:"type,omitempty"`
+	Step    string            `json:"step,omitempty"`
+	Message string            `json:"message,omitempty"`
+}
+
+func view(r storage.Run) runView {
+	v := runView{
+		RunID: r.ID, Job: r.Job, Location: r.Remote.Location, Status: r.Status, Handle: r.Handle,
+		Created: when(r.Created), Started: when(r.Start), Ended: when(r.End),
+	}
+	if r.Launch != nil && r.Launch.State != storage.Void {
+		v.Launcher, v.Attempt = r.Launch.Launcher, r.Launch.Attempt
+	}
+	return v
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format(time.RFC3339Nano)
+}
+
+func (p *program) runsListCommand() *cobra.Command {
+	var statuses []string
+	var limit int
+	cmd := &cobra.Command{
+		Use: "list", Short: "List runs, the newest first", Args: cobra.NoArgs,
+		Example: "  slipway runs list --status QUEUED,STARTED\n  slipway runs list --limit 5 --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f := storage.Filter{Newest: limit}
+			for _, s := range statuses {
+				f.Statuses = append(f.Statuses, dagster.Status(strings.ToUpper(s)))
+			}
+			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.listRuns(cmd.Context(), s, f) })
+		},
+	}
+	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
+	cmd.Flags().IntVar(&limit, "limit", 20, "at most so many; 0 for all, oldest first")
+	return cmd
+}
+
+func (p *program) listRuns(ctx context.Context, s storage.Store, f storage.Filter) error {
+	runs, err := s.Runs(ctx, f)
+	if err != nil {
+		return err
+	}
+	views := []runView{}
+	for _, r := range runs {
+		views = append(views, view(r))
+	}
+	if p.json {
+		return p.printJSON(views)
+	}
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	_, err = fmt.Fprintln(w, "RUN\tJOB\tLOCATION\tSTATUS\tLAUNCHER\tCREATED")
+	for _, v := range views {
+		if err == nil {
+			_, err = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.RunID, v.Job, v.Location, v.Status, dash(v.Launcher), dash(v.Created))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func (p *program) runsShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "show RUN", Short: "Show one run with its events", Args: cobra.ExactArgs(1),
+		Long:    "Shows one run with its events. RUN is a run ID, or as much of its beginning as names one run among the newest 1000.",
+		Example: "  slipway runs show 1a9ccfd4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.showRun(cmd.Context(), s, args[0]) })
+		},
+	}
+}
+
+// searchDepth is among how many of the newest runs the beginning of an ID is looked for.
+const searchDepth = 1000
+
+// find finds a run by its ID or the beginning of it.
+func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) {
+	runs, err := s.Runs(ctx, storage.Filter{IDs: []string{id}})
+	if err != nil || len(runs) == 1 {
+		return append(runs, storage.Run{})[0], err
+	}
+	all, err := s.Runs(ctx, storage.Filter{Newest: searchDepth})
+	if err != nil {
+		return storage.Run{}, err
+	}
+	for _, r := range all {
+		if strings.HasPrefix(r.ID, id) {
+			runs = append(runs, r)
+		}
+	}
+	switch len(runs) {
+	case 0:
+		return storage.Run{}, fmt.Errorf("there is no run %s; slipway runs list shows the newest", id)
+	case 1:
+		return runs[0], nil
+	}
+	return storage.Run{}, fmt.Errorf("%d runs begin with %s; give more of the ID", len(runs), id)
+}
+
+func (p *program) showRun(ctx context.Context, s storage.Store, id string) error {
+	r, err := find(ctx, s, id)
+	if err != nil {
+		return err
+	}
+	events, err := s.Events(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	v := view(r)
+	v.Tags = r.Tags
+	for _, e := range events {
+		v.Events = append(v.Events, eventView{when(e.Time), e.Type, e.StepKey, e.Message})
+	}
+	if p.json {
+		return p.printJSON(v)
+	}
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	var b strings.Builder
+	for _, f := range [][2]string{
+		{"run", v.RunID}, {"job", v.Job}, {"location", v.Location}, {"status", string(v.Status)}, {"launcher", v.Launcher}, {"worker", v.Handle},
+		{"created", v.Created}, {"started", v.Started}, {"ended", v.Ended},
+	} {
+		fmt.Fprintf(&b, "%s\t%s\n", f[0], dash(f[1]))
+	}
+	b.WriteString("\n")
+	for _, e := range v.Events {
+		message, _, _ := strings.Cut(e.Message, "\n")
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\n", e.Time, dash(string(e.Type)), dash(e.Step), message)
+	}
+	if _, err := w.Write([]byte(b.String())); err != nil {
+		return err
+	}
+	return w.Flush()
+}

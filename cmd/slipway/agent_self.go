@@ -1,0 +1,11 @@
+//go:build !embed
+
+package main
+
+import "os"
+
+// agentCommand is this program itself, so that plain go build and go run work.
+func agentCommand() ([]string, error) {
+	self, err := os.Executable()
+	return []string{self, "agent"}, err
+}

@@ -1,0 +1,22 @@
+// Slipway launches Dagster runs anywhere.
+package main
+
+import (
+	"os"
+
+	"github.com/slipway-run/slipway/agent"
+	"github.com/slipway-run/slipway/cli"
+	"github.com/slipway-run/slipway/launcher/all"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "agent" { // before anything that costs time
+		os.Exit(agent.Main(os.Args[2:]))
+	}
+	supervisor, err := agentCommand()
+	if err != nil {
+		os.Stderr.WriteString("slipway: " + err.Error() + "\n")
+		os.Exit(1)
+	}
+	os.Exit(cli.Main(all.Kinds(supervisor)...))
+}

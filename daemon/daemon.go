@@ -1,0 +1,268 @@
+// Package daemon puts the parts together: while this process leads the instance, it feeds, queues, launches
+// and monitors; otherwise it stands by.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/dispatch"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/monitor"
+	"github.com/slipway-run/slipway/queue"
+	"github.com/slipway-run/slipway/router"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+const (
+	leaseTTL   = 2 * time.Second
+	leaseRenew = 500 * time.Millisecond
+	// leaseSafety is how long before its end in the database a lease ends here.
+	leaseSafety = 300 * time.Millisecond
+	heartbeat   = 30 * time.Second
+	// beatAge is how old another daemon's heartbeat must be for it to be gone.
+	beatAge = 90 * time.Second
+)
+
+// queueDaemon is the daemon type of Dagster's dequeuer.
+const queueDaemon = "QUEUED_RUN_COORDINATOR"
+
+// Daemon launches the runs of one instance.
+type Daemon struct {
+	Instance *instance.Instance
+	Store    storage.Store
+	Log      *slog.Logger
+
+	id      string // of this process
+	name    string // of the instance
+	limits  queue.Limits
+	targets map[string]*dispatch.Target
+}
+
+// Run runs until ctx ends. What was claimed by then is launched first; workers go on without the daemon.
+func (d *Daemon) Run(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	d.id = fmt.Sprintf("slipway-%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	if err := d.checkStock(ctx); err != nil {
+		return err
+	}
+	standing := false
+	for ctx.Err() == nil {
+		fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			d.Log.WarnContext(ctx, "the lead of the instance cannot be had; trying again", "err", err)
+		case leads:
+			standing = false
+			d.Log.InfoContext(ctx, "leading", "instance", d.name, "epoch", fence.Epoch)
+			if err := d.lead(ctx, fence); err != nil {
+				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
+			}
+			continue
+		case !standing:
+			standing = true
+			d.Log.InfoContext(ctx, "another daemon leads this instance; standing by", "leader", fence.Leader)
+		}
+		sleep(ctx, leaseRenew)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(t):
+	}
+}
+
+// prepare opens the launchers and works out the limits.
+func (d *Daemon) prepare(ctx context.Context) error {
+	var err error
+	if d.name = d.Instance.Settings.InstanceID; d.name == "" {
+		if d.name, err = d.Store.InstanceID(ctx); err != nil {
+			return err
+		}
+	}
+	q, err := d.Instance.QueueLimits()
+	if err != nil {
+		return err
+	}
+	d.limits = queue.Limits{MaxConcurrentRuns: q.MaxConcurrentRuns}
+	for _, t := range q.TagLimits {
+		d.limits.Tags = append(d.limits.Tags, queue.TagLimit(t))
+	}
+	d.targets = map[string]*dispatch.Target{}
+	var errs []error
+	for name, l := range d.Instance.Launchers {
+		opened, err := l.Kind.Open(ctx, l.Config, d.Log.With("launcher", name))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd}
+		d.targets[name] = dispatch.NewTarget(t, l.Kind, opened)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
+		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags), "launchers", slices.Sorted(maps.Keys(d.targets)))
+	if d.Instance.HasPools() {
+		d.Log.WarnContext(ctx, "dagster.yaml limits pools: steps keep to them, but runs are not held back in the queue for them yet")
+	}
+	return nil
+}
+
+// checkStock refuses to dequeue beside a stock daemon that does so as well.
+func (d *Daemon) checkStock(ctx context.Context) error {
+	if d.Instance.Settings.Coexist {
+		return nil
+	}
+	beats, err := d.Store.Heartbeats(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, b := range beats {
+		if b.Type == queueDaemon && !d.Instance.Parked && !isOurs(b.ID) && now.Sub(b.At) < beatAge {
+			return fmt.Errorf("dagster-daemon dequeues runs of this instance (heartbeat %s ago) and would race with Slipway: set max_concurrent_runs: 0 under run_queue in %s/dagster.yaml and restart dagster-daemon; Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}; or set coexist: true there if you know better",
+				now.Sub(b.At).Round(time.Second), d.Instance.Home)
+		}
+	}
+	if !d.Instance.Parked || d.Instance.MonitorsRun {
+		d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: if you start one, it will launch and monitor runs besides Slipway; add run_queue: {max_concurrent_runs: 0} and run_monitoring: {enabled: false}")
+	}
+	return nil
+}
+
+func isOurs(id string) bool { return len(id) > 8 && id[:8] == "slipway-" }
+
+// lead does all the work of a leader until ctx ends or the lead is lost. It returns nil with ctx.
+func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
+	g, lead := errgroup.WithContext(ctx)
+	// Renewal outlives ctx: claims and launches at hand are finished under the lease.
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g.Go(func() error { defer stop(); return d.work(lead, fence) })
+	g.Go(func() error { return d.renew(renewing, fence) })
+	err := g.Wait()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTTL)
+	defer cancel()
+	if yerr := d.Store.Yield(last, fence); yerr != nil {
+		d.Log.WarnContext(ctx, "the lease could not be given back; it ends by itself", "err", yerr)
+	}
+	if ctx.Err() != nil && !errors.Is(err, storage.ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// errLeaseEnded means that the lease was not renewed in time.
+var errLeaseEnded = errors.New("the lease was not renewed in time")
+
+// renew keeps the lease until ctx ends. An error ends the lead.
+func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
+	ends := time.Now().Add(leaseTTL - leaseSafety)
+	for {
+		sleep(ctx, leaseRenew)
+		if ctx.Err() != nil {
+			return nil
+		}
+		asked := time.Now()
+		try, cancel := context.WithDeadline(ctx, ends)
+		got, leads, err := d.Store.Lead(try, d.id, leaseTTL)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil && (!leads || got != fence):
+			return storage.ErrFenced
+		case err == nil:
+			ends = asked.Add(leaseTTL - leaseSafety)
+		case time.Now().After(ends):
+			return errors.Join(errLeaseEnded, err)
+		}
+	}
+}
+
+// work recovers and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
+func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
+	if err := d.Store.Recover(ctx, fence); err != nil {
+		return err
+	}
+	unfinished, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
+	if err != nil {
+		return err
+	}
+	queued, inFlight := storage.NewInbox(), storage.NewInbox()
+	requeued := make(chan queue.Requeued, 64)
+	dispatcher := &dispatch.Dispatcher{
+		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
+		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
+		Builder: &worker.Builder{
+			Instance: d.name, Ref: d.Instance.WorkerRef(), RefSecret: d.Instance.RefHasSecret(),
+			AllowSecretsInArgv: d.Instance.Settings.AllowSecretsInArgv, Files: worker.Machine{},
+		},
+		Requeued: func(r storage.Run, until time.Time) {
+			select {
+			case requeued <- queue.Requeued{Run: r, Until: until}:
+			case <-ctx.Done():
+			}
+		},
+		Launched: func(r storage.Run) { inFlight.Put(r) },
+	}
+	dispatcher.Init()
+	routes := router.Router{Default: d.Instance.Settings.Default}
+	loop := &queue.Loop{
+		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
+		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
+	}
+	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Log: d.Log}
+	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
+		queued.Put(runs...)
+		inFlight.Put(runs...)
+	}}
+	g, ctx := errgroup.WithContext(ctx)
+	// The dispatcher ends after the queue, so that what was claimed last is still launched.
+	claiming, claimed := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return dispatcher.Run(claiming) })
+	g.Go(func() error {
+		defer claimed()
+		dispatcher.Recover(ctx, unfinished)
+		return loop.Run(ctx, requeued)
+	})
+	g.Go(func() error { return feed.Run(ctx) })
+	g.Go(func() error { return watch.Run(ctx) })
+	g.Go(func() error { return d.beat(ctx) })
+	return g.Wait()
+}
+
+// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it.
+func (d *Daemon) beat(ctx context.Context) error {
+	for ctx.Err() == nil {
+		now := time.Now()
+		_, err := d.Store.Beat(ctx, storage.Heartbeat{Type: queueDaemon, ID: d.id, At: now}, now.Add(-beatAge))
+		if err != nil && ctx.Err() == nil {
+			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
+		}
+		sleep(ctx, heartbeat)
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+// Package dispatch is the one place where a claimed run becomes a worker.
+//
+// A claimed run has a launch row, which says that there may be a worker of that run and attempt. Dispatch asks the
+// launcher for it by name until the outcome is known, and then writes the handle row: the fact
+// "launched". A process that dies in between leaves a launch row without a handle row, and the next leader
+// goes on with the same name on the same target.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+// store is what dispatch asks of the storage.
+type store interface {
+	Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error)
+	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
+}
+
+// Dispatcher launches the workers of claimed runs. Its fields are set before Run.
+type Dispatcher struct {
+	Store   store
+	Fence   storage.Fence
+	Builder *worker.Builder
+	Targets map[string]*Target
+	// Requeued is told of runs that went back to the queue, and when to try them again. It must not block for long.
+	Requeued func(r storage.Run, until time.Time)
+	// Launched is told of every run whose handle is written.
+	Launched func(r storage.Run)
+	// Grace is how long Run finishes what it has after its context ended.
+	Grace time.Duration
+	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
+	DeniedTimeout time.Duration
+	Log           *slog.Logger
+
+	freed chan struct{}
+	lost  context.CancelCauseFunc
+}
+
+// DefaultDeniedTimeout is a sensible [Dispatcher.DeniedTimeout].
+const DefaultDeniedTimeout = 10 * time.Minute
+
+// job is one run that needs a worker.
+type job struct {
+	run     storage.Run
+	recover bool // of a launch row that an earlier process left without a handle
+}
+
+// Freed is ready when a launcher may have room again.
+func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
+
+// Init makes the dispatcher ready for Launch and Run.
+func (d *Dispatcher) Init() { d.freed = make(chan struct{}, 1) }
+
+// Room is how many more launches a target takes now.
+func (d *Dispatcher) Room(name string) int {
+	t := d.Targets[name]
+	if t == nil || t.Sick() {
+		return 0
+	}
+	return cap(t.jobs) - len(t.jobs)
+}
+
+// Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
+func (d *Dispatcher) Launch(r storage.Run) { d.Targets[r.Launch.Launcher].jobs <- job{run: r} }
+
+// Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	d.lost = cancel
+	var wg sync.WaitGroup
+	for _, t := range d.Targets {
+		for range launches {
+			wg.Go(func() { d.work(ctx, work, t) })
+		}
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }() // ends below
+	select {
+	case <-work.Done():
+	case <-ctx.Done():
+		select {
+		case <-done:
+		case <-work.Done():
+		case <-time.After(d.Grace):
+		}
+	}
+	err := context.Cause(work)
+	cancel(nil)
+	<-done
+	if errors.Is(err, storage.ErrFenced) {
+		return err
+	}
+	return nil
+}
+
+// work takes jobs until ctx has ended and none is left.
+func (d *Dispatcher) work(ctx, work context.Context, t *Target) {
+	for {
+		select {
+		case j := <-t.jobs:
+			d.launch(work, t, j)
+			select {
+			case d.freed <- struct{}{}:
+			default:
+			}
+		case <-work.Done():
+			return
+		case <-ctx.Done():
+			select {
+			case j := <-t.jobs:
+				d.launch(work, t, j)
+			default:
+				return
+			}
+		}
+	}
+}
+
+// Recover hands over the runs whose launch row an earlier leader left without a handle row. It goes through all
+// unfinished runs of this instance and must be called before the first claim.
+func (d *Dispatcher) Recover(ctx context.Context, runs []storage.Run) {
+	for _, r := range runs {
+		if !d.ours(r) || r.Handle != "" {
+			continue
+		}
+		d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", r.Status)
+		select {
+		case d.Targets[r.Launch.Launcher].jobs <- job{run: r, recover: true}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ours says whether a run was claimed by this instance, has a launch row that may have a worker, and a launcher we have.
+func (d *Dispatcher) ours(r storage.Run) bool {
+	if r.Broken != nil || r.Launch == nil || r.Launch.State == storage.Void || r.Launch.Instance != d.Builder.Instance || !r.Status.Active() {
+		return false
+	}
+	if d.Targets[r.Launch.Launcher] == nil {
+		d.Log.Warn("a run was launched by a launcher that slipway.yaml no longer has; it is left alone", "run_id", r.ID, "launcher", r.Launch.Launcher)
+		return false
+	}
+	return true
+}
+
+// launch brings one job to its end: a handle row, a failed run, a run back in the queue; or ctx ends first, and
+// the next leader goes on.
+func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
+	r := j.run
+	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
+	begun := time.Now()
+	req, err := d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
+	if err != nil {
+		d.fail(ctx, r, err)
+		return
+	}
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
+	for ctx.Err() == nil {
+		if r.Status != dagster.Starting { // its worker is past its start, or it was canceled: look, start nothing
+			d.look(ctx, t, r)
+			return
+		}
+		failpoint.Here("launch.before")
+		var got launcher.Launched
+		err := t.Call(ctx, func(ctx context.Context) (err error) {
+			got, err = t.Launcher.Launch(ctx, req)
+			return err
+		})
+		failpoint.Here("launch.after")
+		switch {
+		case err == nil:
+			log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(begun))
+			d.launched(ctx, t, r, got)
+			return
+		case errors.Is(err, launcher.ErrInvalid):
+			d.fail(ctx, r, err)
+			return
+		case errors.Is(err, launcher.ErrCapacity):
+			d.requeue(ctx, r, err, wait.NextBackOff())
+			return
+		case errors.Is(err, launcher.ErrDenied) && time.Since(begun) > d.DeniedTimeout:
+			d.fail(ctx, r, err)
+			return
+		}
+		pause := wait.NextBackOff()
+		if after, ok := launcher.RetryAfter(err); ok {
+			pause = max(pause, after)
+		}
+		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", err, "wait", pause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if now, ok := d.reread(ctx, r); ok {
+			r = now
+		} else {
+			return
+		}
+	}
+}
+
+// reread gives the run as it is now; false if its launch row is no longer the one we work on, or it has ended.
+func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bool) {
+	runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}})
+	if err != nil {
+		return r, true // the storage is away as well: go on with what is known
+	}
+	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token || !runs[0].Status.Active() {
+		return r, false
+	}
+	return runs[0], true
+}
+
+// look finds the worker of a run that must not be launched any more.
+func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run) {
+	lister, ok := launcher.As[launcher.Lister](t.Launcher)
+	if !ok {
+		return
+	}
+	id := launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt}
+	err := t.Call(ctx, func(ctx context.Context) error {
+		for w, err := range lister.List(ctx, launcher.Filter{Instance: d.Builder.Instance, Runs: []string{r.ID}}) {
+			if err != nil {
+				return err
+			}
+			if w.ID == id {
+				d.launched(ctx, t, r, launcher.Launched{Handle: w.Handle})
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		d.Log.WarnContext(ctx, "cannot look for the worker of a run in flight", "run_id", r.ID, "launcher", t.Name, "err", err)
+	}
+}
+
+// moveTimeout bounds one write, which must be done although the daemon stops.
+const moveTimeout = 30 * time.Second
+
+// move writes a transition, again and again until the storage answers.
+func (d *Dispatcher) move(ctx context.Context, tr storage.Transition) (storage.Outcome, bool) {
+	out, err := backoff.Retry(ctx, func() (storage.Outcome, error) {
+		ctx, cancel := context.WithTimeout(ctx, moveTimeout)
+		defer cancel()
+		out, err := d.Store.Move(ctx, d.Fence, tr)
+		if errors.Is(err, storage.ErrFenced) {
+			return out, backoff.Permanent(err)
+		}
+		return out, err
+	}, backoff.WithMaxElapsedTime(0))
+	if errors.Is(err, storage.ErrFenced) {
+		d.lost(err)
+	}
+	if err != nil {
+		d.Log.WarnContext(ctx, "a change of a run was not written", "run_id", tr.Run, "err", err)
+	}
+	return out, err == nil && out.Done
+}
+
+// launched writes the fact that the worker exists.
+func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l launcher.Launched) {
+	now := time.Now()
+	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
+		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}}, nil)}
+	for _, n := range l.Notes {
+		var meta []dagster.Metadata
+		for _, m := range n.Metadata {
+			meta = append(meta, dagster.Metadata{Label: m[0], Text: m[1]})
+		}
+		events = append(events, dagster.NewEngineEvent(r.Run, now, n.Text, meta, nil))
+	}
+	if _, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags}); !ok {
+		return
+	}
+	r.Handle = string(l.Handle)
+	d.Launched(r)
+}
+
+// Texts of dagster._daemon.run_coordinator.queued_run_coordinator_daemon, 1.13.
+const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Marking the run as failed and dropping it from the queue"
+
+// fail ends a run that can never be launched, as Dagster's queue does.
+func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
+	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
+	now := time.Now()
+	d.move(ctx, storage.Transition{
+		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
+		Events: []dagster.Event{
+			dagster.NewEngineEvent(r.Run, now, unrecoverable, nil, cause),
+			dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), dagster.MarkedFailed),
+		},
+	})
+}
+
+// requeue puts a run for which there is no room back into the queue.
+func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error, pause time.Duration) {
+	now := time.Now()
+	out, ok := d.move(ctx, storage.Transition{
+		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
+		Events: []dagster.Event{
+			dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launcher %q has no room; the run waits in the queue: %v", r.Launch.Launcher, cause), nil, nil),
+			dagster.NewRunEnqueued(r.Run, now.Add(time.Microsecond)),
+		},
+	})
+	if ok {
+		r.Status, r.Launch, r.Handle = out.Status, nil, ""
+		d.Requeued(r, now.Add(pause))
+	}
+}

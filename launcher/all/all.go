@@ -1,0 +1,12 @@
+// Package all lists the launchers that come with Slipway.
+package all
+
+import (
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/process"
+)
+
+// Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor.
+func Kinds(agent []string) []*launcher.Kind {
+	return []*launcher.Kind{process.Kind(agent...)}
+}
