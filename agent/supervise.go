@@ -159,7 +159,7 @@ func watch(p Paths, pid int, stop <-chan os.Signal, end *Ended) error {
 			var e exit
 			var got int
 			got, e.err = syscall.Wait4(-1, &e.status, 0, &e.usage)
-			if e.err == syscall.EINTR || e.err == nil && got != pid {
+			if errors.Is(e.err, syscall.EINTR) || e.err == nil && got != pid {
 				continue // an orphan of the worker
 			}
 			done <- e

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/slipway-run/slipway/agent"
@@ -15,7 +16,7 @@ func main() {
 	}
 	supervisor, err := agentCommand()
 	if err != nil {
-		os.Stderr.WriteString("slipway: " + err.Error() + "\n")
+		fmt.Fprintln(os.Stderr, "slipway:", err)
 		os.Exit(1)
 	}
 	os.Exit(cli.Main(all.Kinds(supervisor)...))

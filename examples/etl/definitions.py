@@ -1,5 +1,7 @@
-"""A small Dagster project on real data: Seattle's daily weather, 2012 to 2015 (NOAA), as shipped by the
-PyPI package vega_datasets. It needs nothing but Dagster: the CSV file is read where pip put it."""
+"""A small Dagster project on real data: Seattle's daily weather, 2012 to 2015 (NOAA).
+
+The PyPI package vega_datasets ships it. Its CSV file is read where pip put it, so that the
+project needs nothing but Dagster."""
 
 import csv
 import statistics

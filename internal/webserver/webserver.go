@@ -164,7 +164,7 @@ func (s *Server) Query(ctx context.Context, query string, variables map[string]a
 		Errors []struct{ Message string }
 	}
 	if err := json.Unmarshal(text, &got); err != nil || resp.StatusCode != http.StatusOK || len(got.Errors) > 0 {
-		return fmt.Errorf("graphql: %s: %s (%v)", resp.Status, text, err)
+		return errors.Join(fmt.Errorf("graphql: %s: %s", resp.Status, text), err)
 	}
 	return json.Unmarshal(got.Data, into)
 }

