@@ -203,6 +203,7 @@ func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
 	err := s.tx(ctx, &f, func(tx *sql.Tx) error { return setKV(ctx, tx, storage.LeaseKey, "0") })
 	if s.lock != nil {
 		err = errors.Join(err, syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN))
+		s.led = false
 	}
 	if errors.Is(err, storage.ErrFenced) {
 		return nil
