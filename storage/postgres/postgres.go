@@ -121,10 +121,11 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 			return err
 		}
 		if fence = storage.ParseFence(value); fence.Leader != leader {
-			fence, leads, err = s.takeOver(ctx, tx, leader)
-			if err != nil || !leads {
+			next, ok, err := s.takeOver(ctx, tx, leader)
+			if err != nil || !ok {
 				return err
 			}
+			fence = next
 		}
 		leads = true
 		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
