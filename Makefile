@@ -41,8 +41,8 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites (an hour)
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 
 .PHONY: bench
-bench: build venv ## Measure; fails if a bound is missed
-	@hack/with-postgres go run ./bench
+bench: ## Measure; fails if a bound is missed
+	@go run ./bench
 
 .PHONY: lint
 lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff

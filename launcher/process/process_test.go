@@ -2,6 +2,7 @@ package process_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -42,11 +43,19 @@ func open(t testing.TB, dir string) launcher.Launcher {
 }
 
 func TestContract(t *testing.T) {
-	dir := t.TempDir()
-	launchertest.Run(t, launchertest.Target{
-		Kind: kind(t), Timeout: time.Minute,
-		Open: func(t testing.TB) launcher.Launcher { return open(t, dir) },
-	})
+	times := 3
+	if os.Getenv("SLIPWAY_SOAK") != "" {
+		times = 20
+	}
+	for i := range times {
+		t.Run(fmt.Sprintf("time %d", i+1), func(t *testing.T) {
+			dir := t.TempDir()
+			launchertest.Run(t, launchertest.Target{
+				Kind: kind(t), Timeout: time.Minute,
+				Open: func(t testing.TB) launcher.Launcher { return open(t, dir) },
+			})
+		})
+	}
 }
 
 func request(script string) *launcher.Request {

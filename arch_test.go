@@ -1,0 +1,87 @@
+// Package slipway_test holds the rule of who may import whom.
+package slipway_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/slipway-run/slipway/"
+
+// mayImport lists, for each package, which packages of this module it may import. Packages of tests and of
+// internal/ may import what they test and are not listed.
+var mayImport = map[string]string{
+	"agent":                 "",
+	"failpoint":             "",
+	"config":                "",
+	"dagster":               "",
+	"launcher":              "config",
+	"router":                "dagster",
+	"worker":                "dagster launcher config",
+	"storage":               "dagster",
+	"storage/sqlite":        "dagster storage failpoint",
+	"storage/postgres":      "dagster storage failpoint config",
+	"instance":              "dagster config launcher",
+	"launcher/process":      "launcher config agent failpoint",
+	"launcher/all":          "launcher launcher/process",
+	"dispatch":              "dagster storage launcher worker failpoint",
+	"queue":                 "dagster storage failpoint",
+	"monitor":               "dagster storage launcher dispatch failpoint",
+	"daemon":                "dagster storage instance router worker dispatch queue monitor",
+	"cli":                   "dagster storage storage/sqlite storage/postgres instance launcher daemon internal/webserver",
+	"cmd/slipway":           "agent cli launcher/all",
+	"cmd/slipway-agent":     "agent",
+	"internal/webserver":    "",
+	"internal/testenv":      "",
+	"internal/pgserver":     "",
+	"storage/storagetest":   "dagster storage internal/testenv",
+	"launcher/launchertest": "launcher",
+	"bench":                 "launcher launcher/process config",
+}
+
+// standardOnly are the packages that run on targets and import nothing but the standard library.
+var standardOnly = []string{"agent", "cmd/slipway-agent"}
+
+func TestImportsGoOneWay(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, module)
+		seen[name] = true
+		allowed, ok := mayImport[name]
+		if !ok && len(p.Imports) > 0 {
+			t.Errorf("%s is not in this table", name)
+		}
+		for _, i := range p.Imports {
+			ours, isOurs := strings.CutPrefix(i, module)
+			if isOurs && !slices.Contains(strings.Fields(allowed), ours) {
+				t.Errorf("%s imports %s, which it may not", name, ours)
+			}
+			if !isOurs && slices.Contains(standardOnly, name) && strings.Contains(i, ".") {
+				t.Errorf("%s imports %s, which is not of the standard library", name, i)
+			}
+		}
+	}
+	for name := range mayImport {
+		if !seen[name] {
+			t.Errorf("%s is in this table and not in the module", name)
+		}
+	}
+}
