@@ -60,6 +60,23 @@ func Fields(of any) []Field {
 	return fields
 }
 
+// Table is the fields as a table in markdown, for reference pages.
+func Table(fields []Field) string {
+	var b strings.Builder
+	b.WriteString("| setting | type | default | |\n|---|---|---|---|\n")
+	for _, f := range fields {
+		def := "`" + f.Default + "`"
+		switch {
+		case f.Required:
+			def = "required"
+		case f.Default == "":
+			def = ""
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, f.Type, def, f.Help)
+	}
+	return b.String()
+}
+
 // Lookup finds an environment variable, as [os.LookupEnv] does.
 type Lookup func(name string) (string, bool)
 

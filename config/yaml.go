@@ -135,6 +135,9 @@ var (
 	floatText = regexp.MustCompile(`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
 )
 
+// timeText is a timestamp, which Dagster does not read but PyYAML's writer quotes.
+var timeText = regexp.MustCompile(`^\d{4}-\d\d-\d\d$|^\d{4}-\d\d?-\d\d?(?:[Tt]|[ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?(?:[ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?$`)
+
 // Scalar is the value of a scalar node as Dagster's YAML loader reads it: yes, no, on and off are
 // booleans, 010 is eight, 1:30 is ninety, a date is a text.
 func Scalar(n *yaml.Node) any {
@@ -276,7 +279,7 @@ func scalarText(v any) string {
 		case math.IsNaN(v):
 			return ".nan"
 		case math.IsInf(v, 0):
-			return strings.Replace(strconv.FormatFloat(v, 'f', -1, 64), "Inf", ".inf", 1)
+			return strings.TrimPrefix(strings.Replace(strconv.FormatFloat(v, 'f', -1, 64), "Inf", ".inf", 1), "+")
 		}
 		s := strconv.FormatFloat(v, 'f', -1, 64)
 		if !strings.Contains(s, ".") {
@@ -296,7 +299,7 @@ func quote(s string) string {
 	}
 	_, isText := plain(s).(string)
 	switch {
-	case s == "", !isText, s == "=", s == "<<",
+	case s == "", !isText, s == "=", s == "<<", timeText.MatchString(s),
 		strings.HasPrefix(s, "---"), strings.HasPrefix(s, "..."),
 		strings.HasPrefix(s, " "), strings.HasSuffix(s, " "),
 		strings.ContainsRune("#,[]{}&*!|>'\"%@`", rune(s[0])),
