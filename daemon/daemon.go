@@ -35,8 +35,8 @@ const (
 	beatAge = 90 * time.Second
 )
 
-// queueDaemon is the daemon type of Dagster's dequeuer.
-const queueDaemon = "QUEUED_RUN_COORDINATOR"
+// idPrefix begins the id of every daemon of ours, in leases and heartbeats.
+const idPrefix = "slipway-"
 
 // Daemon launches the runs of one instance.
 type Daemon struct {
@@ -56,7 +56,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.id = fmt.Sprintf("slipway-%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
+	d.id = fmt.Sprintf(idPrefix+"%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -129,30 +129,6 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	}
 	return nil
 }
-
-// checkStock refuses to dequeue beside a stock daemon that does so as well.
-func (d *Daemon) checkStock(ctx context.Context) error {
-	if d.Instance.Settings.Coexist {
-		return nil
-	}
-	beats, err := d.Store.Heartbeats(ctx)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	for _, b := range beats {
-		if b.Type == queueDaemon && !d.Instance.Parked && !isOurs(b.ID) && now.Sub(b.At) < beatAge {
-			return fmt.Errorf("dagster-daemon dequeues runs of this instance (heartbeat %s ago) and would race with Slipway: set max_concurrent_runs: 0 under run_queue in %s/dagster.yaml and restart dagster-daemon; Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}; or set coexist: true there if you know better",
-				now.Sub(b.At).Round(time.Second), d.Instance.Home)
-		}
-	}
-	if !d.Instance.Parked || d.Instance.MonitorsRun {
-		d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: if you start one, it will launch and monitor runs besides Slipway; add run_queue: {max_concurrent_runs: 0} and run_monitoring: {enabled: false}")
-	}
-	return nil
-}
-
-func isOurs(id string) bool { return len(id) > 8 && id[:8] == "slipway-" }
 
 // lead does all the work of a leader until ctx ends or the lead is lost. It returns nil with ctx.
 func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {

@@ -172,7 +172,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
 	for ctx.Err() == nil {
-		if r.Status != dagster.Starting { // its worker is past its start, or it was canceled: look, start nothing
+		if r.Status != dagster.Starting { // its worker is past its start, or the run was canceled: look, start nothing
 			d.look(ctx, t, r)
 			return
 		}
@@ -216,16 +216,16 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	}
 }
 
-// reread gives the run as it is now; false if its launch row is no longer the one we work on, or it has ended.
+// reread gives the run as it is now; false if its launch row is no longer the one we work on.
 func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bool) {
 	runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}})
 	if err != nil {
 		return r, true // the storage is away as well: go on with what is known
 	}
-	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token || !runs[0].Status.Active() {
+	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token {
 		return r, false
 	}
-	return runs[0], true
+	return runs[0], runs[0].Launch.State != storage.Void
 }
 
 // look finds the worker of a run that must not be launched any more.

@@ -21,12 +21,13 @@ import (
 	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/storage/postgres"
 	"github.com/slipway-run/slipway/storage/sqlite"
+	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
 // The test binary is also the light worker: `-m dagster api execute_run ARGS`.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "-m" {
-		if err := lightWorker(os.Args); err != nil {
+		if err := storagetest.LightWorker(os.Args); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

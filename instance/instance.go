@@ -297,6 +297,9 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	if err := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings); err != nil {
 		return err
 	}
+	if id := in.Settings.InstanceID; id != "" && !launcherName.MatchString(id) {
+		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
+	}
 	if len(in.Settings.Launchers) == 0 {
 		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process"}}
 	}

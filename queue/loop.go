@@ -89,6 +89,9 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 
 // apply takes a run's new state into the loop's view.
 func (l *Loop) apply(r storage.Run) {
+	if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
+		l.Log.Warn("another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
+	}
 	delete(l.queued, r.ID)
 	delete(l.active, r.ID)
 	switch {
@@ -183,7 +186,11 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 	failpoint.Here("claim.done")
 	for i, o := range outcomes {
 		r := l.queued[runs[i].ID]
-		r.Status = o.Status
+		r.Status, r.Launch = o.Status, nil
+		if o.Done {
+			launch := o.Launch
+			r.Launch, r.Handle, r.Updated = &launch, "", launch.At
+		}
 		if o.Status == dagster.Queued { // a body that cannot be read
 			r.Broken = errors.New("the run's body cannot be read")
 		}
@@ -192,9 +199,7 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 			l.Log.InfoContext(ctx, "run left the queue before it was claimed", "run_id", r.ID, "status", o.Status)
 			continue
 		}
-		launch := o.Launch
-		r.Launch, r.Handle, r.Updated = &launch, "", launch.At
-		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", launch.Launcher, "attempt", launch.Attempt)
+		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt)
 		l.Launcher.Launch(r)
 	}
 	return nil

@@ -1,4 +1,4 @@
-package e2e_test
+package storagetest
 
 import (
 	"errors"
@@ -7,15 +7,15 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
-// lightStorage is the variable with the storage that the light worker writes to. A daemon hands it on.
-const lightStorage = "LIGHT_STORAGE"
+// LightStorage is the variable with the storage that [LightWorker] writes to. A daemon hands it on.
+const LightStorage = "LIGHT_STORAGE"
 
-// lightWorker does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
+// LightWorker is a worker for tests that need many: a test binary that is started with "-m" as its first argument hands it its
+// arguments. It does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
 // PIPELINE_START, and then what the tag "fate" says: nothing is a success, "die" is an end without a word.
-func lightWorker(argv []string) error {
+func LightWorker(argv []string) error {
 	if len(argv) != 6 || argv[2] != "dagster" || argv[3] != "api" || argv[4] != "execute_run" {
 		return fmt.Errorf("unexpected command %q", argv)
 	}
@@ -24,7 +24,7 @@ func lightWorker(argv []string) error {
 		return err
 	}
 	id, _ := args.Value("pipeline_run_id").(string)
-	d, err := storagetest.Connect(os.Getenv(lightStorage))
+	d, err := Connect(os.Getenv(LightStorage))
 	if err != nil {
 		return err
 	}
