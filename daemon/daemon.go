@@ -75,7 +75,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 			if err := d.lead(ctx, fence); err != nil {
 				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
 			}
-			continue
 		case !standing:
 			standing = true
 			d.Log.InfoContext(ctx, "another daemon leads this instance; standing by", "leader", fence.Leader)
@@ -180,8 +179,10 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 
 // work recovers and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
-	if err := d.Store.Recover(ctx, fence); err != nil {
+	if err := d.Store.Recover(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
+	} else if err != nil { // of some runs; the others go on
+		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
 	}
 	unfinished, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
 	if err != nil {

@@ -20,6 +20,9 @@ const claimBatch = 50
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
 
+// roomRetry is how often the loop looks whether a sick launcher has recovered. One that is only full says so itself.
+const roomRetry = time.Second
+
 // store is what the loop asks of the storage.
 type store interface {
 	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
@@ -78,6 +81,9 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 		case <-timer:
 		}
 		for _, r := range l.Inbox.Take() {
+			if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
+				l.Log.WarnContext(ctx, "another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
+			}
 			l.apply(r)
 		}
 		var err error
@@ -89,9 +95,6 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 
 // apply takes a run's new state into the loop's view.
 func (l *Loop) apply(r storage.Run) {
-	if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
-		l.Log.Warn("another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
-	}
 	delete(l.queued, r.ID)
 	delete(l.active, r.ID)
 	switch {
@@ -147,6 +150,9 @@ func (l *Loop) pick(now time.Time) ([]dagster.Run, time.Duration) {
 			room[name] = l.Launcher.Room(name)
 		}
 		if room[name] <= 0 {
+			if wait == 0 || wait > roomRetry {
+				wait = roomRetry
+			}
 			return true
 		}
 		room[name]--
@@ -196,7 +202,7 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 		}
 		l.apply(r)
 		if !o.Done {
-			l.Log.InfoContext(ctx, "run left the queue before it was claimed", "run_id", r.ID, "status", o.Status)
+			l.Log.DebugContext(ctx, "run had left the queue before it was claimed", "run_id", r.ID, "status", o.Status)
 			continue
 		}
 		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt)

@@ -14,6 +14,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "agent" { // before anything that costs time
 		os.Exit(agent.Main(os.Args[2:]))
 	}
+	if os.Getpid() == 1 { // in a container: orphans of workers become ours
+		os.Exit(agent.Init(os.Args))
+	}
 	supervisor, err := agentCommand()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "slipway:", err)

@@ -41,32 +41,35 @@ func (s *Store) drain(ctx context.Context) error {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return fmt.Errorf("sqlite: outbox: %w", err)
 	}
-	byRun := map[string][]string{}
-	var order, keys []string
+	texts, keys := map[string][]string{}, map[string][]string{}
+	var order []string
 	for _, w := range out {
 		run, _, _ := strings.Cut(strings.TrimPrefix(w.key, outboxPrefix), "/")
-		if byRun[run] == nil {
+		if texts[run] == nil {
 			order = append(order, run)
 		}
-		byRun[run] = append(byRun[run], w.text)
-		keys = append(keys, w.key)
+		texts[run], keys[run] = append(texts[run], w.text), append(keys[run], w.key)
 	}
+	var errs []error
+	var done []string
 	for _, run := range order {
-		if err := s.store(ctx, run, byRun[run]); err != nil {
-			return err
+		if err := s.store(ctx, run, texts[run]); err != nil { // its events wait for the next time
+			errs = append(errs, err)
+			continue
 		}
+		done = append(done, keys[run]...)
 	}
-	if len(keys) == 0 {
-		return nil
-	}
-	return s.tx(ctx, nil, func(tx *sql.Tx) error {
-		for _, k := range keys {
-			if _, err := tx.ExecContext(ctx, "DELETE FROM kvs WHERE key = ?", k); err != nil {
-				return fmt.Errorf("sqlite: outbox: %w", err)
+	if len(done) > 0 {
+		errs = append(errs, s.tx(ctx, nil, func(tx *sql.Tx) error {
+			for _, k := range done {
+				if _, err := tx.ExecContext(ctx, "DELETE FROM kvs WHERE key = ?", k); err != nil {
+					return fmt.Errorf("sqlite: outbox: %w", err)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 // store writes events of one run to its shard and those that change its status to index.db as well.

@@ -1,0 +1,171 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher/all"
+	"github.com/slipway-run/slipway/storage/storagetest"
+)
+
+// slipway runs one command on an instance and gives what it prints.
+func slipway(t *testing.T, home string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	p := &program{kinds: all.Kinds([]string{"/nowhere"}), out: &out, err: &out, env: func(name string) (string, bool) {
+		return map[string]string{"DAGSTER_HOME": home}[name], name == "DAGSTER_HOME" && home != ""
+	}}
+	cmd := p.command()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+const success = "1a9ccfd4-76f3-4b5b-86b6-05a8869aa43f" // of real Dagster's runs in testdata
+
+func TestRuns(t *testing.T) {
+	home := storagetest.NewSQLite(t).Location
+	out, err := slipway(t, home, "runs", "list", "--status", "queued,failure", "--limit", "3")
+	if err != nil || strings.Count(out, "\n") != 4 || !strings.Contains(out, "QUEUED") || strings.Contains(out, "SUCCESS") {
+		t.Errorf("runs list = %v\n%s", err, out)
+	}
+	out, err = slipway(t, home, "runs", "list", "--json")
+	var runs []map[string]any
+	if err != nil || json.Unmarshal([]byte(out), &runs) != nil || len(runs) != 12 || runs[11]["status"] != "FAILURE" {
+		t.Errorf("runs list --json = %v\n%s", err, out)
+	}
+	out, err = slipway(t, home, "runs", "show", success[:8])
+	if err != nil || !strings.Contains(out, success) || !strings.Contains(out, `Started execution of run for "ok_job".`) || !strings.Contains(out, "remote_loc") {
+		t.Errorf("runs show = %v\n%s", err, out)
+	}
+	out, err = slipway(t, home, "runs", "show", success, "--json")
+	var run struct {
+		Tags   map[string]string
+		Events []map[string]string
+	}
+	if err != nil || json.Unmarshal([]byte(out), &run) != nil || run.Tags["team"] != "data" || len(run.Events) != 33 {
+		t.Errorf("runs show --json = %v\n%s", err, out)
+	}
+}
+
+func TestErrorsSayWhatToDo(t *testing.T) {
+	home := storagetest.NewSQLite(t).Location
+	empty := t.TempDir()
+	for want, c := range map[string]struct {
+		home string
+		args []string
+	}{
+		"DAGSTER_HOME is not set":                   {"", []string{"runs", "list"}},
+		"is not a folder":                           {"/no/such/folder", []string{"daemon"}},
+		"is not an absolute path":                   {"relative", []string{"daemon"}},
+		"Dagster has made no storage in":            {empty, []string{"daemon"}},
+		"there is no run deadbeef":                  {home, []string{"runs", "show", "deadbeef"}},
+		"runs begin with a; give more":              {home, []string{"runs", "show", "a"}},
+		"unknown command":                           {home, []string{"lauch"}},
+		"debug, info, warn or error is expected":    {home, []string{"daemon", "--log-level", "loud"}},
+		"there is no dagster-webserver in":          {empty, []string{"demo", "--bin", empty}},
+		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home, "--bin", filepath.Join(testenv.Root(t), "cli/testdata/bin")}},
+	} {
+		if out, err := slipway(t, c.home, c.args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("slipway %v = %v\n%s\nwant %q", c.args, err, out, want)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	out, err := slipway(t, "", "version")
+	if err != nil || !strings.HasPrefix(out, "slipway "+Version) {
+		t.Errorf("version = %q, %v", out, err)
+	}
+}
+
+// As the first process of a container Slipway reaps what ends there, and passes on how it itself ended.
+func TestFirstProcessReaps(t *testing.T) {
+	unshare := func(command ...string) *exec.Cmd {
+		return exec.Command("unshare", append([]string{"--pid", "--fork", "--mount-proc", "--kill-child"}, command...)...)
+	}
+	if out, err := unshare("true").CombinedOutput(); err != nil {
+		t.Skipf("no PID namespace can be made: %v %s", err, out)
+	}
+	bin := testenv.Build(t, "slipway")
+	if out, err := unshare(bin, "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "slipway ") {
+		t.Errorf("version as the first process: %v\n%s", err, out)
+	}
+	if out, err := unshare(bin, "lauch").CombinedOutput(); err == nil || err.(*exec.ExitError).ExitCode() != 1 { //nolint:errorlint // of Run itself
+		t.Errorf("a wrong command as the first process: %v\n%s", err, out)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := storagetest.NewSQLite(t)
+	for name, text := range map[string]string{
+		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\n",
+		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Exec("DELETE FROM daemon_heartbeats"); err != nil {
+		t.Fatal(err)
+	}
+	run := "11111111-2222-4333-8444-555555555555"
+	if err := d.Enqueue(run, nil); err != nil {
+		t.Fatal(err)
+	}
+	cmd := unshare("sh", "-c", "exec "+bin+" daemon --home "+d.Location)
+	cmd.Env = append(os.Environ(), storagetest.LightStorage+"="+d.Location, "GORACE=atexit_sleep_ms=0")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // unshare takes its child with it
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // killed
+	})
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		status, err := d.Status(run)
+		return status == "SUCCESS", string(status) + " " + errText(err)
+	})
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		out, err := exec.Command("ps", "-eo", "stat,args").Output()
+		zombie := ""
+		for line := range strings.SplitSeq(string(out), "\n") {
+			if strings.HasPrefix(line, "Z") && (strings.Contains(line, "slipway") || strings.Contains(line, filepath.Base(self))) {
+				zombie = line
+			}
+		}
+		return err == nil && zombie == "", "a zombie stays: " + zombie + errText(err)
+	})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "-m" {
+		if err := storagetest.LightWorker(os.Args); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	testenv.Cleanup()
+	os.Exit(code)
+}
