@@ -184,7 +184,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	} else if err != nil { // of some runs; the others go on
 		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
 	}
-	unfinished, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
+	inFlightRuns, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		},
 		Launched: func(r storage.Run) { inFlight.Put(r) },
 	}
-	dispatcher.Init()
+	dispatcher.Init(ctx, inFlightRuns)
 	routes := router.Router{Default: d.Instance.Settings.Default}
 	loop := &queue.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
@@ -222,7 +222,6 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return dispatcher.Run(claiming) })
 	g.Go(func() error {
 		defer claimed()
-		dispatcher.Recover(ctx, unfinished)
 		return loop.Run(ctx, requeued)
 	})
 	g.Go(func() error { return feed.Run(ctx) })

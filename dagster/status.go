@@ -19,6 +19,11 @@ const (
 	Canceled   Status = "CANCELED"
 )
 
+// Statuses are all of them.
+func Statuses() []Status {
+	return []Status{Queued, NotStarted, Managed, Starting, Started, Suspended, Success, Failure, Canceling, Canceled}
+}
+
 // ActiveStatuses are those that count against limits.
 func ActiveStatuses() []Status { return []Status{Starting, Started, Canceling} }
 

@@ -45,6 +45,7 @@ type Dispatcher struct {
 	DeniedTimeout time.Duration
 	Log           *slog.Logger
 
+	jobs  map[string]chan job // by target
 	freed chan struct{}
 	lost  context.CancelCauseFunc
 }
@@ -54,15 +55,31 @@ const DefaultDeniedTimeout = 10 * time.Minute
 
 // job is one run that needs a worker.
 type job struct {
-	run     storage.Run
-	recover bool // of a launch row that an earlier process left without a handle
+	run   storage.Run
+	begun bool // an earlier leader left its launch row without a handle row: it may have a worker
 }
 
 // Freed is ready when a launcher may have room again.
 func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
 
-// Init makes the dispatcher ready for Launch and Run.
-func (d *Dispatcher) Init() { d.freed = make(chan struct{}, 1) }
+// Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose launch row an earlier
+// leader left without a handle row.
+func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
+	d.freed, d.jobs = make(chan struct{}, 1), map[string]chan job{}
+	begun := map[string][]storage.Run{}
+	for _, r := range inFlight {
+		if d.ours(r) && r.Handle == "" {
+			begun[r.Launch.Launcher] = append(begun[r.Launch.Launcher], r)
+		}
+	}
+	for name := range d.Targets {
+		d.jobs[name] = make(chan job, 2*launches+len(begun[name]))
+		for _, r := range begun[name] {
+			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", name, "attempt", r.Launch.Attempt, "status", r.Status)
+			d.jobs[name] <- job{run: r, begun: true}
+		}
+	}
+}
 
 // Room is how many more launches a target takes now.
 func (d *Dispatcher) Room(name string) int {
@@ -70,11 +87,11 @@ func (d *Dispatcher) Room(name string) int {
 	if t == nil || t.Sick() {
 		return 0
 	}
-	return cap(t.jobs) - len(t.jobs)
+	return max(0, 2*launches-len(d.jobs[name]))
 }
 
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
-func (d *Dispatcher) Launch(r storage.Run) { d.Targets[r.Launch.Launcher].jobs <- job{run: r} }
+func (d *Dispatcher) Launch(r storage.Run) { d.jobs[r.Launch.Launcher] <- job{run: r} }
 
 // Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
 func (d *Dispatcher) Run(ctx context.Context) error {
@@ -111,7 +128,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) work(ctx, work context.Context, t *Target) {
 	for {
 		select {
-		case j := <-t.jobs:
+		case j := <-d.jobs[t.Name]:
 			d.launch(work, t, j)
 			select {
 			case d.freed <- struct{}{}:
@@ -121,27 +138,11 @@ func (d *Dispatcher) work(ctx, work context.Context, t *Target) {
 			return
 		case <-ctx.Done():
 			select {
-			case j := <-t.jobs:
+			case j := <-d.jobs[t.Name]:
 				d.launch(work, t, j)
 			default:
 				return
 			}
-		}
-	}
-}
-
-// Recover hands over the runs whose launch row an earlier leader left without a handle row. It goes through all
-// unfinished runs of this instance and must be called before the first claim.
-func (d *Dispatcher) Recover(ctx context.Context, runs []storage.Run) {
-	for _, r := range runs {
-		if !d.ours(r) || r.Handle != "" {
-			continue
-		}
-		d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", r.Status)
-		select {
-		case d.Targets[r.Launch.Launcher].jobs <- job{run: r, recover: true}:
-		case <-ctx.Done():
-			return
 		}
 	}
 }
@@ -164,25 +165,18 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	r := j.run
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
 	begun := time.Now()
-	req, err := d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
-	if err != nil {
-		d.fail(ctx, r, err)
-		return
-	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
 	for ctx.Err() == nil {
-		if r.Status != dagster.Starting { // its worker is past its start, or the run was canceled: look, start nothing
-			d.look(ctx, t, r)
-			return
+		// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
+		past := r.Status != dagster.Starting
+		got, found, err := d.look(ctx, t, r, j.begun || past)
+		if err == nil && !found {
+			if past {
+				return
+			}
+			got, err = d.ask(ctx, t, r)
 		}
-		failpoint.Here("launch.before")
-		var got launcher.Launched
-		err := t.Call(ctx, func(ctx context.Context) (err error) {
-			got, err = t.Launcher.Launch(ctx, req)
-			return err
-		})
-		failpoint.Here("launch.after")
 		switch {
 		case err == nil:
 			log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(begun))
@@ -192,7 +186,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 			d.fail(ctx, r, err)
 			return
 		case errors.Is(err, launcher.ErrCapacity):
-			d.requeue(ctx, r, err, wait.NextBackOff())
+			d.requeue(ctx, r, err)
 			return
 		case errors.Is(err, launcher.ErrDenied) && time.Since(begun) > d.DeniedTimeout:
 			d.fail(ctx, r, err)
@@ -228,28 +222,40 @@ func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bo
 	return runs[0], runs[0].Launch.State != storage.Void
 }
 
-// look finds the worker of a run that must not be launched any more.
-func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run) {
+// ask asks the launcher for the worker.
+func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got launcher.Launched, err error) {
+	req, err := d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
+	if err != nil {
+		return got, err
+	}
+	failpoint.Here("launch.before")
+	err = t.Call(ctx, func(ctx context.Context) (err error) {
+		got, err = t.Launcher.Launch(ctx, req)
+		return err
+	})
+	failpoint.Here("launch.after")
+	return got, err
+}
+
+// look finds the worker of a run on the target, if it is to be looked for and the launcher lists workers.
+func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run, wanted bool) (got launcher.Launched, found bool, err error) {
 	lister, ok := launcher.As[launcher.Lister](t.Launcher)
-	if !ok {
-		return
+	if !ok || !wanted {
+		return got, false, nil
 	}
 	id := launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt}
-	err := t.Call(ctx, func(ctx context.Context) error {
+	err = t.Call(ctx, func(ctx context.Context) error {
 		for w, err := range lister.List(ctx, launcher.Filter{Instance: d.Builder.Instance, Runs: []string{r.ID}}) {
 			if err != nil {
 				return err
 			}
 			if w.ID == id {
-				d.launched(ctx, t, r, launcher.Launched{Handle: w.Handle})
-				return nil
+				got, found = launcher.Launched{Handle: w.Handle}, true
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		d.Log.WarnContext(ctx, "cannot look for the worker of a run in flight", "run_id", r.ID, "launcher", t.Name, "err", err)
-	}
+	return got, found, err
 }
 
 // moveTimeout bounds one write, which must be done although the daemon stops.
@@ -310,8 +316,13 @@ func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
 	})
 }
 
+const (
+	firstPause = time.Second // before a run for which there was no room is tried again; doubled with each attempt
+	maxPause   = time.Minute
+)
+
 // requeue puts a run for which there is no room back into the queue.
-func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error, pause time.Duration) {
+func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 	now := time.Now()
 	out, ok := d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
@@ -320,8 +331,13 @@ func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error, pa
 			dagster.NewRunEnqueued(r.Run, now.Add(time.Microsecond)),
 		},
 	})
-	if ok {
-		r.Status, r.Launch, r.Handle = out.Status, nil, ""
-		d.Requeued(r, now.Add(pause))
+	if !ok {
+		return
 	}
+	pause := min(maxPause, firstPause<<min(r.Launch.Attempt-1, 10))
+	if after, ok := launcher.RetryAfter(cause); ok {
+		pause = max(pause, after)
+	}
+	r.Status, r.Launch, r.Handle = out.Status, nil, ""
+	d.Requeued(r, now.Add(pause))
 }

@@ -20,7 +20,6 @@ type Target struct {
 
 	limit   *rate.Limiter
 	breaker *gobreaker.CircuitBreaker[any]
-	jobs    chan job
 }
 
 const (
@@ -46,7 +45,6 @@ func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Targe
 			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= sickAfter },
 			IsSuccessful: answered,
 		}),
-		jobs: make(chan job, 2*launches),
 	}
 }
 

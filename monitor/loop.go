@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/failpoint"
@@ -21,6 +23,7 @@ const (
 	watchRetry = time.Second
 	// terminateGrace is the time between stop and kill of a worker whose run is canceled. Dagster's workers take some seconds to stop.
 	terminateGrace = 30 * time.Second
+	terminateTries = 5
 	writeTimeout   = 30 * time.Second
 )
 
@@ -302,13 +305,20 @@ func (l *Loop) terminate(f *flight) {
 	f.stopped = true
 	t, handle, run := l.Targets[f.run.Launch.Launcher], launcher.Handle(f.run.Handle), f.run.ID
 	l.calls.Go(func() {
-		ctx := context.Background() // Call has a deadline; a stopping daemon still stops the worker
-		var was bool
-		err := t.Call(ctx, func(ctx context.Context) (err error) {
-			was, err = t.Launcher.Terminate(ctx, handle, terminateGrace)
-			return err
-		})
-		l.Log.InfoContext(ctx, "worker asked to stop, for its run is canceled", "run_id", run, "launcher", t.Name, "running", was, "err", err)
+		// A stopping daemon still stops the worker: the calls have deadlines of their own.
+		ctx := context.Background()
+		was, err := backoff.Retry(ctx, func() (was bool, err error) {
+			err = t.Call(ctx, func(ctx context.Context) (err error) {
+				was, err = t.Launcher.Terminate(ctx, handle, terminateGrace)
+				return err
+			})
+			return was, err
+		}, backoff.WithMaxTries(terminateTries))
+		if err != nil {
+			l.Log.ErrorContext(ctx, "a worker could not be asked to stop, though its run is canceled", "run_id", run, "launcher", t.Name, "err", err)
+			return
+		}
+		l.Log.InfoContext(ctx, "worker asked to stop, for its run is canceled", "run_id", run, "launcher", t.Name, "running", was)
 	})
 }
 
