@@ -109,6 +109,9 @@ func (k *kit) launch(req *launcher.Request) launcher.Handle {
 		if _, err := k.l.Terminate(ctx, got.Handle, 0); err != nil {
 			k.Errorf("Terminate(%s) after the test: %v", got.Handle, err)
 		}
+		for health, err := k.l.Health(ctx, got.Handle); err == nil && health.Status.Alive(); health, err = k.l.Health(ctx, got.Handle) {
+			time.Sleep(5 * time.Millisecond)
+		}
 	})
 	return got.Handle
 }

@@ -159,6 +159,9 @@ func TestRecordsShowNoArguments(t *testing.T) {
 		if _, err := l.Terminate(context.Background(), got.Handle, 0); err != nil {
 			t.Error(err)
 		}
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			return health(t, l, got.Handle).Status.Ended(), "not ended"
+		})
 	}()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		return health(t, l, got.Handle).Status == launcher.Running, "not running"
