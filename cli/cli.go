@@ -31,10 +31,6 @@ const Version = "0.1.0-devel"
 func Main(kinds ...*launcher.Kind) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if runtime.GOOS == "windows" {
-		fmt.Fprintln(os.Stderr, "slipway: Windows is not supported; use WSL")
-		return 1
-	}
 	p := &program{kinds: kinds, out: os.Stdout, err: os.Stderr, env: os.LookupEnv}
 	if err := p.command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "slipway:", err)

@@ -106,6 +106,7 @@ func TestFirstProcessReaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := storagetest.NewSQLite(t)
+	testenv.WorkersGone(t, d.Location)
 	for name, text := range map[string]string{
 		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\n",
 		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\n",

@@ -109,6 +109,7 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener")) })
 	w := &world{t: t, d: storagetest.NewSQLite(t), moody: &moody{moods: moods}, log: &strings.Builder{}}
+	testenv.WorkersGone(t, w.d.Location)
 	t.Setenv(storagetest.LightStorage, w.d.Location)
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	if err := w.d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {

@@ -53,6 +53,7 @@ const parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: f
 func newWorld(t *testing.T, location, slipwayYAML string) *world {
 	t.Helper()
 	w := &world{t: t, home: t.TempDir(), location: location}
+	testenv.WorkersGone(t, w.home)
 	yaml := parked
 	switch {
 	case strings.HasPrefix(location, "postgresql://"):

@@ -1,3 +1,5 @@
+//go:build !windows
+
 // Slipway launches Dagster runs anywhere.
 package main
 

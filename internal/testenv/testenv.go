@@ -6,6 +6,7 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"net/url"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,4 +147,26 @@ func Eventually(t testing.TB, within time.Duration, condition func() (ok bool, s
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// WorkersGone waits, at the end of the test, until no worker or supervisor of the process launcher is alive below a
+// DAGSTER_HOME: until then they may still write into its folder.
+func WorkersGone(t testing.TB, home string) {
+	t.Helper()
+	t.Cleanup(func() {
+		Eventually(t, time.Minute, func() (bool, string) {
+			locks, err := filepath.Glob(filepath.Join(home, "slipway", "*", "*", "workers", "*", "lock"))
+			for _, file := range locks {
+				f, err := os.Open(file)
+				if err != nil {
+					return false, err.Error()
+				}
+				err = errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), f.Close())
+				if err != nil {
+					return false, file + " is held"
+				}
+			}
+			return err == nil, "workers cannot be listed"
+		})
+	})
 }
