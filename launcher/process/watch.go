@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"path/filepath"
@@ -20,69 +21,110 @@ const sweepInterval = 2 * time.Second
 // Watch implements [launcher.Watcher]: the supervisors' records appear in one folder, which the kernel tells of.
 func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
-		fail := func(err error) { yield(launcher.Worker{}, fmt.Errorf("process: watch: %w", err)) }
-		w, err := fsnotify.NewWatcher()
-		if err != nil {
-			fail(err)
-			return
-		}
-		defer func() { _ = w.Close() }()
-		if err := w.Add(filepath.Join(l.root, "state")); err != nil {
-			fail(err)
-			return
-		}
-		alive := map[string]launcher.Status{}
-		look := func(name string) bool { // yields a worker whose status has changed
-			worker, ok, err := l.worker(ctx, name)
-			if err != nil {
-				fail(err)
-				return false
-			}
-			if !ok || alive[name] == worker.Health.Status {
-				return true
-			}
-			alive[name] = worker.Health.Status
-			if worker.Health.Status.Ended() {
-				delete(alive, name)
-			}
-			return yield(worker, nil)
-		}
-		names, err := l.names(launcher.Filter{})
-		if err != nil {
-			fail(err)
-			return
-		}
-		for _, name := range names {
-			if !look(name) {
-				return
-			}
-		}
-		if !yield(launcher.Worker{Synced: true}, nil) {
-			return
-		}
-		sweep := time.NewTicker(sweepInterval)
-		defer sweep.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case err := <-w.Errors:
-				fail(err)
-				return
-			case e := <-w.Events:
-				name := filepath.Base(e.Name)
-				name, isBegun := strings.CutSuffix(name, ".begun")
-				name, isEnded := strings.CutSuffix(name, ".ended")
-				if (isBegun || isEnded) && e.Has(fsnotify.Create) && !look(name) {
-					return
-				}
-			case <-sweep.C:
-				for name := range alive {
-					if !look(name) {
-						return
-					}
-				}
-			}
+		w := watch{l: l, yield: yield, seen: map[string]launcher.Status{}}
+		if err := w.run(ctx); err != nil {
+			yield(launcher.Worker{}, fmt.Errorf("process: watch: %w", err))
 		}
 	}
+}
+
+// watch is one Watch.
+type watch struct {
+	l     *Launcher
+	yield func(launcher.Worker, error) bool
+	seen  map[string]launcher.Status // of workers that have not ended
+}
+
+// errStopped means that the one who watches wants no more.
+var errStopped = errors.New("stopped")
+
+// run watches until ctx ends, or until it is stopped, both of which are no error.
+func (w *watch) run(ctx context.Context) error {
+	events, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = events.Close() }()
+	if err := events.Add(filepath.Join(w.l.root, "state")); err != nil {
+		return err
+	}
+	if err = w.all(ctx); err == nil {
+		err = w.changes(ctx, events)
+	}
+	if errors.Is(err, errStopped) {
+		return nil
+	}
+	return err
+}
+
+// all yields the workers that there are, and that these were all.
+func (w *watch) all(ctx context.Context) error {
+	names, err := w.l.names(launcher.Filter{})
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := w.look(ctx, name); err != nil {
+			return err
+		}
+	}
+	if !w.yield(launcher.Worker{Synced: true}, nil) {
+		return errStopped
+	}
+	return nil
+}
+
+// changes yields the workers whose records appear, until ctx ends.
+func (w *watch) changes(ctx context.Context, events *fsnotify.Watcher) error {
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case err = <-events.Errors:
+		case e := <-events.Events:
+			name := filepath.Base(e.Name)
+			name, isBegun := strings.CutSuffix(name, ".begun")
+			name, isEnded := strings.CutSuffix(name, ".ended")
+			if (isBegun || isEnded) && e.Has(fsnotify.Create) {
+				err = w.look(ctx, name)
+			}
+		case <-sweep.C:
+			err = w.sweep(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// sweep looks at the workers that had not ended.
+func (w *watch) sweep(ctx context.Context) error {
+	for name := range w.seen {
+		if err := w.look(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look yields a worker if its status has changed.
+func (w *watch) look(ctx context.Context, name string) error {
+	worker, ok, err := w.l.worker(ctx, name)
+	if err != nil {
+		return err
+	}
+	if !ok || w.seen[name] == worker.Health.Status {
+		return nil
+	}
+	w.seen[name] = worker.Health.Status
+	if worker.Health.Status.Ended() {
+		delete(w.seen, name)
+	}
+	if !w.yield(worker, nil) {
+		return errStopped
+	}
+	return nil
 }
