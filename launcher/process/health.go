@@ -29,19 +29,19 @@ func (l *Launcher) Health(_ context.Context, h launcher.Handle) (launcher.Health
 	if health, ok, err := ended(p); ok || err != nil {
 		return health, err
 	}
-	alive, err := held(p.Lock)
-	if err != nil {
-		return launcher.Health{}, err
-	}
+	// In this order: who has begun has had the lock since before.
 	var b agent.Begun
-	err = agent.ReadJSON(p.Begun, &b)
+	unbegun := agent.ReadJSON(p.Begun, &b)
+	alive, err := held(p.Lock)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && alive:
-		return launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted}, nil
-	case errors.Is(err, fs.ErrNotExist):
-		return launcher.Health{Status: launcher.NotFound, Message: "no process was started under this name"}, nil
 	case err != nil:
-		return launcher.Health{}, fmt.Errorf("process: %w", err)
+		return launcher.Health{}, err
+	case errors.Is(unbegun, fs.ErrNotExist) && alive:
+		return launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted}, nil
+	case errors.Is(unbegun, fs.ErrNotExist):
+		return launcher.Health{Status: launcher.NotFound, Message: "no process was started under this name"}, nil
+	case unbegun != nil:
+		return launcher.Health{}, fmt.Errorf("process: %w", unbegun)
 	case alive:
 		return running(p, b), nil
 	}

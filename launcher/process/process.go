@@ -232,35 +232,49 @@ func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Du
 	if err != nil {
 		return false, err
 	}
-	if _, err := os.Stat(p.Dir); err != nil || exists(p.Ended) {
+	if !exists(p.Dir) || exists(p.Ended) {
 		return false, nil
 	}
+	was, err := held(p.Lock)
+	if err != nil {
+		return false, err
+	}
+	// A supervisor that still handles an earlier wish may act on this one at once, so that it is gone below.
 	if err := agent.WriteJSON(p.Stop, agent.Stop{Grace: grace}); err != nil {
 		return false, fmt.Errorf("process: %w", err)
 	}
 	var b agent.Begun
 	err = agent.ReadJSON(p.Begun, &b)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return held(p.Lock)
-	case err != nil:
+	if errors.Is(err, fs.ErrNotExist) {
+		return was, nil // the supervisor finds the wish before it starts the worker
+	}
+	if err != nil {
 		return false, fmt.Errorf("process: %w", err)
-	case b.Agent.Signal(syscall.SIGTERM):
+	}
+	if b.Agent.Signal(syscall.SIGTERM) {
 		return true, nil
 	}
-	// The supervisor is gone. A worker that lives on is signalled without it.
+	return was, l.stopAlone(p, grace)
+}
+
+// stopAlone stops a worker whose supervisor is gone, if it lives on.
+func (l *Launcher) stopAlone(p agent.Paths, grace time.Duration) error {
 	alive, err := held(p.Lock)
 	if err != nil || !alive {
-		return false, err
+		return err
 	}
 	var w agent.Worker
 	if err := agent.ReadJSON(p.Worker, &w); err != nil {
-		return false, fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", h, err)
+		return fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", p.Dir, err)
 	}
-	if grace > 0 {
-		return w.Signal(syscall.SIGTERM), nil
+	switch {
+	case !w.Alive():
+	case grace > 0:
+		w.Signal(syscall.SIGTERM)
+	default:
+		_ = syscall.Kill(-w.PID, syscall.SIGKILL) // it may end by itself meanwhile
 	}
-	return w.Alive() && syscall.Kill(-w.PID, syscall.SIGKILL) == nil, nil
+	return nil
 }
 
 func (l *Launcher) paths(h launcher.Handle) (agent.Paths, error) {
