@@ -50,7 +50,7 @@ type Loop struct {
 	Log      *slog.Logger
 
 	queued map[string]storage.Run
-	active map[string]dagster.Run
+	active map[string]storage.Run
 	hold   map[string]time.Time // runs that came back from a full launcher: not before then
 }
 
@@ -63,7 +63,7 @@ type Requeued struct {
 // Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed before it
 // returns has been handed to the launcher.
 func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
-	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]dagster.Run{}, map[string]time.Time{}
+	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]time.Time{}
 	var wait time.Duration // until the next pass, if nothing happens
 	for {
 		var timer <-chan time.Time
@@ -81,16 +81,25 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 		case <-timer:
 		}
 		for _, r := range l.Inbox.Take() {
-			if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
-				l.Log.WarnContext(ctx, "another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
-			}
-			l.apply(r)
+			l.changed(ctx, r)
 		}
 		var err error
 		if wait, err = l.pass(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// changed takes in a run that the feed has read.
+func (l *Loop) changed(ctx context.Context, r storage.Run) {
+	claimed, ok := l.active[r.ID]
+	if ok && r.Status == dagster.Queued && claimed.Launch != nil && r.Updated.Before(claimed.Launch.At) {
+		return // read before we claimed it; taken at its word, it would free its place for another
+	}
+	if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
+		l.Log.WarnContext(ctx, "another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
+	}
+	l.apply(r)
 }
 
 // apply takes a run's new state into the loop's view.
@@ -101,12 +110,12 @@ func (l *Loop) apply(r storage.Run) {
 	case r.Broken != nil:
 		l.Log.Warn("a run cannot be read and is left alone", "run_id", r.ID, "err", r.Broken)
 		if r.Status.Active() {
-			l.active[r.ID] = r.Run // it counts
+			l.active[r.ID] = r // it counts
 		}
 	case r.Status == dagster.Queued:
 		l.queued[r.ID] = r
 	case r.Status.Active():
-		l.active[r.ID] = r.Run
+		l.active[r.ID] = r
 	default:
 		delete(l.hold, r.ID)
 	}
@@ -164,7 +173,7 @@ func (l *Loop) pick(now time.Time) ([]dagster.Run, time.Duration) {
 	}
 	active := make([]dagster.Run, 0, len(l.active))
 	for _, r := range l.active {
-		active = append(active, r)
+		active = append(active, r.Run)
 	}
 	return Pick(entries, active, l.Limits, held), wait
 }

@@ -55,7 +55,7 @@ func (b *Inbox) Take() []Run {
 type Feed struct {
 	Store Store
 	Log   *slog.Logger
-	// Put is given runs that may have changed, first all unfinished ones. It must not block.
+	// Put is given runs that may have changed; the first call has all unfinished ones. It must not block.
 	Put func(...Run)
 
 	known  map[string]dagster.Status // of unfinished runs
@@ -72,7 +72,9 @@ const (
 )
 
 // probes are the waits after a notice, each from the one before.
-var probes = []time.Duration{2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond, 32 * time.Millisecond, 64 * time.Millisecond}
+var probes = []time.Duration{
+	2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond, 32 * time.Millisecond, 64 * time.Millisecond, time.Second,
+}
 
 // Run feeds until ctx ends or the storage fails for good; it returns nil only with ctx.
 func (f *Feed) Run(ctx context.Context) error {
@@ -100,8 +102,12 @@ func (f *Feed) Run(ctx context.Context) error {
 		case h := <-hints:
 			if h.Run == "" {
 				err = f.poll(ctx, nearOverlap)
-			} else if _, ok := due[h.Run]; !ok {
-				due[h.Run] = f.first(h.Run)
+			} else {
+				p := f.first(h.Run)
+				if old, ok := due[h.Run]; ok && old.at.Before(p.at) {
+					p.at = old.at // and from there on the series of the new notice
+				}
+				due[h.Run] = p
 			}
 		case <-next:
 			err = f.probe(ctx, due)
@@ -126,13 +132,14 @@ type probe struct {
 	at time.Time
 }
 
-// first is the first look after a notice. A run in flight announces each of its events; one look at the end of
-// the series is enough for it.
+// first is the first look after a notice. A run in flight announces each of its events; the last looks of the series
+// are enough for it.
 func (f *Feed) first(run string) probe {
+	n := 0
 	if f.known[run].Active() {
-		return probe{len(probes), time.Now().Add(probes[len(probes)-1])}
+		n = len(probes) - 2
 	}
-	return probe{1, time.Now().Add(probes[0])}
+	return probe{n + 1, time.Now().Add(probes[n])}
 }
 
 // probe reads the runs whose look is due.
@@ -223,22 +230,25 @@ func (f *Feed) scan(ctx context.Context) error {
 	return nil
 }
 
-// put passes on the runs whose status is not the one last seen, or all of them.
+// put passes on the runs whose status is not the one last seen, or all of them, in one call.
 func (f *Feed) put(runs []Run, all bool) {
 	now := time.Now()
+	var changed []Run
 	for _, r := range runs {
 		if r.Updated.After(f.newest) && r.Updated.Before(now) {
 			f.newest = r.Updated
 		}
-		if seen, ok := f.known[r.ID]; ok && seen == r.Status && !all {
-			continue
-		} else if !ok && (r.Status.Finished() || r.Status == dagster.NotStarted) {
+		seen, known := f.known[r.ID]
+		if known && seen == r.Status && !all || !known && (r.Status.Finished() || r.Status == dagster.NotStarted) {
 			continue
 		}
 		f.known[r.ID] = r.Status
 		if r.Status.Finished() || r.Status == "" {
 			delete(f.known, r.ID)
 		}
-		f.Put(r)
+		changed = append(changed, r)
+	}
+	if len(changed) > 0 {
+		f.Put(changed...)
 	}
 }

@@ -42,6 +42,7 @@ type feedWorld struct {
 	d     *storagetest.Dagster
 	hints chan storage.Hint
 	seen  chan storage.Run
+	first int // how many runs the first call had
 }
 
 func newFeed(t *testing.T) *feedWorld {
@@ -56,6 +57,9 @@ func newFeed(t *testing.T) *feedWorld {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		f := &storage.Feed{Store: scripted{s, w.hints}, Log: slog.New(slog.DiscardHandler), Put: func(runs ...storage.Run) {
+			if w.first == 0 {
+				w.first = len(runs)
+			}
 			for _, r := range runs {
 				w.seen <- r
 			}
@@ -73,6 +77,9 @@ func newFeed(t *testing.T) *feedWorld {
 	})
 	w.next("the first of the two queued runs of real Dagster", func(r storage.Run) bool { return r.Status == dagster.Queued })
 	w.next("the second", func(r storage.Run) bool { return r.Status == dagster.Queued })
+	if w.first != 2 { // a limit that counted only some of the runs in flight would be passed
+		t.Errorf("the first call had %d runs, want both of them", w.first)
+	}
 	return w
 }
 

@@ -1,0 +1,125 @@
+package queue
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/storage/sqlite"
+	"github.com/slipway-run/slipway/storage/storagetest"
+)
+
+// taker takes claimed runs and starts nothing.
+type taker struct{ taken []string }
+
+func (*taker) Room(string) int        { return 100 }
+func (k *taker) Launch(r storage.Run) { k.taken = append(k.taken, r.ID) }
+
+func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
+	t.Helper()
+	d := storagetest.NewSQLite(t)
+	if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := sqlite.Open(t.Context(), d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	fence, leads, err := s.Lead(t.Context(), "slipway-test", time.Minute)
+	if err != nil || !leads {
+		t.Fatal(leads, err)
+	}
+	k := &taker{}
+	return &Loop{
+		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(dagster.Run) []string { return []string{"local"} },
+		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
+		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]time.Time{},
+	}, d, k
+}
+
+// read gives the loop what stands in storage, as the feed does.
+func read(t *testing.T, l *Loop) []storage.Run {
+	t.Helper()
+	runs, err := l.Store.Runs(t.Context(), storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runs
+}
+
+func pass(t *testing.T, l *Loop) time.Duration {
+	t.Helper()
+	wait, err := l.pass(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wait
+}
+
+// What the feed read before a claim must not free the place of the claimed run.
+func TestStaleNewsFreesNoPlace(t *testing.T) {
+	l, d, k := newLoop(t, 1)
+	if err := d.Enqueue("run-a", nil); err != nil {
+		t.Fatal(err)
+	}
+	stale := read(t, l)[0]
+	l.changed(t.Context(), stale)
+	pass(t, l)
+	if err := d.Enqueue("run-b", map[string]string{dagster.PriorityTag: "9"}); err != nil {
+		t.Fatal(err)
+	}
+	l.changed(t.Context(), stale)
+	for _, r := range read(t, l) {
+		if r.ID == "run-b" {
+			l.changed(t.Context(), r)
+		}
+	}
+	pass(t, l)
+	if !slices.Equal(k.taken, []string{"run-a"}) {
+		t.Errorf("launched %v with a limit of 1, want run-a alone", k.taken)
+	}
+}
+
+func TestRequeuedRunWaitsItsTime(t *testing.T) {
+	l, d, k := newLoop(t, 10)
+	if err := d.Enqueue("run-a", nil); err != nil {
+		t.Fatal(err)
+	}
+	l.hold["run-a"] = time.Now().Add(time.Hour)
+	l.apply(read(t, l)[0])
+	if wait := pass(t, l); wait < 59*time.Minute || len(k.taken) != 0 {
+		t.Errorf("wait %v, launched %v, want an hour and nothing", wait, k.taken)
+	}
+	l.hold["run-a"] = time.Now().Add(-time.Second)
+	if pass(t, l); !slices.Equal(k.taken, []string{"run-a"}) {
+		t.Errorf("launched %v, want run-a", k.taken)
+	}
+}
+
+func TestBrokenRunHoldsUpNobody(t *testing.T) {
+	l, d, k := newLoop(t, 10)
+	for _, id := range []string{"run-a", "run-b"} {
+		if err := d.Enqueue(id, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Exec("UPDATE runs SET run_body = '{' WHERE run_id = 'run-a'"); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range read(t, l) {
+		l.changed(t.Context(), r)
+	}
+	pass(t, l)
+	if !slices.Equal(k.taken, []string{"run-b"}) {
+		t.Errorf("launched %v, want run-b", k.taken)
+	}
+}
