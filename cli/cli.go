@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"syscall"
@@ -88,9 +89,13 @@ func (p *program) log() (*slog.Logger, error) {
 func (p *program) instance() (*instance.Instance, error) {
 	env := p.env
 	if p.home != "" {
+		home, err := filepath.Abs(p.home)
+		if err != nil {
+			return nil, err
+		}
 		env = func(name string) (string, bool) {
 			if name == "DAGSTER_HOME" {
-				return p.home, true
+				return home, true
 			}
 			return p.env(name)
 		}

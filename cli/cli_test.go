@@ -79,6 +79,25 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
+// A password in the storage's address is in no error, whatever is wrong with the address.
+func TestErrorsShowNoPassword(t *testing.T) {
+	for name, url := range map[string]string{
+		"a server that is not there": "postgresql+psycopg2://u:hunter2@127.0.0.1:1/d",
+		"a port that is none":        "postgresql://u:hunter2@127.0.0.1:port/d",
+		"a parameter that is none":   "postgresql://u:hunter2@127.0.0.1:1/d?sslmode=none",
+		"a bad escape":               "postgresql://u:hunter2%@h/d",
+	} {
+		home := t.TempDir()
+		if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte("storage: {postgres: {postgres_url: '"+url+"'}}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := slipway(t, home, "runs", "list")
+		if err == nil || strings.Contains(err.Error()+out, "hunter2") || !strings.Contains(err.Error(), "postgres") {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	out, err := slipway(t, "", "version")
 	if err != nil || !strings.HasPrefix(out, "slipway "+Version) {
