@@ -118,9 +118,8 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err != nil || lock == nil {
 		return done, err
 	}
-	defer func() { _ = lock.Close() }() // the supervisor has its own reference by then
 	if err := l.mine(p, req.Instance); err != nil {
-		return launcher.Launched{}, err
+		return launcher.Launched{}, errors.Join(err, lock.Close())
 	}
 	spec := agent.Spec{Command: req.Command, Env: l.environ(req), Dir: req.Dir}
 	if spec.Dir == "" {
@@ -130,14 +129,35 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		agent.WriteJSON(p.Meta, meta{Instance: req.Instance, Labels: req.Labels, At: req.At}),
 		agent.WriteJSON(p.Spec, spec))
 	if err != nil {
-		return launcher.Launched{}, fmt.Errorf("process: %w", err)
+		return launcher.Launched{}, errors.Join(fmt.Errorf("process: %w", err), lock.Close())
 	}
 	failpoint.Here("launch.dir")
-	if err := l.spawn(ctx, p, name, lock); err != nil {
+	err = l.spawn(ctx, p, name, lock)
+	if err = errors.Join(err, lock.Close()); err != nil { // the supervisor has its own reference by now
 		return launcher.Launched{}, err
 	}
 	failpoint.Here("launch.spawned")
-	return done, nil
+	return done, begun(ctx, p)
+}
+
+// begun waits the few milliseconds until the supervisor has begun. One that dies before that, for want of disk or
+// memory, has started nothing, and the launch may be repeated.
+func begun(ctx context.Context, p agent.Paths) error {
+	for !exists(p.Begun) {
+		alive, err := held(p.Lock)
+		if err != nil {
+			return err
+		}
+		if !alive && !exists(p.Begun) {
+			return fmt.Errorf("%w: process: the supervisor ended before it began: %s", launcher.ErrTransient, strings.Join(tail(p.Log, 1), ""))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("process: the supervisor has not begun: %w", ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
 }
 
 func (l *Launcher) check(req *launcher.Request) error {

@@ -2,6 +2,7 @@ package process_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -143,6 +144,31 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		h := health(t, l, got.Handle)
 		return h.Status == launcher.Failed && h.Exit == nil, "want Failed without an exit code, have " + string(h.Status)
+	})
+}
+
+// A supervisor that cannot begin has started nothing: the launch says so, and works when it is repeated.
+func TestSupervisorThatCannotBegin(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	state := filepath.Join(dir, "state")
+	if err := os.Rename(state, state+".away"); err != nil {
+		t.Fatal(err)
+	}
+	req := request("exit 5")
+	if got, err := l.Launch(context.Background(), req); !errors.Is(err, launcher.ErrTransient) {
+		t.Fatalf("Launch = %+v, %v, want ErrTransient", got, err)
+	}
+	if err := os.Rename(state+".away", state); err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.Launch(context.Background(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		h := health(t, l, got.Handle)
+		return h.Exit != nil && *h.Exit == 5, "exit code 5 is not on record: " + h.Message
 	})
 }
 
