@@ -188,7 +188,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err != nil {
 		return err
 	}
-	queued, inFlight := storage.NewInbox(), storage.NewInbox()
+	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
 	requeued := make(chan queue.Requeued, 64)
 	dispatcher := &dispatch.Dispatcher{
 		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
@@ -203,7 +203,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 			case <-ctx.Done():
 			}
 		},
-		Launched: func(r storage.Run) { inFlight.Put(r) },
+		Launched: func(r storage.Run) { launched.Put(r) },
 	}
 	dispatcher.Init(ctx, inFlightRuns)
 	routes := router.Router{Default: d.Instance.Settings.Default}
@@ -211,7 +211,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
-	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Log: d.Log}
+	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
 		queued.Put(runs...)
 		inFlight.Put(runs...)

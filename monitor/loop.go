@@ -43,7 +43,8 @@ type Loop struct {
 	Fence    storage.Fence
 	Instance string
 	Targets  map[string]*dispatch.Target
-	Inbox    *storage.Inbox // changed runs, and those whose handle was written
+	Inbox    *storage.Inbox // changed runs
+	Launched *storage.Inbox // runs whose handle was written; apart, so that older news of a run cannot take their place
 	Log      *slog.Logger
 
 	flights map[string]*flight
@@ -106,10 +107,10 @@ func (l *Loop) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-l.Launched.Wake():
+			err = l.take(ctx, l.Launched)
 		case <-l.Inbox.Wake():
-			for _, r := range l.Inbox.Take() {
-				err = errors.Join(err, l.changed(ctx, r))
-			}
+			err = l.take(ctx, l.Inbox)
 		case rep := <-l.reports:
 			err = l.reported(ctx, rep)
 		case <-again:
@@ -130,9 +131,20 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
+func (l *Loop) take(ctx context.Context, inbox *storage.Inbox) error {
+	var errs []error
+	for _, r := range inbox.Take() {
+		errs = append(errs, l.changed(ctx, r))
+	}
+	return errors.Join(errs...)
+}
+
 // changed takes in a run's new state.
 func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
+	if f != nil && r.Status == dagster.Queued && r.Updated.Before(f.run.Launch.At) {
+		return nil // read before it was claimed
+	}
 	if r.Broken != nil || r.Launch == nil || r.Launch.Instance != l.Instance || l.asks[r.Launch.Launcher] == nil {
 		delete(l.flights, r.ID)
 		return nil
