@@ -56,10 +56,11 @@ func selfArgs() []string { return os.Args[1 : len(os.Args)-3] }
 
 // run supervises one worker from start to end.
 func run(root, name string) error {
-	syscall.Umask(0o077)
+	umask := syscall.Umask(0o077) // for the records; the worker gets its own back
 	stop := make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM)
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT)
+	// Taken and dropped, not ignored: the worker would inherit that it ignores them.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT)
 	p := PathsOf(root, name)
 	var spec Spec
 	if err := ReadJSON(p.Spec, &spec); err != nil {
@@ -79,7 +80,7 @@ func run(root, name string) error {
 	end := Ended{Started: time.Now().UTC()}
 	if ReadJSON(p.Stop, &Stop{}) == nil {
 		end.Stopped, end.Error = true, "stopped before it was started"
-	} else if pid, err := spawn(p, spec); err != nil {
+	} else if pid, err := spawn(p, spec, umask); err != nil {
 		end.Error = err.Error()
 	} else {
 		err = watch(p, pid, stop, &end)
@@ -92,7 +93,7 @@ func run(root, name string) error {
 }
 
 // spawn starts the worker in its own process group, with the lock.
-func spawn(p Paths, spec Spec) (int, error) {
+func spawn(p Paths, spec Spec, umask int) (int, error) {
 	adoptOrphans()
 	file, err := look(spec)
 	if err != nil {
@@ -106,9 +107,11 @@ func spawn(p Paths, spec Spec) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	ours := syscall.Umask(umask)
 	pid, err := syscall.ForkExec(file, spec.Command, &syscall.ProcAttr{
 		Dir: spec.Dir, Env: spec.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd(), lockFD}, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
+	syscall.Umask(ours)
 	if err != nil {
 		return 0, fmt.Errorf("start %s in %s: %w", file, spec.Dir, err)
 	}

@@ -147,6 +147,34 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 	})
 }
 
+// A worker starts as a program started by hand does: its files are for whom they were before, and signals mean what they mean.
+func TestWorkerInheritsNothingOfItsSupervisor(t *testing.T) {
+	if _, err := os.Stat("/proc/self/status"); err != nil {
+		t.Skip("no /proc")
+	}
+	dir := t.TempDir()
+	l := open(t, dir)
+	const script = "umask; grep -E '^Sig(Ign|Blk)' /proc/self/status"
+	want, err := exec.Command("sh", "-c", script).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.Launch(context.Background(), request(script))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return health(t, l, got.Handle).Status.Ended(), "not ended"
+	})
+	log, err := os.ReadFile(agent.PathsOf(dir, string(got.Handle)).Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(log) != string(want) {
+		t.Errorf("the worker has:\n%s\nwant:\n%s", log, want)
+	}
+}
+
 // A supervisor that cannot begin has started nothing: the launch says so, and works when it is repeated.
 func TestSupervisorThatCannotBegin(t *testing.T) {
 	dir := t.TempDir()
