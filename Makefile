@@ -37,7 +37,7 @@ test-targets: ## Run the tests of container targets
 	@echo "test-targets: there is no container target yet"
 
 .PHONY: soak
-soak: venv .tools/gotestsum ## Run the long forms of the suites (an hour)
+soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 
 .PHONY: bench

@@ -178,14 +178,4 @@ func errText(err error) string {
 	return err.Error()
 }
 
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "-m" {
-		if err := storagetest.LightWorker(os.Args); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	code := m.Run()
-	testenv.Cleanup()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }

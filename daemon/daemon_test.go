@@ -28,18 +28,7 @@ import (
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "-m" {
-		if err := storagetest.LightWorker(os.Args); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	code := m.Run()
-	testenv.Cleanup()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 
 // moody is the process launcher on a bad day: the n-th Launch meets the n-th mood, and later ones are good.
 type moody struct {

@@ -24,7 +24,6 @@ const (
 	RunSuspended EventType = "RUN_SUSPENDED"
 	RunResumed   EventType = "RUN_RESUMED"
 	EngineEvent  EventType = "ENGINE_EVENT"
-	StepStart    EventType = "STEP_START"
 )
 
 // StatusEventTypes are the types that change a run's status.
@@ -57,16 +56,12 @@ func (t EventType) Status() Status {
 
 // Levels of events: Python's logging levels.
 const (
-	LevelDebug = 10
 	LevelInfo  = 20
 	LevelError = 40
 )
 
-// Texts that Dagster writes itself (dagster._core.instance.DagsterInstance).
-const (
-	MarkedFailed   = "This run has been marked as failed from outside the execution context."
-	MarkedCanceled = "This run has been marked as canceled from outside the execution context."
-)
+// MarkedFailed is the text that Dagster writes itself (dagster._core.instance.DagsterInstance).
+const MarkedFailed = "This run has been marked as failed from outside the execution context."
 
 // Event is one entry of a run's event log: an EventLogEntry and the DagsterEvent in it.
 type Event struct {

@@ -10,8 +10,5 @@ const (
 // RunFailureReason is why a run failed, as in the tag dagster/failure_reason.
 type RunFailureReason string
 
-// The reasons that Slipway gives. Dagster 1.13 knows more of them.
-const (
-	UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
-	UnknownReason         RunFailureReason = "UNKNOWN"
-)
+// UnexpectedTermination is the reason that Slipway gives. Dagster 1.13 knows more of them.
+const UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"

@@ -164,7 +164,7 @@ func (d *Dispatcher) ours(r storage.Run) bool {
 func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	r := j.run
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
-	begun := time.Now()
+	began := time.Now()
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
 	for ctx.Err() == nil {
@@ -179,7 +179,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		}
 		switch {
 		case err == nil:
-			log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(begun))
+			log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(began))
 			d.launched(ctx, t, r, got)
 			return
 		case errors.Is(err, launcher.ErrInvalid):
@@ -188,7 +188,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		case errors.Is(err, launcher.ErrCapacity):
 			d.requeue(ctx, r, err)
 			return
-		case errors.Is(err, launcher.ErrDenied) && time.Since(begun) > d.DeniedTimeout:
+		case errors.Is(err, launcher.ErrDenied) && time.Since(began) > d.DeniedTimeout:
 			d.fail(ctx, r, err)
 			return
 		}

@@ -24,19 +24,7 @@ import (
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
-// The test binary is also the light worker: `-m dagster api execute_run ARGS`.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "-m" {
-		if err := storagetest.LightWorker(os.Args); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	code := m.Run()
-	testenv.Cleanup()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 
 // world is one instance: a DAGSTER_HOME and what runs on it.
 type world struct {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/slipway-run/slipway/dagster"
@@ -120,16 +119,4 @@ func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOn
 	}
 	s.step()
 	return nil
-}
-
-// Shards lists the runs that have an event shard.
-func (s *Store) Shards() ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(s.history, "runs", "*.db"))
-	var runs []string
-	for _, f := range files {
-		if name := strings.TrimSuffix(filepath.Base(f), ".db"); name != "" && name != "index" {
-			runs = append(runs, name)
-		}
-	}
-	return runs, err
 }

@@ -4,18 +4,33 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"testing"
 	"time"
 
 	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/internal/testenv"
 )
 
-// LightStorage is the variable with the storage that [LightWorker] writes to. A daemon hands it on.
+// LightStorage is the variable with the storage that the light worker writes to. A daemon hands it on.
 const LightStorage = "LIGHT_STORAGE"
 
-// LightWorker is a worker for tests that need many: a test binary that is started with "-m" as its first argument hands it its
-// arguments. It does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
+// Main is the TestMain of tests whose workers are light ones: the test binary is the Python of its own workers, started with
+// "-m" as its first argument. It returns the exit code.
+func Main(m *testing.M) int {
+	if len(os.Args) > 1 && os.Args[1] == "-m" {
+		if err := lightWorker(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
+	defer testenv.Cleanup()
+	return m.Run()
+}
+
+// lightWorker does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
 // PIPELINE_START, and then what the tag "fate" says: nothing is a success, "die" is an end without a word.
-func LightWorker(argv []string) error {
+func lightWorker(argv []string) error {
 	if len(argv) != 6 || argv[2] != "dagster" || argv[3] != "api" || argv[4] != "execute_run" {
 		return fmt.Errorf("unexpected command %q", argv)
 	}
