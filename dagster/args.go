@@ -5,7 +5,9 @@ import (
 	"compress/zlib"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 )
 
 // ExecuteRunArgs is what `dagster api execute_run` takes: which run, from which instance.
@@ -16,6 +18,25 @@ type ExecuteRunArgs struct {
 	// SetExitCodeOnFailure makes the worker exit with 1 when its run fails. Without it a worker exits
 	// with 0 whatever became of its run.
 	SetExitCodeOnFailure bool
+	// Resume makes them the ResumeRunArgs of `dagster api resume_run`, which goes on with a run whose worker died.
+	Resume bool
+}
+
+// ParseExecuteRunArgs decodes the argument of `dagster api execute_run` or resume_run.
+func ParseExecuteRunArgs(text string) (ExecuteRunArgs, error) {
+	o, err := ParseObject(text)
+	if err != nil {
+		return ExecuteRunArgs{}, fmt.Errorf("arguments: %w", err)
+	}
+	a := ExecuteRunArgs{RunID: o.text("pipeline_run_id"), Origin: o["pipeline_origin"], Resume: o.Class() == "ResumeRunArgs"}
+	a.SetExitCodeOnFailure, _ = o.Value("set_exit_code_on_failure").(bool)
+	if ref := o["instance_ref"]; string(ref) != "null" {
+		a.InstanceRef = ref
+	}
+	if a.RunID == "" {
+		return ExecuteRunArgs{}, fmt.Errorf("arguments: pipeline_run_id is missing")
+	}
+	return a, nil
 }
 
 // JSON is the text of the argument.
@@ -28,8 +49,12 @@ func (a ExecuteRunArgs) JSON() string {
 	if a.SetExitCodeOnFailure {
 		exit = true
 	}
+	class := "ExecuteRunArgs"
+	if a.Resume {
+		class = "ResumeRunArgs"
+	}
 	return string(Encode(map[string]any{
-		"__class__": "ExecuteRunArgs", "instance_ref": ref, "pipeline_origin": a.Origin,
+		"__class__": class, "instance_ref": ref, "pipeline_origin": a.Origin,
 		"pipeline_run_id": a.RunID, "set_exit_code_on_failure": exit,
 	}))
 }
@@ -37,6 +62,26 @@ func (a ExecuteRunArgs) JSON() string {
 // CompressedArgsEnv is the variable from which `dagster api execute_run` of Dagster 1.12 and newer reads its
 // arguments in the form that [Compress] gives, when it has none on the command line.
 const CompressedArgsEnv = "DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS"
+
+// Decompress is the inverse of [Compress].
+func Decompress(text string) (string, error) {
+	raw, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return "", fmt.Errorf("dagster: decompress: %w", err)
+	}
+	r, err := zlib.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return "", fmt.Errorf("dagster: decompress: %w", err)
+	}
+	out, err := io.ReadAll(io.LimitReader(r, maxArguments))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return "", fmt.Errorf("dagster: decompress: %w", err)
+	}
+	return string(out), nil
+}
+
+// maxArguments bounds what Decompress gives.
+const maxArguments = 64 << 20
 
 // Compress is text in the form that Dagster's --compressed-input-json takes: zlib, then base64.
 func Compress(text string) string {

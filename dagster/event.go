@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -74,6 +73,18 @@ type Event struct {
 	Data       json.RawMessage // event_specific_data; nil is null
 
 	entry, event Object
+}
+
+// Error is the error in the event's data, or of the entry itself; nil if there is none.
+func (e Event) Error() *ErrorInfo {
+	data, _ := ParseObject(string(e.Data)) // none, or of a type without errors
+	for _, o := range []Object{data.object("error"), e.entry.object("error_info")} {
+		if o != nil {
+			info := errorInfoOf(o)
+			return &info
+		}
+	}
+	return nil
 }
 
 // ParseEvent decodes the text of event_logs.event.
@@ -160,7 +171,7 @@ func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, er
 		})
 	}
 	e.Data = Encode(map[string]any{
-		"__class__": "EngineEventData", "error": errorInfo(err), "marker_end": nil, "marker_start": nil, "metadata_entries": entries,
+		"__class__": "EngineEventData", "error": errorValue(err), "marker_end": nil, "marker_start": nil, "metadata_entries": entries,
 	})
 	return e
 }
@@ -172,7 +183,7 @@ type Metadata struct{ Label, Text string }
 func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason, err error) Event {
 	e := NewEvent(r, RunFailure, at, message)
 	e.Data = Encode(map[string]any{
-		"__class__": "PipelineFailureData", "error": errorInfo(err), "first_step_failure_event": nil,
+		"__class__": "PipelineFailureData", "error": errorValue(err), "first_step_failure_event": nil,
 		"failure_reason": Object{"__enum__": Encode("RunFailureReason." + string(reason))},
 	})
 	return e
@@ -193,16 +204,6 @@ func NewRunEnqueued(r Run, at time.Time) Event {
 		"partition_key": partition, "repository_name": r.Remote.Repository,
 	})
 	return e
-}
-
-func errorInfo(err error) any {
-	if err == nil {
-		return nil
-	}
-	return map[string]any{
-		"__class__": "SerializableErrorInfo", "cause": nil, "cls_name": nil, "context": nil,
-		"message": strings.TrimSpace(err.Error()) + "\n", "stack": []any{},
-	}
 }
 
 // ToUnix is a time as the float of seconds that Python's datetime.timestamp gives for the same microsecond.

@@ -144,10 +144,130 @@ func TestEventsFromOutsideEqualDagsters(t *testing.T) {
 	}
 }
 
+// Every serialized text in the databases and raw files comes back byte for byte, whatever its class.
+func TestGoldenTextsOfAllClassesComeBackByteForByte(t *testing.T) {
+	columns := map[string][]string{
+		"history/runs.db":        {"SELECT body FROM daemon_heartbeats", "SELECT body FROM bulk_actions"},
+		"history/runs/index.db":  {"SELECT event FROM event_logs", "SELECT last_materialization FROM asset_keys WHERE last_materialization IS NOT NULL"},
+		"schedules/schedules.db": {"SELECT instigator_body FROM instigators", "SELECT tick_body FROM job_ticks"},
+	}
+	for _, dir := range goldenDirs(t) {
+		var all []string
+		for file, queries := range columns {
+			for _, q := range queries {
+				all = append(all, texts(t, filepath.Join(dir, "sqlite/home", file), q)...)
+			}
+		}
+		raw, err := filepath.Glob(filepath.Join(dir, "*/args/*.raw.json"))
+		if err != nil || len(raw) < 6 {
+			t.Fatalf("%s has %d raw files (%v), want 6", dir, len(raw), err)
+		}
+		for _, file := range raw {
+			all = append(all, read(t, file))
+		}
+		for _, text := range all {
+			if got, err := dagster.Normalize(text); err != nil || got != text {
+				t.Errorf("Normalize: %v\n%s", err, cmp.Diff(got, text))
+			}
+		}
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// The pretty-printed examples, written as Dagster stores them, go through the typed decoders and come back.
+func TestGoldenExamplesComeBack(t *testing.T) {
+	decoders := map[string]func(string) (string, error){
+		"EventLogEntry":   func(s string) (string, error) { e, err := dagster.ParseEvent(s); return e.JSON(), err },
+		"PipelineRun":     func(s string) (string, error) { r, err := dagster.ParseRun(s); return r.Body(), err },
+		"DaemonHeartbeat": func(s string) (string, error) { h, err := dagster.ParseHeartbeat(s); return h.JSON(), err },
+		"InstanceRef":     func(s string) (string, error) { r, err := dagster.ParseInstanceRef(s); return r.JSON(), err },
+		"ExecuteRunArgs":  func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
+		"ResumeRunArgs":   func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
+	}
+	for _, dir := range goldenDirs(t) {
+		seen := map[string]int{}
+		for _, pattern := range []string{"*/events/*.json", "*/runs/*.run_body.json", "*/heartbeats/*.json", "*/instance_ref.pretty.json", "*/args/*.pretty.json"} {
+			files, err := filepath.Glob(filepath.Join(dir, pattern))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("%s/%s: no files (%v)", dir, pattern, err)
+			}
+			for _, file := range files {
+				o, err := dagster.ParseObject(read(t, file))
+				if err != nil {
+					t.Fatalf("%s: %v", file, err)
+				}
+				for _, wrapped := range []string{"event", "body"} { // beside the row's other columns
+					if inner, ok := o[wrapped]; ok && o.Class() == "" {
+						if o, err = dagster.ParseObject(string(inner)); err != nil {
+							t.Fatalf("%s: %v", file, err)
+						}
+					}
+				}
+				text, err := dagster.Normalize(o.JSON())
+				decode := decoders[o.Class()]
+				if err != nil || decode == nil {
+					t.Errorf("%s: class %q, %v", file, o.Class(), err)
+					continue
+				}
+				seen[o.Class()]++
+				if got, err := decode(text); err != nil || got != text {
+					t.Errorf("%s: %v (-got +want)\n%s", file, err, cmp.Diff(got, text))
+				}
+			}
+		}
+		for class := range decoders {
+			if seen[class] == 0 {
+				t.Errorf("%s has no %s", dir, class)
+			}
+		}
+	}
+}
+
+func TestPoolsAndErrorsAreRead(t *testing.T) {
+	dir := "../testdata/dagster/1.13.27/sqlite"
+	r, err := dagster.ParseRun(read(t, filepath.Join(dir, "runs/partitioned_asset.run_body.json")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &dagster.Pools{All: []string{"warehouse"}, Root: map[string]int{"warehouse": 1}}
+	if d := cmp.Diff(r.Pools, want); d != "" {
+		t.Errorf("Pools (-got +want):\n%s", d)
+	}
+	o, err := dagster.ParseObject(read(t, filepath.Join(dir, "events/STEP_FAILURE.StepFailureData.json")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := dagster.ParseEvent(string(o["event"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info := e.Error(); info == nil || info.Class == "" || info.Cause == nil || len(info.Stack) == 0 {
+		t.Errorf("Error() = %+v, want a class, a stack and a cause", info)
+	}
+}
+
+func TestCompressedArgumentsComeBack(t *testing.T) {
+	text := read(t, "../testdata/dagster/1.13.27/sqlite/args/execute.raw.json")
+	if got, err := dagster.Decompress(dagster.Compress(text)); err != nil || got != text {
+		t.Errorf("Decompress(Compress) = %v, %.80s", err, got)
+	}
+	if _, err := dagster.Decompress("!"); err == nil {
+		t.Error("Decompress(!) gives no error")
+	}
+}
+
 func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 	for _, dir := range goldenDirs(t) {
 		for _, storage := range []string{"sqlite", "postgres"} {
-			for file, exit := range map[string]bool{"execute.raw.json": false, "execute_exit_code.raw.json": true} {
+			for file, exit := range map[string]bool{"execute.raw.json": false, "execute_exit_code.raw.json": true, "resume.raw.json": false} {
 				raw, err := os.ReadFile(filepath.Join(dir, storage, "args", file))
 				if err != nil {
 					t.Fatal(err)
@@ -157,7 +277,7 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 					t.Fatal(err)
 				}
 				id, _ := o.Value("pipeline_run_id").(string)
-				a := dagster.ExecuteRunArgs{InstanceRef: o["instance_ref"], Origin: o["pipeline_origin"], RunID: id, SetExitCodeOnFailure: exit}
+				a := dagster.ExecuteRunArgs{InstanceRef: o["instance_ref"], Origin: o["pipeline_origin"], RunID: id, SetExitCodeOnFailure: exit, Resume: file == "resume.raw.json"}
 				if d := cmp.Diff(a.JSON(), string(raw)); d != "" {
 					t.Errorf("%s/%s (-got +want):\n%s", storage, file, d)
 				}

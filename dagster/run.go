@@ -16,6 +16,8 @@ type Run struct {
 	Remote       RemoteOrigin
 	Code         CodeOrigin
 	Root, Parent string // run IDs; "" unless this is a re-execution
+	Pools        *Pools // nil: no step uses one
+	Config       json.RawMessage
 	body         Object
 }
 
@@ -47,7 +49,7 @@ func ParseRun(body string) (Run, error) {
 	r := Run{
 		ID: o.text("run_id"), Job: o.text("pipeline_name"),
 		Root: o.text("root_run_id"), Parent: o.text("parent_run_id"),
-		Tags: map[string]string{}, body: o,
+		Tags: map[string]string{}, Pools: poolsOf(o.object("run_op_concurrency")), Config: o["run_config"], body: o,
 	}
 	if r.ID == "" {
 		return Run{}, fmt.Errorf("run body: run_id is missing")

@@ -6,7 +6,5 @@ import (
 
 // Body is the heartbeat as Dagster stores it.
 func (h Heartbeat) Body() string {
-	return string(dagster.Encode(map[string]any{
-		"__class__": "DaemonHeartbeat", "daemon_id": h.ID, "daemon_type": h.Type, "errors": []any{}, "timestamp": dagster.ToUnix(h.At),
-	}))
+	return dagster.Heartbeat{Type: h.Type, ID: h.ID, Time: h.At}.JSON()
 }
