@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -36,45 +38,19 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText gives "[redacted]".
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Field describes one setting, for help, reference pages and schemas.
-type Field struct {
-	Name, Type, Default, Help string
-	Required, Secret          bool
+// Text is a text that may be secret: one that came from {env: NAME}, {file: PATH} or ${NAME} is, so that it does not show
+// where a plain one would.
+type Text struct {
+	Value  string
+	Secret bool
 }
 
-// Fields lists the settings that a struct declares, in order.
-func Fields(of any) []Field {
-	t := reflect.TypeOf(of)
-	var fields []Field
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name := f.Tag.Get("config")
-		if name == "" {
-			continue
-		}
-		fields = append(fields, Field{
-			Name: name, Type: f.Type.String(), Default: f.Tag.Get("default"), Help: f.Tag.Get("help"),
-			Required: f.Tag.Get("required") == "true", Secret: f.Type == reflect.TypeFor[Secret](),
-		})
+// String is the value, or "[redacted]".
+func (t Text) String() string {
+	if t.Secret {
+		return redacted
 	}
-	return fields
-}
-
-// Table is the fields as a table in markdown, for reference pages.
-func Table(fields []Field) string {
-	var b strings.Builder
-	b.WriteString("| setting | type | default | |\n|---|---|---|---|\n")
-	for _, f := range fields {
-		def := "`" + f.Default + "`"
-		switch {
-		case f.Required:
-			def = "required"
-		case f.Default == "":
-			def = ""
-		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, f.Type, def, f.Help)
-	}
-	return b.String()
+	return t.Value
 }
 
 // Lookup finds an environment variable, as [os.LookupEnv] does.
@@ -138,9 +114,8 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 	}
 	keys := map[string]*yaml.Node{}
 	var names []string
-	t := into.Type()
-	for i := range t.NumField() {
-		names = append(names, t.Field(i).Tag.Get("config"))
+	for _, f := range reflect.VisibleFields(into.Type()) { // those of embedded structs as well
+		names = append(names, f.Tag.Get("config"))
 	}
 	for _, p := range pairs(n) {
 		keys[p.key.Value] = p.value
@@ -148,16 +123,20 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 			d.fail(p.key, path+"."+p.key.Value, "unknown setting%s", suggest(p.key.Value, names))
 		}
 	}
-	for i := range t.NumField() {
-		f, name := t.Field(i), names[i]
+	for i, f := range reflect.VisibleFields(into.Type()) {
+		name := names[i]
 		if name == "" {
 			continue
 		}
+		field := into.FieldByIndex(f.Index)
 		sub, ok := keys[name]
+		if ok && f.Type.Kind() == reflect.Pointer && null(sub) {
+			continue // as if it were not there: rendered files have such
+		}
 		text, hasDefault := f.Tag.Lookup("default")
 		switch {
 		case ok:
-			d.value(sub, into.Field(i), path+"."+name)
+			d.value(sub, field, path+"."+name)
 		case f.Tag.Get("required") == "true":
 			d.fail(n, path+"."+name, "required")
 		case hasDefault:
@@ -165,9 +144,9 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 			if text == "" {
 				def.Style = yaml.DoubleQuotedStyle // an empty plain scalar is null
 			}
-			d.value(def, into.Field(i), path+"."+name)
+			d.value(def, field, path+"."+name)
 		case f.Type.Kind() == reflect.Struct && f.Type != reflect.TypeFor[Values]():
-			d.object(nil, into.Field(i), path+"."+name)
+			d.object(nil, field, path+"."+name)
 		}
 	}
 }
@@ -181,6 +160,16 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 	case time.Duration:
 		d.duration(n, into, path)
 		return
+	case Text:
+		if d.scalar(n, into.Field(0), path); n.Kind == yaml.MappingNode || !d.literal && strings.Contains(n.Value, "${") {
+			into.Field(1).SetBool(true)
+		}
+		return
+	}
+	if into.Kind() == reflect.Slice || into.Kind() == reflect.Map {
+		if null(n) {
+			return
+		}
 	}
 	switch into.Kind() {
 	case reflect.Pointer:
@@ -278,6 +267,8 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 	case yaml.MappingNode:
 		if ps := pairs(n); len(ps) == 1 && ps[0].key.Value == "env" {
 			return d.lookup(n, ps[0].value.Value, path)
+		} else if len(ps) == 1 && ps[0].key.Value == "file" && !d.literal {
+			return d.read(n, ps[0].value.Value, path)
 		}
 		fallthrough
 	case yaml.SequenceNode:
@@ -331,6 +322,34 @@ func (d *decoder) lookup(n *yaml.Node, name, path string) (any, bool) {
 	}
 	d.fail(n, path, "environment variable %s is not set", name)
 	return nil, false
+}
+
+// maxFile is the most bytes that {file: PATH} reads.
+const maxFile = 1 << 20
+
+// read is the content of a file, as mounted secrets are: without the newline at its end.
+func (d *decoder) read(n *yaml.Node, file, path string) (any, bool) {
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(filepath.Dir(d.file), file)
+	}
+	info, err := os.Stat(file)
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxFile) {
+		err = fmt.Errorf("%s is no file of at most %d bytes", file, maxFile)
+	}
+	var text []byte
+	if err == nil {
+		text, err = os.ReadFile(file)
+	}
+	if err != nil {
+		d.fail(n, path, "%v", err)
+		return nil, false
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r"), true
+}
+
+func null(n *yaml.Node) bool {
+	n = resolve(n)
+	return n == nil || n.Kind == yaml.ScalarNode && Scalar(n) == nil
 }
 
 func contains(names []string, name string) bool {

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/testenv"
@@ -128,5 +130,88 @@ sys.stdout.write(yaml.dump(tree, default_flow_style=False))
 	}
 	if d := cmp.Diff(config.Dump(list), string(want)); d != "" {
 		t.Errorf("Dump (-got +want):\n%s", d)
+	}
+}
+
+func TestFileAndText(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "f.yaml")
+	var s struct {
+		Token config.Secret          `config:"token"`
+		Env   map[string]config.Text `config:"env"`
+		List  []string               `config:"list"`
+		Opt   *int                   `config:"opt"`
+	}
+	n, err := config.Parse(file, []byte("token: {file: token}\nenv: {A: plain, B: '${USER_NAME}', C: {file: token}, D: {env: USER_NAME}}\nlist:\nopt: null\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]config.Text{"A": {Value: "plain"}, "B": {Value: "ann", Secret: true}, "C": {Value: "hunter2", Secret: true}, "D": {Value: "ann", Secret: true}}
+	if d := cmp.Diff(s.Env, want, cmp.Comparer(func(a, b config.Text) bool { return a == b })); d != "" || s.Token != "hunter2" || s.Opt != nil {
+		t.Errorf("token %q, opt %v, env (-got +want):\n%s", string(s.Token), s.Opt, d)
+	}
+	if text := fmt.Sprint(s.Env, s.Token); strings.Contains(text, "hunter2") || strings.Contains(text, "ann") {
+		t.Errorf("a secret shows: %s", text)
+	}
+	n, err = config.Parse(file, []byte("token: {file: gone}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err == nil || !strings.Contains(err.Error(), file+":1:8: token: stat "+dir+"/gone") {
+		t.Errorf("a file that is missing: %v", err)
+	}
+}
+
+// What the schema accepts is what the decoder accepts.
+func TestSchemaAgreesWithDecode(t *testing.T) {
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(config.Schema(config.Fields(settings{})))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("s.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	schema, err := c.Compile("s.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, ok := range map[string]bool{
+		"name: x": true, "name: {env: USER_NAME}": true, "name: 1.10": true, "name: x\nwait: 30s\non: off": true, "name: x\nwait: 30": true,
+		"name: x\nlist: [a, b]\nmap: {k: v}\nsub: {deep: y}\npointer: 7": true,
+		"count: 3": false, "name: x\nnmae: y": false, "name: x\ncount: [1]": false, "name: x\nsub: {dep: y}": false, "name: x\nlist: a": false,
+	} {
+		n, err := config.Parse("f.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s settings
+		derr := config.Values{File: "f.yaml", Node: n, Env: env}.Decode(&s)
+		var v any
+		raw, err := json.Marshal(config.Tree(n))
+		if err == nil {
+			v, err = jsonschema.UnmarshalJSON(strings.NewReader(string(raw)))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if serr := schema.Validate(v); (serr == nil) != ok || (derr == nil) != ok {
+			t.Errorf("%q: schema says %v, Decode %v, want ok %v", text, serr, derr, ok)
+		}
+	}
+}
+
+func TestTableNamesNestedSettings(t *testing.T) {
+	table := config.Table(config.Fields(settings{}))
+	for _, want := range []string{"| `name` | text | required | A name. |", "| `sub.deep` | text | `x` |", "| `map` | map of text |", "| `token` | secret |"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("the table lacks %q:\n%s", want, table)
+		}
 	}
 }

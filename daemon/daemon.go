@@ -47,6 +47,7 @@ type Daemon struct {
 	id      string // of this process
 	name    string // of the instance
 	limits  queue.Limits
+	queue   instance.Queue
 	targets map[string]*dispatch.Target
 }
 
@@ -103,10 +104,7 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.limits = queue.Limits{MaxConcurrentRuns: q.MaxConcurrentRuns}
-	for _, t := range q.TagLimits {
-		d.limits.Tags = append(d.limits.Tags, queue.TagLimit(t))
-	}
+	d.limits, d.queue = limitsOf(q), q
 	d.targets = map[string]*dispatch.Target{}
 	var errs []error
 	for name, l := range d.Instance.Launchers {
@@ -123,9 +121,6 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	}
 	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
 		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags), "launchers", slices.Sorted(maps.Keys(d.targets)))
-	if d.Instance.HasPools() {
-		d.Log.WarnContext(ctx, "dagster.yaml limits pools: steps keep to them, but runs are not held back in the queue for them yet")
-	}
 	return nil
 }
 
@@ -209,6 +204,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	routes := router.Router{Default: d.Instance.Settings.Default}
 	loop := &queue.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
+		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits,
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
 	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
 )
 
@@ -23,6 +24,7 @@ type Instance struct {
 	StockQueue  Queue // of dagster.yaml, with Dagster's defaults: what dagster-daemon does
 	Parked      bool  // dagster.yaml's max_concurrent_runs is 0: the stock dequeuer is off
 	MonitorsRun bool  // dagster.yaml has run_monitoring enabled: the stock monitor is on
+	Monitoring  RunMonitoring
 	Settings    Settings
 	Launchers   map[string]Launcher
 
@@ -41,6 +43,32 @@ type Storage struct {
 type Queue struct {
 	MaxConcurrentRuns int // -1: no limit
 	TagLimits         []TagLimit
+	BlockPools        bool // a run whose pools are full waits in the queue
+	PoolsPerRun       bool // granularity run: a run takes a place in each of its pools
+	PoolBuffer        int
+	DefaultPool       *int   // limit of pools that have none of their own
+	Charge            string // "admitted" or "dagster"
+	Only              Only
+}
+
+// Only selects the runs that Slipway launches. The zero value selects all. A run must fit each part that is not empty.
+type Only struct {
+	Locations []string          `config:"locations" help:"Names of code locations."`
+	Jobs      []string          `config:"jobs" help:"Names of jobs."`
+	Tags      map[string]string `config:"tags" help:"Tags that the run must have; an empty value stands for any."`
+}
+
+// Empty says whether all runs are selected.
+func (o Only) Empty() bool { return len(o.Locations)+len(o.Jobs)+len(o.Tags) == 0 }
+
+// Fits says whether a run is selected.
+func (o Only) Fits(r dagster.Run) bool {
+	for k, want := range o.Tags {
+		if v, ok := r.Tags[k]; !ok || want != "" && v != want {
+			return false
+		}
+	}
+	return (len(o.Locations) == 0 || slices.Contains(o.Locations, r.Remote.Location)) && (len(o.Jobs) == 0 || slices.Contains(o.Jobs, r.Job))
 }
 
 // TagLimit is one entry of tag_concurrency_limits.
@@ -65,6 +93,7 @@ type Settings struct {
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
 	Queue               queueSection               `config:"queue" help:"The keys of dagster.yaml's run_queue, for Slipway."`
+	Terminate           Terminate                  `config:"terminate"`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
 	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
@@ -79,26 +108,20 @@ type launcherSection struct {
 }
 
 type queueSection struct {
-	MaxConcurrentRuns *int               `config:"max_concurrent_runs" help:"Most runs in flight; -1 for no limit, 0 launches nothing."`
-	TagLimits         *[]tagLimitSection `config:"tag_concurrency_limits" help:"Limits per tag, as in dagster.yaml."`
+	limitsSection
+	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
+	Only   Only   `config:"only"`
 }
 
-type tagLimitSection struct {
-	Key   string        `config:"key" required:"true"`
-	Value config.Values `config:"value"`
-	Limit int           `config:"limit" required:"true"`
+// Terminate says where Dagster's webserver finds Slipway to cancel a run.
+type Terminate struct {
+	Listen    string `config:"listen" help:"Address of the endpoint for cancelling, host:port; default: a free port, on this machine alone if local_only, else on all addresses."`
+	Advertise string `config:"advertise" help:"host:port by which the webserver reaches it; needed if webservers run on other machines."`
+	LocalOnly bool   `config:"local_only" default:"false" help:"Webservers run on this machine only, or users accept that Terminate may report failure elsewhere."`
 }
 
 type storageSection struct {
 	DirectURL config.Secret `config:"direct_url" help:"Postgres address that bypasses a pooler, for Slipway alone."`
-}
-
-// sections of dagster.yaml that Dagster 1.13 knows.
-var knownKeys = []string{
-	"storage", "run_storage", "event_log_storage", "schedule_storage", "local_artifact_storage", "compute_logs",
-	"scheduler", "run_coordinator", "run_queue", "run_launcher", "telemetry", "nux", "instance_class", "python_logs",
-	"run_monitoring", "run_retries", "code_servers", "secrets", "defs_state_storage", "retention", "backfills", "sensors",
-	"schedules", "auto_materialize", "freshness", "concurrency",
 }
 
 // Home finds DAGSTER_HOME as Dagster does.
@@ -140,14 +163,14 @@ func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, er
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	for _, k := range config.Keys(doc) {
-		if !slices.Contains(knownKeys, k.Value) && config.Child(doc, "instance_class") == nil {
-			errs = append(errs, problem(in.file, k, k.Value, "unknown setting; Dagster refuses it as well"))
-		}
-	}
 	in.tree, _ = config.Tree(doc).(map[string]any)
-	errs = append(errs, in.storage(doc, env), in.queue(doc, env), in.slipway(kinds, env))
+	d, err := in.decode(doc, env)
+	errs := []error{err, in.storage(d, doc, env)}
+	if err == nil {
+		in.MonitorsRun, in.Monitoring = d.RunMonitoring.Enabled, d.RunMonitoring
+		errs = append(errs, in.queue(d, doc))
+	}
+	errs = append(errs, in.slipway(kinds, env))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -181,7 +204,10 @@ func path(n *yaml.Node, keys ...string) *yaml.Node {
 	return n
 }
 
-func (in *Instance) storage(doc *yaml.Node, env config.Lookup) error {
+func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error {
+	if class := d.InstanceClass; class != nil && strings.HasPrefix(class.Module, "dagster_cloud") {
+		return problem(in.file, path(doc, "instance_class"), "instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway works with a storage of your own, SQLite or Postgres")
+	}
 	for _, legacy := range []string{"run_storage", "event_log_storage", "schedule_storage"} {
 		if n := config.Child(doc, legacy); n != nil {
 			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages by storage: {postgres: …} or storage: {sqlite: …}, which is the same to Dagster")
@@ -214,36 +240,47 @@ func (in *Instance) storage(doc *yaml.Node, env config.Lookup) error {
 // defaultMaxRuns is QueuedRunCoordinator's max_concurrent_runs where nothing is said.
 const defaultMaxRuns = 10
 
-func (in *Instance) queue(doc *yaml.Node, env config.Lookup) error {
-	in.StockQueue.MaxConcurrentRuns = defaultMaxRuns
-	if enabled := path(doc, "run_monitoring", "enabled"); enabled != nil {
-		in.MonitorsRun, _ = config.Scalar(enabled).(bool)
-	}
-	if c := config.Child(doc, "run_coordinator"); c != nil {
-		if class := path(c, "class"); class != nil && class.Value != "QueuedRunCoordinator" {
-			return problem(in.file, class, "run_coordinator.class", "%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's default)", class.Value)
+func (in *Instance) queue(d document, doc *yaml.Node) error {
+	q := &in.StockQueue
+	*q = Queue{MaxConcurrentRuns: defaultMaxRuns, BlockPools: true, Charge: "admitted"}
+	section, name := d.RunQueue, "run_queue"
+	if c := d.RunCoordinator; c != nil {
+		if c.Class != queuedCoordinator {
+			return problem(in.file, path(doc, "run_coordinator", "class"), "run_coordinator.class", "%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's default)", c.Class)
 		}
-	}
-	for _, section := range []struct {
-		path string
-		node *yaml.Node
-	}{
-		{"run_coordinator.config", path(doc, "run_coordinator", "config")},
-		{"run_queue", path(doc, "run_queue")},
-		{"concurrency.runs", path(doc, "concurrency", "runs")},
-	} {
-		q := queueSection{}
-		v := config.Values{File: in.file, Path: section.path, Env: env, Literal: true}
-		v.Node = only(section.node, "max_concurrent_runs", "tag_concurrency_limits")
-		if err := v.Decode(&q); err != nil {
-			return err
-		}
-		if err := in.StockQueue.override(in.file, section.path, q); err != nil {
+		section, name = &runQueue{}, "run_coordinator.config"
+		if err := c.Config.Decode(section); err != nil {
 			return err
 		}
 	}
-	in.Parked = in.StockQueue.MaxConcurrentRuns == 0
+	if section != nil {
+		if err := q.override(in.file, name, section.limitsSection); err != nil {
+			return err
+		}
+		if b := section.BlockPools; b != nil {
+			q.BlockPools, q.PoolBuffer = b.Enabled == nil || *b.Enabled, or(b.Buffer, 0)
+		}
+	}
+	if c := d.Concurrency; c != nil {
+		q.DefaultPool = c.Old
+		if c.Pools != nil {
+			q.DefaultPool, q.PoolsPerRun, q.PoolBuffer = c.Pools.Default, c.Pools.Granularity == "run", or(c.Pools.Buffer, q.PoolBuffer)
+		}
+		if c.Runs != nil {
+			if err := q.override(in.file, "concurrency.runs", *c.Runs); err != nil {
+				return err
+			}
+		}
+	}
+	in.Parked = q.MaxConcurrentRuns == 0
 	return nil
+}
+
+func or(p *int, other int) int {
+	if p == nil {
+		return other
+	}
+	return *p
 }
 
 // only is a mapping reduced to some keys, for sections of which Slipway needs just these.
@@ -261,7 +298,7 @@ func only(n *yaml.Node, keys ...string) *yaml.Node {
 }
 
 // override lays the keys that a section has over q.
-func (q *Queue) override(file, section string, s queueSection) error {
+func (q *Queue) override(file, section string, s limitsSection) error {
 	if s.MaxConcurrentRuns != nil {
 		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
 		if q.MaxConcurrentRuns < -1 {
@@ -333,12 +370,11 @@ func (in *Instance) QueueLimits() (Queue, error) {
 	if q.MaxConcurrentRuns == 0 {
 		q.MaxConcurrentRuns = defaultMaxRuns
 	}
-	err := q.override(filepath.Join(in.Home, "slipway.yaml"), "queue", in.Settings.Queue)
+	file, s := filepath.Join(in.Home, "slipway.yaml"), in.Settings.Queue
+	if q.Charge = s.Charge; q.Charge != "admitted" && q.Charge != "dagster" {
+		return q, &config.Problem{File: file, Setting: "queue.charge", Text: fmt.Sprintf("%q is neither admitted nor dagster", s.Charge)}
+	}
+	q.Only = s.Only
+	err := q.override(file, "queue", s.limitsSection)
 	return q, err
-}
-
-// HasPools says whether dagster.yaml sets limits for pools.
-func (in *Instance) HasPools() bool {
-	c, _ := in.tree["concurrency"].(map[string]any)
-	return c["pools"] != nil || c["default_op_concurrency_limit"] != nil
 }

@@ -77,6 +77,15 @@ func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
 func TestLoadSaysWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ dagster, slipway, want string }{
 		"unknown key":         {"run_queu: {}\n", "", "dagster.yaml:1:1: run_queu: unknown setting"},
+		"bad type deep down":  {"run_monitoring: {start_timeout_seconds: soon}\n", "", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
+		"two at once":         {"nux: {enabld: true}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
+		"class without name":  {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
+		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster takes only one"},
+		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write them all under concurrency"},
+		"pools in two forms":  {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n", "", "may not stand beside pools"},
+		"granularity":         {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
+		"pool limit":          {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
+		"dagster plus":        {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n", "", "Dagster+"},
 		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway works on"},
 		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
 		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
@@ -91,6 +100,63 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: Load = %v, want %q in it", name, err, c.want)
+		}
+	}
+}
+
+// Every key of Dagster 1.13's dagster.yaml is accepted, and with a class of the user's own also keys that are not known.
+func TestLoadTakesEveryKey(t *testing.T) {
+	class := "{module: m, class: C, config: {x: {env: Y}}}"
+	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class + "\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
+secrets: {custom: ` + class + `}
+telemetry: {enabled: no}
+nux: {enabled: false}
+python_logs: {managed_python_loggers: [a], python_log_level: INFO, dagster_handler_config: {handlers: {h: {class: x}}, formatters: {}, filters: {}}}
+run_monitoring: {enabled: false, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 0, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}
+run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
+code_servers: {local_startup_timeout: 1, reload_timeout: 2, wait_for_local_processes_on_shutdown: true}
+retention: {schedule: {purge_after_days: 3}, sensor: {purge_after_days: {skipped: 1, success: 2, failure: 3, started: 4}}, auto_materialize: {purge_after_days: 1}}
+backfills: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+sensors: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+schedules: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+auto_materialize: {enabled: {env: Y}, minimum_interval_seconds: 3, run_tags: {a: b}, respect_materialization_data_versions: true, max_tick_retries: 1, use_sensors: true, use_threads: true, num_workers: 2}
+freshness: {enabled: true}
+run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, block_op_concurrency_limited_runs: {enabled: true, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: true}}]}
+`
+	env := func(name string) (string, bool) { return map[string]string{"Y": "true", "N": "3"}[name], true }
+	in, err := instance.Load(home(t, text, ""), kinds, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := in.StockQueue; q.MaxConcurrentRuns != 3 || len(q.TagLimits) != 1 || !q.BlockPools || q.PoolBuffer != 1 {
+		t.Errorf("StockQueue = %+v", q)
+	}
+	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds, env); err != nil {
+		t.Errorf("an instance class with a key of its own: %v", err)
+	}
+}
+
+func TestOnlySelects(t *testing.T) {
+	in, err := instance.Load(home(t, "", "queue: {only: {locations: [etl], tags: {team: data, any: ''}}}\n"), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := in.QueueLimits()
+	if err != nil || q.Only.Empty() {
+		t.Fatalf("QueueLimits = %+v, %v", q, err)
+	}
+	for name, c := range map[string]struct {
+		location string
+		tags     map[string]string
+		want     bool
+	}{
+		"fits":             {"etl", map[string]string{"team": "data", "any": "x"}, true},
+		"another location": {"web", map[string]string{"team": "data", "any": "x"}, false},
+		"another value":    {"etl", map[string]string{"team": "web", "any": "x"}, false},
+		"a tag is missing": {"etl", map[string]string{"team": "data"}, false},
+	} {
+		if got := q.Only.Fits(dagster.Run{Remote: dagster.RemoteOrigin{Location: c.location}, Tags: c.tags}); got != c.want {
+			t.Errorf("%s: Fits = %v", name, got)
 		}
 	}
 }

@@ -20,11 +20,15 @@ const claimBatch = 50
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
 
+// poolRetry is how often the loop looks whether a full pool has places again, of which no run's status tells.
+const poolRetry = 500 * time.Millisecond
+
 // roomRetry is how often the loop looks whether a sick launcher has recovered. One that is only full says so itself.
 const roomRetry = time.Second
 
 // store is what the loop asks of the storage.
 type store interface {
+	storage.Pooler
 	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
 	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
 }
@@ -43,6 +47,11 @@ type Loop struct {
 	Fence    storage.Fence
 	Instance string
 	Limits   Limits
+	// DefaultPool is the limit of pools that have none of their own; nil for none.
+	DefaultPool *int
+	// Only says which queued runs are ours; nil for all. Runs in flight count whoever's they are.
+	Only     func(dagster.Run) bool
+	Claims   map[string]string // tags that a claim sets
 	Route    func(dagster.Run) []string
 	Launcher runLauncher
 	Inbox    *storage.Inbox  // changed runs of all statuses
@@ -113,7 +122,9 @@ func (l *Loop) apply(r storage.Run) {
 			l.active[r.ID] = r // it counts
 		}
 	case r.Status == dagster.Queued:
-		l.queued[r.ID] = r
+		if l.Only == nil || l.Only(r.Run) {
+			l.queued[r.ID] = r
+		}
 	case r.Status.Active():
 		l.active[r.ID] = r
 	default:
@@ -124,12 +135,19 @@ func (l *Loop) apply(r storage.Run) {
 // pass claims what may go now, and says when to look again without a cause; 0 is never.
 func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	for {
-		picked, wait := l.pick(time.Now())
+		pools, err := l.pools(ctx)
+		if errors.Is(err, storage.ErrFenced) {
+			return 0, err
+		}
+		if err != nil { // as Dagster does: what cannot be told blocks nobody
+			l.Log.WarnContext(ctx, "the pools cannot be read; they hold back no run for now", "err", err)
+		}
+		picked, wait := l.pick(time.Now(), pools)
 		if len(picked) == 0 {
 			return wait, nil
 		}
 		batch := picked[:min(len(picked), claimBatch)]
-		err := l.claim(context.WithoutCancel(ctx), batch)
+		err = l.claim(context.WithoutCancel(ctx), batch)
 		if errors.Is(err, storage.ErrFenced) {
 			return 0, err
 		}
@@ -143,8 +161,32 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	}
 }
 
+// pools reads the pools that queued runs use, and gives those without a limit of their own the default one.
+func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
+	var names []string
+	for _, r := range l.queued {
+		for _, pool := range l.Limits.Pools.names(r.Run) {
+			if !slices.Contains(names, pool) {
+				names = append(names, pool)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	stored, err := l.Store.DefaultPools(ctx, l.Fence, names, l.DefaultPool)
+	if err != nil {
+		return nil, err
+	}
+	pools := map[string]Pool{}
+	for name, p := range stored {
+		pools[name] = Pool{Slots: p.Slots, Pending: p.Pending}
+	}
+	return pools, nil
+}
+
 // pick is one decision.
-func (l *Loop) pick(now time.Time) ([]dagster.Run, time.Duration) {
+func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.Duration) {
 	var wait time.Duration
 	room := map[string]int{}
 	held := func(r dagster.Run) bool {
@@ -167,15 +209,19 @@ func (l *Loop) pick(now time.Time) ([]dagster.Run, time.Duration) {
 		room[name]--
 		return false
 	}
-	entries := make([]Entry, 0, len(l.queued))
-	for _, r := range l.queued {
-		entries = append(entries, Entry{r.Run, r.Row})
+	picked, pooled := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
+	if pooled && (wait == 0 || wait > poolRetry) {
+		wait = poolRetry
 	}
-	active := make([]dagster.Run, 0, len(l.active))
-	for _, r := range l.active {
-		active = append(active, r.Run)
+	return picked, wait
+}
+
+func entriesOf(runs map[string]storage.Run) []Entry {
+	entries := make([]Entry, 0, len(runs))
+	for _, r := range runs {
+		entries = append(entries, Entry{r.Run, r.Row, r.Start})
 	}
-	return Pick(entries, active, l.Limits, held), wait
+	return entries
 }
 
 // claimTimeout bounds one claim.
@@ -189,7 +235,7 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	claims := make([]storage.Claim, len(runs))
 	for i, r := range runs {
-		claims[i] = storage.Claim{Run: r.ID, Launcher: l.Route(r)[0], Instance: l.Instance, Token: uuid.NewString(), At: now}
+		claims[i] = storage.Claim{Run: r.ID, Launcher: l.Route(r)[0], Instance: l.Instance, Token: uuid.NewString(), At: now, Tags: l.Claims}
 	}
 	outcomes, err := l.Store.Claim(ctx, l.Fence, claims)
 	if err != nil {

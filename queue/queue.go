@@ -1,15 +1,16 @@
 // Package queue decides which queued runs may be launched now, and claims them.
 //
-// The decision is a pure function of the queue, the runs in flight and the limits ([Pick]); one loop
+// The decision is a pure function of the queue, the runs in flight, the limits and the pools ([Pick]); one loop
 // carries it out whenever something has changed. Order and limits are Dagster's (dagster._daemon.run_coordinator,
-// 1.13): creation order, then priority; max_concurrent_runs; limits per tag. Unlike
-// Dagster, a tag limit is charged only by runs that are let through, so that a run that is held
-// back for another reason does not hold back the next ones.
+// 1.13): creation order, then priority; max_concurrent_runs; limits per tag; pools. Unlike
+// Dagster, a limit is charged only by runs that are let through, so that a run that is held
+// back for another reason does not hold back the next ones; [ChargeDagster] is Dagster's own way.
 package queue
 
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/slipway-run/slipway/dagster"
 )
@@ -18,7 +19,22 @@ import (
 type Limits struct {
 	MaxConcurrentRuns int // -1: none
 	Tags              []TagLimit
+	Pools             PoolLimits
+	Charge            Charge
+	Page              int // of [ChargeDagster]: how many queued runs Dagster reads at once; 0 is its default
 }
+
+// Charge says which runs count against limits of tags and pools within one decision.
+type Charge string
+
+// The ways to charge.
+const (
+	ChargeAdmitted Charge = "admitted" // the runs that may go
+	ChargeDagster  Charge = "dagster"  // those that passed the tag limits, also if a pool or a sick launcher holds them back
+)
+
+// defaultPage is Dagster's page of queued runs (DAGSTER_RUN_QUEUE_PAGE_SIZE).
+const defaultPage = 100
 
 // TagLimit bounds the runs in flight that share a tag.
 type TagLimit struct {
@@ -27,42 +43,84 @@ type TagLimit struct {
 	Limit      int
 }
 
-// Entry is a queued run with its place in the order of creation.
+// Entry is a queued run, or one in flight, with its place in the order of creation.
 type Entry struct {
-	Run dagster.Run
-	Row int64
+	Run   dagster.Run
+	Row   int64
+	Start time.Time // of one in flight; zero while it has not started
 }
 
 // Pick gives the queued runs that may be launched now, in the order to launch them. Held says of a
-// run that it must wait for a reason of its own.
-func Pick(queued []Entry, active []dagster.Run, limits Limits, held func(dagster.Run) bool) []dagster.Run {
+// run that it must wait for a reason of its own. Pools are those that have a limit. Waits says whether a pool
+// holds back a run, which nothing tells when it ends.
+func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) bool) (picked []dagster.Run, waits bool) {
 	free := len(queued)
 	if limits.MaxConcurrentRuns >= 0 {
 		free = min(free, limits.MaxConcurrentRuns-len(active))
 	}
 	if free <= 0 {
-		return nil
+		return nil, false
 	}
-	order := slices.Clone(queued)
-	slices.SortStableFunc(order, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(b.Run.Priority(), a.Run.Priority()), cmp.Compare(a.Row, b.Row))
-	})
-	tags := newCounter(limits.Tags)
-	for _, r := range active {
-		tags.add(r)
+	if limits.Charge == ChargeDagster {
+		return pickAsDagster(queued, active, limits, pools, now, held, free)
 	}
-	var picked []dagster.Run
-	for _, e := range order {
+	tags, inPools := newCounter(limits.Tags, active), newPoolCounter(limits.Pools, pools, active, now)
+	for _, e := range byPriority(queued) {
 		if len(picked) == free {
 			break
 		}
-		if held(e.Run) || tags.full(e.Run) {
-			continue
+		switch {
+		case tags.full(e.Run):
+		case inPools.full(e.Run):
+			waits = true
+		case held(e.Run):
+		default:
+			tags.add(e.Run)
+			inPools.add(e.Run)
+			picked = append(picked, e.Run)
 		}
-		tags.add(e.Run)
+	}
+	return picked, waits
+}
+
+// pickAsDagster decides page by page, with fresh counts for each, in which a run that is dropped counts for tags.
+func pickAsDagster(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) bool, free int) (picked []dagster.Run, waits bool) {
+	page := limits.Page
+	if page == 0 {
+		page = defaultPage
+	}
+	inOrder := slices.SortedStableFunc(slices.Values(queued), func(a, b Entry) int { return cmp.Compare(a.Row, b.Row) })
+	var batch []Entry
+	for next := range slices.Chunk(inOrder, page) {
+		tags, inPools := newCounter(limits.Tags, active), newPoolCounter(limits.Pools, pools, active, now)
+		var kept []Entry
+		for _, e := range byPriority(append(batch, next...)) {
+			if tags.full(e.Run) {
+				continue
+			}
+			tags.add(e.Run)
+			if inPools.full(e.Run) {
+				waits = true
+				continue
+			}
+			inPools.add(e.Run)
+			if !held(e.Run) {
+				kept = append(kept, e)
+			}
+		}
+		batch = kept[:min(free, len(kept))]
+	}
+	for _, e := range batch {
 		picked = append(picked, e.Run)
 	}
-	return picked
+	return picked, waits
+}
+
+// byPriority orders runs as Dagster launches them.
+func byPriority(runs []Entry) []Entry {
+	return slices.SortedStableFunc(slices.Values(runs), func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(b.Run.Priority(), a.Run.Priority()), cmp.Compare(a.Row, b.Row))
+	})
 }
 
 // counter counts the runs in flight under each tag limit.
@@ -71,10 +129,15 @@ type counter struct {
 	counts []map[string]int // per limit, by value; a limit of all values counts under ""
 }
 
-func newCounter(limits []TagLimit) *counter {
-	c := &counter{limits: limits, counts: make([]map[string]int, len(limits))}
-	for i := range c.counts {
-		c.counts[i] = map[string]int{}
+func newCounter(limits []TagLimit, active []Entry) *counter {
+	c := &counter{}
+	for i, l := range limits { // of two about the same, the last holds, as in Dagster
+		if !slices.ContainsFunc(limits[i+1:], func(o TagLimit) bool { return o.Key == l.Key && o.Value == l.Value && o.PerValue == l.PerValue }) {
+			c.limits, c.counts = append(c.limits, l), append(c.counts, map[string]int{})
+		}
+	}
+	for _, e := range active {
+		c.add(e.Run)
 	}
 	return c
 }

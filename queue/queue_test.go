@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -24,14 +25,6 @@ func entries(text string) []queue.Entry {
 			}
 		}
 		out = append(out, queue.Entry{Run: r, Row: int64(i + 1)})
-	}
-	return out
-}
-
-func runs(text string) []dagster.Run {
-	var out []dagster.Run
-	for _, e := range entries(text) {
-		out = append(out, e.Run)
 	}
 	return out
 }
@@ -73,7 +66,7 @@ func TestPick(t *testing.T) {
 		"a held run leaves its place to the next": {"a b c", "", 1, nil, "a", "b"},
 		"a limit of zero keeps its runs for ever": {"a:team=x b", "", 10, []queue.TagLimit{{Key: "team", Limit: 0}}, "", "b"},
 	} {
-		got := queue.Pick(entries(c.queued), runs(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, func(r dagster.Run) bool {
+		got, _ := queue.Pick(entries(c.queued), entries(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, nil, time.Now(), func(r dagster.Run) bool {
 			return slices.Contains(strings.Fields(c.held), r.ID)
 		})
 		if ids(got) != c.want {
@@ -91,9 +84,9 @@ func TestPickNeverPassesALimit(t *testing.T) {
 		for i, tags := range rapid.SliceOfN(gen, 0, 30).Draw(t, "queued") {
 			words = append(words, fmt.Sprintf("q%d%s", i, tags))
 		}
-		active := runs(strings.Repeat("a:team=x ", rapid.IntRange(0, 5).Draw(t, "active")))
+		active := entries(strings.Repeat("a:team=x ", rapid.IntRange(0, 5).Draw(t, "active")))
 		limits := queue.Limits{MaxConcurrentRuns: rapid.IntRange(-1, 12).Draw(t, "max"), Tags: []queue.TagLimit{{Key: "team", Value: "x", Limit: rapid.IntRange(0, 6).Draw(t, "limit")}}}
-		picked := queue.Pick(entries(strings.Join(words, " ")), active, limits, nobody)
+		picked, _ := queue.Pick(entries(strings.Join(words, " ")), active, limits, nil, time.Now(), nobody)
 		if limits.MaxConcurrentRuns >= 0 && len(picked) > max(0, limits.MaxConcurrentRuns-len(active)) {
 			t.Fatalf("%d picked beside %d in flight, limit %d", len(picked), len(active), limits.MaxConcurrentRuns)
 		}

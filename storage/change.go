@@ -53,6 +53,10 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	}
 	ch.AddTags = []Tag{{Key: LaunchKey, Value: launch.String()}}
 	r.Status = dagster.Starting
+	for k, v := range c.Tags {
+		r.Tags[k] = v
+	}
+	ch.SetTags = c.Tags
 	ch.Body = r.Body()
 	ch.Events = []dagster.Event{dagster.NewEvent(r, dagster.RunStarting, c.At, "")}
 	ch.Outcome = Outcome{Done: true, Status: dagster.Starting, Launch: launch}

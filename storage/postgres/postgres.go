@@ -25,7 +25,11 @@ import (
 )
 
 // Store is Dagster's storage in one Postgres database.
-type Store struct{ pool *pgxpool.Pool }
+type Store struct {
+	pool *pgxpool.Pool
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	defaultLimits bool
+}
 
 var _ storage.Store = (*Store)(nil)
 
@@ -72,6 +76,10 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
 			return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
 		}
+	}
+	const column = "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass('concurrency_limits') AND attname = 'using_default_limit' AND NOT attisdropped"
+	if err := s.pool.QueryRow(ctx, column).Scan(&s.defaultLimits); err != nil {
+		return fmt.Errorf("postgres: schema: %w", err)
 	}
 	return nil
 }

@@ -42,6 +42,8 @@ type Store struct {
 	flush   sync.Mutex // one outbox run at a time
 	last    atomic.Int64
 	step    func() // between any two statements of a write; for tests
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	defaultLimits bool
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -70,6 +72,10 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	}
 	if err := s.checkSchema(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
+	}
+	const column = "SELECT count(*) > 0 FROM pragma_table_info('concurrency_limits') WHERE name = 'using_default_limit'"
+	if err := s.index.QueryRowContext(ctx, column).Scan(&s.defaultLimits); err != nil {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
 	}
 	return s, nil
 }

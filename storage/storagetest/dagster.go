@@ -5,6 +5,7 @@ package storagetest
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -97,6 +98,19 @@ func (d *Dagster) Postgres() bool { return strings.HasPrefix(d.Location, "postgr
 func (d *Dagster) Exec(query string, args ...any) error {
 	_, err := d.db.Exec(d.marks(query), args...)
 	return err
+}
+
+// ExecIndex runs one statement on the tables of pools, assets and events of all runs.
+func (d *Dagster) ExecIndex(query string, args ...any) error {
+	if d.Postgres() {
+		return d.Exec(query, args...)
+	}
+	db, err := openSQLite(filepath.Join(d.Location, "history/runs/index.db"))
+	if err != nil {
+		return err
+	}
+	_, err = db.Exec(query, args...)
+	return errors.Join(err, db.Close())
 }
 
 // Text reads one text; "" if there is no row.

@@ -46,6 +46,9 @@ func Run(t *testing.T, target Target) {
 		"a heartbeat of another daemon is left alone":          heartbeats,
 		"unknown fields of a body survive":                     unknownFields,
 		"the instance id stays":                                instanceID,
+		"a claim sets tags":                                    claimTags,
+		"pools are counted":                                    poolsCounted,
+		"pools follow their default limit":                     poolsDefault,
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := target.New(t)
@@ -536,5 +539,79 @@ func instanceID(t *testing.T, f *fixture) {
 	b, err := f.s.InstanceID(f.ctx)
 	if err != nil || a != b || len(a) != 36 {
 		t.Errorf("InstanceID = %q, then %q, %v", a, b, err)
+	}
+}
+
+func claimTags(t *testing.T, f *fixture) {
+	run := f.enqueue(t, map[string]string{"a": "1", dagster.GRPCInfoTag: "forged"})
+	c := claimOf(run)
+	c.Tags = map[string]string{dagster.GRPCInfoTag: "ours"}
+	if out, err := f.s.Claim(f.ctx, f.lead(t), []storage.Claim{c}); err != nil || !out[0].Done {
+		t.Fatalf("Claim = %+v, %v", out, err)
+	}
+	if d := cmp.Diff(f.run(t, run).Tags, map[string]string{"a": "1", dagster.GRPCInfoTag: "ours"}); d != "" {
+		t.Errorf("tags (-got +want):\n%s", d)
+	}
+	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ? AND value = 'ours'", run, dagster.GRPCInfoTag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "rows", n, "1")
+}
+
+// pools names four pools: a and b without limits, c with one of its own, d with a default that is old.
+func (f *fixture) pools(t *testing.T) {
+	t.Helper()
+	yes, no := "true", "false"
+	if !f.d.Postgres() {
+		yes, no = "1", "0"
+	}
+	for _, q := range []string{
+		"INSERT INTO concurrency_limits (concurrency_key, \"limit\", using_default_limit) VALUES ('c', 3, " + no + "), ('d', 3, " + yes + ")",
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('c', NULL, NULL, " + no + "), ('c', 'r1', 's1', " + no + "), ('c', NULL, NULL, " + no + ")",
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('d', 'r1', 's2', " + no + "), ('d', 'r2', 's2', " + no + "), ('d', NULL, NULL, " + no + ")",
+		"INSERT INTO pending_steps (concurrency_key, run_id, step_key) VALUES ('c', 'r1', 's1'), ('c', 'r2', 's1')",
+	} {
+		if err := f.d.ExecIndex(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func poolsCounted(t *testing.T, f *fixture) {
+	f.pools(t)
+	pools, err := f.s.Pools(f.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "c", pools["c"], storage.Pool{Limit: 3, Slots: 3, Taken: 1, Pending: 2})
+	want(t, "d", pools["d"], storage.Pool{Limit: 3, Default: true, Slots: 3, Taken: 2})
+}
+
+func poolsDefault(t *testing.T, f *fixture) {
+	f.pools(t)
+	fence, one, two := f.lead(t), 1, 2
+	step := func(what string, limit *int, expected map[string]storage.Pool) {
+		t.Helper()
+		got, err := f.s.DefaultPools(f.ctx, fence, []string{"a", "c", "d"}, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(got, expected); d != "" {
+			t.Errorf("%s (-got +want):\n%s", what, d)
+		}
+	}
+	c := storage.Pool{Limit: 3, Slots: 3, Taken: 1, Pending: 2}
+	step("a default of one", &one, map[string]storage.Pool{"a": {Limit: 1, Default: true, Slots: 1}, "c": c, "d": {Limit: 1, Default: true, Slots: 1, Taken: 2}})
+	step("a default of two", &two, map[string]storage.Pool{"a": {Limit: 2, Default: true, Slots: 2}, "c": c, "d": {Limit: 2, Default: true, Slots: 2, Taken: 2}})
+	step("no default", nil, map[string]storage.Pool{"c": c})
+	if err := f.s.Yield(f.ctx, fence); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := f.s.Lead(f.ctx, "slipway-b", time.Minute); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if _, err := f.s.DefaultPools(f.ctx, fence, []string{"b"}, &one); !errors.Is(err, storage.ErrFenced) {
+		t.Errorf("DefaultPools under the old fence = %v, want ErrFenced", err)
 	}
 }
