@@ -48,6 +48,7 @@ type Daemon struct {
 	name    string // of the instance
 	limits  queue.Limits
 	queue   instance.Queue
+	address address
 	targets map[string]*dispatch.Target
 }
 
@@ -64,6 +65,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.checkStock(ctx); err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	if d.address.network != "unix" { // any daemon answers, from storage; a socket is the leader's
+		g.Go(func() error { return d.serveAPI(ctx) })
+	}
+	g.Go(func() error { return d.elect(ctx) })
+	return g.Wait()
+}
+
+// elect leads whenever this daemon can, and stands by otherwise.
+func (d *Daemon) elect(ctx context.Context) error {
 	standing := false
 	for ctx.Err() == nil {
 		fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
@@ -99,6 +110,9 @@ func (d *Daemon) prepare(ctx context.Context) error {
 		if d.name, err = d.Store.InstanceID(ctx); err != nil {
 			return err
 		}
+	}
+	if d.address, err = addressOf(d.Instance); err != nil {
+		return err
 	}
 	q, err := d.Instance.QueueLimits()
 	if err != nil {
@@ -204,7 +218,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	routes := router.Router{Default: d.Instance.Settings.Default}
 	loop := &queue.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
-		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits,
+		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
 	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}
@@ -223,6 +237,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return feed.Run(ctx) })
 	g.Go(func() error { return watch.Run(ctx) })
 	g.Go(func() error { return d.beat(ctx) })
+	if d.address.network == "unix" {
+		g.Go(func() error { return d.serveAPI(ctx) })
+	}
 	return g.Wait()
 }
 

@@ -52,7 +52,7 @@ func newWorld(t *testing.T, location, slipwayYAML string) *world {
 		yaml += fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", location)
 	}
 	w.write("dagster.yaml", yaml)
-	w.write("slipway.yaml", slipwayYAML)
+	w.write("slipway.yaml", slipwayYAML+"terminate: {local_only: true}\n")
 	return w
 }
 

@@ -115,8 +115,10 @@ type queueSection struct {
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.
 type Terminate struct {
-	Listen    string `config:"listen" help:"Address of the endpoint for cancelling, host:port; default: a free port, on this machine alone if local_only, else on all addresses."`
+	Listen    string `config:"listen" help:"Address of the endpoint for cancelling, host:port; default: a unix socket in DAGSTER_HOME/slipway; with advertise, that port on all addresses."`
 	Advertise string `config:"advertise" help:"host:port by which the webserver reaches it; needed if webservers run on other machines."`
+	Cert      string `config:"tls_cert" help:"File with the endpoint's certificate; without one it speaks plain text. It holds no authority: only runs that storage shows as CANCELING are stopped."`
+	Key       string `config:"tls_key" help:"File with the certificate's key."`
 	LocalOnly bool   `config:"local_only" default:"false" help:"Webservers run on this machine only, or users accept that Terminate may report failure elsewhere."`
 }
 

@@ -309,8 +309,12 @@ func (s *Server) Terminate(ctx context.Context, run string) (bool, error) {
 	var got struct {
 		TerminateRun struct {
 			Typename string `json:"__typename"`
+			Message  string
 		}
 	}
-	err := s.Query(ctx, `mutation ($run: String!) {terminateRun(runId: $run) {__typename}}`, map[string]any{"run": run}, &got)
+	err := s.Query(ctx, `mutation ($run: String!) {terminateRun(runId: $run) {__typename ... on TerminateRunFailure {message} ... on PythonError {message}}}`, map[string]any{"run": run}, &got)
+	if got.TerminateRun.Message != "" {
+		err = errors.Join(err, errors.New(got.TerminateRun.Message))
+	}
 	return got.TerminateRun.Typename == "TerminateRunSuccess", err
 }
