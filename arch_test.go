@@ -17,6 +17,7 @@ const module = "github.com/slipway-run/slipway/"
 // internal/ may import what they test and are not listed.
 var mayImport = map[string]string{
 	"agent":                 "",
+	"agent/execute":         "dagster config launcher instance storage storage/sqlite storage/postgres",
 	"failpoint":             "",
 	"config":                "",
 	"dagster":               "",
@@ -34,9 +35,10 @@ var mayImport = map[string]string{
 	"monitor":               "dagster storage launcher dispatch failpoint",
 	"proto/dagster":         "",
 	"daemon":                "dagster storage instance router worker dispatch queue monitor proto/dagster",
-	"cli":                   "dagster storage storage/sqlite storage/postgres instance launcher daemon internal/webserver",
+	"cli":                   "dagster storage storage/sqlite storage/postgres instance launcher daemon worker agent/execute internal/webserver",
 	"cmd/slipway":           "agent cli launcher/all",
 	"cmd/slipway-agent":     "agent",
+	"cmd/slipway-worker":    "agent/execute",
 	"internal/webserver":    "",
 	"internal/testenv":      "",
 	"internal/pgserver":     "",

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/slipway-run/slipway/agent/execute"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/storage"
@@ -30,6 +31,9 @@ const Version = "0.1.0-devel"
 // Main runs the command line with the given kinds of launchers and returns the exit code: 0, or 1 after an
 // error that it has printed.
 func Main(kinds ...*launcher.Kind) int {
+	if len(os.Args) > 1 && os.Args[1] == "worker" { // a run worker that a launcher started
+		return execute.Main(os.Args[2:])
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	p := &program{kinds: kinds, out: os.Stdout, err: os.Stderr, env: os.LookupEnv}

@@ -43,6 +43,8 @@ type Daemon struct {
 	Instance *instance.Instance
 	Store    storage.Store
 	Log      *slog.Logger
+	// Worker is the command of slipway-worker on this machine.
+	Worker []string
 
 	id      string // of this process
 	name    string // of the instance
@@ -127,7 +129,10 @@ func (d *Daemon) prepare(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		if t.Gate == "" {
+			t.Gate = worker.DefaultGate(l.Kind.Traits)
+		}
 		d.targets[name] = dispatch.NewTarget(t, l.Kind, opened)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -204,7 +209,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
 		Builder: &worker.Builder{
 			Instance: d.name, Ref: d.Instance.WorkerRef(), RefSecret: d.Instance.RefHasSecret(),
-			AllowSecretsInArgv: d.Instance.Settings.AllowSecretsInArgv, Files: worker.Machine{},
+			AllowSecretsInArgv: d.Instance.Settings.AllowSecretsInArgv, Home: d.Instance.Home, GoWorker: d.Worker, Files: worker.Machine{},
 		},
 		Requeued: func(r storage.Run, until time.Time) {
 			select {

@@ -23,6 +23,13 @@ const (
 	RunSuspended EventType = "RUN_SUSPENDED"
 	RunResumed   EventType = "RUN_RESUMED"
 	EngineEvent  EventType = "ENGINE_EVENT"
+
+	StepStart      EventType = "STEP_START"
+	StepSuccess    EventType = "STEP_SUCCESS"
+	StepFailure    EventType = "STEP_FAILURE"
+	StepUpForRetry EventType = "STEP_UP_FOR_RETRY"
+	StepRestarted  EventType = "STEP_RESTARTED"
+	LogsCaptured   EventType = "LOGS_CAPTURED"
 )
 
 // StatusEventTypes are the types that change a run's status.
@@ -55,6 +62,7 @@ func (t EventType) Status() Status {
 
 // Levels of events: Python's logging levels.
 const (
+	LevelDebug = 10
 	LevelInfo  = 20
 	LevelError = 40
 )
@@ -71,6 +79,9 @@ type Event struct {
 	Time       time.Time       // microseconds
 	StepKey    string          // "" for an event of the whole run
 	Data       json.RawMessage // event_specific_data; nil is null
+	// Of events that a run worker writes; a parsed event does not have them.
+	PID    int
+	Inside bool // written by the worker: the message stands in the entry as well
 
 	entry, event Object
 }
@@ -135,16 +146,38 @@ func (e Event) JSON() string {
 	if e.Message != "" {
 		message = e.Message
 	}
-	return string(Encode(map[string]any{
-		"__class__": "EventLogEntry",
-		"dagster_event": map[string]any{
-			"__class__": "DagsterEvent", "event_specific_data": data, "event_type_value": string(e.Type),
-			"logging_tags": map[string]any{}, "message": message, "pid": nil, "pipeline_name": e.Job,
-			"solid_handle": nil, "step_handle": nil, "step_key": nil, "step_kind_value": nil,
-		},
+	entry := map[string]any{
+		"__class__": "EventLogEntry", "dagster_event": nil,
 		"error_info": nil, "level": e.Level, "message": "", "pipeline_name": e.Job,
 		"run_id": e.RunID, "step_key": nil, "timestamp": ToUnix(e.Time), "user_message": "",
-	}))
+	}
+	if e.Inside {
+		entry["user_message"] = e.Message
+	}
+	if e.StepKey != "" {
+		entry["step_key"] = e.StepKey
+	}
+	if e.Type == "" {
+		return string(Encode(entry))
+	}
+	event := map[string]any{
+		"__class__": "DagsterEvent", "event_specific_data": data, "event_type_value": string(e.Type),
+		"logging_tags": map[string]any{}, "message": message, "pid": nil, "pipeline_name": e.Job,
+		"solid_handle": nil, "step_handle": nil, "step_key": nil, "step_kind_value": nil,
+	}
+	if e.PID > 0 {
+		event["pid"] = e.PID
+	}
+	if e.StepKey != "" {
+		handle := map[string]any{"__class__": "SolidHandle", "name": e.StepKey, "parent": nil}
+		event["solid_handle"], event["step_key"], event["step_kind_value"] = handle, e.StepKey, "COMPUTE"
+		event["step_handle"] = map[string]any{"__class__": "StepHandle", "key": e.StepKey, "solid_handle": handle}
+		event["logging_tags"] = map[string]any{
+			"job_name": e.Job, "op_name": e.StepKey, "resource_fn_name": "None", "resource_name": "None", "run_id": e.RunID, "step_key": e.StepKey,
+		}
+	}
+	entry["dagster_event"] = event
+	return string(Encode(entry))
 }
 
 // NewEvent is an event of a run as Dagster's instance would report it from outside the run.

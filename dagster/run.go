@@ -15,9 +15,10 @@ type Run struct {
 	Tags         map[string]string
 	Remote       RemoteOrigin
 	Code         CodeOrigin
-	Root, Parent string // run IDs; "" unless this is a re-execution
-	Pools        *Pools // nil: no step uses one
-	Config       json.RawMessage
+	Root, Parent string          // run IDs; "" unless this is a re-execution
+	Pools        *Pools          // nil: no step uses one
+	Config       json.RawMessage // run_config
+	Snapshot     string          // pipeline_snapshot_id; "" if there is none
 	body         Object
 }
 
@@ -49,7 +50,7 @@ func ParseRun(body string) (Run, error) {
 	r := Run{
 		ID: o.text("run_id"), Job: o.text("pipeline_name"),
 		Root: o.text("root_run_id"), Parent: o.text("parent_run_id"),
-		Tags: map[string]string{}, Pools: poolsOf(o.object("run_op_concurrency")), Config: o["run_config"], body: o,
+		Tags: map[string]string{}, Pools: poolsOf(o.object("run_op_concurrency")), Config: o["run_config"], Snapshot: o.text("pipeline_snapshot_id"), body: o,
 	}
 	if r.ID == "" {
 		return Run{}, fmt.Errorf("run body: run_id is missing")

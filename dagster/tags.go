@@ -10,5 +10,9 @@ const (
 // RunFailureReason is why a run failed, as in the tag dagster/failure_reason.
 type RunFailureReason string
 
-// UnexpectedTermination is the reason that Slipway gives. Dagster 1.13 knows more of them.
-const UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
+// The reasons that Slipway gives. Dagster 1.13 knows more of them.
+const (
+	UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
+	StepFailureReason     RunFailureReason = "STEP_FAILURE"
+	InitializationFailure RunFailureReason = "JOB_INITIALIZATION_FAILURE"
+)

@@ -84,6 +84,7 @@ type Launcher struct {
 	Kind   *launcher.Kind
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
 	Cwd    map[string]string // working directory, likewise
+	Gate   string            // "off", "relaunch", "on" or "" for the kind's default
 	Config config.Values
 }
 
@@ -104,6 +105,7 @@ type launcherSection struct {
 	Kind   string            `config:"kind" required:"true" help:"Kind of launcher."`
 	Python map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
 	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, else relaunch."`
 	Config config.Values     `config:"config" help:"Settings of that kind."`
 }
 
@@ -160,10 +162,19 @@ func errOr(err, other error) error {
 
 // Load reads the instance in home. Its kinds are those that slipway.yaml may name.
 func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
+	in, err := LoadDagster(home, env)
+	if err = errors.Join(err, in.slipway(kinds, env)); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+// LoadDagster reads dagster.yaml alone. The instance is never nil.
+func LoadDagster(home string, env config.Lookup) (*Instance, error) {
 	in := &Instance{Home: home, file: filepath.Join(home, "dagster.yaml")}
 	doc, err := parse(in.file)
 	if err != nil {
-		return nil, err
+		return in, err
 	}
 	in.tree, _ = config.Tree(doc).(map[string]any)
 	d, err := in.decode(doc, env)
@@ -172,11 +183,7 @@ func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, er
 		in.MonitorsRun, in.Monitoring = d.RunMonitoring.Enabled, d.RunMonitoring
 		errs = append(errs, in.queue(d, doc))
 	}
-	errs = append(errs, in.slipway(kinds, env))
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return in, nil
+	return in, errors.Join(errs...)
 }
 
 func parse(file string) (*yaml.Node, error) {
@@ -353,9 +360,12 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if !launcherName.MatchString(name) {
 			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "a launcher's name has letters, digits, - and _ only"))
 		}
+		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
+		}
 		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Gate: section.Gate, Config: section.Config}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))

@@ -2,9 +2,12 @@ package instance
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/dagster"
@@ -165,4 +168,45 @@ func classData(module, class string, conf map[string]any) any {
 	return map[string]any{
 		"__class__": "ConfigurableClassData", "class_name": class, "module_name": module, "config_yaml": config.Dump(conf),
 	}
+}
+
+// StorageOf is where the storage of an InstanceRef is: what a worker is told by its arguments.
+func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
+	part, _ := ref.Part("storage")
+	n, err := config.Parse("InstanceRef", []byte(part.ConfigYAML))
+	if err != nil {
+		return Storage{}, err
+	}
+	in := &Instance{file: "InstanceRef"}
+	switch part.Class {
+	case "DagsterPostgresStorage":
+		err = in.postgres(n, env)
+	case "DagsterSqliteStorage":
+		in.Storage.BaseDir, err = baseDir(n, "storage", env)
+	default:
+		err = fmt.Errorf("storage class %s.%s: slipway-worker works with Dagster's SQLite and Postgres storage", part.Module, part.Class)
+	}
+	return in.Storage, err
+}
+
+// ComputeLogsOf is the folder in which the local compute log manager of an InstanceRef keeps what steps write; "" if it has another.
+func ComputeLogsOf(ref dagster.InstanceRef, env config.Lookup) (string, error) {
+	part, ok := ref.Part("compute_logs")
+	if !ok || part.Class != "LocalComputeLogManager" {
+		return "", nil
+	}
+	n, err := config.Parse("InstanceRef", []byte(part.ConfigYAML))
+	if err != nil {
+		return "", err
+	}
+	return baseDir(n, "compute_logs", env)
+}
+
+func baseDir(n *yaml.Node, path string, env config.Lookup) (string, error) {
+	var s struct {
+		BaseDir string        `config:"base_dir" required:"true"`
+		Poll    config.Values `config:"polling_timeout"`
+	}
+	err := config.Values{File: "InstanceRef", Path: path, Node: n, Env: env, Literal: true}.Decode(&s)
+	return s.BaseDir, err
 }

@@ -178,6 +178,9 @@ type Request struct {
 	Run, InstanceRef json.RawMessage // run body and patched ref, for launchers that hand them on
 }
 
+// GateEnv is the variable with what a gated worker shows at its gate: "<attempt> <token>".
+const GateEnv = "SLIPWAY_GATE"
+
 // Override is raw settings for one run, with where they come from: a container_context section, a tag or a route.
 type Override struct {
 	Source string

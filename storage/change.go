@@ -24,6 +24,7 @@ type Change struct {
 	Updated    time.Time
 	Start, End float64 // 0: leave
 	DeleteTags []int64 // ids of rows of run_tags
+	UpdateTags []Tag   // by id
 	SetTags    map[string]string
 	AddTags    []Tag // in order; their ids are not set
 	Events     []dagster.Event

@@ -167,6 +167,10 @@ type Store interface {
 	Writer
 	Heart
 	Pooler
+	Recorder
+	Adder
+	// Revision is the schema's, as alembic names it; "" if the storage says none.
+	Revision() string
 	// Recover finishes what a process that died in the middle of a write had committed, and must be called after taking
 	// the lead and before anything else.
 	Recover(ctx context.Context, f Fence) error

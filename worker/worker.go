@@ -23,6 +23,8 @@ type Builder struct {
 	// RefSecret says that Ref holds a password, which then is not put on a command line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
+	Home               string   // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
+	GoWorker           []string // command of the worker of runs that need no Python, where it runs on this machine
 	Files              Files
 }
 
@@ -40,6 +42,10 @@ type Target struct {
 	Traits launcher.Traits
 	Python map[string]string // by code location, "*" for the others
 	Cwd    map[string]string // likewise
+	Gate   Gate
+	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
+	Context string
+	Tags    []string
 }
 
 // Attempt is what the claim of a run decided.
@@ -47,6 +53,7 @@ type Attempt struct {
 	Number int
 	Token  string
 	At     time.Time
+	Resume bool // go on with a run whose worker died
 }
 
 // Request builds the request for one attempt at a run. Its error is [launcher.ErrInvalid].
@@ -63,41 +70,101 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		},
 		Run: json.RawMessage(r.Body()), InstanceRef: b.Ref,
 	}
+	var err error
+	if req.Resources, err = resources(r); err != nil {
+		return nil, err
+	}
+	req.Overrides = overrides(r, t)
+	verb := "execute_run"
+	if a.Resume {
+		verb = "resume_run"
+	}
+	if goRun := len(r.Code.EntryPoint) > 0 && r.Code.EntryPoint[0] == dagster.GoWorker; goRun {
+		req.Command, req.DagsterVersion = []string{dagster.GoWorker}, goVersion
+		if t.Traits.LocalFiles && len(b.GoWorker) > 0 {
+			req.Command = append([]string{}, b.GoWorker...)
+		}
+		req.Env = append(req.Env, gateEnv(a))
+	} else if err := b.python(req, r, a, t); err != nil {
+		return nil, err
+	}
+	req.Command = append(req.Command, "api", verb)
+	return req, b.arguments(req, r, a, t)
+}
+
+// goVersion stands for the version of slipway-worker, which takes its arguments as the newest Dagster does.
+const goVersion = "1.13"
+
+func gateEnv(a Attempt) launcher.Env {
+	return launcher.Env{Name: launcher.GateEnv, Value: fmt.Sprintf("%d %s", a.Number, a.Token)}
+}
+
+// python sets what starts Dagster's own worker.
+func (b *Builder) python(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
 	entry, python, err := b.entryPoint(r, t)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if t.Traits.LocalFiles {
 		if req.Dir, err = b.dir(r, t); err != nil {
-			return nil, err
+			return err
 		}
 		req.DagsterVersion = b.Files.DagsterVersion(python)
 	}
-	req.Command = append(entry, "api", "execute_run")
-	return req, b.arguments(req, r, t)
+	if t.Gate.closed(a.Number) {
+		if len(entry) != 3 { // no "python -m dagster": the interpreter of whoever's PATH, as the entry point is
+			entry = []string{"python"}
+		}
+		entry = []string{entry[0], "-c", bootstrap}
+		req.Env = append(req.Env, gateEnv(a))
+	}
+	req.Command = entry
+	return nil
+}
+
+// overrides are the raw settings that stand on the run, for the launcher to decode.
+func overrides(r dagster.Run, t Target) []launcher.Override {
+	var out []launcher.Override
+	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" && o[t.Context] != nil {
+		out = append(out, launcher.Override{Source: "container_context." + t.Context, JSON: o[t.Context]})
+	}
+	for _, tag := range t.Tags {
+		if text, ok := r.Tags[tag]; ok {
+			out = append(out, launcher.Override{Source: "tag " + tag, JSON: json.RawMessage(text)})
+		}
+	}
+	return out
 }
 
 // arguments adds what says which run to execute: on the command line as Dagster's launchers do, or, where that would show a
-// password or is too long, in a variable.
-func (b *Builder) arguments(req *launcher.Request, r dagster.Run, t Target) error {
-	args := dagster.ExecuteRunArgs{InstanceRef: b.Ref, Origin: r.Code.Raw, RunID: r.ID}.JSON()
-	tooLong := t.Traits.MaxCommand > 0 && len(args) > t.Traits.MaxCommand
-	if !tooLong && (!b.RefSecret || b.AllowSecretsInArgv) {
+// password or is too long, in a variable, or for an older Dagster on this machine by leaving out the InstanceRef, which the worker
+// then makes from dagster.yaml itself.
+func (b *Builder) arguments(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
+	full := dagster.ExecuteRunArgs{InstanceRef: b.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume}
+	args := full.JSON()
+	fits := func(n int) bool { return t.Traits.MaxCommand == 0 || n <= t.Traits.MaxCommand }
+	if fits(len(args)) && (!b.RefSecret || b.AllowSecretsInArgv) {
 		req.Command = append(req.Command, args)
 		return nil
 	}
-	if !takesCompressed(req.DagsterVersion) {
-		if b.RefSecret {
-			return fmt.Errorf("%w: dagster.yaml holds a password, which Dagster %s of code location %s can only take on its command line, where every user of the machine sees it; write the password as {env: NAME}, or set allow_secrets_in_argv: true in slipway.yaml", launcher.ErrInvalid, orUnknown(req.DagsterVersion), r.Remote.Location)
+	if takesCompressed(req.DagsterVersion) && !a.Resume { // resume_run reads no variable
+		compressed := dagster.Compress(args)
+		if !fits(len(compressed) + len(dagster.CompressedArgsEnv) + 1) {
+			return fmt.Errorf("%w: the arguments of run %s have %d bytes even when compressed, more than %s takes", launcher.ErrInvalid, r.ID, len(compressed), t.Name)
 		}
-		return fmt.Errorf("%w: the arguments of run %s have %d bytes, more than %s takes, and Dagster %s cannot take them another way", launcher.ErrInvalid, r.ID, len(args), t.Name, orUnknown(req.DagsterVersion))
+		req.Env = append(req.Env, launcher.Env{Name: dagster.CompressedArgsEnv, Value: compressed, Secret: true})
+		return nil
 	}
-	compressed := dagster.Compress(args)
-	if t.Traits.MaxCommand > 0 && len(compressed)+len(dagster.CompressedArgsEnv)+1 > t.Traits.MaxCommand {
-		return fmt.Errorf("%w: the arguments of run %s have %d bytes even when compressed, more than %s takes", launcher.ErrInvalid, r.ID, len(compressed), t.Name)
+	full.InstanceRef = nil
+	if short := full.JSON(); t.Traits.LocalFiles && b.Home != "" && fits(len(short)) {
+		req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_HOME", Value: b.Home})
+		req.Command = append(req.Command, short)
+		return nil
 	}
-	req.Env = append(req.Env, launcher.Env{Name: dagster.CompressedArgsEnv, Value: compressed, Secret: true})
-	return nil
+	if b.RefSecret {
+		return fmt.Errorf("%w: dagster.yaml holds a password, which Dagster %s of code location %s can only take on its command line, where every user of the machine sees it; write the password as {env: NAME}, or set allow_secrets_in_argv: true in slipway.yaml", launcher.ErrInvalid, orUnknown(req.DagsterVersion), r.Remote.Location)
+	}
+	return fmt.Errorf("%w: the arguments of run %s have %d bytes, more than %s takes, and Dagster %s cannot take them another way", launcher.ErrInvalid, r.ID, len(args), t.Name, orUnknown(req.DagsterVersion))
 }
 
 func orUnknown(version string) string {

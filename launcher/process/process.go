@@ -64,7 +64,7 @@ func Kind(agentCommand ...string) *launcher.Kind {
 		Name: "process", Help: "Run workers as processes of this machine.",
 		Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{
-			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, MaxCommand: maxArgument, Keep: 10 * time.Minute,
+			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute,
 		},
 		Open: func(_ context.Context, v config.Values, _ *slog.Logger) (launcher.Launcher, error) {
 			return open(v, agentCommand)

@@ -11,6 +11,9 @@ import (
 
 // Pools implements [storage.Pooler].
 func (s *Store) Pools(ctx context.Context) (map[string]storage.Pool, error) {
+	if !s.hasPools {
+		return nil, nil
+	}
 	using := "using_default_limit"
 	if !s.defaultLimits {
 		using = "false"
@@ -41,7 +44,7 @@ func (s *Store) DefaultPools(ctx context.Context, f storage.Fence, names []strin
 		return nil, err
 	}
 	stale := storage.Stale(pools, names, limit)
-	if len(stale) == 0 {
+	if len(stale) == 0 || !s.hasPools {
 		return storage.Among(pools, names), nil
 	}
 	err = s.tx(ctx, &f, func(tx pgx.Tx) error {

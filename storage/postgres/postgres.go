@@ -29,9 +29,18 @@ type Store struct {
 	pool *pgxpool.Pool
 	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
 	defaultLimits bool
+	hasPools      bool   // the tables of pools are newer than the others
+	revision      string // of the schema
 }
 
-var _ storage.Store = (*Store)(nil)
+// Revision implements [storage.Store].
+func (s *Store) Revision() string { return s.revision }
+
+var (
+	_ storage.Store    = (*Store)(nil)
+	_ storage.Adder    = (*Store)(nil)
+	_ storage.Recorder = (*Store)(nil)
+)
 
 // maxConns is the most connections of a store, besides the one that listens.
 const maxConns = 6
@@ -70,12 +79,18 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	for _, q := range []string{
 		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs LIMIT 0",
 		"SELECT id, run_id, key, value FROM run_tags LIMIT 0", "SELECT key, value FROM kvs LIMIT 0",
-		"SELECT id, run_id, event, dagster_event_type, timestamp FROM event_logs LIMIT 0",
+		"SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
 		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
 			return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
 		}
+	}
+	if err := s.pool.QueryRow(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("postgres: schema: %w", err)
+	}
+	if err := s.pool.QueryRow(ctx, "SELECT to_regclass('concurrency_limits') IS NOT NULL AND to_regclass('pending_steps') IS NOT NULL").Scan(&s.hasPools); err != nil {
+		return fmt.Errorf("postgres: schema: %w", err)
 	}
 	const column = "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass('concurrency_limits') AND attname = 'using_default_limit' AND NOT attisdropped"
 	if err := s.pool.QueryRow(ctx, column).Scan(&s.defaultLimits); err != nil {
@@ -271,23 +286,11 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 
 // Move implements [storage.Writer].
 func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
-	var out storage.Outcome
-	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
-		rows, ours, err := lockRows(ctx, tx, []string{t.Run})
-		if err != nil || rows[t.Run].Status == "" {
-			return err
-		}
-		ch, err := storage.PlanMove(t, rows[t.Run], ours[t.Run])
-		if err != nil {
-			return err
-		}
-		out = ch.Outcome
-		b := &pgx.Batch{}
-		queue(b, t.Run, ch)
-		return tx.SendBatch(ctx, b).Close()
+	out, err := s.change(ctx, &f, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(t, row, ours)
 	})
 	if err != nil {
-		return storage.Outcome{}, wrap(err, "run "+t.Run)
+		return out, err
 	}
 	if t.Handle != "" {
 		failpoint.Here("handle.committed")
@@ -337,6 +340,9 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	if len(ch.DeleteTags) > 0 {
 		b.Queue("DELETE FROM run_tags WHERE id = ANY($1)", ch.DeleteTags)
 	}
+	for _, t := range ch.UpdateTags {
+		b.Queue("UPDATE run_tags SET value = $2 WHERE id = $1", t.ID, t.Value)
+	}
 	for _, t := range ch.AddTags {
 		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, t.Key, t.Value)
 	}
@@ -350,7 +356,8 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 			run, string(ch.Status), ch.Body, pgtype.Timestamp{Time: ch.Updated.UTC(), Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}
 	for _, e := range ch.Events {
-		b.Queue(`WITH e AS (INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) VALUES ($1, $2, $3, $4) RETURNING id)
-			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC())
+		b.Queue(`WITH e AS (INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
+				VALUES ($1, $2, nullif($3, ''), $4, nullif($5, '')) RETURNING id)
+			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC(), e.StepKey)
 	}
 }

@@ -91,8 +91,8 @@ func (s *Store) store(ctx context.Context, run string, texts []string) error {
 	return s.insert(ctx, s.index, texts, true)
 }
 
-const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp)
-	SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
+const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
+	SELECT ?1, ?2, nullif(?3, ''), ?4, nullif(?5, '') WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
 
 func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOnly bool) error {
 	tx, err := db.BeginTx(ctx, nil)
@@ -109,7 +109,7 @@ func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOn
 			continue
 		}
 		s.step()
-		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time)); err != nil {
+		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time), e.StepKey); err != nil {
 			return fmt.Errorf("sqlite: event of run %s: %w", e.RunID, err)
 		}
 	}

@@ -44,9 +44,18 @@ type Store struct {
 	step    func() // between any two statements of a write; for tests
 	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
 	defaultLimits bool
+	hasPools      bool   // the tables of pools are newer than the others
+	revision      string // of the schema
 }
 
-var _ storage.Store = (*Store)(nil)
+// Revision implements [storage.Store].
+func (s *Store) Revision() string { return s.revision }
+
+var (
+	_ storage.Store    = (*Store)(nil)
+	_ storage.Adder    = (*Store)(nil)
+	_ storage.Recorder = (*Store)(nil)
+)
 
 // hintInterval is how often PRAGMA data_version is looked at, which takes microseconds.
 const hintInterval = 10 * time.Millisecond
@@ -73,6 +82,13 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	if err := s.checkSchema(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if err := s.read.QueryRowContext(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
+	}
+	const tables = "SELECT count(*) = 2 FROM sqlite_master WHERE name IN ('concurrency_limits', 'pending_steps')"
+	if err := s.index.QueryRowContext(ctx, tables).Scan(&s.hasPools); err != nil {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
+	}
 	const column = "SELECT count(*) > 0 FROM pragma_table_info('concurrency_limits') WHERE name = 'using_default_limit'"
 	if err := s.index.QueryRowContext(ctx, column).Scan(&s.defaultLimits); err != nil {
 		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
@@ -95,7 +111,7 @@ func open(file string, conns int) (*sql.DB, error) {
 func (s *Store) checkSchema(ctx context.Context) error {
 	for db, q := range map[*sql.DB]string{
 		s.read:  "SELECT r.id, r.run_id, r.status, r.run_body, r.create_timestamp, r.update_timestamp, r.start_time, r.end_time, t.id, t.key, t.value, k.key, k.value FROM runs r, run_tags t, kvs k LIMIT 0",
-		s.index: "SELECT id, run_id, event, dagster_event_type, timestamp FROM event_logs LIMIT 0",
+		s.index: "SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
 	} {
 		rows, err := db.QueryContext(ctx, q)
 		if err != nil {
@@ -312,24 +328,65 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 
 // Move implements [storage.Writer].
 func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	out, err := s.change(ctx, &f, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(t, row, ours)
+	})
+	if err != nil {
+		return out, err
+	}
+	if t.Handle != "" {
+		failpoint.Here("handle.committed")
+	}
+	return out, s.drain(ctx)
+}
+
+// change works out a change of one run under the write lock and carries it out, but for its events, which wait in the outbox.
+func (s *Store) change(ctx context.Context, f *storage.Fence, run string, plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome
-	err := s.tx(ctx, &f, func(tx *sql.Tx) error {
-		row, ours, err := s.row(ctx, tx, t.Run)
+	err := s.tx(ctx, f, func(tx *sql.Tx) error {
+		row, ours, err := s.row(ctx, tx, run)
 		if err != nil || row.Status == "" {
 			return err
 		}
-		ch, err := storage.PlanMove(t, row, ours)
+		ch, err := plan(row, ours)
 		if err != nil {
 			return err
 		}
 		out = ch.Outcome
-		return s.apply(ctx, tx, t.Run, ch)
+		return s.apply(ctx, tx, run, ch)
 	})
 	if err != nil {
 		return storage.Outcome{}, err
 	}
-	if t.Handle != "" {
-		failpoint.Here("handle.committed")
+	return out, nil
+}
+
+// Take implements [storage.Recorder].
+func (s *Store) Take(ctx context.Context, run string, attempt int, token string) (bool, error) {
+	out, err := s.change(ctx, nil, run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanTake(run, attempt, token, row, ours)
+	})
+	return out.Done, err
+}
+
+// Record implements [storage.Recorder]. Events that change nothing but the log go straight to the run's shard, as Dagster's do.
+func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outcome, error) {
+	if t.Stands == nil && len(t.From)+len(t.Tags)+len(t.Handle) == 0 && !t.Void && t.Launch == "" {
+		plain := true
+		var texts []string
+		for _, e := range t.Events {
+			plain = plain && e.Type.Status() == ""
+			texts = append(texts, e.JSON())
+		}
+		if plain {
+			return storage.Outcome{Done: true}, s.store(ctx, t.Run, texts)
+		}
+	}
+	out, err := s.change(ctx, nil, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(t, row, ours)
+	})
+	if err != nil {
+		return out, err
 	}
 	return out, s.drain(ctx)
 }
@@ -376,6 +433,9 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 	var errs []error
 	for _, id := range ch.DeleteTags {
 		errs = append(errs, exec("DELETE FROM run_tags WHERE id = ?", id))
+	}
+	for _, t := range ch.UpdateTags {
+		errs = append(errs, exec("UPDATE run_tags SET value = ? WHERE id = ?", t.Value, t.ID))
 	}
 	for _, t := range ch.AddTags {
 		errs = append(errs, exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, t.Key, t.Value))

@@ -1,0 +1,94 @@
+package execute
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/config"
+)
+
+// Job is a command job as it stands in a run's config:
+//
+//	steps:
+//	  extract: {command: [sh, -c, "echo rows"], timeout: 5m, retries: 2, retry_delay: 10s}
+//	  load:    {command: [./load], needs: [extract], env: {MODE: full}}
+//	max_parallel: 4
+type Job struct {
+	Steps       map[string]Step `config:"steps" required:"true" help:"Steps by name."`
+	MaxParallel int             `config:"max_parallel" default:"4" help:"Most steps that run at once."`
+}
+
+// Step is one step of a command job.
+type Step struct {
+	Command    []string          `config:"command" required:"true" help:"Program and arguments; no shell reads them."`
+	Needs      []string          `config:"needs" help:"Steps that must have succeeded before."`
+	Env        map[string]string `config:"env" help:"Further environment variables."`
+	Dir        string            `config:"dir" help:"Working directory; default: the worker's."`
+	Timeout    time.Duration     `config:"timeout" default:"0" help:"How long one attempt may take; 0 for no limit."`
+	Retries    int               `config:"retries" default:"0" help:"How often the step is repeated after a failure."`
+	RetryDelay time.Duration     `config:"retry_delay" default:"0" help:"Wait before it is repeated."`
+}
+
+// ParseJob reads and checks a run's config. Every problem is reported.
+func ParseJob(runConfig json.RawMessage) (Job, error) {
+	var j Job
+	n, err := config.Parse("run config", runConfig) // JSON is YAML
+	if err != nil {
+		return j, err
+	}
+	if err := (config.Values{File: "run config", Node: n, Literal: true}).Decode(&j); err != nil {
+		return j, err
+	}
+	if len(j.Steps) == 0 || j.MaxParallel < 1 {
+		return j, fmt.Errorf("run config: at least one step and a max_parallel of at least 1 are expected")
+	}
+	for name, s := range j.Steps {
+		if len(s.Command) == 0 {
+			return j, fmt.Errorf("run config: steps.%s.command: a program is expected", name)
+		}
+		for _, need := range s.Needs {
+			if _, ok := j.Steps[need]; !ok {
+				return j, fmt.Errorf("run config: steps.%s.needs: there is no step %q", name, need)
+			}
+		}
+	}
+	if circle := j.circle(); circle != nil {
+		return j, fmt.Errorf("run config: steps wait for each other: %s", strings.Join(circle, ", "))
+	}
+	return j, nil
+}
+
+// circle names steps that can never start, in order; nil if there are none.
+func (j Job) circle() []string {
+	done := map[string]bool{}
+	for {
+		ready := j.ready(func(step string) bool { return done[step] }, func(step string) bool { return done[step] })
+		if len(ready) == 0 {
+			break
+		}
+		for _, s := range ready {
+			done[s] = true
+		}
+	}
+	if len(done) == len(j.Steps) {
+		return nil
+	}
+	left := maps.Clone(j.Steps)
+	maps.DeleteFunc(left, func(name string, _ Step) bool { return done[name] })
+	return slices.Sorted(maps.Keys(left))
+}
+
+// ready lists the steps whose needs are met and that are not begun, in order.
+func (j Job) ready(met, begun func(string) bool) []string {
+	var ready []string
+	for _, name := range slices.Sorted(maps.Keys(j.Steps)) {
+		if !begun(name) && !slices.ContainsFunc(j.Steps[name].Needs, func(need string) bool { return !met(need) }) {
+			ready = append(ready, name)
+		}
+	}
+	return ready
+}

@@ -1,0 +1,72 @@
+package dagster
+
+import (
+	"encoding/json"
+	"maps"
+	"strings"
+)
+
+// GoWorker is the entry point of runs whose worker is slipway-worker, not Dagster's Python.
+const GoWorker = "slipway-worker"
+
+// CommandLocation is the name of the code location of such runs. No code server has it.
+const CommandLocation = "slipway"
+
+// NewCommandRun makes a run of a command job, the steps of which stand in its config.
+func NewCommandRun(id, job string, config json.RawMessage, tags map[string]string) Run {
+	tags = maps.Clone(tags)
+	if tags == nil {
+		tags = map[string]string{}
+	}
+	tags[CodeLocationTag] = CommandLocation
+	body := Encode(map[string]any{
+		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil, "execution_plan_snapshot_id": nil,
+		"external_pipeline_origin": map[string]any{
+			"__class__": "ExternalPipelineOrigin", "pipeline_name": job,
+			"external_repository_origin": map[string]any{
+				"__class__": "ExternalRepositoryOrigin", "repository_name": "__repository__",
+				"repository_location_origin": map[string]any{
+					"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": CommandLocation, "port": 1, "socket": nil,
+				},
+			},
+		},
+		"has_repository_load_data": false, "mode": nil, "parent_run_id": nil, "partitions_subset": nil,
+		"pipeline_code_origin": map[string]any{
+			"__class__": "PipelinePythonOrigin", "pipeline_name": job,
+			"repository_origin": map[string]any{
+				"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": nil,
+				"entry_point": []string{GoWorker}, "executable_path": GoWorker,
+				"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "command_job", "module": "slipway", "working_directory": nil},
+			},
+		},
+		"pipeline_name": job, "pipeline_snapshot_id": nil, "root_run_id": nil, "run_config": config, "run_id": id, "run_op_concurrency": nil,
+		"solid_selection": nil, "solids_to_execute": nil, "status": Object{"__enum__": json.RawMessage(`"PipelineRunStatus.NOT_STARTED"`)},
+		"step_keys_to_execute": nil, "tags": tags,
+	})
+	r, err := ParseRun(string(body))
+	if err != nil { // it was made just now
+		panic(err)
+	}
+	return r
+}
+
+// notCopied are the tags that are facts of one run, as Dagster leaves them out of re-executions, and those of retries.
+var notCopied = []string{
+	FailureReasonTag, "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/did_retry", "dagster/parent_run_id", "dagster/root_run_id",
+	"dagster/resume_retry", "dagster/backfill", "dagster/schedule_name", "dagster/sensor_name", "dagster/tick", "dagster/run_key",
+	"docker/container_id", "dagster/image", "ecs/task_arn", "ecs/cluster",
+}
+
+// Copy is a new run of the same job, config and selection, with the tags that are not facts of the old one.
+func (r Run) Copy(id string) (Run, error) {
+	tags := maps.Clone(r.Tags)
+	maps.DeleteFunc(tags, func(k, _ string) bool { return strings.HasPrefix(k, ".dagster/") })
+	for _, k := range notCopied {
+		delete(tags, k)
+	}
+	body := r.body.with(map[string]any{
+		"run_id": id, "root_run_id": nil, "parent_run_id": nil, "tags": tags,
+		"status": Object{"__enum__": json.RawMessage(`"PipelineRunStatus.NOT_STARTED"`)},
+	})
+	return ParseRun(body.JSON())
+}

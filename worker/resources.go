@@ -1,0 +1,67 @@
+package worker
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Tags of a run that say what its worker needs.
+const (
+	CPUTag    = "slipway/cpu"    // cores, as 2, 0.5 or 500m
+	MemoryTag = "slipway/memory" // bytes, as 512Mi, 2Gi or 2G
+	GPUTag    = "slipway/gpu"    // a whole number
+)
+
+// resources reads the tags of a run about its needs.
+func resources(r dagster.Run) (launcher.Resources, error) {
+	var res launcher.Resources
+	for tag, read := range map[string]func(string) error{
+		CPUTag:    func(s string) (err error) { res.CPUMillis, err = millis(s); return err },
+		MemoryTag: func(s string) (err error) { res.MemoryBytes, err = bytes(s); return err },
+		GPUTag:    func(s string) (err error) { res.GPUs, err = strconv.ParseInt(s, 10, 32); return err },
+	} {
+		text, ok := r.Tags[tag]
+		if !ok {
+			continue
+		}
+		if err := read(strings.TrimSpace(text)); err != nil || res.CPUMillis < 0 || res.MemoryBytes < 0 || res.GPUs < 0 {
+			return res, fmt.Errorf("%w: tag %s=%q of run %s: expected is an amount such as %s", launcher.ErrInvalid, tag, text, r.ID, map[string]string{CPUTag: "2 or 500m", MemoryTag: "512Mi or 2G", GPUTag: "1"}[tag])
+		}
+	}
+	return res, nil
+}
+
+func millis(s string) (int64, error) {
+	if m, ok := strings.CutSuffix(s, "m"); ok {
+		return strconv.ParseInt(m, 10, 64)
+	}
+	return scaled(s, 1000)
+}
+
+// bytes reads an amount of memory as Kubernetes writes it.
+func bytes(s string) (int64, error) {
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if n, ok := strings.CutSuffix(s, unit); ok {
+			return scaled(n, math.Pow(1024, float64(i+1)))
+		}
+	}
+	for i, unit := range []string{"k", "M", "G", "T"} {
+		if n, ok := strings.CutSuffix(s, unit); ok {
+			return scaled(n, math.Pow(1000, float64(i+1)))
+		}
+	}
+	return scaled(s, 1)
+}
+
+func scaled(s string, by float64) (int64, error) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err == nil && (math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0) {
+		err = fmt.Errorf("%s is out of range", s)
+	}
+	return int64(math.Ceil(f * by)), err
+}
