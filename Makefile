@@ -14,8 +14,9 @@ help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build venv ## Launch a dozen real runs of examples/etl (ONCE=1: stop at the end)
-	@bin/slipway demo
+demo: build ## Launch a dozen real runs of examples/etl (ONCE=1: stop at the end); without Python, command jobs
+	@if hack/venv .venv python/constraints.txt; then bin/slipway demo --dagster; \
+	else echo "demo: no Python for Dagster here; showing the embedded demo, which needs none"; bin/slipway demo; fi
 
 .PHONY: build
 build: ## Build bin/slipway, with its supervisor inside

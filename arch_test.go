@@ -35,7 +35,7 @@ var mayImport = map[string]string{
 	"monitor":               "dagster storage launcher dispatch failpoint",
 	"proto/dagster":         "",
 	"daemon":                "dagster storage instance router worker dispatch queue monitor proto/dagster",
-	"cli":                   "dagster storage storage/sqlite storage/postgres instance launcher daemon worker agent/execute internal/webserver",
+	"cli":                   "dagster config storage storage/sqlite storage/postgres instance launcher daemon worker agent/execute internal/webserver",
 	"cmd/slipway":           "agent cli launcher/all",
 	"cmd/slipway-agent":     "agent",
 	"cmd/slipway-worker":    "agent/execute",

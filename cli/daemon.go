@@ -9,7 +9,8 @@ import (
 )
 
 func (p *program) daemonCommand() *cobra.Command {
-	return &cobra.Command{
+	var observe bool
+	cmd := &cobra.Command{
 		Use: "daemon", Short: "Launch the queued runs of an instance", Args: cobra.NoArgs,
 		Long: `Launches the runs that Dagster queues and watches their workers, until it is stopped.
 
@@ -24,16 +25,24 @@ into the dagster.yaml that it reads:
 
 and Slipway's own limit into slipway.yaml beside it:
 
-  queue: {max_concurrent_runs: 10}`,
-		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json",
+  queue: {max_concurrent_runs: 10}
+
+slipway adopt prints these edits for your instance, also for some code locations only, and checks them.`,
+		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  slipway daemon --observe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := p.log()
 			if err != nil {
 				return err
 			}
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
-				return (&daemon.Daemon{Instance: in, Store: s, Log: log}).Run(cmd.Context())
+				d := &daemon.Daemon{Instance: in, Store: s, Log: log, Worker: goWorker()}
+				if observe {
+					return d.Observe(cmd.Context())
+				}
+				return d.Run(cmd.Context())
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&observe, "observe", false, "decide and log, write nothing and launch nothing")
+	return cmd
 }

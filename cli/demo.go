@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
@@ -22,20 +23,46 @@ import (
 	"github.com/slipway-run/slipway/internal/webserver"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/storage/sqlite"
 )
 
 // demoRun is one run of the demo and how it has to end.
 type demoRun struct {
 	job, partition string
 	want           dagster.Status
+	steps          map[string]any // of a command job
 }
 
 func demoRuns() []demoRun {
-	runs := []demoRun{{"yearly", "", dagster.Success}, {"forecast", "", dagster.Success}, {"snow_in_july", "", dagster.Failure}}
+	runs := []demoRun{{job: "yearly", want: dagster.Success}, {job: "forecast", want: dagster.Success}, {job: "snow_in_july", want: dagster.Failure}}
 	for month := 1; month <= 8; month++ {
-		runs = append(runs, demoRun{"monthly", fmt.Sprintf("2014-%02d-01", month), dagster.Success})
+		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month), want: dagster.Success})
 	}
-	return append(runs, demoRun{"yearly", "", dagster.Success})
+	return append(runs, demoRun{job: "yearly", want: dagster.Success})
+}
+
+// commandRuns are those of the embedded demo: command jobs, which need nothing but this program.
+func commandRuns() []demoRun {
+	sh := func(script string) map[string]any { return map[string]any{"command": []string{"sh", "-c", script}} }
+	after := func(step map[string]any, needs ...string) map[string]any { step["needs"] = needs; return step }
+	etl := func(month int) map[string]any {
+		return map[string]any{
+			"extract":   sh(fmt.Sprintf("echo fetching month %d; sleep 0.3; echo 31 rows", month)),
+			"transform": after(sh("sleep 0.2; echo cleaned"), "extract"),
+			"load":      after(sh("echo loaded; echo a line on standard error >&2"), "transform"),
+		}
+	}
+	flaky := sh(`test "$DAGSTER_STEP_ATTEMPT" = 2 || { echo not yet; exit 75; }; echo now`)
+	flaky["retries"] = 2
+	runs := []demoRun{
+		{job: "report", want: dagster.Success, steps: map[string]any{"left": sh("sleep 0.4; echo l"), "right": sh("sleep 0.4; echo r"), "join": after(sh("echo both"), "left", "right")}},
+		{job: "flaky", want: dagster.Success, steps: map[string]any{"ask": flaky}},
+		{job: "snow_in_july", want: dagster.Failure, steps: map[string]any{"measure": sh("echo 'no snow in July' >&2; exit 3"), "publish": after(sh("true"), "measure")}},
+	}
+	for month := 1; month <= 9; month++ {
+		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month), want: dagster.Success, steps: etl(month)})
+	}
+	return runs
 }
 
 const (
@@ -50,20 +77,24 @@ type demo struct {
 	bin, project string
 	once         bool
 	live         bool // redraw the table in place
+	dagster      bool // with a real dagster-webserver
 	server       *webserver.Server
 }
 
 func (p *program) demoCommand() *cobra.Command {
 	d := &demo{program: p}
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Launch a dozen real runs of an example project", Args: cobra.NoArgs,
-		Long: `Starts a real dagster-webserver on an example project with SQLite, submits a dozen runs as
-its "Launch run" button does, launches them through Slipway, and shows how they go. On a terminal it
-goes on until Ctrl-C, so that you can look at the pages and launch runs yourself; without one, or with
-ONCE=1 in the environment, it stops everything at the end. The exit code is 0 only if
-every run ended as it should.
+		Use: "demo", Short: "Launch a dozen runs on a fresh instance", Args: cobra.NoArgs,
+		Long: `Makes a fresh instance on SQLite in --home, puts a dozen runs into its queue, launches them as slipway daemon
+does, and shows how they go. The exit code is 0 only if every run ended as it should.
 
-make demo installs what it needs and starts it.`,
+By itself it needs nothing but this program: the runs are command jobs. With --dagster it starts a real
+dagster-webserver on an example project and submits real runs as its "Launch run" button does; on a
+terminal it then goes on until Ctrl-C, so that you can look at the pages and launch runs yourself.
+Without a terminal, or with ONCE=1 in the environment, it stops everything at the end.
+
+make demo installs what --dagster needs and starts it.`,
+		Example: "  slipway demo\n  slipway demo --dagster --bin ~/venv/bin",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			terminal := term.IsTerminal(int(os.Stdout.Fd()))
 			once, _ := p.env("ONCE")
@@ -71,6 +102,7 @@ make demo installs what it needs and starts it.`,
 			return d.run(cmd.Context())
 		},
 	}
+	cmd.Flags().BoolVar(&d.dagster, "dagster", false, "with a real dagster-webserver and an example project")
 	cmd.Flags().StringVar(&d.bin, "bin", ".venv/bin", "folder of dagster-webserver and its Python")
 	cmd.Flags().StringVar(&d.project, "project", "examples/etl/definitions.py", "Python file of the example project")
 	return cmd
@@ -87,17 +119,23 @@ func (d *demo) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if _, err := os.Stat(filepath.Join(d.bin, "dagster-webserver")); err != nil {
-		return fmt.Errorf("there is no dagster-webserver in %s: run make demo in Slipway's source, which installs it there (it needs Python 3.10 or newer), or name its folder with --bin", d.bin)
+	if d.dagster {
+		if _, err := os.Stat(filepath.Join(d.bin, "dagster-webserver")); err != nil {
+			return fmt.Errorf("there is no dagster-webserver in %s: run make demo in Slipway's source, which installs it there (it needs Python 3.10 or newer), or name its folder with --bin", d.bin)
+		}
 	}
 	if err := d.prepare(); err != nil {
 		return err
 	}
-	d.say("starting dagster-webserver on %s (log: %s)", d.project, filepath.Join(d.home, "webserver.log"))
-	if d.server, err = webserver.Start(ctx, webserver.Options{Bin: d.bin, Home: d.home, Locations: []string{d.project}}); err != nil {
+	if d.dagster {
+		d.say("starting dagster-webserver on %s (log: %s)", d.project, filepath.Join(d.home, "webserver.log"))
+		if d.server, err = webserver.Start(ctx, webserver.Options{Bin: d.bin, Home: d.home, Locations: []string{d.project}}); err != nil {
+			return err
+		}
+		defer d.server.Stop()
+	} else if err := sqlite.Create(ctx, d.home); err != nil {
 		return err
 	}
-	defer d.server.Stop()
 	d.say("starting slipway (log: %s)", filepath.Join(d.home, "slipway.log"))
 	log, err := os.Create(filepath.Join(d.home, "slipway.log"))
 	if err != nil {
@@ -109,7 +147,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		ctx, stop := context.WithCancel(ctx)
 		g.Go(func() error {
 			defer stop()
-			return (&daemon.Daemon{Instance: in, Store: s, Log: slog.New(slog.NewTextHandler(log, nil))}).Run(ctx)
+			return (&daemon.Daemon{Instance: in, Store: s, Log: slog.New(slog.NewTextHandler(log, nil)), Worker: goWorker()}).Run(ctx)
 		})
 		g.Go(func() error {
 			defer stop()
@@ -157,14 +195,18 @@ type row struct {
 // show submits the runs, draws the table until all have ended, and sums up.
 func (d *demo) show(ctx context.Context, in *instance.Instance, s storage.Store) error {
 	var rows []*row
-	for _, r := range demoRuns() {
-		id, err := d.server.Launch(ctx, webserver.Job{Location: "etl", Name: r.job, Partition: r.partition})
+	how, runs := "put into the queue", commandRuns()
+	if d.dagster {
+		how, runs = "submitted through Dagster's GraphQL", demoRuns()
+	}
+	for _, r := range runs {
+		id, err := d.submit(ctx, s, r)
 		if err != nil {
 			return err
 		}
 		rows = append(rows, &row{demoRun: r, id: id})
 	}
-	d.say("%d runs submitted through Dagster's GraphQL; at most %d run at a time\n", len(rows), demoLimit)
+	d.say("%d runs %s; at most %d run at a time\n", len(rows), how, demoLimit)
 	local := in.Launchers[in.Settings.Default]
 	workers, err := local.Kind.Open(ctx, local.Config, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -202,6 +244,19 @@ func (d *demo) show(ctx context.Context, in *instance.Instance, s storage.Store)
 		d.table(d.out, rows)
 	}
 	return d.summary(ctx, rows)
+}
+
+// submit puts one run into the queue.
+func (d *demo) submit(ctx context.Context, s storage.Store, r demoRun) (string, error) {
+	if d.dagster {
+		return d.server.Launch(ctx, webserver.Job{Location: "etl", Name: r.job, Partition: r.partition})
+	}
+	tags := map[string]string{}
+	if r.partition != "" {
+		tags["dagster/partition"] = r.partition
+	}
+	run := dagster.NewCommandRun(uuid.NewString(), r.job, dagster.Encode(map[string]any{"steps": r.steps}), tags)
+	return run.ID, s.AddRun(ctx, storage.NewRun{Run: run, At: time.Now().UTC().Truncate(time.Microsecond)})
 }
 
 // update reads how far a run is.
@@ -289,14 +344,18 @@ func (d *demo) summary(ctx context.Context, rows []*row) error {
 		slowest = max(slowest, launch)
 	}
 	d.say("\n%d runs: %d succeeded, %d failed as they should; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], short(fastest), short(slowest))
-	d.say("  runs:       %s/runs", d.server.URL)
-	d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)
-	d.say("  assets:     %s/assets", d.server.URL)
+	if d.dagster {
+		d.say("  runs:       %s/runs", d.server.URL)
+		d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)
+		d.say("  assets:     %s/assets", d.server.URL)
+	} else {
+		d.say("  the failed: slipway runs show %s --home %s", rows[2].id[:8], d.home)
+	}
 	d.say("  home:       %s (slipway runs list --home %s)", d.home, d.home)
 	if len(wrong) > 0 {
 		return errors.New(strings.Join(wrong, "\n"))
 	}
-	if d.once {
+	if d.once || !d.dagster {
 		d.say("every run ended as it should")
 		return nil
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 func (p *program) runsCommand() *cobra.Command {
-	runs := &cobra.Command{Use: "runs", Short: "Look at runs"}
-	runs.AddCommand(p.runsListCommand(), p.runsShowCommand())
+	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs"}
+	runs.AddCommand(p.runsEnqueueCommand(), p.runsListCommand(), p.runsLogsCommand(), p.runsShowCommand(), p.runsTerminateCommand())
 	return runs
 }
 

@@ -22,7 +22,6 @@ import (
 	"github.com/slipway-run/slipway/queue"
 	"github.com/slipway-run/slipway/router"
 	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/worker"
 )
 
 const (
@@ -108,10 +107,8 @@ func sleep(ctx context.Context, t time.Duration) {
 // prepare opens the launchers and works out the limits.
 func (d *Daemon) prepare(ctx context.Context) error {
 	var err error
-	if d.name = d.Instance.Settings.InstanceID; d.name == "" {
-		if d.name, err = d.Store.InstanceID(ctx); err != nil {
-			return err
-		}
+	if d.name, err = Name(ctx, d.Instance, d.Store); err != nil {
+		return err
 	}
 	if d.address, err = addressOf(d.Instance); err != nil {
 		return err
@@ -121,22 +118,11 @@ func (d *Daemon) prepare(ctx context.Context) error {
 		return err
 	}
 	d.limits, d.queue = limitsOf(q), q
-	d.targets = map[string]*dispatch.Target{}
-	var errs []error
-	for name, l := range d.Instance.Launchers {
-		opened, err := l.Kind.Open(ctx, l.Config, d.Log.With("launcher", name))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
-		if t.Gate == "" {
-			t.Gate = worker.DefaultGate(l.Kind.Traits)
-		}
-		d.targets[name] = dispatch.NewTarget(t, l.Kind, opened)
-	}
-	if err := errors.Join(errs...); err != nil {
+	if d.targets, err = Targets(ctx, d.Instance, d.Log); err != nil {
 		return err
+	}
+	if r := d.Store.Revision(); !storage.KnowsRevision(r) {
+		d.Log.WarnContext(ctx, "the storage has a schema revision that Slipway does not know; it has every column that Slipway uses, so it is worked on", "revision", r)
 	}
 	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
 		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags), "launchers", slices.Sorted(maps.Keys(d.targets)))
@@ -207,10 +193,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	dispatcher := &dispatch.Dispatcher{
 		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
 		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
-		Builder: &worker.Builder{
-			Instance: d.name, Ref: d.Instance.WorkerRef(), RefSecret: d.Instance.RefHasSecret(),
-			AllowSecretsInArgv: d.Instance.Settings.AllowSecretsInArgv, Home: d.Instance.Home, GoWorker: d.Worker, Files: worker.Machine{},
-		},
+		Builder: Builder(d.Instance, d.name, d.Worker),
 		Requeued: func(r storage.Run, until time.Time) {
 			select {
 			case requeued <- queue.Requeued{Run: r, Until: until}:

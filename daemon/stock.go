@@ -30,7 +30,7 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if age := time.Since(queue.At); age < beatAge && !d.Instance.Parked {
+	if age := time.Since(queue.At); age < beatAge && !d.Instance.Parks() {
 		return fmt.Errorf("dagster-daemon dequeues runs of this instance (heartbeat %s ago) and would race with Slipway: set max_concurrent_runs: 0 under run_queue in %s and restart dagster-daemon; Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}; or set coexist: true there if you know better", age.Round(time.Second), file)
 	}
 	monitor, err := d.foreignBeat(ctx, monitorDaemon)
@@ -50,7 +50,7 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 			}
 		}
 	}
-	if !d.Instance.Parked || d.Instance.MonitorsRun {
+	if !d.Instance.Parks() || d.Instance.MonitorsRun {
 		d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides Slipway; add run_queue: {max_concurrent_runs: 0} and run_monitoring: {enabled: false}", "file", file)
 	}
 	return nil

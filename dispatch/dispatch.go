@@ -173,6 +173,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		got, found, err := d.look(ctx, t, r, j.begun || past)
 		if err == nil && !found {
 			if past {
+				d.abandon(ctx, t, r)
 				return
 			}
 			got, err = d.ask(ctx, t, r)
@@ -208,6 +209,17 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 			return
 		}
 	}
+}
+
+// abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves that.
+func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
+	if r.Status != dagster.Canceling || !t.Traits.StrongRead {
+		return
+	}
+	d.move(ctx, storage.Transition{
+		Run: r.ID, From: []dagster.Status{dagster.Canceling}, Launch: r.Launch.Token, Void: true,
+		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(), "The run was canceled before its worker was started.")},
+	})
 }
 
 // reread gives the run as it is now; false if its launch row is no longer the one we work on.

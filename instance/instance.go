@@ -373,6 +373,33 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	return errors.Join(errs...)
 }
 
+// parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.
+func parkedTag(t TagLimit, o Only) bool {
+	if t.Limit != 0 || t.PerValue {
+		return false
+	}
+	if want, ok := o.Tags[t.Key]; ok {
+		return t.Value == want // of any value, if both are empty
+	}
+	return t.Key == dagster.CodeLocationTag && slices.Contains(o.Locations, t.Value)
+}
+
+// Parks says whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches: by max_concurrent_runs: 0, or,
+// with queue.only, by tag limits of 0 for each of its locations or one of its tags.
+func (in *Instance) Parks() bool {
+	o := in.Settings.Queue.Only
+	parked := map[string]bool{}
+	for _, t := range in.StockQueue.TagLimits {
+		if parkedTag(t, o) {
+			parked[t.Key+"="+t.Value] = true
+			if t.Key != dagster.CodeLocationTag {
+				return true
+			}
+		}
+	}
+	return in.Parked || len(o.Locations) > 0 && !slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
+}
+
 var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
 
 // QueueLimits are the limits that Slipway applies, key by key: slipway.yaml's queue:, else dagster.yaml's,
@@ -387,6 +414,7 @@ func (in *Instance) QueueLimits() (Queue, error) {
 		return q, &config.Problem{File: file, Setting: "queue.charge", Text: fmt.Sprintf("%q is neither admitted nor dagster", s.Charge)}
 	}
 	q.Only = s.Only
+	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) }) // no limit of ours
 	err := q.override(file, "queue", s.limitsSection)
 	return q, err
 }

@@ -1,0 +1,168 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+func (p *program) launchersCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "launchers", Short: "Look at launchers and their settings"}
+	cmd.AddCommand(p.launchersListCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand())
+	return cmd
+}
+
+// openLauncher opens a launcher for a command that only asks it something.
+func (p *program) openLauncher(ctx context.Context, l instance.Launcher) (launcher.Launcher, error) {
+	return l.Kind.Open(ctx, l.Config, slog.New(slog.DiscardHandler))
+}
+
+type launcherView struct {
+	Name      string          `json:"name"`
+	Kind      string          `json:"kind"`
+	Default   bool            `json:"default"`
+	Help      string          `json:"help"`
+	Abilities []string        `json:"abilities"`
+	Traits    launcher.Traits `json:"traits"`
+}
+
+func (p *program) launchersListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: cobra.NoArgs,
+		Example: "  slipway launchers list --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in, err := p.instance()
+			if err != nil {
+				return err
+			}
+			views := []launcherView{}
+			for _, name := range slices.Sorted(maps.Keys(in.Launchers)) {
+				l := in.Launchers[name]
+				opened, err := p.openLauncher(cmd.Context(), l)
+				if err != nil {
+					return err
+				}
+				views = append(views, launcherView{name, l.Kind.Name, name == in.Settings.Default, l.Kind.Help, launcher.Abilities(opened), l.Kind.Traits})
+			}
+			if p.json {
+				return p.printJSON(views)
+			}
+			w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+			_, err = fmt.Fprintln(w, "LAUNCHER\tKIND\tDEFAULT\tABILITIES")
+			for _, v := range views {
+				_, werr := fmt.Fprintf(w, "%s\t%s\t%v\t%v\n", v.Name, v.Kind, v.Default, v.Abilities)
+				err = errors.Join(err, werr)
+			}
+			return errors.Join(err, w.Flush())
+		},
+	}
+}
+
+func (p *program) launchersSchemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema", Args: cobra.MaximumNArgs(1),
+		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json",
+		RunE: func(_ *cobra.Command, args []string) error {
+			fields := config.Fields(instance.Settings{})
+			var names []string
+			if len(args) == 1 {
+				fields = nil
+			}
+			for _, k := range p.kinds {
+				names = append(names, k.Name)
+				if len(args) == 1 && k.Name == args[0] {
+					fields = k.Schema
+				}
+			}
+			if fields == nil {
+				return fmt.Errorf("there is no launcher of kind %q; there are %v", args[0], names)
+			}
+			_, err := fmt.Fprintf(p.out, "%s\n", config.Schema(fields))
+			return err
+		},
+	}
+}
+
+func (p *program) launchersPreviewCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "preview RUN", Short: "Show what launching a run would send to its target", Args: cobra.ExactArgs(1),
+		Long:    "Shows what launching a run would send to its target, with secrets redacted. Nothing is sent.",
+		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.preview(cmd.Context(), in, s, args[0], name)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&name, "launcher", "", "launcher to ask (default: the one that the run goes to)")
+	return cmd
+}
+
+func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, id, name string) error {
+	r, err := find(ctx, s, id)
+	if err = errors.Join(err, r.Broken); err != nil {
+		return err
+	}
+	if name == "" {
+		name = in.Settings.Default
+	}
+	targets, err := daemon.Targets(ctx, in, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	t := targets[name]
+	if t == nil {
+		return fmt.Errorf("there is no launcher %q in slipway.yaml; there are %v", name, slices.Sorted(maps.Keys(targets)))
+	}
+	previewer, ok := launcher.As[launcher.Previewer](t.Launcher)
+	if !ok {
+		return fmt.Errorf("launchers of kind %s have no preview", t.Kind.Name)
+	}
+	instance, err := daemon.Name(ctx, in, s)
+	if err != nil {
+		return err
+	}
+	attempt := worker.Attempt{Number: 1, Token: "preview", At: time.Now()}
+	if r.Launch != nil {
+		attempt.Number = r.Launch.Attempt
+	}
+	req, err := daemon.Builder(in, instance, goWorker()).Request(r.Run, attempt, t.Target)
+	if err != nil {
+		return err
+	}
+	spec, err := previewer.Preview(ctx, req)
+	if err != nil {
+		return err
+	}
+	var v any
+	if err := json.Unmarshal(spec, &v); err != nil {
+		return err
+	}
+	return p.printJSON(v)
+}
+
+// goWorker is the command of slipway-worker: this program itself.
+func goWorker() []string {
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
+	}
+	return []string{self, "worker"}
+}

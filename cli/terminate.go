@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+)
+
+func (p *program) runsTerminateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "terminate RUN...", Short: "Cancel runs", Args: cobra.MinimumNArgs(1),
+		Long: `Cancels runs as Terminate in Dagster's UI does, and also those that are STARTING. A queued run is canceled
+at once. Of a run in flight the status turns CANCELING; the daemon that leads the instance sees that and
+stops its worker. A run that Slipway did not launch is left alone: terminate it where it was launched.`,
+		Example: "  slipway runs terminate 1a9ccfd4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				name, err := daemon.Name(cmd.Context(), in, s)
+				if err != nil {
+					return err
+				}
+				return p.terminate(cmd.Context(), s, name, args)
+			})
+		},
+	}
+}
+
+// outcomeView is what became of one run.
+type outcomeView struct {
+	RunID  string         `json:"run_id"`
+	Status dagster.Status `json:"status"`
+	Error  string         `json:"error,omitempty"`
+}
+
+func (p *program) terminate(ctx context.Context, s storage.Store, instance string, ids []string) error {
+	var views []outcomeView
+	var failed int
+	for _, id := range ids {
+		v, err := terminateOne(ctx, s, instance, id)
+		if err != nil {
+			failed++
+			v.Error = err.Error()
+		}
+		views = append(views, v)
+		if !p.json {
+			text := "run " + v.RunID + ": " + string(v.Status)
+			if err != nil {
+				text = err.Error()
+			}
+			if _, err := fmt.Fprintln(p.out, text); err != nil {
+				return err
+			}
+		}
+	}
+	var err error
+	if p.json {
+		err = p.printJSON(views)
+	}
+	if failed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d runs were not canceled", failed, len(ids)))
+	}
+	return err
+}
+
+// terminateOne cancels one run.
+func terminateOne(ctx context.Context, s storage.Store, instance, id string) (outcomeView, error) {
+	r, err := find(ctx, s, id)
+	if err = errors.Join(err, r.Broken); err != nil {
+		return outcomeView{RunID: id}, err
+	}
+	v := outcomeView{RunID: r.ID, Status: r.Status}
+	now := time.Now()
+	t := storage.Transition{Run: r.ID, From: []dagster.Status{r.Status}}
+	switch {
+	case r.Status == dagster.Queued || r.Status == dagster.NotStarted:
+		canceling := dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Canceling run from the queue.")
+		t.Events = []dagster.Event{canceling, dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), "This run has been marked as canceled from outside the execution context.")}
+	case r.Status.Finished() || r.Status == dagster.Canceling:
+		return v, fmt.Errorf("run %s is %s already", r.ID, r.Status)
+	case r.Launch == nil || r.Launch.Instance != instance || r.Launch.State == storage.Void:
+		return v, fmt.Errorf("run %s was not launched by this Slipway: terminate it where it was launched", r.ID)
+	default:
+		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Sending run termination request.")}
+	}
+	out, err := s.Record(ctx, t)
+	if err == nil && !out.Done {
+		err = fmt.Errorf("run %s has just become %s; try again", r.ID, out.Status)
+	}
+	if out.Status != "" {
+		v.Status = out.Status
+	}
+	return v, err
+}
+
+func (p *program) runsLogsCommand() *cobra.Command {
+	var o launcher.LogOptions
+	cmd := &cobra.Command{
+		Use: "logs RUN", Short: "Show what a run's worker wrote", Args: cobra.ExactArgs(1),
+		Long: `Shows what a run's worker wrote to its standard output and error, from where the launcher keeps it. What the
+steps wrote is in Dagster's own compute logs, and the run's events are shown by slipway runs show.`,
+		Example: "  slipway runs logs 1a9ccfd4 --tail 50\n  slipway runs logs 1a9ccfd4 --follow",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.logs(cmd.Context(), in, s, args[0], o) })
+		},
+	}
+	cmd.Flags().IntVar(&o.Tail, "tail", 0, "only the last so many lines")
+	cmd.Flags().BoolVar(&o.Follow, "follow", false, "go on until the worker ends")
+	return cmd
+}
+
+func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Store, id string, o launcher.LogOptions) error {
+	r, err := find(ctx, s, id)
+	if err != nil {
+		return err
+	}
+	if r.Launch == nil || r.Handle == "" {
+		return fmt.Errorf("run %s is %s and has no worker of Slipway's", r.ID, r.Status)
+	}
+	l, ok := in.Launchers[r.Launch.Launcher]
+	if !ok {
+		return fmt.Errorf("run %s was launched by %s, which slipway.yaml no longer has", r.ID, r.Launch.Launcher)
+	}
+	opened, err := p.openLauncher(ctx, l)
+	if err != nil {
+		return err
+	}
+	reader, ok := launcher.As[launcher.LogReader](opened)
+	if !ok {
+		return fmt.Errorf("launchers of kind %s keep no output", l.Kind.Name)
+	}
+	rc, err := reader.Logs(ctx, launcher.Handle(r.Handle), o)
+	if err != nil {
+		return err
+	}
+	if p.json {
+		text, err := io.ReadAll(rc)
+		return errors.Join(err, rc.Close(), p.printJSON(map[string]string{"run_id": r.ID, "worker": r.Handle, "log": string(text)}))
+	}
+	_, err = io.Copy(p.out, rc)
+	if errors.Is(err, context.Canceled) {
+		err = nil // Ctrl-C ends --follow
+	}
+	return errors.Join(err, rc.Close())
+}

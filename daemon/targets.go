@@ -1,0 +1,47 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/slipway-run/slipway/dispatch"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+// Name is the name of an instance on workers and launch rows: the one that slipway.yaml gives it, else the storage's own.
+func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string, error) {
+	if name := in.Settings.InstanceID; name != "" {
+		return name, nil
+	}
+	return s.InstanceID(ctx)
+}
+
+// Targets opens the launchers of an instance.
+func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[string]*dispatch.Target, error) {
+	targets := map[string]*dispatch.Target{}
+	var errs []error
+	for name, l := range in.Launchers {
+		opened, err := l.Kind.Open(ctx, l.Config, log.With("launcher", name))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		if t.Gate == "" {
+			t.Gate = worker.DefaultGate(l.Kind.Traits)
+		}
+		targets[name] = dispatch.NewTarget(t, l.Kind, opened)
+	}
+	return targets, errors.Join(errs...)
+}
+
+// Builder makes the requests of an instance. Goworker is the command of slipway-worker on this machine.
+func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
+	return &worker.Builder{
+		Instance: name, Ref: in.WorkerRef(), RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,
+		Home: in.Home, GoWorker: goWorker, Files: worker.Machine{},
+	}
+}
