@@ -48,6 +48,21 @@ func storages() map[string]struct {
 	return map[string]s{"sqlite": {storagetest.NewSQLite, 35}, "postgres": {storagetest.NewPostgres, 15}}
 }
 
+// enqueueGo puts n runs of command jobs into the queue, whose workers are slipway's own.
+func enqueueGo(t *testing.T, d *storagetest.Dagster, n int, script string) []string {
+	t.Helper()
+	var ids []string
+	for range n {
+		config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
+		r := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)
+		if err := d.EnqueueRun(r); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
 // enqueue puts n runs into the queue.
 func enqueue(t *testing.T, d *storagetest.Dagster, n int, tags map[string]string) []string {
 	t.Helper()
@@ -99,7 +114,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 				if strings.HasPrefix(point, "finish.") {
 					tags, want = map[string]string{"fate": "die"}, dagster.Failure
 				}
-				ids := enqueue(t, d, 2, tags)
+				ids := append(enqueue(t, d, 2, tags), enqueueGo(t, d, 1, map[bool]string{true: "true", false: "kill -9 $PPID"}[tags == nil])...)
 				w.slipway(armed(point)).killed()
 				p := w.slipway()
 				w.ended(time.Minute, p, ids...)
@@ -124,10 +139,12 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			}
 			var good, bad []string
 			for range kills {
-				good = append(good, enqueue(t, d, 2, nil)...)
+				good = append(good, enqueue(t, d, 1, nil)...)
+				good = append(good, enqueueGo(t, d, 1, "true")...)
 				p := w.slipway()
 				p.says("msg=leading")
 				bad = append(bad, enqueue(t, d, 1, map[string]string{"fate": "die"})...)
+				bad = append(bad, enqueueGo(t, d, 1, "kill -9 $PPID")...)
 				good = append(good, enqueue(t, d, 1, nil)...)
 				time.Sleep(rand.N(120 * time.Millisecond)) // the random moment
 				p.kill()

@@ -30,6 +30,7 @@ func (g Gate) closed(attempt int) bool { return g == GateOn || g == GateRelaunch
 const bootstrap = `
 import base64, os, runpy, sys, zlib
 from dagster import DagsterInstance
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs  # known to deserialize_value once imported
 from dagster._serdes import deserialize_value
 from sqlalchemy import text
 packed = os.environ.get("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS")

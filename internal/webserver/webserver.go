@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/websocket"
 )
 
 // Server is a running webserver.
@@ -302,6 +305,93 @@ func (s *Server) RunPage(ctx context.Context, run string) error {
 		err = fmt.Errorf("run page of %s: %+v", run, got.RunOrError)
 	}
 	return err
+}
+
+// Steps are the states of a run's steps as its page shows them, by key.
+func (s *Server) Steps(ctx context.Context, run string) (map[string]string, error) {
+	var got struct {
+		RunOrError struct {
+			StepStats []struct{ StepKey, Status string }
+		}
+	}
+	err := s.Query(ctx, `query ($run: ID!) {runOrError(runId: $run) {... on Run {stepStats {stepKey status}}}}`, map[string]any{"run": run}, &got)
+	steps := map[string]string{}
+	for _, st := range got.RunOrError.StepStats {
+		steps[st.StepKey] = st.Status
+	}
+	return steps, err
+}
+
+// Captured is what the steps of a run wrote to standard output and error, as its page shows it.
+func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr string, err error) {
+	var keys struct {
+		LogsForRun struct{ Events []struct{ FileKey string } }
+	}
+	if err := s.Query(ctx, `query ($run: ID!) {logsForRun(runId: $run) {... on EventConnection {events {... on LogsCapturedEvent {fileKey}}}}}`, map[string]any{"run": run}, &keys); err != nil {
+		return "", "", err
+	}
+	for _, e := range keys.LogsForRun.Events {
+		if e.FileKey == "" {
+			continue
+		}
+		var got struct {
+			CapturedLogs struct{ Stdout, Stderr string }
+		}
+		if err := s.Query(ctx, `query ($key: [String!]!) {capturedLogs(logKey: $key) {stdout stderr}}`, map[string]any{"key": []string{run, "compute_logs", e.FileKey}}, &got); err != nil {
+			return "", "", err
+		}
+		stdout, stderr = stdout+got.CapturedLogs.Stdout, stderr+got.CapturedLogs.Stderr
+	}
+	return stdout, stderr, nil
+}
+
+// Follow is the run page's live log: it yields the messages of a run's events as the webserver sends them, until ctx ends.
+func (s *Server) Follow(ctx context.Context, run string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		conn, err := websocket.Dial(strings.Replace(s.URL, "http", "ws", 1)+"/graphql", "graphql-ws", s.URL)
+		if err != nil {
+			yield("", err)
+			return
+		}
+		stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends Receive
+		defer stop()
+		defer func() { _ = conn.Close() }()
+		for _, m := range []map[string]any{
+			{"type": "connection_init", "payload": map[string]any{}},
+			{"type": "start", "id": "1", "payload": map[string]any{
+				"variables": map[string]any{"run": run},
+				"query":     `subscription ($run: ID!) {pipelineRunLogs(runId: $run) {... on PipelineRunLogsSubscriptionSuccess {messages {... on MessageEvent {message eventType}}} ... on PipelineRunLogsSubscriptionFailure {message}}}`,
+			}},
+		} {
+			if err := websocket.JSON.Send(conn, m); err != nil {
+				yield("", err)
+				return
+			}
+		}
+		for {
+			var got struct {
+				Payload struct {
+					Data struct {
+						PipelineRunLogs struct {
+							Messages []Event
+							Message  string
+						}
+					}
+				}
+			}
+			if err := websocket.JSON.Receive(conn, &got); err != nil {
+				if ctx.Err() == nil {
+					yield("", err)
+				}
+				return
+			}
+			for _, e := range got.Payload.Data.PipelineRunLogs.Messages {
+				if !yield(e.EventType+" "+e.Message, nil) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Terminate does what the run page's button does. It says whether Dagster reports success.

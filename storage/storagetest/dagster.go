@@ -161,18 +161,22 @@ func Body(run string, tags map[string]string) string {
 
 // Enqueue creates a run and puts it into the queue.
 func (d *Dagster) Enqueue(run string, tags map[string]string) error {
-	body := Body(run, tags)
-	if err := d.Exec("INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, 'light', 'NOT_STARTED', ?)", run, body); err != nil {
-		return err
-	}
-	for k, v := range tags {
-		if err := d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v); err != nil {
-			return err
-		}
-	}
-	r, err := dagster.ParseRun(body)
+	r, err := dagster.ParseRun(Body(run, tags))
 	if err != nil {
 		return err
+	}
+	return d.EnqueueRun(r)
+}
+
+// EnqueueRun is [Dagster.Enqueue] for a run of any job.
+func (d *Dagster) EnqueueRun(r dagster.Run) error {
+	if err := d.Exec("INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, ?, 'NOT_STARTED', ?)", r.ID, r.Job, r.Body()); err != nil {
+		return err
+	}
+	for k, v := range r.Tags {
+		if err := d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", r.ID, k, v); err != nil {
+			return err
+		}
 	}
 	return d.Event(dagster.NewRunEnqueued(r, time.Now()))
 }
