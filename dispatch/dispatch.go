@@ -35,7 +35,8 @@ type Dispatcher struct {
 	Fence   storage.Fence
 	Builder *worker.Builder
 	Targets map[string]*Target
-	// Requeued is told of runs that went back to the queue, and when to try them again. It must not block for long.
+	// Requeued is told of runs that go back to the queue, and when to try them again: before it is written, with the run's ID alone,
+	// and when it is. It must not block for long.
 	Requeued func(r storage.Run, until time.Time)
 	// Launched is told of every run whose handle is written.
 	Launched func(r storage.Run)
@@ -336,6 +337,11 @@ const (
 // requeue puts a run for which there is no room back into the queue.
 func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 	now := time.Now()
+	pause := min(maxPause, firstPause<<min(r.Launch.Attempt-1, 10))
+	if after, ok := launcher.RetryAfter(cause); ok {
+		pause = max(pause, after)
+	}
+	d.Requeued(storage.Run{Run: dagster.Run{ID: r.ID}}, now.Add(pause)) // before the news of it can come
 	out, ok := d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
 		Events: []dagster.Event{
@@ -345,10 +351,6 @@ func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 	})
 	if !ok {
 		return
-	}
-	pause := min(maxPause, firstPause<<min(r.Launch.Attempt-1, 10))
-	if after, ok := launcher.RetryAfter(cause); ok {
-		pause = max(pause, after)
 	}
 	r.Status, r.Launch, r.Handle = out.Status, nil, ""
 	d.Requeued(r, now.Add(pause))

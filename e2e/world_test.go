@@ -42,18 +42,23 @@ func newWorld(t *testing.T, location, slipwayYAML string) *world {
 	t.Helper()
 	w := &world{t: t, home: t.TempDir(), location: location}
 	testenv.WorkersGone(t, w.home)
-	yaml := parked
-	switch {
-	case strings.HasPrefix(location, "postgresql://"):
-		yaml += fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
-	case location == "":
+	if location == "" {
 		w.location = w.home
-	default:
-		yaml += fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", location)
 	}
-	w.write("dagster.yaml", yaml)
+	w.write("dagster.yaml", parked+w.storageYAML())
 	w.write("slipway.yaml", slipwayYAML+"terminate: {local_only: true}\n")
 	return w
+}
+
+// storageYAML is the storage section of dagster.yaml; "" for Dagster's default.
+func (w *world) storageYAML() string {
+	switch {
+	case strings.HasPrefix(w.location, "postgresql://"):
+		return fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(w.location, "postgresql://", "postgresql+psycopg2://", 1))
+	case w.location == w.home:
+		return ""
+	}
+	return fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.location)
 }
 
 func (w *world) write(name, text string) {

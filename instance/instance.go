@@ -105,7 +105,7 @@ type launcherSection struct {
 	Kind   string            `config:"kind" required:"true" help:"Kind of launcher."`
 	Python map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
 	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
-	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, else relaunch."`
+	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
 	Config config.Values     `config:"config" help:"Settings of that kind."`
 }
 

@@ -85,9 +85,11 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 		case <-l.Inbox.Wake():
 		case <-l.Freed:
 		case r := <-requeued:
-			l.hold[r.Run.ID] = r.Until
-			l.apply(r.Run)
+			l.requeued(r)
 		case <-timer:
+		}
+		for len(requeued) > 0 { // what was said before the news below
+			l.requeued(<-requeued)
 		}
 		for _, r := range l.Inbox.Take() {
 			l.changed(ctx, r)
@@ -96,6 +98,14 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 		if wait, err = l.pass(ctx); err != nil {
 			return err
 		}
+	}
+}
+
+// requeued holds back a run that a launcher had no room for. It is told of before it is written as well, with its ID alone.
+func (l *Loop) requeued(r Requeued) {
+	l.hold[r.Run.ID] = r.Until
+	if r.Run.Status != "" {
+		l.apply(r.Run)
 	}
 }
 

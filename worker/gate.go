@@ -15,7 +15,7 @@ const (
 // DefaultGate is on where the target can hold two workers of one name over time.
 func DefaultGate(t launcher.Traits) Gate {
 	switch {
-	case !t.Gate:
+	case !t.Gate, t.LocalFiles && t.Unique: // on this machine, files that cannot be made twice are the fence
 		return GateOff
 	case !t.Unique:
 		return GateOn

@@ -38,4 +38,13 @@ def waits():
     wait_for_file()
 
 
-defs = dg.Definitions(jobs=[kills_itself, light, waits], executor=dg.in_process_executor)
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b", "c"]), pool="warehouse")
+def rows():
+    time.sleep(0.2)
+
+
+load_rows = dg.define_asset_job("load_rows", selection=[rows])
+
+defs = dg.Definitions(
+    assets=[rows], jobs=[kills_itself, light, waits, load_rows], executor=dg.in_process_executor
+)

@@ -217,6 +217,23 @@ func (s *Server) Launch(ctx context.Context, j Job) (string, error) {
 	return got.LaunchRun.Run.RunID, nil
 }
 
+// Reexecute does what the button "Re-execute all" of a run's page does, and gives the new run's ID.
+func (s *Server) Reexecute(ctx context.Context, parent string) (string, error) {
+	var got struct {
+		LaunchRunReexecution struct {
+			Typename string `json:"__typename"`
+			Run      struct{ RunID string }
+			Message  string
+		}
+	}
+	err := s.Query(ctx, `mutation ($p: ReexecutionParams!) {launchRunReexecution(reexecutionParams: $p) {__typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}`,
+		map[string]any{"p": map[string]any{"parentRunId": parent, "strategy": "ALL_STEPS"}}, &got)
+	if err == nil && got.LaunchRunReexecution.Run.RunID == "" {
+		err = fmt.Errorf("re-execute %s: %s %s", parent, got.LaunchRunReexecution.Typename, got.LaunchRunReexecution.Message)
+	}
+	return got.LaunchRunReexecution.Run.RunID, err
+}
+
 // Run is a run as the runs page shows it. Times are seconds since 1970, 0 while there is none.
 type Run struct {
 	RunID, JobName, Status           string
