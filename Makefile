@@ -33,6 +33,11 @@ test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
 	@hack/venv .venv python/constraints.txt || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
 	@hack/with-postgres hack/test
 
+.PHONY: test-releases
+test-releases: .tools/gotestsum ## Run one run of each fate with older releases of Dagster, installed into .venvs
+	@for f in python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
+	@hack/with-postgres hack/test -run TestReleases ./e2e
+
 .PHONY: test-targets
 test-targets: ## Run the tests of container targets
 	@echo "test-targets: there is no container target yet"

@@ -33,6 +33,7 @@ type world struct {
 	location string // of the storage: the home, or a Postgres address
 	store    storage.Store
 	env      []string // of daemons, besides this process's
+	bin      string   // folder of Dagster's programs; "": those of .venv
 }
 
 const parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
@@ -122,7 +123,10 @@ func (w *world) webserver(locations ...string) *webserver.Server {
 	for i, l := range locations {
 		locations[i] = filepath.Join(root, l)
 	}
-	s, err := webserver.Start(w.t.Context(), webserver.Options{Bin: testenv.DagsterBin(w.t), Home: w.home, Locations: locations})
+	if w.bin == "" {
+		w.bin = testenv.DagsterBin(w.t)
+	}
+	s, err := webserver.Start(w.t.Context(), webserver.Options{Bin: w.bin, Home: w.home, Locations: locations})
 	if err != nil {
 		w.t.Fatal(err)
 	}
