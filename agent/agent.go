@@ -33,6 +33,7 @@ type Spec struct {
 	Command []string `json:"command"`
 	Env     []string `json:"env"`
 	Dir     string   `json:"dir"`
+	Limits  Limits   `json:"limits"`
 }
 
 // Process names one process beyond doubt.
@@ -64,6 +65,7 @@ type Ended struct {
 	Exit     *int          `json:"exit"`             // null if it was killed by a signal or never started
 	Signal   int           `json:"signal,omitempty"` // that killed it
 	Error    string        `json:"error,omitempty"`  // why it was not started
+	OOM      bool          `json:"oom,omitempty"`    // the kernel killed a process of it for want of memory
 	Stopped  bool          `json:"stopped"`          // somebody had asked for it
 	Started  time.Time     `json:"started"`
 	At       time.Time     `json:"at"`

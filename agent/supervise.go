@@ -22,6 +22,9 @@ const lockFD = 3
 // Main is the program: "start ROOT NAME" starts a supervisor of its own session and returns at once, "run ROOT
 // NAME" is that supervisor. The lock is inherited as file descriptor 3.
 func Main(args []string) int {
+	if len(args) == 2 && args[0] == "become" { // the start of a worker that has limits
+		become(args[1])
+	}
 	err := fmt.Errorf("usage: slipway-agent start|run ROOT NAME; it is started by the process launcher, not by hand")
 	if len(args) == 3 {
 		switch args[0] {
@@ -88,6 +91,10 @@ func run(root, name string) error {
 			fmt.Fprintln(os.Stderr, "slipway-agent:", err)
 		}
 	}
+	for _, c := range spec.Limits.Cgroups {
+		end.OOM = end.OOM || c.oomKilled()
+		_ = syscall.Rmdir(c.Dir) // not made, or something of the worker lives on in it
+	}
 	end.At = time.Now().UTC()
 	return errors.Join(ignoreMissing(os.Remove(p.Spec)), WriteJSON(p.Ended, end))
 }
@@ -107,8 +114,15 @@ func spawn(p Paths, spec Spec, umask int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	command := spec.Command
+	if spec.Limits.any() {
+		if file, err = os.Executable(); err != nil {
+			return 0, err
+		}
+		command = append(append([]string{file}, selfArgs()...), "become", p.Spec)
+	}
 	ours := syscall.Umask(umask)
-	pid, err := syscall.ForkExec(file, spec.Command, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(file, command, &syscall.ProcAttr{
 		Dir: spec.Dir, Env: spec.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd(), lockFD}, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	syscall.Umask(ours)
@@ -119,7 +133,10 @@ func spawn(p Paths, spec Spec, umask int) (int, error) {
 	if err != nil { // it has ended already; it will be reaped
 		proc = Process{PID: pid}
 	}
-	err = errors.Join(WriteJSON(p.Worker, Worker{proc, time.Now().UTC()}), os.Remove(p.Spec), log.Close(), null.Close())
+	err = errors.Join(WriteJSON(p.Worker, Worker{proc, time.Now().UTC()}), log.Close(), null.Close())
+	if !spec.Limits.any() { // else the worker itself still reads it
+		err = errors.Join(err, os.Remove(p.Spec))
+	}
 	if err != nil { // the worker runs: its end is what counts
 		fmt.Fprintln(os.Stderr, "slipway-agent:", err)
 	}

@@ -2,10 +2,10 @@ package worker
 
 import (
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
 )
@@ -21,8 +21,8 @@ const (
 func resources(r dagster.Run) (launcher.Resources, error) {
 	var res launcher.Resources
 	for tag, read := range map[string]func(string) error{
-		CPUTag:    func(s string) (err error) { res.CPUMillis, err = millis(s); return err },
-		MemoryTag: func(s string) (err error) { res.MemoryBytes, err = bytes(s); return err },
+		CPUTag:    func(s string) (err error) { res.CPUMillis, err = config.ParseMillis(s); return err },
+		MemoryTag: func(s string) (err error) { res.MemoryBytes, err = config.ParseBytes(s); return err },
 		GPUTag:    func(s string) (err error) { res.GPUs, err = strconv.ParseInt(s, 10, 32); return err },
 	} {
 		text, ok := r.Tags[tag]
@@ -34,34 +34,4 @@ func resources(r dagster.Run) (launcher.Resources, error) {
 		}
 	}
 	return res, nil
-}
-
-func millis(s string) (int64, error) {
-	if m, ok := strings.CutSuffix(s, "m"); ok {
-		return strconv.ParseInt(m, 10, 64)
-	}
-	return scaled(s, 1000)
-}
-
-// bytes reads an amount of memory as Kubernetes writes it.
-func bytes(s string) (int64, error) {
-	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
-		if n, ok := strings.CutSuffix(s, unit); ok {
-			return scaled(n, math.Pow(1024, float64(i+1)))
-		}
-	}
-	for i, unit := range []string{"k", "M", "G", "T"} {
-		if n, ok := strings.CutSuffix(s, unit); ok {
-			return scaled(n, math.Pow(1000, float64(i+1)))
-		}
-	}
-	return scaled(s, 1)
-}
-
-func scaled(s string, by float64) (int64, error) {
-	f, err := strconv.ParseFloat(s, 64)
-	if err == nil && (math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0) {
-		err = fmt.Errorf("%s is out of range", s)
-	}
-	return int64(math.Ceil(f * by)), err
 }

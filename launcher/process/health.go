@@ -89,6 +89,9 @@ func ended(p agent.Paths) (launcher.Health, bool, error) {
 		sig := syscall.Signal(e.Signal)
 		h.Message, h.Cause = fmt.Sprintf("killed by signal %d (%s)", e.Signal, sig), launcher.CauseExit
 	}
+	if e.OOM && h.Status == launcher.Failed {
+		h.Cause, h.Message = launcher.CauseOOM, h.Message+"; it had used all the memory that it may use"
+	}
 	if e.Stopped && h.Status == launcher.Failed {
 		h.Cause = launcher.CauseCanceled
 	}

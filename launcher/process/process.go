@@ -13,13 +13,17 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/joho/godotenv"
 
 	"github.com/slipway-run/slipway/agent"
 	"github.com/slipway-run/slipway/config"
@@ -29,9 +33,15 @@ import (
 
 // Config holds the settings of the process launcher.
 type Config struct {
-	Dir        string            `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk; default: slipway/process/NAME in DAGSTER_HOME."`
-	InheritEnv bool              `config:"inherit_env" default:"true" help:"Workers get the daemon's environment, as they got the code server's from Dagster."`
-	Env        map[string]string `config:"env" help:"Further environment variables of workers."`
+	Dir        string                 `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk; default: slipway/process/NAME in DAGSTER_HOME."`
+	InheritEnv bool                   `config:"inherit_env" default:"true" help:"Workers get the daemon's environment, as they got the code server's from Dagster."`
+	Env        map[string]config.Text `config:"env" help:"Further environment variables of workers."`
+	EnvFiles   []string               `config:"env_files" help:"Files with environment variables of workers, NAME=value a line, read at each launch; later files win, and env wins over them."`
+	Nice       int                    `config:"nice" default:"0" help:"Niceness of workers, 0 to 19; below 0 needs root."`
+	Cgroup     string                 `config:"cgroup" help:"Name of the cgroup below which each worker that has a limit gets one of its own; none: no limits. The daemon's user must be allowed to make cgroups there."`
+	CPU        string                 `config:"cpu" help:"Most processors of one worker, as 2 or 500m; a run's tag slipway/cpu wins. Needs cgroup."`
+	Memory     string                 `config:"memory" help:"Most memory of one worker, as 512Mi or 2G; a run's tag slipway/memory wins. Needs cgroup."`
+	MaxWorkers int                    `config:"max_workers" default:"0" help:"Most workers at once; further runs wait in the queue. 0 for no limit but the queue's."`
 }
 
 // Launcher launches processes. It is safe for use by many goroutines.
@@ -40,6 +50,8 @@ type Launcher struct {
 	agent   []string
 	inherit bool
 	env     []launcher.Env
+	files   []string
+	bounds  bounds
 }
 
 var (
@@ -52,6 +64,7 @@ var (
 	_ launcher.Describer = (*Launcher)(nil)
 	_ launcher.Previewer = (*Launcher)(nil)
 	_ launcher.Checker   = (*Launcher)(nil)
+	_ launcher.Capacity  = (*Launcher)(nil)
 )
 
 // maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
@@ -85,7 +98,17 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		return nil, &config.Problem{File: v.File, Setting: v.Path + ".dir", Text: fmt.Sprintf("%q is not an absolute path", l.root)}
 	}
 	for name, value := range c.Env {
-		l.env = append(l.env, launcher.Env{Name: name, Value: value})
+		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret || secretName.MatchString(name)})
+	}
+	for _, f := range c.EnvFiles {
+		if !filepath.IsAbs(f) {
+			return nil, &config.Problem{File: v.File, Setting: v.Path + ".env_files", Text: fmt.Sprintf("%q is not an absolute path", f)}
+		}
+	}
+	l.files = c.EnvFiles
+	var err error
+	if l.bounds, err = readBounds(c, v); err != nil {
+		return nil, err
 	}
 	for _, sub := range []string{"workers", "state", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(l.root, sub), 0o700); err != nil {
@@ -94,6 +117,9 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 	}
 	return l, nil
 }
+
+// secretName is the name of a variable whose value does not show.
+var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
 
 // meta is what a worker carries besides its command.
 type meta struct {
@@ -114,6 +140,11 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
 		return launcher.Launched{}, fmt.Errorf("process: %w", err)
 	}
+	leave, err := l.line(ctx)
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	defer leave()
 	lock, err := acquire(ctx, p)
 	if err != nil || lock == nil {
 		return done, err
@@ -121,7 +152,14 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err := l.mine(p, req.Instance); err != nil {
 		return launcher.Launched{}, errors.Join(err, lock.Close())
 	}
-	spec := agent.Spec{Command: req.Command, Env: l.environ(req), Dir: req.Dir}
+	if done := l.full(); done != nil {
+		return launcher.Launched{}, errors.Join(done, lock.Close())
+	}
+	env, err := l.environ(req)
+	if err != nil {
+		return launcher.Launched{}, errors.Join(err, lock.Close())
+	}
+	spec := agent.Spec{Command: req.Command, Env: env, Dir: req.Dir, Limits: l.bounds.of(name, req.Resources)}
 	if spec.Dir == "" {
 		spec.Dir = p.Dir
 	}
@@ -138,6 +176,37 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	}
 	failpoint.Here("launch.spawned")
 	return done, begun(ctx, p)
+}
+
+// line makes launches of a launcher with max_workers take turns, so that none goes between the count and the begin of another. The caller leaves it.
+func (l *Launcher) line(ctx context.Context) (leave func(), err error) {
+	if l.bounds.maxWorkers == 0 {
+		return func() {}, nil
+	}
+	f, err := os.OpenFile(filepath.Join(l.root, "line"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("process: waiting for other launches: %w", ctx.Err()), f.Close())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return func() { _ = f.Close() }, nil // the lock goes with it
+}
+
+// full is ErrCapacity if there are as many workers as there may be.
+func (l *Launcher) full() error {
+	if l.bounds.maxWorkers == 0 {
+		return nil
+	}
+	alive, err := l.alive()
+	if err == nil && alive >= l.bounds.maxWorkers {
+		return fmt.Errorf("%w: process: %d workers run, as many as max_workers allows", launcher.ErrCapacity, alive)
+	}
+	return err
 }
 
 // begun waits the few milliseconds until the supervisor has begun. One that dies before that, for want of disk or
@@ -212,7 +281,7 @@ func acquire(ctx context.Context, p agent.Paths) (*os.File, error) {
 }
 
 // environ is the worker's environment. Variables that are about the daemon alone are left out.
-func (l *Launcher) environ(req *launcher.Request) []string {
+func (l *Launcher) environ(req *launcher.Request) ([]string, error) {
 	var env []string
 	if l.inherit {
 		for _, e := range os.Environ() {
@@ -223,10 +292,26 @@ func (l *Launcher) environ(req *launcher.Request) []string {
 	} else {
 		env = append(env, "PATH="+os.Getenv("PATH"), "HOME="+os.Getenv("HOME"))
 	}
-	for _, e := range append(l.env, req.Env...) {
+	vars, err := l.variables(req)
+	for _, e := range vars {
 		env = append(env, e.Name+"="+e.Value)
 	}
-	return env
+	return env, err
+}
+
+// variables are those of env_files, env and the request, the later of equal names winning.
+func (l *Launcher) variables(req *launcher.Request) ([]launcher.Env, error) {
+	var vars []launcher.Env
+	if len(l.files) > 0 {
+		read, err := godotenv.Read(l.files...)
+		if err != nil {
+			return nil, fmt.Errorf("%w: process: env_files: %w", launcher.ErrDenied, err)
+		}
+		for _, name := range slices.Sorted(maps.Keys(read)) {
+			vars = append(vars, launcher.Env{Name: name, Value: read[name], Secret: true})
+		}
+	}
+	return append(append(vars, l.env...), req.Env...), nil
 }
 
 // spawn starts the supervisor, which inherits the lock.
@@ -351,15 +436,19 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	if err := l.check(req); err != nil {
 		return nil, err
 	}
+	vars, err := l.variables(req)
+	if err != nil {
+		return nil, err
+	}
 	env := map[string]string{}
-	for _, e := range append(l.env, req.Env...) {
+	for _, e := range vars {
 		env[e.Name] = e.Value
 		if e.Secret {
 			env[e.Name] = config.Secret("").String()
 		}
 	}
 	return json.Marshal(map[string]any{
-		"name": req.ID.String(), "command": req.Command, "dir": req.Dir, "env": env, "inherit_env": l.inherit, "labels": req.Labels,
+		"name": req.ID.String(), "command": req.Command, "dir": req.Dir, "env": env, "inherit_env": l.inherit, "labels": req.Labels, "limits": l.bounds.of(req.ID.String(), req.Resources),
 	})
 }
 

@@ -269,3 +269,131 @@ func TestStepProcessesEndWithTheirWorker(t *testing.T) {
 		return err != nil, "the child lives: " + string(text)
 	})
 }
+
+// openWith opens a launcher with settings, given as YAML.
+func openWith(t *testing.T, yaml string) (launcher.Launcher, error) {
+	t.Helper()
+	n, err := config.Parse("slipway.yaml", []byte(yaml))
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := func(name string) (string, bool) { return map[string]string{"PW": "hunter2"}[name], true }
+	return kind(t).Open(t.Context(), config.Values{File: "slipway.yaml", Path: "launchers.local.config", Node: n, Dir: t.TempDir(), Env: env}, slog.New(slog.DiscardHandler))
+}
+
+func TestEnvironmentFromFilesAndSettings(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "env")
+	if err := os.WriteFile(file, []byte("A=file\nB='from file'\nexport C=3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := openWith(t, "env_files: ["+file+"]\nenv: {A: setting, DB: '${PW}'}\nnice: 5\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.Launch(t.Context(), request(`test "$A $B $C $DB" = "setting from file 3 hunter2" && test $(nice) = 5`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Succeeded })
+	preview, err := l.(launcher.Previewer).Preview(t.Context(), request("true"))
+	if err != nil || strings.Contains(string(preview), "hunter2") || strings.Contains(string(preview), "from file") || !strings.Contains(string(preview), `"A":"setting"`) {
+		t.Errorf("Preview = %s, %v", preview, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Launch(t.Context(), request("true")); !errors.Is(err, launcher.ErrDenied) || !strings.Contains(err.Error(), file) {
+		t.Errorf("Launch without its file = %v, want ErrDenied naming it", err)
+	}
+}
+
+// ended waits for a worker's end.
+func ended(t *testing.T, l launcher.Launcher, h launcher.Handle, ok func(launcher.Health) bool) launcher.Health {
+	t.Helper()
+	var got launcher.Health
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		got = health(t, l, h)
+		return got.Status.Ended(), fmt.Sprintf("%+v", got)
+	})
+	if !ok(got) {
+		t.Errorf("Health = %+v", got)
+	}
+	return got
+}
+
+func TestMaxWorkers(t *testing.T) {
+	l, err := openWith(t, "max_workers: 2\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first launcher.Handle
+	full := 0
+	for i := range 5 {
+		got, err := l.Launch(t.Context(), request("while :; do sleep 0.05; done"))
+		switch {
+		case errors.Is(err, launcher.ErrCapacity):
+			full++
+		case err != nil:
+			t.Fatal(err)
+		case i == 0:
+			first = got.Handle
+		}
+		if err == nil {
+			t.Cleanup(func() { _, _ = l.Terminate(context.Background(), got.Handle, 0) }) // one has ended
+		}
+	}
+	if n, known, err := l.(launcher.Capacity).Free(t.Context(), launcher.Resources{}); full != 3 || n != 0 || !known || err != nil {
+		t.Errorf("%d of 5 launches had no room, Free = %d, %v, %v; want 3 and 0", full, n, known, err)
+	}
+	if _, err := l.Terminate(t.Context(), first, 0); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, l, first, func(launcher.Health) bool { return true })
+	got, err := l.Launch(t.Context(), request("true"))
+	if err != nil {
+		t.Fatalf("Launch after one has ended: %v", err)
+	}
+	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Succeeded })
+}
+
+func TestLimitsByCgroups(t *testing.T) {
+	l, err := openWith(t, "cgroup: slipway-test-"+uuid.NewString()[:8]+"\nmemory: 64Mi\ncpu: 500m\n")
+	if err != nil {
+		testenv.Missing(t, "cgroups", err.Error())
+	}
+	got, err := l.Launch(t.Context(), request("sleep 0.05; exit 3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Exit != nil && *h.Exit == 3 }); h.Cause == launcher.CauseOOM {
+		t.Errorf("Health = %+v, want no oom", h)
+	}
+	// tail keeps a line of 256 MiB in memory.
+	got, err = l.Launch(t.Context(), request(`head -c 268435456 /dev/zero | tail >/dev/null`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Failed && h.Cause == launcher.CauseOOM })
+	req := request(`head -c 268435456 /dev/zero | tail >/dev/null`)
+	req.Resources.MemoryBytes = 2 << 30
+	if got, err = l.Launch(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Succeeded })
+}
+
+func TestSettingsThatCannotWork(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"memory: 1G":            "launchers.local.config.cgroup: required with cpu and memory",
+		"cpu: many\ncgroup: x":  `launchers.local.config.cpu: "many" is no amount`,
+		"memory: 1X\ncgroup: x": `launchers.local.config.memory: "1X" is no amount`,
+		"nice: 20":              "launchers.local.config.nice: 20 is not between",
+		"env_files: [relative]": `launchers.local.config.env_files: "relative" is not an absolute path`,
+		"dir: relative":         `launchers.local.config.dir: "relative" is not an absolute path`,
+		"max_worker: 3":         "did you mean max_workers?",
+	} {
+		if _, err := openWith(t, yaml); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: Open = %v, want %q in it", yaml, err, want)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// ParseMillis reads an amount of processors, as 2, 0.5 or 500m, in thousandths.
+func ParseMillis(s string) (int64, error) {
+	if m, ok := strings.CutSuffix(s, "m"); ok {
+		return strconv.ParseInt(m, 10, 64)
+	}
+	return scaled(s, 1000)
+}
+
+// ParseBytes reads an amount of memory as Kubernetes writes it: 512Mi, 2G, or a number of bytes.
+func ParseBytes(s string) (int64, error) {
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if n, ok := strings.CutSuffix(s, unit); ok {
+			return scaled(n, math.Pow(1024, float64(i+1)))
+		}
+	}
+	for i, unit := range []string{"k", "M", "G", "T"} {
+		if n, ok := strings.CutSuffix(s, unit); ok {
+			return scaled(n, math.Pow(1000, float64(i+1)))
+		}
+	}
+	return scaled(s, 1)
+}
+
+func scaled(s string, by float64) (int64, error) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err == nil && (math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0) {
+		err = fmt.Errorf("%s is out of range", s)
+	}
+	return int64(math.Ceil(f * by)), err
+}

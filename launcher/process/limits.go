@@ -1,0 +1,166 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/slipway-run/slipway/agent"
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// cgroupRoot is where Linux has its cgroup file systems.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// bounds are the limits of all workers of a launcher.
+type bounds struct {
+	nice       int
+	cpuMillis  int64
+	memory     int64
+	parent     string // name of the cgroup above those of workers; "" for no limits by cgroups
+	version2   bool
+	maxWorkers int
+}
+
+// readBounds checks the settings.
+func readBounds(c Config, v config.Values) (bounds, error) {
+	b := bounds{nice: c.Nice, parent: strings.Trim(c.Cgroup, "/"), maxWorkers: c.MaxWorkers}
+	fail := func(setting, format string, args ...any) error {
+		return &config.Problem{File: v.File, Setting: v.Path + "." + setting, Text: fmt.Sprintf(format, args...)}
+	}
+	var err error
+	if c.CPU != "" {
+		if b.cpuMillis, err = config.ParseMillis(c.CPU); err != nil || b.cpuMillis <= 0 {
+			return b, fail("cpu", "%q is no amount of processors such as 2 or 500m", c.CPU)
+		}
+	}
+	if c.Memory != "" {
+		if b.memory, err = config.ParseBytes(c.Memory); err != nil || b.memory <= 0 {
+			return b, fail("memory", "%q is no amount of memory such as 512Mi or 2G", c.Memory)
+		}
+	}
+	if b.nice < -20 || b.nice > 19 {
+		return b, fail("nice", "%d is not between -20 and 19", b.nice)
+	}
+	if b.parent == "" {
+		if b.cpuMillis+b.memory > 0 {
+			return b, fail("cgroup", "required with cpu and memory: the name of a cgroup that the daemon's user may make others in, such as slipway")
+		}
+		return b, nil
+	}
+	_, err = os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers"))
+	b.version2 = err == nil
+	return b, b.prepare(fail)
+}
+
+// prepare makes the parent cgroup, and there lets the workers' own ones have limits.
+func (b bounds) prepare(fail func(setting, format string, args ...any) error) error {
+	dirs := []string{filepath.Join(cgroupRoot, b.parent)}
+	if !b.version2 {
+		dirs = []string{filepath.Join(cgroupRoot, "cpu", b.parent), filepath.Join(cgroupRoot, "memory", b.parent)}
+	}
+	for _, d := range dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fail("cgroup", "workers cannot be limited here: %v; leave cgroup, cpu and memory out, or have the cgroup delegated to this user", err)
+		}
+	}
+	if !b.version2 {
+		return nil
+	}
+	for d := dirs[0]; ; d = filepath.Dir(d) {
+		enabled, err := os.ReadFile(filepath.Join(d, "cgroup.subtree_control"))
+		if err != nil {
+			return fail("cgroup", "%v", err)
+		}
+		if strings.Contains(string(enabled), "cpu") && strings.Contains(string(enabled), "memory") {
+			return nil
+		}
+		if d == cgroupRoot {
+			break
+		}
+		defer func() { _ = os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+cpu +memory"), 0o644) }() // from the top down; the launch tells if it failed
+	}
+	return nil
+}
+
+// period is the time over which the processor limit holds, in µs.
+const period = 100_000
+
+// of are the limits of one worker: what its run asks for, else the settings.
+func (b bounds) of(name string, r launcher.Resources) agent.Limits {
+	l := agent.Limits{Nice: b.nice}
+	cpu, memory := b.cpuMillis, b.memory
+	if r.CPUMillis > 0 {
+		cpu = r.CPUMillis
+	}
+	if r.MemoryBytes > 0 {
+		memory = r.MemoryBytes
+	}
+	if b.parent == "" || cpu+memory == 0 {
+		return l
+	}
+	quota, bytes := strconv.FormatInt(cpu*period/1000, 10), strconv.FormatInt(memory, 10)
+	if b.version2 {
+		c := agent.Cgroup{Dir: filepath.Join(cgroupRoot, b.parent, name)}
+		if cpu > 0 {
+			c.Set = append(c.Set, [2]string{"cpu.max", fmt.Sprintf("%s %d", quota, period)})
+		}
+		if memory > 0 {
+			c.Set = append(c.Set, [2]string{"memory.max", bytes})
+		}
+		l.Cgroups = []agent.Cgroup{c}
+		return l
+	}
+	if cpu > 0 {
+		l.Cgroups = append(l.Cgroups, agent.Cgroup{
+			Dir: filepath.Join(cgroupRoot, "cpu", b.parent, name),
+			Set: [][2]string{{"cpu.cfs_period_us", strconv.Itoa(period)}, {"cpu.cfs_quota_us", quota}},
+		})
+	}
+	if memory > 0 {
+		l.Cgroups = append(l.Cgroups, agent.Cgroup{Dir: filepath.Join(cgroupRoot, "memory", b.parent, name), Set: [][2]string{{"memory.limit_in_bytes", bytes}}})
+	}
+	return l
+}
+
+// Free implements [launcher.Capacity].
+func (l *Launcher) Free(context.Context, launcher.Resources) (n int, known bool, err error) {
+	if l.bounds.maxWorkers == 0 {
+		return 0, false, nil
+	}
+	alive, err := l.alive()
+	return max(0, l.bounds.maxWorkers-alive), true, err
+}
+
+// alive counts the workers that have begun and not ended.
+func (l *Launcher) alive() (int, error) {
+	entries, err := os.ReadDir(filepath.Join(l.root, "state"))
+	if err != nil {
+		return 0, fmt.Errorf("process: %w", err)
+	}
+	begun, ended := map[string]bool{}, map[string]bool{}
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".begun"); ok {
+			begun[name] = true
+		} else if name, ok := strings.CutSuffix(e.Name(), ".ended"); ok {
+			ended[name] = true
+		}
+	}
+	n := 0
+	for name := range begun {
+		if ended[name] {
+			continue
+		}
+		// One that died together with its supervisor left no record.
+		if alive, err := held(agent.PathsOf(l.root, name).Lock); err != nil {
+			return 0, err
+		} else if alive {
+			n++
+		}
+	}
+	return n, nil
+}
