@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -58,6 +59,9 @@ type Feed struct {
 	// Put is given runs that may have changed; the first call has all unfinished ones. It must not block.
 	Put func(...Run)
 
+	// Deaf: take no hints, as if none arrived. For measurements.
+	Deaf bool
+
 	known  map[string]dagster.Status // of unfinished runs
 	newest time.Time                 // the latest update seen
 }
@@ -69,6 +73,10 @@ const (
 	farOverlap  = 30 * time.Second
 	nearOverlap = 2 * time.Second
 	hintRetry   = time.Second
+	// While notices do not arrive, polls are as fast as they would be, and look back over the time between an update's stamp and its commit.
+	deafInterval = 15 * time.Millisecond
+	deafOverlap  = 250 * time.Millisecond
+	deafRetry    = 30 * time.Second
 )
 
 // probes are the waits after a notice, each from the one before.
@@ -82,9 +90,16 @@ func (f *Feed) Run(ctx context.Context) error {
 	if err := f.scan(ctx); err != nil {
 		return err
 	}
-	hints := make(chan Hint, 1024)
+	hints, deaf := make(chan Hint, 1024), make(chan bool, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { f.listen(ctx, hints) })
+	if f.Deaf {
+		deaf <- true
+	} else {
+		wg.Go(func() { f.listen(ctx, hints, deaf) })
+	}
+	fast := time.NewTicker(deafInterval)
+	fast.Stop()
+	defer fast.Stop()
 	defer wg.Wait()
 	poll, scan := time.NewTicker(pollInterval), time.NewTicker(scanInterval)
 	defer poll.Stop()
@@ -111,6 +126,12 @@ func (f *Feed) Run(ctx context.Context) error {
 			}
 		case <-next:
 			err = f.probe(ctx, due)
+		case isDeaf := <-deaf:
+			if fast.Stop(); isDeaf {
+				fast.Reset(deafInterval)
+			}
+		case <-fast.C:
+			err = f.poll(ctx, deafOverlap)
 		case <-poll.C:
 			err = f.poll(ctx, farOverlap)
 		case <-scan.C:
@@ -173,12 +194,33 @@ func (f *Feed) probe(ctx context.Context, due map[string]probe) error {
 	return nil
 }
 
-func (f *Feed) listen(ctx context.Context, hints chan<- Hint) {
+// listen passes hints on until ctx ends, and says when none arrive and when they do again.
+func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) {
+	wasDeaf := false
+	say := func(is bool) {
+		if is != wasDeaf {
+			wasDeaf = is
+			select {
+			case deaf <- is:
+			case <-ctx.Done():
+			}
+		}
+	}
 	for ctx.Err() == nil {
+		wait := hintRetry
 		for h, err := range f.Store.Hints(ctx) {
+			if errors.Is(err, ErrDeaf) {
+				wait = deafRetry
+				say(true)
+				f.Log.WarnContext(ctx, "the storage's notices do not arrive; polling instead. If there is a pooler in between, set storage.direct_url in slipway.yaml", "err", err)
+				break
+			}
 			if err != nil {
 				f.Log.WarnContext(ctx, "notifications of the storage stopped; starting again", "err", err)
 				break
+			}
+			if h.Run != "" {
+				say(false)
 			}
 			select {
 			case hints <- h:
@@ -190,7 +232,7 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(hintRetry):
+		case <-time.After(wait):
 		}
 	}
 }

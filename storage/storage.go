@@ -20,6 +20,9 @@ import (
 // ErrFenced means that another leader has taken over: nothing was written, and nothing more may be.
 var ErrFenced = errors.New("another daemon has taken the lead of this instance")
 
+// ErrDeaf means that the storage's notices do not arrive, although it takes them.
+var ErrDeaf = errors.New("notices do not arrive")
+
 // Run is a run as stored. Its status is that of the column, which wins over the body's.
 type Run struct {
 	dagster.Run

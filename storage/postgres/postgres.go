@@ -9,8 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -63,19 +61,26 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 		return nil, fmt.Errorf("postgres: %w", err)
 	}
 	s := &Store{pool: pool}
-	if err := s.checkSchema(ctx); err != nil {
-		pool.Close()
-		return nil, err
+	for _, check := range []func(context.Context) error{s.checkServer, s.checkSession, s.checkSchema} {
+		if err := check(ctx); err != nil {
+			pool.Close()
+			return nil, err
+		}
 	}
 	return s, nil
 }
 
-// checkSchema refuses a database that lacks a column Slipway uses.
-func (s *Store) checkSchema(ctx context.Context) error {
+// checkServer looks whether the server can be reached.
+func (s *Store) checkServer(ctx context.Context) error {
 	if err := s.pool.Ping(ctx); err != nil {
 		c := s.pool.Config().ConnConfig
 		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, err)
 	}
+	return nil
+}
+
+// checkSchema refuses a database that lacks a column Slipway uses.
+func (s *Store) checkSchema(ctx context.Context) error {
 	for _, q := range []string{
 		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs LIMIT 0",
 		"SELECT id, run_id, key, value FROM run_tags LIMIT 0", "SELECT key, value FROM kvs LIMIT 0",
@@ -215,41 +220,6 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("postgres: instance id: %w", err)
 	}
 	return id, nil
-}
-
-// Hints implements [storage.Store] by LISTEN, on a connection of its own.
-func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
-	return func(yield func(storage.Hint, error) bool) {
-		conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
-		if err != nil {
-			yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
-			return
-		}
-		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // nothing is lost with it
-		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
-			yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
-			return
-		}
-		if !yield(storage.Hint{}, nil) { // what happened before LISTEN
-			return
-		}
-		for {
-			n, err := conn.WaitForNotification(ctx)
-			if err != nil {
-				if ctx.Err() == nil {
-					yield(storage.Hint{}, fmt.Errorf("postgres: hints: %w", err))
-				}
-				return
-			}
-			run := n.Payload
-			if i := strings.LastIndexByte(run, '_'); i >= 0 {
-				run = run[:i]
-			}
-			if !yield(storage.Hint{Run: run}, nil) {
-				return
-			}
-		}
-	}
 }
 
 // Claim implements [storage.Writer].
