@@ -48,7 +48,11 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an
 
 .PHONY: bench
 bench: ## Measure; fails if a bound is missed
-	@go run ./bench
+	@hack/with-postgres go run ./bench
+
+.PHONY: bench-stock
+bench-stock: venv ## Measure beside stock Dagster, on both storages (a quarter of an hour)
+	@hack/with-postgres go run ./bench stock
 
 .PHONY: lint
 lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff

@@ -44,7 +44,7 @@ var mayImport = map[string]string{
 	"internal/pgserver":     "",
 	"storage/storagetest":   "dagster storage internal/testenv",
 	"launcher/launchertest": "launcher",
-	"bench":                 "launcher launcher/process config",
+	"bench":                 "launcher launcher/process config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/webserver",
 }
 
 // standardOnly are the packages that run on targets and import nothing but the standard library.

@@ -44,6 +44,8 @@ type Daemon struct {
 	Log      *slog.Logger
 	// Worker is the command of slipway-worker on this machine.
 	Worker []string
+	// Deaf: hear no notices of the storage, for measurements.
+	Deaf bool
 
 	id      string // of this process
 	name    string // of the instance
@@ -210,7 +212,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
 	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}
-	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
+	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
 		queued.Put(runs...)
 		inFlight.Put(runs...)
 	}}

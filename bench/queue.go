@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// The bounds on the time from when a run can be read as QUEUED until it is claimed, with ten new runs a second.
+const (
+	claimP50 = 15 * time.Millisecond
+	claimP99 = 60 * time.Millisecond
+)
+
+const nullYAML = "launchers: {local: {kind: 'null'}}\nqueue: {max_concurrent_runs: -1}\n"
+
+const parkedYAML = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n"
+
+// claimTime measures how fast a run is claimed, with notices and without. It is taken when the launcher is asked, right after the
+// commit of STARTING.
+func claimTime(ctx context.Context, dir string) ([]result, error) {
+	var results []result
+	for _, kind := range storages() {
+		for _, deaf := range []bool{false, true} {
+			name := kind + ": QUEUED to claimed, 10 runs a second"
+			if deaf {
+				name += ", without notices"
+			}
+			r, err := claimTimeOf(ctx, dir, kind, name, deaf)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			results = append(results, r)
+		}
+	}
+	return results, nil
+}
+
+func claimTimeOf(ctx context.Context, dir, kind, name string, deaf bool) (result, error) {
+	w, err := newWorld(ctx, dir, kind, parkedYAML, nullYAML)
+	if err != nil {
+		return result{}, err
+	}
+	n := newNull()
+	var times []time.Duration
+	err = w.slipway(ctx, n.kind(), deaf, func(ctx context.Context) error {
+		if _, err := w.enqueue(5, 0); err != nil { // warm
+			return err
+		}
+		if err := n.wait(ctx, 5); err != nil {
+			return err
+		}
+		queued, err := w.enqueue(samples, time.Second/10)
+		if err != nil {
+			return err
+		}
+		if err := n.wait(ctx, samples); err != nil {
+			return err
+		}
+		for run, at := range queued {
+			asked, _ := n.at(run)
+			times = append(times, max(0, asked.Sub(at)))
+		}
+		return nil
+	})
+	if cerr := w.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return result{}, err
+	}
+	r := summarize(name, times, claimP99)
+	r.BoundP50 = float64(claimP50.Microseconds()) / 1000
+	r.OK = r.OK && r.P50 <= r.BoundP50
+	return r, nil
+}
