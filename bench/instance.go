@@ -138,5 +138,9 @@ func (w *world) slipway(ctx context.Context, kind *launcher.Kind, deaf bool, f f
 	go func() { done <- d.Run(ctx) }()
 	err = f(ctx)
 	stop()
-	return errors.Join(err, <-done, log.Close())
+	if err = errors.Join(err, <-done, log.Close()); err != nil {
+		text, _ := os.ReadFile(log.Name()) // only for the message
+		err = fmt.Errorf("%w; the daemon's log:\n%s", err, text)
+	}
+	return err
 }

@@ -12,7 +12,7 @@ const (
 	claimP99 = 60 * time.Millisecond
 )
 
-const nullYAML = "launchers: {local: {kind: 'null'}}\nqueue: {max_concurrent_runs: -1}\n"
+const nullYAML = "allow_secrets_in_argv: true\nlaunchers: {local: {kind: 'null'}}\nqueue: {max_concurrent_runs: -1}\n"
 
 const parkedYAML = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n"
 
@@ -41,6 +41,8 @@ func claimTimeOf(ctx context.Context, dir, kind, name string, deaf bool) (result
 	if err != nil {
 		return result{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	n := newNull()
 	var times []time.Duration
 	err = w.slipway(ctx, n.kind(), deaf, func(ctx context.Context) error {

@@ -55,6 +55,26 @@ func TestRuns(t *testing.T) {
 	}
 }
 
+// steps writes a file for --steps.
+func steps(t *testing.T, yaml string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "steps.yaml")
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// canceled is a run of testdata that was canceled.
+func canceled(t *testing.T, home string) string {
+	t.Helper()
+	id, err := storagetest.Open(t, home).Text("SELECT run_id FROM runs WHERE status = 'CANCELED' LIMIT 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 func TestErrorsSayWhatToDo(t *testing.T) {
 	home := storagetest.NewSQLite(t).Location
 	empty := t.TempDir()
@@ -70,10 +90,19 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"runs begin with a; give more":              {home, []string{"runs", "show", "a"}},
 		"unknown command":                           {home, []string{"lauch"}},
 		"debug, info, warn or error is expected":    {home, []string{"daemon", "--log-level", "loud"}},
-		"there is no dagster-webserver in":          {empty, []string{"demo", "--bin", empty}},
-		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home, "--bin", filepath.Join(testenv.Root(t), "cli/testdata/bin")}},
+		"there is no dagster-webserver in":          {empty, []string{"demo", "--dagster", "--bin", empty}},
+		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home}},
+		"what to run?":                              {home, []string{"runs", "enqueue"}},
+		"either a command or --steps":               {home, []string{"runs", "enqueue", "--steps", "x", "--", "true"}},
+		"there is no step \"b\"":                    {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {command: [x], needs: [b]}}")}},
+		"steps wait for each other: a, b":           {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {command: [x], needs: [b]}, b: {command: [x], needs: [a]}}")}},
+		"did you mean command?":                     {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {comand: [x]}}")}},
+		"is CANCELED already":                       {home, []string{"runs", "terminate", "--json", "abcd", canceled(t, home)}},
+		"has no worker of Slipway's":                {home, []string{"runs", "logs", success}},
+		"there is no launcher of kind \"ecs\"":      {home, []string{"launchers", "schema", "ecs"}},
+		"there is no launcher \"spot\"":             {home, []string{"launchers", "preview", success, "--launcher", "spot"}},
 	} {
-		if out, err := slipway(t, c.home, c.args...); err == nil || !strings.Contains(err.Error(), want) {
+		if out, err := slipway(t, c.home, c.args...); err == nil || !strings.Contains(err.Error()+out, want) {
 			t.Errorf("slipway %v = %v\n%s\nwant %q", c.args, err, out, want)
 		}
 	}

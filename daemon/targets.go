@@ -29,7 +29,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			errs = append(errs, err)
 			continue
 		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
 		if t.Gate == "" {
 			t.Gate = worker.DefaultGate(l.Kind.Traits)
 		}

@@ -84,6 +84,7 @@ type Launcher struct {
 	Kind   *launcher.Kind
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
 	Cwd    map[string]string // working directory, likewise
+	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
 	Gate   string            // "off", "relaunch", "on" or "" for the kind's default
 	Config config.Values
 }
@@ -93,8 +94,8 @@ type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
-	Queue               queueSection               `config:"queue" help:"The keys of dagster.yaml's run_queue, for Slipway."`
-	Terminate           Terminate                  `config:"terminate"`
+	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
+	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
 	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
@@ -105,6 +106,7 @@ type launcherSection struct {
 	Kind   string            `config:"kind" required:"true" help:"Kind of launcher."`
 	Python map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
 	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Grace  time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
 	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
 	Config config.Values     `config:"config" help:"Settings of that kind."`
 }
@@ -112,7 +114,7 @@ type launcherSection struct {
 type queueSection struct {
 	limitsSection
 	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
-	Only   Only   `config:"only"`
+	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon goes on with the others; a run must fit each part that is given."`
 }
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.
@@ -347,7 +349,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
 	}
 	if len(in.Settings.Launchers) == 0 {
-		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process"}}
+		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace}}
 	}
 	in.Launchers = map[string]Launcher{}
 	var errs []error
@@ -365,7 +367,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Gate: section.Gate, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Gate: section.Gate, Config: section.Config}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))
@@ -399,6 +401,9 @@ func (in *Instance) Parks() bool {
 	}
 	return in.Parked || len(o.Locations) > 0 && !slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
 }
+
+// defaultGrace is the default of stop_grace.
+const defaultGrace = 30 * time.Second
 
 var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
 

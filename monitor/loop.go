@@ -21,8 +21,6 @@ const (
 	netInterval = 30 * time.Second
 	// watchRetry is the wait after a target's watch ended.
 	watchRetry = time.Second
-	// terminateGrace is the time between stop and kill of a worker whose run is canceled. Dagster's workers take some seconds to stop.
-	terminateGrace = 30 * time.Second
 	terminateTries = 5
 	writeTimeout   = 30 * time.Second
 )
@@ -321,7 +319,7 @@ func (l *Loop) terminate(f *flight) {
 		ctx := context.Background()
 		was, err := backoff.Retry(ctx, func() (was bool, err error) {
 			err = t.Call(ctx, func(ctx context.Context) (err error) {
-				was, err = t.Launcher.Terminate(ctx, handle, terminateGrace)
+				was, err = t.Launcher.Terminate(ctx, handle, t.Grace)
 				return err
 			})
 			return was, err

@@ -42,6 +42,7 @@ type Target struct {
 	Traits launcher.Traits
 	Python map[string]string // by code location, "*" for the others
 	Cwd    map[string]string // likewise
+	Grace  time.Duration     // between stop and kill
 	Gate   Gate
 	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
 	Context string
@@ -68,7 +69,7 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		Labels: map[string]string{
 			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
 		},
-		Run: json.RawMessage(r.Body()), InstanceRef: b.Ref,
+		Run: json.RawMessage(r.Body()), InstanceRef: b.Ref, Grace: t.Grace,
 	}
 	var err error
 	if req.Resources, err = resources(r); err != nil {

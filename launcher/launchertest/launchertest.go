@@ -71,6 +71,9 @@ func Run(t *testing.T, target Target) {
 		{"Logs are what the worker wrote", (*kit).logs},
 		{"Describe and Preview show no secret", (*kit).secrets},
 		{"Handles are short and stay the same", (*kit).handles},
+		{"Labels stand on the worker", (*kit).labels},
+		{"A context that ended ends Watch and Logs", (*kit).contexts},
+		{"A handle of another launcher does no harm", (*kit).foreignHandle},
 	} {
 		t.Run(c.sentence, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*target.Timeout)
@@ -696,5 +699,70 @@ func (k *kit) handles() {
 	second, err := k.l.Launch(k.ctx, req)
 	if err != nil || fmt.Sprint(first) != fmt.Sprint(second) {
 		k.Errorf("a repeated Launch gives %+v, then %+v, %v", first, second, err)
+	}
+}
+
+func (k *kit) labels() {
+	d, ok := launcher.As[launcher.Describer](k.l)
+	if !ok {
+		k.Skip("not promised: the launcher has no debug information, by which this sentence is told")
+	}
+	req := k.request("exit 0")
+	req.Labels = map[string]string{"dagster-run-id": req.ID.Run, "created-by": "the-kit"}
+	h := k.launch(req)
+	k.ended(h)
+	info, err := d.Describe(k.ctx, h, false)
+	if err != nil || !strings.Contains(string(info), "the-kit") || !strings.Contains(string(info), req.ID.Run) {
+		k.Errorf("Describe = %s, %v, want the worker's labels in it", info, err)
+	}
+}
+
+// contexts checks that what may last long ends with its context, soon.
+func (k *kit) contexts() {
+	h := k.launch(k.request(forever))
+	k.says(h, "started")
+	ctx, cancel := context.WithCancel(k.ctx)
+	done := make(chan struct{}, 2)
+	waiting := 0
+	if w, ok := launcher.As[launcher.Watcher](k.l); ok {
+		waiting++
+		go func() {
+			for _, err := range w.Watch(ctx) {
+				if err != nil && ctx.Err() == nil {
+					k.Errorf("Watch: %v", err)
+				}
+			}
+			done <- struct{}{}
+		}()
+	}
+	if r, ok := launcher.As[launcher.LogReader](k.l); ok {
+		waiting++
+		rc, err := r.Logs(ctx, h, launcher.LogOptions{Follow: true})
+		if err != nil {
+			k.Fatalf("Logs = %v", err)
+		}
+		go func() {
+			_, _ = io.Copy(io.Discard, rc) // it ends with an error or without
+			_ = rc.Close()
+			done <- struct{}{}
+		}()
+	}
+	cancel()
+	for range waiting {
+		select {
+		case <-done:
+		case <-time.After(k.target.Timeout):
+			k.Fatal("Watch or Logs goes on although its context ended")
+		}
+	}
+}
+
+func (k *kit) foreignHandle() {
+	const other = launcher.Handle("arn:aws:ecs:eu-west-1:123456789012:task/../../x")
+	if was, err := k.l.Terminate(k.ctx, other, 0); was {
+		k.Errorf("Terminate of a foreign handle = %v, %v", was, err)
+	}
+	if got, err := k.l.Health(k.ctx, other); err == nil && got.Status != launcher.NotFound {
+		k.Errorf("Health of a foreign handle = %+v, want NotFound or an error", got)
 	}
 }

@@ -230,6 +230,10 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	if agent.ReadJSON(p.Worker, &w) == nil {
 		info["pid"] = w.PID
 	}
+	var m meta
+	if agent.ReadJSON(p.Meta, &m) == nil {
+		info["labels"], info["instance"] = m.Labels, m.Instance
+	}
 	if logs {
 		info["log_tail"] = tail(p.Log, 50)
 	}

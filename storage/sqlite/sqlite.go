@@ -58,7 +58,7 @@ var (
 )
 
 // hintInterval is how often PRAGMA data_version is looked at, which takes microseconds.
-const hintInterval = 10 * time.Millisecond
+const hintInterval = 5 * time.Millisecond
 
 // Open opens the storage that Dagster has made below baseDir. It creates nothing.
 func Open(ctx context.Context, baseDir string) (*Store, error) {

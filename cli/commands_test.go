@@ -1,0 +1,240 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/storage/storagetest"
+)
+
+// built runs the built program on an instance.
+func built(t *testing.T, home string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), append([]string{"--home", home}, args...)...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// The embedded demo needs nothing but the program, and its instance can be looked at afterwards.
+func TestEmbeddedDemo(t *testing.T) {
+	home := filepath.Join(t.TempDir(), "demo")
+	testenv.WorkersGone(t, home)
+	out, err := built(t, home, "demo")
+	if err != nil || !strings.Contains(out, "12 runs: 11 succeeded, 1 failed as they should") {
+		t.Fatalf("demo = %v\n%s", err, out)
+	}
+	var runs []struct{ RunID, Job, Status, Handle string }
+	if out, err = built(t, home, "runs", "list", "--json"); err != nil || json.Unmarshal([]byte(strings.ReplaceAll(out, "run_id", "runid")), &runs) != nil || len(runs) != 12 {
+		t.Fatalf("runs list = %v\n%s", err, out)
+	}
+	for _, r := range runs {
+		if r.Job != "snow_in_july" {
+			continue
+		}
+		if out, err = built(t, home, "runs", "logs", r.RunID); err != nil || out != "no snow in July\n" {
+			t.Errorf("runs logs = %v\n%s", err, out)
+		}
+		if out, err = built(t, home, "runs", "logs", r.RunID, "--json"); err != nil || !strings.Contains(out, `"log": "no snow in July\n"`) {
+			t.Errorf("runs logs --json = %v\n%s", err, out)
+		}
+		if out, err = built(t, home, "launchers", "preview", r.RunID); err != nil || !strings.Contains(out, `"execute_run"`) || !strings.Contains(out, "SLIPWAY_GATE") {
+			t.Errorf("launchers preview = %v\n%s", err, out)
+		}
+	}
+	if out, err = built(t, home, "demo"); err != nil { // over the first one's instance
+		t.Errorf("a second demo = %v\n%s", err, out)
+	}
+}
+
+// parked makes an instance without runs and starts a daemon on it.
+func parked(t *testing.T, daemon bool, slipwayYAML string) string {
+	t.Helper()
+	d := storagetest.NewSQLite(t)
+	testenv.WorkersGone(t, d.Location)
+	for _, q := range []string{"UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'", "DELETE FROM daemon_heartbeats"} {
+		if err := d.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n", "slipway.yaml": slipwayYAML} {
+		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if daemon {
+		start(t, d.Location)
+	}
+	return d.Location
+}
+
+// start starts a daemon and gives the file of its log.
+func start(t *testing.T, home string, flags ...string) string {
+	t.Helper()
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, testenv.Build(t, "slipway"), append([]string{"daemon", "--home", home}, flags...)...)
+	cmd.Stderr = log
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stop()
+		_ = cmd.Wait() // ended by the signal
+		_ = log.Close()
+	})
+	return log.Name()
+}
+
+func enqueued(t *testing.T, home string, args ...string) string {
+	t.Helper()
+	out, err := built(t, home, append([]string{"runs", "enqueue"}, args...)...)
+	if err != nil {
+		t.Fatalf("runs enqueue %v = %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+func status(t *testing.T, home, run, want string) {
+	t.Helper()
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		out, err := built(t, home, "runs", "show", run)
+		return err == nil && strings.Contains(out, "status    "+want), out
+	})
+}
+
+func TestTerminate(t *testing.T) {
+	home := parked(t, true, "queue: {max_concurrent_runs: 1}\n")
+	running := enqueued(t, home, "--", "sleep", "600")
+	status(t, home, running, "STARTED")
+	waiting := enqueued(t, home, "--", "true")
+	if out, err := built(t, home, "runs", "terminate", waiting, running[:8]); err != nil || !strings.Contains(out, waiting+": CANCELED") || !strings.Contains(out, running+": CANCELING") {
+		t.Errorf("runs terminate = %v\n%s", err, out)
+	}
+	status(t, home, running, "CANCELED")
+	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil || !strings.Contains(out, "is CANCELED already") {
+		t.Errorf("runs terminate of a canceled run = %v\n%s", err, out)
+	}
+}
+
+// A run that is canceled while no daemon leads and no worker was started ends as well.
+func TestTerminateBeforeTheWorker(t *testing.T) {
+	home := parked(t, false, "")
+	run := enqueued(t, home, "--", "true")
+	cmd := exec.Command(testenv.Build(t, "slipway"), "daemon", "--home", home)
+	cmd.Env = append(os.Environ(), "SLIPWAY_FAILPOINT=claim.committed")
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Fatalf("the daemon lived on: %s", out)
+	}
+	if out, err := built(t, home, "runs", "terminate", run); err != nil || !strings.Contains(out, "CANCELING") {
+		t.Fatalf("runs terminate = %v\n%s", err, out)
+	}
+	start(t, home)
+	status(t, home, run, "CANCELED")
+}
+
+// An observer decides and writes nothing.
+func TestObserve(t *testing.T) {
+	home := parked(t, false, "queue: {max_concurrent_runs: 2}\n")
+	before := map[string]string{}
+	var runs []string
+	for range 3 {
+		runs = append(runs, enqueued(t, home, "--", "true"))
+	}
+	d := storagetest.Open(t, home)
+	tables := []string{"kvs", "run_tags", "daemon_heartbeats", "instance_info"}
+	count := func(table string) string {
+		n, err := d.Text("SELECT count(*) FROM " + table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for _, table := range tables {
+		before[table] = count(table)
+	}
+	log := start(t, home, "--observe")
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		text, err := os.ReadFile(log)
+		return err == nil && strings.Count(string(text), "would launch") == 2, string(text)
+	})
+	for _, table := range tables {
+		if n := count(table); n != before[table] {
+			t.Errorf("%s has %s rows, before %s", table, n, before[table])
+		}
+	}
+	for _, r := range runs {
+		if s, err := d.Status(r); err != nil || s != "QUEUED" {
+			t.Errorf("run %s is %s, %v", r, s, err)
+		}
+	}
+}
+
+func TestAdopt(t *testing.T) {
+	for name, c := range map[string]struct {
+		dagster, slipway string
+		args             []string
+		ok               bool
+		want             string
+	}{
+		"nothing is done":       {"", "", nil, false, "missing  HOME/dagster.yaml\n\n  run_queue: {max_concurrent_runs: 0}"},
+		"the old limit is kept": {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
+		"all of it":             {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
+		"the monitor is on":     {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "missing  HOME/dagster.yaml\n\n  run_monitoring: {enabled: false}"},
+		"a location, not done":  {"", "", []string{"--location", "etl"}, false, "- {key: dagster/code_location, value: etl, limit: 0}"},
+		"a location, half":      {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "missing  HOME/dagster.yaml"},
+		"a location, all of it": {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
+		"as JSON":               {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
+	} {
+		home := t.TempDir()
+		for file, text := range map[string]string{"dagster.yaml": c.dagster, "slipway.yaml": c.slipway} {
+			if err := os.WriteFile(filepath.Join(home, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := slipway(t, home, append([]string{"adopt"}, c.args...)...)
+		if (err == nil) != c.ok || !strings.Contains(strings.ReplaceAll(out, home, "HOME"), c.want) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+func TestLaunchers(t *testing.T) {
+	home := parked(t, false, "launchers: {local: {kind: process}, small: {kind: process, config: {max_workers: 2}}}\n")
+	out, err := slipway(t, home, "launchers", "list", "--json")
+	var list []struct {
+		Name, Kind string
+		Abilities  []string
+	}
+	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) != 2 || list[1].Name != "small" || len(list[0].Abilities) < 8 {
+		t.Errorf("launchers list = %v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"launchers", "schema"}, {"launchers", "schema", "process"}} {
+		var schema struct{ Properties map[string]any }
+		if out, err := slipway(t, home, args...); err != nil || json.Unmarshal([]byte(out), &schema) != nil || len(schema.Properties) < 5 {
+			t.Errorf("%v = %v\n%s", args, err, out)
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if out, err := slipway(t, "", "completion", shell); err != nil || !strings.Contains(out, "slipway") || len(out) < 500 {
+			t.Errorf("completion %s = %v, %d bytes", shell, err, len(out))
+		}
+	}
+	if out, err := slipway(t, "", "__complete", "runs", ""); err != nil || !strings.Contains(out, "enqueue") || !strings.Contains(out, "terminate") {
+		t.Errorf("completion of runs = %v\n%s", err, out)
+	}
+}
