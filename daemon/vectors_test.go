@@ -13,6 +13,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/queue"
 )
@@ -36,11 +37,7 @@ type vector struct {
 }
 
 func TestDecisionsOfTheRealQueue(t *testing.T) {
-	dirs := []string{"../testdata/dagster/1.13.27"}
-	if extra := os.Getenv("SLIPWAY_GOLDEN"); extra != "" {
-		dirs = append(dirs, extra)
-	}
-	for _, dir := range dirs {
+	for _, dir := range testenv.Golden(t) {
 		text, err := os.ReadFile(filepath.Join(dir, "queue_vectors.json"))
 		if err != nil {
 			t.Fatal(err)

@@ -3,31 +3,20 @@ package dagster_test
 import (
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	_ "modernc.org/sqlite"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/internal/testenv"
 )
-
-// goldenDirs are the folders of data that real Dagster wrote; SLIPWAY_GOLDEN names one more.
-func goldenDirs(t *testing.T) []string {
-	dirs := []string{"../testdata/dagster/1.13.27"}
-	if extra := os.Getenv("SLIPWAY_GOLDEN"); extra != "" {
-		dirs = append(dirs, extra)
-	}
-	for _, d := range dirs {
-		if _, err := os.Stat(d); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dirs
-}
 
 // texts reads one text column of a database that must not be written to.
 func texts(t *testing.T, file, query string) []string {
@@ -57,7 +46,7 @@ func texts(t *testing.T, file, query string) []string {
 }
 
 func TestGoldenRunBodiesComeBackByteForByte(t *testing.T) {
-	for _, dir := range goldenDirs(t) {
+	for _, dir := range testenv.Golden(t) {
 		bodies := texts(t, filepath.Join(dir, "sqlite/home/history/runs.db"), "SELECT run_body FROM runs")
 		if len(bodies) < 10 {
 			t.Fatalf("%s has %d runs, want at least 10", dir, len(bodies))
@@ -78,7 +67,7 @@ func TestGoldenRunBodiesComeBackByteForByte(t *testing.T) {
 }
 
 func TestGoldenEventsComeBackByteForByte(t *testing.T) {
-	for _, dir := range goldenDirs(t) {
+	for _, dir := range testenv.Golden(t) {
 		shards, err := filepath.Glob(filepath.Join(dir, "sqlite/home/history/runs/*.db"))
 		if err != nil || len(shards) < 10 {
 			t.Fatalf("%s has %d shards (%v), want at least 10", dir, len(shards), err)
@@ -111,7 +100,13 @@ func TestGoldenEventsComeBackByteForByte(t *testing.T) {
 
 // What Slipway writes itself has the same keys and values as what Dagster wrote for the same happening.
 func TestEventsFromOutsideEqualDagsters(t *testing.T) {
-	dir := "../testdata/dagster/1.13.27/sqlite"
+	for _, dir := range testenv.Golden(t) {
+		eventsFromOutside(t, filepath.Join(dir, "sqlite"))
+	}
+}
+
+func eventsFromOutside(t *testing.T, dir string) {
+	t.Helper()
 	run := dagster.Run{Job: "ok_job", Remote: dagster.RemoteOrigin{Location: "remote_loc", Repository: "__repository__"}}
 	for file, typ := range map[string]dagster.EventType{
 		"PIPELINE_STARTING.json": dagster.RunStarting, "PIPELINE_FAILURE.json": dagster.RunFailure,
@@ -151,7 +146,7 @@ func TestGoldenTextsOfAllClassesComeBackByteForByte(t *testing.T) {
 		"history/runs/index.db":  {"SELECT event FROM event_logs", "SELECT last_materialization FROM asset_keys WHERE last_materialization IS NOT NULL"},
 		"schedules/schedules.db": {"SELECT instigator_body FROM instigators", "SELECT tick_body FROM job_ticks"},
 	}
-	for _, dir := range goldenDirs(t) {
+	for _, dir := range testenv.Golden(t) {
 		var all []string
 		for file, queries := range columns {
 			for _, q := range queries {
@@ -192,7 +187,7 @@ func TestGoldenExamplesComeBack(t *testing.T) {
 		"ExecuteRunArgs":  func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
 		"ResumeRunArgs":   func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
 	}
-	for _, dir := range goldenDirs(t) {
+	for _, dir := range testenv.Golden(t) {
 		seen := map[string]int{}
 		for _, pattern := range []string{"*/events/*.json", "*/runs/*.run_body.json", "*/heartbeats/*.json", "*/instance_ref.pretty.json", "*/args/*.pretty.json"} {
 			files, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -265,7 +260,7 @@ func TestCompressedArgumentsComeBack(t *testing.T) {
 }
 
 func TestExecuteRunArgsEqualDagsters(t *testing.T) {
-	for _, dir := range goldenDirs(t) {
+	for _, dir := range testenv.Golden(t) {
 		for _, storage := range []string{"sqlite", "postgres"} {
 			for file, exit := range map[string]bool{"execute.raw.json": false, "execute_exit_code.raw.json": true, "resume.raw.json": false} {
 				raw, err := os.ReadFile(filepath.Join(dir, storage, "args", file))
@@ -281,6 +276,58 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 				if d := cmp.Diff(a.JSON(), string(raw)); d != "" {
 					t.Errorf("%s/%s (-got +want):\n%s", storage, file, d)
 				}
+			}
+		}
+	}
+}
+
+// What slipway-worker writes has the same keys and values as what Dagster's worker wrote for the same happening.
+func TestEventsFromInsideEqualDagsters(t *testing.T) {
+	for _, dir := range testenv.Golden(t) {
+		for file, make := range map[string]func(dagster.Inside, string) dagster.Event{
+			"PIPELINE_START.json":   func(i dagster.Inside, _ string) dagster.Event { return i.Start() },
+			"PIPELINE_SUCCESS.json": func(i dagster.Inside, _ string) dagster.Event { return i.Success() },
+			"STEP_START.json":       func(i dagster.Inside, step string) dagster.Event { return i.StepStart(step, 1) },
+			"STEP_RESTARTED.json":   func(i dagster.Inside, step string) dagster.Event { return i.StepStart(step, 2) },
+			"STEP_SUCCESS.StepSuccessData.json": func(i dagster.Inside, step string) dagster.Event {
+				return i.StepSuccess(step, 83935575*time.Nanosecond)
+			},
+			"STEP_FAILURE.StepFailureData.json":         func(i dagster.Inside, step string) dagster.Event { return i.StepFailure(step, errors.New("x")) },
+			"STEP_UP_FOR_RETRY.StepRetryData.json":      func(i dagster.Inside, step string) dagster.Event { return i.StepUpForRetry(step, 0, errors.New("x")) },
+			"LOGS_CAPTURED.ComputeLogsCaptureData.json": func(i dagster.Inside, _ string) dagster.Event { return i.LogsCaptured("key", "step") },
+			"LOG_MESSAGE.json":                          func(i dagster.Inside, step string) dagster.Event { return i.Log(step, 20, "hello golden") },
+		} {
+			o, err := dagster.ParseObject(read(t, filepath.Join(dir, "sqlite/events", file)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want, got map[string]any
+			if err := json.Unmarshal(o["event"], &want); err != nil {
+				t.Fatal(err)
+			}
+			inside := dagster.Inside{Run: dagster.Run{ID: want["run_id"].(string), Job: want["pipeline_name"].(string)}, Now: time.Now}
+			step, _ := want["step_key"].(string)
+			if e, ok := want["dagster_event"].(map[string]any); ok {
+				inside.PID = int(e["pid"].(float64))
+				step, _ = e["step_key"].(string)
+			}
+			if err := json.Unmarshal([]byte(make(inside, step).JSON()), &got); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range []map[string]any{got, want} { // what must differ
+				delete(m, "timestamp")
+				if e, ok := m["dagster_event"].(map[string]any); ok {
+					if d, ok := e["event_specific_data"].(map[string]any); ok {
+						for _, k := range []string{"error", "duration_ms", "log_key", "step_keys"} {
+							if _, has := d[k]; has {
+								d[k] = "differs"
+							}
+						}
+					}
+				}
+			}
+			if d := cmp.Diff(got, want); d != "" {
+				t.Errorf("%s (-got +want):\n%s", file, d)
 			}
 		}
 	}

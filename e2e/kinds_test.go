@@ -114,3 +114,40 @@ func (w *world) retried(p *process, id string) {
 		w.t.Errorf("dagster/will_retry = %q, want true", tag)
 	}
 }
+
+// Part of production: dagster-daemon launches the runs of one location, Slipway those of the other.
+func TestOnlyOneLocation(t *testing.T) {
+	testenv.DagsterBin(t)
+	w := newWorld(t, "", "queue: {only: {locations: [fates]}}\n")
+	w.write("dagster.yaml", "run_queue: {dequeue_interval_seconds: 1, tag_concurrency_limits: [{key: dagster/code_location, value: fates, limit: 0}]}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n")
+	server := w.webserver("e2e/fates/fates.py", "examples/etl/definitions.py")
+	workspace := filepath.Join(w.home, "workspace.yaml")
+	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", workspace)
+	p := w.slipway()
+	p.says("msg=leading")
+	var ours, theirs []string
+	for range 3 {
+		for _, j := range []webserver.Job{{Location: "fates", Name: "light"}, {Location: "etl", Name: "yearly"}} {
+			id, err := server.Launch(t.Context(), j)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if j.Location == "fates" {
+				ours = append(ours, id)
+			} else {
+				theirs = append(theirs, id)
+			}
+		}
+	}
+	w.ended(3*time.Minute, p, append(append([]string{}, ours...), theirs...)...)
+	for _, id := range ours {
+		w.endedWell(id, "light", dagster.Success)
+	}
+	for _, id := range theirs {
+		if r := w.run(id); r.Status != dagster.Success || r.Launch != nil {
+			t.Errorf("run %s of dagster-daemon's is %s, launch row %v", id, r.Status, r.Launch)
+		}
+	}
+	p.stop()
+	noErrors(t, stock)
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 )
 
@@ -32,29 +33,39 @@ func home(t *testing.T, dagsterYAML, slipwayYAML string) string {
 	return dir
 }
 
+// The InstanceRef is, byte for byte, what Dagster made of the same dagster.yaml.
 func TestRefEqualsDagsters(t *testing.T) {
-	for _, storage := range []string{"sqlite", "postgres"} {
-		golden := filepath.Join("../testdata/dagster/1.13.27", storage)
-		yaml, err := os.ReadFile(filepath.Join(golden, "dagster.yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := os.ReadFile(filepath.Join(golden, "args/execute.raw.json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		args, err := dagster.ParseObject(string(raw))
-		if err != nil {
-			t.Fatal(err)
-		}
-		dir := home(t, string(yaml), "")
-		in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql+psycopg2://u:p@h/d", true })
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := strings.ReplaceAll(string(in.Ref()), dir, map[string]string{"sqlite": "/opt/dagster/golden/home", "postgres": "/opt/dagster/golden_pg/home"}[storage])
-		if d := cmp.Diff(got, string(args["instance_ref"])); d != "" {
-			t.Errorf("%s: Ref() (-got +want):\n%s", storage, d)
+	for _, golden := range testenv.Golden(t) {
+		for _, storage := range []string{"sqlite", "postgres"} {
+			read := func(name string) string {
+				text, err := os.ReadFile(filepath.Join(golden, storage, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(text)
+			}
+			args, err := dagster.ParseObject(read("args/execute.raw.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pretty, err := dagster.Normalize(read("instance_ref.pretty.json"))
+			if err != nil || pretty != string(args["instance_ref"]) {
+				t.Errorf("%s/%s: the two golden refs differ: %v", golden, storage, err)
+			}
+			ref, err := dagster.ParseInstanceRef(pretty)
+			if err != nil {
+				t.Fatal(err)
+			}
+			artifacts, _ := ref.Part("local_artifact_storage")
+			was := strings.TrimSpace(strings.TrimPrefix(artifacts.ConfigYAML, "base_dir: ")) // the home that it was made in
+			dir := home(t, read("dagster.yaml"), "")
+			in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql+psycopg2://u:p@h/d", true })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(strings.ReplaceAll(string(in.Ref()), dir, was), pretty); d != "" {
+				t.Errorf("%s/%s: Ref() (-got +want):\n%s", golden, storage, d)
+			}
 		}
 	}
 }

@@ -20,7 +20,7 @@ const (
 	// netInterval is how often every worker in flight is asked about, whatever the target told by itself.
 	netInterval = 30 * time.Second
 	// watchRetry is the wait after a target's watch ended.
-	watchRetry = time.Second
+	watchRetry     = time.Second
 	terminateTries = 5
 	writeTimeout   = 30 * time.Second
 )

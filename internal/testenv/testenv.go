@@ -88,6 +88,21 @@ func Root(t testing.TB) string {
 	return ""
 }
 
+// Golden gives the folders of data that real Dagster wrote: the one of this module, and one that SLIPWAY_GOLDEN names.
+func Golden(t testing.TB) []string {
+	t.Helper()
+	dirs := []string{filepath.Join(Root(t), "testdata/dagster/1.13.27")}
+	if extra := os.Getenv("SLIPWAY_GOLDEN"); extra != "" {
+		dirs = append(dirs, extra)
+	}
+	for _, d := range dirs {
+		if _, err := os.Stat(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dirs
+}
+
 // DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make
 // venv installs into .venv.
 func DagsterBin(t testing.TB) string {

@@ -34,6 +34,20 @@ func TestSuite(t *testing.T) {
 	storagetest.Run(t, storagetest.Target{New: storagetest.NewPostgres, Open: openStore})
 }
 
+// The same suite on a storage that Slipway made.
+func TestSuiteOnOurOwn(t *testing.T) {
+	made := func(t testing.TB) *storagetest.Dagster {
+		address := testenv.Postgres(t)
+		for range 2 { // again is nothing
+			if err := postgres.Create(context.Background(), config.Secret(address)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return storagetest.Open(t, address)
+	}
+	storagetest.Run(t, storagetest.Target{New: made, Open: openStore})
+}
+
 // pgbouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
 func pgbouncer(t *testing.T, address, mode string) string {
 	t.Helper()

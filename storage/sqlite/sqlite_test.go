@@ -25,6 +25,20 @@ func TestSuite(t *testing.T) {
 	storagetest.Run(t, storagetest.Target{New: storagetest.NewSQLite, Open: openStore})
 }
 
+// The same suite on a storage that Slipway made.
+func TestSuiteOnOurOwn(t *testing.T) {
+	made := func(t testing.TB) *storagetest.Dagster {
+		dir := t.TempDir()
+		for range 2 { // again is nothing
+			if err := sqlite.Create(context.Background(), dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return storagetest.Open(t, dir)
+	}
+	storagetest.Run(t, storagetest.Target{New: made, Open: openStore})
+}
+
 func TestFolderWithAnOddName(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	odd := filepath.Join(t.TempDir(), "a b#c?d%20é")

@@ -113,6 +113,21 @@ func (d *Dagster) ExecIndex(query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
+// EventColumn reads a column of a run's first event of a type.
+func (d *Dagster) EventColumn(run, typ, column string) (string, error) {
+	query := "SELECT " + column + " FROM event_logs WHERE run_id = ? AND dagster_event_type = ? ORDER BY id LIMIT 1"
+	if d.Postgres() {
+		return d.Text(query, run, typ)
+	}
+	db, err := openSQLite(filepath.Join(d.Location, "history/runs", run+".db"))
+	if err != nil {
+		return "", err
+	}
+	var s sql.NullString
+	err = db.QueryRow(query, run, typ).Scan(&s)
+	return s.String, errors.Join(err, db.Close())
+}
+
 // Text reads one text; "" if there is no row.
 func (d *Dagster) Text(query string, args ...any) (string, error) {
 	var s sql.NullString

@@ -47,6 +47,9 @@ func Run(t *testing.T, target Target) {
 		"unknown fields of a body survive":                     unknownFields,
 		"the instance id stays":                                instanceID,
 		"a claim sets tags":                                    claimTags,
+		"one worker of an attempt passes the gate":             takeOnce,
+		"a worker records under the statuses it expects":       recordExpects,
+		"a run that is added is queued":                        addRun,
 		"pools are counted":                                    poolsCounted,
 		"pools follow their default limit":                     poolsDefault,
 	} {
@@ -614,4 +617,98 @@ func poolsDefault(t *testing.T, f *fixture) {
 	if _, err := f.s.DefaultPools(f.ctx, fence, []string{"b"}, &one); !errors.Is(err, storage.ErrFenced) {
 		t.Errorf("DefaultPools under the old fence = %v, want ErrFenced", err)
 	}
+}
+
+func takeOnce(t *testing.T, f *fixture) {
+	run, fence := f.enqueue(t, nil), f.lead(t)
+	l := f.claim(t, fence, run)
+	take := func(attempt int, token string) bool {
+		t.Helper()
+		ok, err := f.s.Take(f.ctx, run, attempt, token)
+		if err != nil {
+			t.Error(err)
+		}
+		return ok
+	}
+	want(t, "another attempt", take(2, l.Token), false)
+	want(t, "another token", take(1, "other"), false)
+	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: l.Token, Handle: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	passed := 0
+	for range 10 {
+		wg.Go(func() {
+			if take(1, l.Token) {
+				mu.Lock()
+				passed++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	want(t, "workers past the gate", passed, 1)
+	r := f.run(t, run)
+	want(t, "state", r.Launch.State, storage.Taken)
+	want(t, "handle", r.Handle, "h")
+	if ok, err := f.s.Take(f.ctx, uuid.NewString(), 1, "x"); ok || err != nil {
+		t.Errorf("Take of a run that is gone = %v, %v", ok, err)
+	}
+}
+
+func recordExpects(t *testing.T, f *fixture) {
+	run := f.enqueue(t, nil)
+	f.claim(t, f.lead(t), run)
+	in := dagster.NewInside(f.run(t, run).Run)
+	starting := []dagster.Status{dagster.Starting}
+	for i, done := range []bool{true, false} {
+		out, err := f.s.Record(f.ctx, storage.Transition{Run: run, From: starting, Events: []dagster.Event{in.Start()}})
+		if err != nil || out.Done != done || out.Status != dagster.Started {
+			t.Errorf("Record %d = %+v, %v", i+1, out, err)
+		}
+	}
+	if _, err := f.s.Record(f.ctx, storage.Transition{Run: run, Events: []dagster.Event{in.StepStart("s", 1), in.Log("s", 20, "a line")}}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING PIPELINE_START STEP_START ")
+	r := f.run(t, run)
+	if r.Start.IsZero() {
+		t.Error("start_time is not set")
+	}
+	key, err := f.d.EventColumn(run, "STEP_START", "step_key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "step_key", key, "s")
+}
+
+func addRun(t *testing.T, f *fixture) {
+	r := dagster.NewCommandRun(uuid.NewString(), "job", dagster.Encode(map[string]any{"steps": map[string]any{}}), map[string]string{"dagster/partition": "p1", "k": "v"})
+	at := time.Now().UTC().Truncate(time.Microsecond)
+	if err := f.s.AddRun(f.ctx, storage.NewRun{Run: r, At: at}); err != nil {
+		t.Fatal(err)
+	}
+	got := f.run(t, r.ID)
+	want(t, "status", got.Status, dagster.Queued)
+	want(t, "created", got.Created, at)
+	want(t, "tag", got.Tags["k"], "v")
+	want(t, "location", got.Remote.Location, dagster.CommandLocation)
+	want(t, "events", f.types(t, r.ID), "PIPELINE_ENQUEUED")
+	row, err := f.d.Text("SELECT partition || ' ' || (SELECT value FROM run_tags WHERE run_id = runs.run_id AND key = '.dagster/repository') FROM runs WHERE run_id = ?", r.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "partition and repository", row, "p1 __repository__@slipway")
+	if err := f.s.AddRun(f.ctx, storage.NewRun{Run: r, At: at}); err == nil {
+		t.Error("a run was added twice")
+	}
+	copied, err := got.Copy(uuid.NewString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.s.AddRun(f.ctx, storage.NewRun{Run: copied, At: at}); err != nil {
+		t.Fatal(err)
+	}
+	f.claim(t, f.lead(t), copied.ID)
 }
