@@ -36,7 +36,7 @@ test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
 .PHONY: test-releases
 test-releases: .tools/gotestsum ## Run one run of each fate with older releases of Dagster, installed into .venvs
 	@for f in python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
-	@hack/with-postgres hack/test -run TestReleases ./e2e
+	@hack/with-postgres hack/test -run 'TestReleases|TestEachLocation' ./e2e
 
 .PHONY: test-targets
 test-targets: ## Run the tests of container targets

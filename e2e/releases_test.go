@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -71,4 +73,86 @@ func TestReleases(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Two code locations with Pythons of their own, of different releases of Dagster: each run's worker is that of its location. A third
+// one's Python is gone when its run is launched.
+func TestEachLocationHasItsPython(t *testing.T) {
+	older, ok := testenv.Releases(t)["1.12"]
+	if !ok {
+		testenv.Missing(t, "releases", "Dagster 1.12 is not in .venvs")
+	}
+	w := newWorld(t, "", "")
+	root := testenv.Root(t)
+	for _, name := range []string{"newer.py", "older.py", "moved.py"} {
+		text, err := os.ReadFile(filepath.Join(root, "e2e/fates/fates.py"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.write(name, string(text))
+	}
+	gone := filepath.Join(w.home, "venv")
+	if err := os.Symlink(filepath.Dir(testenv.DagsterBin(t)), gone); err != nil {
+		t.Fatal(err)
+	}
+	bin := testenv.DagsterBin(t)
+	server, err := webserver.Start(t.Context(), webserver.Options{
+		Bin: bin, Home: w.home, Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"), filepath.Join(w.home, "moved.py")},
+		Python: map[string]string{"older": filepath.Join(older, "python"), "moved": filepath.Join(gone, "bin/python")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	never := waitsFor(filepath.Join(w.home, "never"))
+	launch := func(location string) string {
+		t.Helper()
+		never.Location = location
+		id, err := server.Launch(t.Context(), never)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	ids := map[string]string{"newer": launch("newer"), "older": launch("older")}
+	moved := launch("moved")
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	p := w.slipway("PATH=/usr/bin:/bin") // without a dagster
+	w.ended(time.Minute, p, moved)
+	if f := w.story(moved); w.run(moved).Status != dagster.Failure || !strings.Contains(fmt.Sprint(w.errors(moved)), "launchers.local.python.moved in slipway.yaml") {
+		t.Errorf("the run whose Python is gone is %s: %s %v", w.run(moved).Status, f, w.errors(moved))
+	}
+	for location, python := range map[string]string{"newer": filepath.Join(bin, "python"), "older": filepath.Join(older, "python")} {
+		id := ids[location]
+		w.status(p, id, dagster.Started)
+		var pid string
+		for _, e := range w.events(id, dagster.EngineEvent) {
+			if _, rest, ok := strings.Cut(e.Message, "Started process for run (pid: "); ok {
+				pid = rest
+			}
+		}
+		line, err := os.ReadFile("/proc/" + strings.TrimSuffix(pid, ").") + "/cmdline")
+		if err != nil || !strings.HasPrefix(string(line), python+"\x00") {
+			t.Errorf("the worker of location %s is %q, %v, want %s", location, line, err, python)
+		}
+		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
+			t.Errorf("Terminate = %v, %v", ok, err)
+		}
+	}
+	w.ended(time.Minute, p, ids["newer"], ids["older"])
+	p.stop()
+}
+
+// errors are the messages of the errors in a run's log.
+func (w *world) errors(id string) []string {
+	w.t.Helper()
+	var all []string
+	for _, e := range w.events(id) {
+		if info := e.Error(); info != nil {
+			all = append(all, info.Message)
+		}
+	}
+	return all
 }

@@ -33,10 +33,11 @@ type Server struct {
 
 // Options say what to start.
 type Options struct {
-	Bin       string   // folder of dagster-webserver
-	Home      string   // DAGSTER_HOME
-	Locations []string // Python files with definitions
-	Env       []string // besides this process's
+	Bin       string            // folder of dagster-webserver
+	Home      string            // DAGSTER_HOME
+	Locations []string          // Python files with definitions
+	Env       []string          // besides this process's
+	Python    map[string]string // of a location, by its name; those not named have the one in Bin
 }
 
 // startTimeout is how long a webserver may take until it answers and its locations are loaded.
@@ -50,7 +51,11 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		if name == "definitions" {
 			name = filepath.Base(filepath.Dir(f))
 		}
-		workspace += fmt.Sprintf("  - python_file: {relative_path: %q, location_name: %q, executable_path: %q}\n", f, name, filepath.Join(o.Bin, "python"))
+		python := o.Python[name]
+		if python == "" {
+			python = filepath.Join(o.Bin, "python")
+		}
+		workspace += fmt.Sprintf("  - python_file: {relative_path: %q, location_name: %q, executable_path: %q}\n", f, name, python)
 	}
 	file := filepath.Join(o.Home, "workspace.yaml")
 	if err := os.WriteFile(file, []byte(workspace), 0o600); err != nil {
