@@ -69,24 +69,32 @@ func edits(in *instance.Instance, locations []string) []edit {
 	var list []edit
 	if len(locations) == 0 {
 		list = append(list,
-			edit{dagsterYAML, "run_queue: {max_concurrent_runs: 0}", "remove the line, or put your old limit back", in.Parked},
+			edit{dagsterYAML, nested(in.QueueSection(), "max_concurrent_runs: 0"), "remove the line, or put your old limit back", in.Parked},
 			edit{slipwayYAML, fmt.Sprintf("queue: {max_concurrent_runs: %d}", limitOf(in)), "nothing: only Slipway reads this file", in.Settings.Queue.MaxConcurrentRuns != nil && only.Empty()})
 	} else {
 		var limits []string
 		parked, named := true, true
 		for _, l := range locations {
-			limits = append(limits, fmt.Sprintf("    - {key: %s, value: %s, limit: 0}", dagster.CodeLocationTag, l))
+			limits = append(limits, fmt.Sprintf("  - {key: %s, value: %s, limit: 0}", dagster.CodeLocationTag, l))
 			parked = parked && has(in.StockQueue.TagLimits, l)
 			named = named && slices.Contains(only.Locations, l)
 		}
 		list = append(list,
-			edit{dagsterYAML, "run_queue:\n  tag_concurrency_limits:\n" + strings.Join(limits, "\n"), "remove these limits", parked || in.Parked},
+			edit{dagsterYAML, nested(in.QueueSection(), "tag_concurrency_limits:\n"+strings.Join(limits, "\n")), "remove these limits", parked || in.Parked},
 			edit{slipwayYAML, "queue:\n  only: {locations: [" + strings.Join(locations, ", ") + "]}", "nothing: only Slipway reads this file", named && len(only.Locations) == len(locations)})
 	}
 	if t := in.Settings.Terminate; in.Storage.URL != "" {
 		list = append(list, edit{slipwayYAML, "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or {local_only: true}", "nothing: only Slipway reads this file", t.Advertise != "" || t.Listen != "" || t.LocalOnly})
 	}
 	return append(list, edit{dagsterYAML, "run_monitoring: {enabled: false}", "remove the line, or set it to true again", !in.MonitorsRun})
+}
+
+// nested is a text below dotted keys.
+func nested(keys, text string) string {
+	for _, key := range slices.Backward(strings.Split(keys, ".")) {
+		text = key + ":\n  " + strings.ReplaceAll(text, "\n", "\n  ")
+	}
+	return text
 }
 
 // limitOf is the limit that the stock queue has now, to go on with.

@@ -28,6 +28,7 @@ type Instance struct {
 	Settings    Settings
 	Launchers   map[string]Launcher
 
+	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
 	file string         // path of dagster.yaml
 	tree map[string]any // its content, unexpanded
 }
@@ -164,8 +165,12 @@ func errOr(err, other error) error {
 
 // Load reads the instance in home. Its kinds are those that slipway.yaml may name.
 func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
-	in, err := LoadDagster(home, env)
-	if err = errors.Join(err, in.slipway(kinds, env)); err != nil {
+	in, err := load(home, env)
+	err = errors.Join(err, in.slipway(kinds, env))
+	if in.Settings.StorageURL.DirectURL == "" {
+		err = errors.Join(err, in.auth)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return in, nil
@@ -173,6 +178,11 @@ func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, er
 
 // LoadDagster reads dagster.yaml alone. The instance is never nil.
 func LoadDagster(home string, env config.Lookup) (*Instance, error) {
+	in, err := load(home, env)
+	return in, errors.Join(err, in.auth)
+}
+
+func load(home string, env config.Lookup) (*Instance, error) {
 	in := &Instance{Home: home, file: filepath.Join(home, "dagster.yaml")}
 	doc, err := parse(in.file)
 	if err != nil {
@@ -292,6 +302,18 @@ func or(p *int, other int) int {
 		return other
 	}
 	return *p
+}
+
+// QueueSection is where limits of the queue stand in dagster.yaml, or can: Dagster takes them in one place only.
+func (in *Instance) QueueSection() string {
+	c, _ := in.tree["concurrency"].(map[string]any)
+	switch {
+	case c["runs"] != nil || c["pools"] != nil:
+		return "concurrency.runs"
+	case in.tree["run_coordinator"] != nil:
+		return "run_coordinator.config"
+	}
+	return "run_queue"
 }
 
 // only is a mapping reduced to some keys, for sections of which Slipway needs just these.

@@ -50,7 +50,11 @@ func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 		return err
 	}
 	if s.Auth.Node != nil {
-		return problem(in.file, s.Auth.Node, "storage.postgres.auth_provider", "Slipway cannot log in this way yet; give a password, or storage.direct_url in slipway.yaml")
+		provider := "this provider"
+		if keys := config.Keys(s.Auth.Node); len(keys) > 0 {
+			provider = keys[0].Value
+		}
+		in.auth = problem(in.file, s.Auth.Node, "storage.postgres.auth_provider", "Slipway cannot log in by %s yet; give a password, or set storage.direct_url in slipway.yaml to an address with one", provider)
 	}
 	if (s.URL == "") == (s.DB == nil) {
 		return problem(in.file, n, "storage.postgres", "exactly one of postgres_url and postgres_db is expected")

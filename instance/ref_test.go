@@ -97,6 +97,7 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"granularity":         {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
 		"pool limit":          {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
 		"dagster plus":        {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n", "", "Dagster+"},
+		"auth provider":       {"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: {scope: s}}}}\n", "", "Slipway cannot log in by azure_wif yet"},
 		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway works on"},
 		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
 		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
@@ -144,6 +145,18 @@ run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_
 	}
 	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds, env); err != nil {
 		t.Errorf("an instance class with a key of its own: %v", err)
+	}
+}
+
+// An address of Slipway's own takes the place of a provider that it cannot log in by; workers get what dagster.yaml says.
+func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
+	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: {region: r}}}}\n"
+	in, err := instance.Load(home(t, yaml, "storage: {direct_url: 'postgresql://u:p@h/d'}\n"), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ref := string(in.Ref()); !strings.Contains(ref, "aws_wif") || in.RefHasSecret() {
+		t.Errorf("Ref() = %s", ref)
 	}
 }
 
