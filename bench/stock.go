@@ -98,6 +98,7 @@ func compare(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench stock", flag.ContinueOnError)
 	sizes := flags.String("runs", "200,1000", "how many runs wait in the queue, one size after the other")
 	real := flags.Int("real", 8, "how many runs with real workers")
+	alone := flags.Bool("alone", false, "measure Slipway only")
 	out := flags.String("out", "bench-stock.json", "file for the results as JSON")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -114,6 +115,9 @@ func compare(ctx context.Context, args []string) error {
 		return err
 	}
 	b := &bencher{dir: dir}
+	if !*alone {
+		b.variants = []stockVariant{{1, false}, {1, true}, {5, false}, {5, true}}
+	}
 	for _, kind := range storages() {
 		for size := range strings.SplitSeq(*sizes, ",") {
 			n, err := strconv.Atoi(size)
@@ -135,8 +139,9 @@ func compare(ctx context.Context, args []string) error {
 }
 
 type bencher struct {
-	dir   string
-	lines []comparison
+	dir      string
+	variants []stockVariant
+	lines    []comparison
 }
 
 func (b *bencher) add(c comparison) {
@@ -146,10 +151,6 @@ func (b *bencher) add(c comparison) {
 		fmt.Printf("  %8.1f launches/s", c.PerSecond)
 	}
 	fmt.Println()
-}
-
-func variants() []stockVariant {
-	return []stockVariant{{1, false}, {1, true}, {5, false}, {5, true}}
 }
 
 // backlog measures how fast runs go that wait when the daemon starts.
@@ -173,7 +174,7 @@ func (b *bencher) backlog(ctx context.Context, kind string, n int) error {
 		launched[run], _ = null.at(run)
 	}
 	b.add(rate("slipway", kind, what, launched))
-	for _, v := range variants() {
+	for _, v := range b.variants {
 		w, err := newWorld(ctx, b.dir, kind, v.yaml(nullSection), "")
 		if err != nil {
 			return err
@@ -240,7 +241,7 @@ func (b *bencher) arriving(ctx context.Context, kind string) error {
 	c := wait(queued, null.asked)
 	c.System = "slipway"
 	b.add(c)
-	for _, v := range variants() {
+	for _, v := range b.variants {
 		w, err := newWorld(ctx, b.dir, kind, v.yaml(nullSection), "")
 		if err != nil {
 			return err
@@ -366,7 +367,10 @@ func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	if err := errors.Join(err, w.close()); err != nil {
 		return err
 	}
-	for _, v := range []stockVariant{{1, false}, {5, false}} {
+	for _, v := range b.variants {
+		if v.threads {
+			continue // one run at a time: threads change nothing
+		}
 		w, err := newWorld(ctx, b.dir, kind, v.yaml(""), "")
 		if err != nil {
 			return err

@@ -17,6 +17,9 @@ import (
 // claimBatch is the most runs that one transaction claims.
 const claimBatch = 50
 
+// claimPause is how long runs that may go are collected for one claim while a launcher works off what it has.
+const claimPause = 2 * time.Millisecond
+
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
 
@@ -83,7 +86,11 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Inbox.Wake():
-		case <-l.Freed:
+		case <-l.Freed: // others follow at once: one claim for all of them
+			select {
+			case <-ctx.Done():
+			case <-time.After(claimPause):
+			}
 		case r := <-requeued:
 			l.requeued(r)
 		case <-timer:

@@ -118,8 +118,12 @@ func pickAsDagster(queued, active []Entry, limits Limits, pools map[string]Pool,
 
 // byPriority orders runs as Dagster launches them.
 func byPriority(runs []Entry) []Entry {
+	priority := make(map[string]int64, len(runs)) // read once each
+	for _, e := range runs {
+		priority[e.Run.ID] = e.Run.Priority()
+	}
 	return slices.SortedStableFunc(slices.Values(runs), func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(b.Run.Priority(), a.Run.Priority()), cmp.Compare(a.Row, b.Row))
+		return cmp.Or(cmp.Compare(priority[b.Run.ID], priority[a.Run.ID]), cmp.Compare(a.Row, b.Row))
 	})
 }
 
