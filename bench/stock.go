@@ -179,7 +179,7 @@ func (b *bencher) backlog(ctx context.Context, kind string, n int) error {
 		if err != nil {
 			return err
 		}
-		if queued, err = w.enqueue(n, 0); err != nil {
+		if _, err = w.enqueue(n, 0); err != nil {
 			return err
 		}
 		launched, err := b.stock(ctx, w, func(s *stockDaemon) error { return s.wait(ctx, n) })
