@@ -29,7 +29,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			errs = append(errs, err)
 			continue
 		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l.Ref), Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
 		if t.Gate == "" {
 			t.Gate = worker.DefaultGate(l.Kind.Traits)
 		}
@@ -41,7 +41,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 // Builder makes the requests of an instance. Goworker is the command of slipway-worker on this machine.
 func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
 	return &worker.Builder{
-		Instance: name, Ref: in.WorkerRef(), RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,
+		Instance: name, RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,
 		Home: in.Home, GoWorker: goWorker, Files: worker.Machine{},
 	}
 }

@@ -106,3 +106,24 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a body or event holds, it is refused or comes back with nothing lost, and what comes back is read again.
+func FuzzParseRunAndEvent(f *testing.F) {
+	f.Add(`{"run_id": "r", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"a": "b"}, "x": [1, 2.50]}`)
+	f.Add(`{"__class__": "EventLogEntry", "dagster_event": {"event_type_value": "PIPELINE_START", "pipeline_name": "j"}, "level": 10, "timestamp": 1.5, "run_id": "r", "error_info": null, "user_message": ""}`)
+	f.Add(`{"run_op_concurrency": {"all_pools": {"__set__": ["p"]}, "root_key_counts": {"p": 1}}, "run_id": "r", "tags": {}}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if r, err := ParseRun(text); err == nil {
+			again, err := ParseRun(r.Body())
+			if err != nil || again.ID != r.ID || again.Status != r.Status || len(again.Tags) != len(r.Tags) {
+				t.Fatalf("ParseRun(Body()) of %q = %+v, %v", text, again, err)
+			}
+		}
+		if e, err := ParseEvent(text); err == nil {
+			again, err := ParseEvent(e.JSON())
+			if err != nil || again.Type != e.Type || !again.Time.Equal(e.Time) {
+				t.Fatalf("ParseEvent(JSON()) of %q = %+v, %v", text, again, err)
+			}
+		}
+	})
+}

@@ -172,7 +172,7 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 			t.Fatal(err)
 		}
 		bin := testenv.Build(t, "slipway-worker")
-		b := &worker.Builder{Instance: "test", Ref: in.WorkerRef(), Home: w.home, GoWorker: []string{bin}, Files: worker.Machine{}}
+		b := &worker.Builder{Instance: "test", Home: w.home, GoWorker: []string{bin}, Files: worker.Machine{}}
 		s := w.open()
 		fence, leads, err := s.Lead(t.Context(), "slipway-test", 10*time.Minute)
 		if err != nil || !leads {
@@ -185,7 +185,7 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 				t.Fatal(out, err)
 			}
 			l := out[0].Launch
-			target := worker.Target{Name: "local", Traits: launcher.Traits{LocalFiles: true, Gate: true}, Gate: worker.GateOn}
+			target := worker.Target{Name: "local", Ref: in.WorkerRef(), Traits: launcher.Traits{LocalFiles: true, Gate: true}, Gate: worker.GateOn}
 			req, err := b.Request(w.run(id).Run, worker.Attempt{Number: l.Attempt, Token: l.Token, At: l.At}, target)
 			if err != nil {
 				t.Fatal(err)

@@ -86,8 +86,15 @@ type Launcher struct {
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
 	Cwd    map[string]string // working directory, likewise
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
+	Ref    RefMode
 	Gate   string            // "off", "relaunch", "on" or "" for the kind's default
 	Config config.Values
+}
+
+// RefMode says how a launcher's workers find the instance. The zero value gives them the InstanceRef as it is.
+type RefMode struct {
+	Image bool   // no InstanceRef: the worker's own dagster.yaml, in its DAGSTER_HOME
+	Home  string // an InstanceRef with this path in place of our DAGSTER_HOME
 }
 
 // Settings are those of slipway.yaml.
@@ -109,6 +116,7 @@ type launcherSection struct {
 	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
 	Grace  time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
 	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
+	Ref    config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
 	Config config.Values     `config:"config" help:"Settings of that kind."`
 }
 
@@ -387,14 +395,34 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
 		}
+		mode, err := refMode(section.Ref)
+		if err != nil {
+			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
+		}
 		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Gate: section.Gate, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Config: section.Config}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))
 	}
 	return errors.Join(errs...)
+}
+
+func refMode(v config.Values) (RefMode, error) {
+	switch t := config.Tree(v.Node).(type) {
+	case nil:
+		return RefMode{}, nil
+	case string:
+		if t == "inherit" || t == "image" {
+			return RefMode{Image: t == "image"}, nil
+		}
+	case map[string]any:
+		if home, ok := t["dagster_home"].(string); ok && len(t) == 1 && filepath.IsAbs(home) {
+			return RefMode{Home: filepath.Clean(home)}, nil
+		}
+	}
+	return RefMode{}, errors.New("one of inherit, image and {dagster_home: /absolute/path} is expected")
 }
 
 // parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.

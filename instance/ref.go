@@ -40,6 +40,43 @@ func (in *Instance) WorkerRef() json.RawMessage {
 	return dagster.Encode(in.ref(settings))
 }
 
+// WorkerRefFor is [Instance.WorkerRef] for the workers of a launcher; nil if they have a dagster.yaml of their own.
+func (in *Instance) WorkerRefFor(m RefMode) json.RawMessage {
+	switch {
+	case m.Image:
+		return nil
+	case m.Home == "":
+		return in.WorkerRef()
+	}
+	there := *in
+	there.Home = m.Home
+	there.tree, _ = moved(in.tree, in.Home, m.Home).(map[string]any)
+	return there.WorkerRef()
+}
+
+// moved is a tree in which paths below one folder are below another.
+func moved(tree any, from, to string) any {
+	switch v := tree.(type) {
+	case map[string]any:
+		m := map[string]any{}
+		for k, e := range v {
+			m[k] = moved(e, from, to)
+		}
+		return m
+	case []any:
+		list := make([]any, len(v))
+		for i, e := range v {
+			list[i] = moved(e, from, to)
+		}
+		return list
+	case string:
+		if rest, ok := strings.CutPrefix(v, from); ok && (rest == "" || rest[0] == '/') {
+			return to + rest
+		}
+	}
+	return tree
+}
+
 // resumes says whether the launcher class of dagster.yaml can resume runs.
 func (in *Instance) resumes() bool {
 	l, _ := in.tree["run_launcher"].(map[string]any)

@@ -160,6 +160,27 @@ func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
 	}
 }
 
+func TestRefOfALauncher(t *testing.T) {
+	yaml := "launchers: {local: {kind: process}, image: {kind: process, instance: image}, there: {kind: process, instance: {dagster_home: /opt/home}}}\n"
+	dir := home(t, "storage: {postgres: {postgres_url: {env: PG}}}\n", yaml)
+	in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql://h/d", true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ref := in.WorkerRefFor(in.Launchers["local"].Ref); string(ref) != string(in.WorkerRef()) {
+		t.Errorf("inherit gives %s", ref)
+	}
+	if ref := in.WorkerRefFor(in.Launchers["image"].Ref); ref != nil {
+		t.Errorf("image gives %s", ref)
+	}
+	if ref := string(in.WorkerRefFor(in.Launchers["there"].Ref)); strings.Contains(ref, dir) || !strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
+		t.Errorf("dagster_home gives %s", ref)
+	}
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: one of") {
+		t.Errorf("a relative path: %v", err)
+	}
+}
+
 func TestOnlySelects(t *testing.T) {
 	in, err := instance.Load(home(t, "", "queue: {only: {locations: [etl], tags: {team: data, any: ''}}}\n"), kinds, noEnv)
 	if err != nil {

@@ -18,9 +18,8 @@ import (
 
 // Builder holds what requests of one instance have in common.
 type Builder struct {
-	Instance string          // instance id
-	Ref      json.RawMessage // InstanceRef for workers
-	// RefSecret says that Ref holds a password, which then is not put on a command line.
+	Instance string // instance id
+	// RefSecret says that InstanceRefs hold a password, which then is not put on a command line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
 	Home               string   // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
@@ -43,6 +42,7 @@ type Target struct {
 	Python map[string]string // by code location, "*" for the others
 	Cwd    map[string]string // likewise
 	Grace  time.Duration     // between stop and kill
+	Ref    json.RawMessage   // InstanceRef for its workers; nil: they have a dagster.yaml of their own
 	Gate   Gate
 	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
 	Context string
@@ -69,7 +69,7 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		Labels: map[string]string{
 			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
 		},
-		Run: json.RawMessage(r.Body()), InstanceRef: b.Ref, Grace: t.Grace,
+		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref, Grace: t.Grace,
 	}
 	var err error
 	if req.Resources, err = resources(r); err != nil {
@@ -141,10 +141,10 @@ func overrides(r dagster.Run, t Target) []launcher.Override {
 // password or is too long, in a variable, or for an older Dagster on this machine by leaving out the InstanceRef, which the worker
 // then makes from dagster.yaml itself.
 func (b *Builder) arguments(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
-	full := dagster.ExecuteRunArgs{InstanceRef: b.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume}
+	full := dagster.ExecuteRunArgs{InstanceRef: t.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume}
 	args := full.JSON()
 	fits := func(n int) bool { return t.Traits.MaxCommand == 0 || n <= t.Traits.MaxCommand }
-	if fits(len(args)) && (!b.RefSecret || b.AllowSecretsInArgv) {
+	if fits(len(args)) && (!b.RefSecret || b.AllowSecretsInArgv || t.Ref == nil) {
 		req.Command = append(req.Command, args)
 		return nil
 	}

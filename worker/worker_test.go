@@ -3,6 +3,7 @@ package worker_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ func TestCommandAndDirectory(t *testing.T) {
 		"a relative file in the cwd setting": {"/venv/python /code/defs.py /x/defs.py", nil, map[string]string{"etl": "/x"}, "defs.py", "/venv/python -m dagster in /x"},
 		"a relative file that is nowhere":    {"/venv/python", nil, map[string]string{"*": "/x"}, "defs.py", "defs.py is in none of /x, /code, /; set launchers.local.cwd.etl"},
 	} {
-		b := &worker.Builder{Instance: "prod", Ref: json.RawMessage(`{}`), Files: files{present: c.files}}
+		b := &worker.Builder{Instance: "prod", Files: files{present: c.files}}
 		target := local
 		target.Python, target.Cwd = c.python, c.cwd
 		req, err := b.Request(run(t, "/venv/python", c.file, "/code", "dagster"), attempt, target)
@@ -84,8 +85,10 @@ func TestCommandAndDirectory(t *testing.T) {
 
 func TestRequestCarriesTheRun(t *testing.T) {
 	r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
-	b := &worker.Builder{Instance: "prod", Ref: json.RawMessage(`{"__class__": "InstanceRef"}`), Files: files{present: "/venv/python"}}
-	req, err := b.Request(r, attempt, local)
+	b := &worker.Builder{Instance: "prod", Files: files{present: "/venv/python"}}
+	target := local
+	target.Ref = json.RawMessage(`{"__class__": "InstanceRef"}`)
+	req, err := b.Request(r, attempt, target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,16 +109,19 @@ func TestSecretsAndLongArgumentsLeaveTheCommandLine(t *testing.T) {
 	long := json.RawMessage(`"` + strings.Repeat("x", 2000) + `"`)
 	for name, c := range map[string]struct {
 		b    worker.Builder
-		want string // "argv", "env" or an error
+		ref  json.RawMessage
+		want string // "argv", "env", "no ref" or an error
 	}{
-		"no secret":                   {worker.Builder{Ref: json.RawMessage(`1`)}, "argv"},
-		"a secret":                    {worker.Builder{Ref: json.RawMessage(`"hunter2"`), RefSecret: true, Files: files{version: "1.12.0"}}, "env"},
-		"a secret, newest":            {worker.Builder{Ref: json.RawMessage(`"hunter2"`), RefSecret: true, Files: files{version: "2.0"}}, "env"},
-		"a secret and an old Dagster": {worker.Builder{Ref: json.RawMessage(`"hunter2"`), RefSecret: true, Files: files{version: "1.11.9"}}, "dagster.yaml holds a password, which Dagster 1.11.9 of code location etl"},
-		"a secret and no version":     {worker.Builder{Ref: json.RawMessage(`"hunter2"`), RefSecret: true}, "(version unknown)"},
-		"a secret that may show":      {worker.Builder{Ref: json.RawMessage(`"hunter2"`), RefSecret: true, AllowSecretsInArgv: true, Files: files{version: "1.11"}}, "argv"},
-		"long":                        {worker.Builder{Ref: long, Files: files{version: "1.13.27"}}, "env"},
-		"long, for an old Dagster":    {worker.Builder{Ref: long, Files: files{version: "1.9"}}, "more than local takes"},
+		"a secret, an old Dagster, here":   {worker.Builder{RefSecret: true, Home: "/home", Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "no ref"},
+		"workers with a file of their own": {worker.Builder{RefSecret: true}, nil, "argv"},
+		"no secret":                        {worker.Builder{}, json.RawMessage(`1`), "argv"},
+		"a secret":                         {worker.Builder{RefSecret: true, Files: files{version: "1.12.0"}}, json.RawMessage(`"hunter2"`), "env"},
+		"a secret, newest":                 {worker.Builder{RefSecret: true, Files: files{version: "2.0"}}, json.RawMessage(`"hunter2"`), "env"},
+		"a secret and an old Dagster":      {worker.Builder{RefSecret: true, Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "dagster.yaml holds a password, which Dagster 1.11.9 of code location etl"},
+		"a secret and no version":          {worker.Builder{RefSecret: true}, json.RawMessage(`"hunter2"`), "(version unknown)"},
+		"a secret that may show":           {worker.Builder{RefSecret: true, AllowSecretsInArgv: true, Files: files{version: "1.11"}}, json.RawMessage(`"hunter2"`), "argv"},
+		"long":                             {worker.Builder{Files: files{version: "1.13.27"}}, long, "env"},
+		"long, for an old Dagster":         {worker.Builder{Files: files{version: "1.9"}}, long, "more than local takes"},
 	} {
 		c.b.Files = files{present: "/venv/python", version: func() string {
 			if f, ok := c.b.Files.(files); ok {
@@ -123,9 +129,13 @@ func TestSecretsAndLongArgumentsLeaveTheCommandLine(t *testing.T) {
 			}
 			return ""
 		}()}
-		req, err := c.b.Request(r, attempt, local)
+		target := local
+		target.Ref = c.ref
+		req, err := c.b.Request(r, attempt, target)
 		got := ""
 		switch {
+		case err == nil && len(req.Env) == 2 && req.Env[1] == (launcher.Env{Name: "DAGSTER_HOME", Value: "/home"}) && strings.Contains(req.Command[5], `"instance_ref": null`):
+			got = "no ref"
 		case err != nil:
 			got = err.Error()
 		case len(req.Env) == 2 && req.Env[1].Name == dagster.CompressedArgsEnv && req.Env[1].Secret && strings.Join(req.Command, " ") == "/venv/python -m dagster api execute_run":
@@ -151,5 +161,80 @@ func TestDagsterVersionIsReadFromThePackage(t *testing.T) {
 	}
 	if got := (worker.Machine{}).DagsterVersion("/nowhere/bin/python"); got != "" {
 		t.Errorf("DagsterVersion of nothing = %q", got)
+	}
+}
+
+func TestGoRunsAndGates(t *testing.T) {
+	b := &worker.Builder{Instance: "prod", GoWorker: []string{"/bin/slipway", "worker"}, Files: files{present: "/venv/python", version: "1.13"}}
+	command := dagster.NewCommandRun("0a", "job", json.RawMessage(`{}`), nil)
+	python := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+	far := worker.Target{Name: "far", Traits: launcher.Traits{Gate: true}}
+	for name, c := range map[string]struct {
+		run    dagster.Run
+		target worker.Target
+		gate   worker.Gate
+		number int
+		want   string // how the command begins
+		gated  bool
+	}{
+		"a Go run here":                {command, local, worker.GateOff, 1, "/bin/slipway worker api execute_run", true},
+		"a Go run elsewhere":           {command, far, worker.GateOff, 1, "slipway-worker api execute_run", true},
+		"Python without a gate":        {python, local, worker.GateOff, 2, "/venv/python -m dagster api execute_run", false},
+		"Python, first attempt":        {python, local, worker.GateRelaunch, 1, "/venv/python -m dagster api execute_run", false},
+		"Python, second attempt":       {python, local, worker.GateRelaunch, 2, "/venv/python -c ", true},
+		"Python with a gate":           {python, local, worker.GateOn, 1, "/venv/python -c ", true},
+		"Python with a gate elsewhere": {python, far, worker.GateOn, 1, "python -c ", true},
+	} {
+		c.target.Gate = c.gate
+		req, err := b.Request(c.run, worker.Attempt{Number: c.number, Token: "tok"}, c.target)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		gated := false
+		for _, e := range req.Env {
+			gated = gated || e.Name == launcher.GateEnv && e.Value == fmt.Sprintf("%d tok", c.number)
+		}
+		if got := strings.Join(req.Command, " "); !strings.HasPrefix(got, c.want) || gated != c.gated {
+			t.Errorf("%s: %.80s, gated %v; want %s, %v", name, got, gated, c.want, c.gated)
+		}
+	}
+	for traits, want := range map[launcher.Traits]worker.Gate{
+		{Gate: true, Unique: true, LocalFiles: true}: worker.GateOff, {Gate: true, Unique: true}: worker.GateRelaunch, {Gate: true}: worker.GateOn, {}: worker.GateOff,
+	} {
+		if got := worker.DefaultGate(traits); got != want {
+			t.Errorf("DefaultGate(%+v) = %s, want %s", traits, got, want)
+		}
+	}
+}
+
+func TestResume(t *testing.T) {
+	b := &worker.Builder{Files: files{present: "/venv/python", version: "1.13"}}
+	req, err := b.Request(run(t, "/venv/python", "/defs.py", "/code", "dagster"), worker.Attempt{Number: 2, Token: "t", Resume: true}, local)
+	if err != nil || req.Command[4] != "resume_run" || !strings.HasPrefix(req.Command[5], `{"__class__": "ResumeRunArgs"`) {
+		t.Errorf("Request = %v, %v", req, err)
+	}
+}
+
+func TestResourcesComeFromTags(t *testing.T) {
+	b := &worker.Builder{Files: files{present: "/venv/python"}}
+	for tags, want := range map[string]string{
+		"": "{0 0 0}", "slipway/cpu=2": "{2000 0 0}", "slipway/cpu=0.5": "{500 0 0}", "slipway/cpu=250m slipway/memory=512Mi slipway/gpu=1": "{250 536870912 1}",
+		"slipway/memory=2G": "{0 2000000000 0}", "slipway/cpu=lots": `tag slipway/cpu="lots"`, "slipway/memory=-1": `tag slipway/memory="-1"`, "slipway/gpu=0.5": `tag slipway/gpu="0.5"`,
+	} {
+		r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+		for tag := range strings.FieldsSeq(tags) {
+			k, v, _ := strings.Cut(tag, "=")
+			r.Tags[k] = v
+		}
+		req, err := b.Request(r, attempt, local)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = fmt.Sprint(req.Resources)
+		} else if !errors.Is(err, launcher.ErrInvalid) {
+			t.Errorf("%s: %v is not ErrInvalid", tags, err)
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%q: resources %s, want %s", tags, got, want)
+		}
 	}
 }
