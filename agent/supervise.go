@@ -62,8 +62,11 @@ func run(root, name string) error {
 	umask := syscall.Umask(0o077) // for the records; the worker gets its own back
 	stop := make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM)
-	// Taken and dropped, not ignored: the worker would inherit that it ignores them.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT} {
+		if !signal.Ignored(s) { // as under nohup, which then holds for the worker
+			signal.Notify(make(chan os.Signal, 1), s) // dropped, not ignored: the worker would inherit that
+		}
+	}
 	p := PathsOf(root, name)
 	var spec Spec
 	if err := ReadJSON(p.Spec, &spec); err != nil {

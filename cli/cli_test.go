@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -18,13 +19,18 @@ import (
 // slipway runs one command on an instance and gives what it prints.
 func slipway(t *testing.T, home string, args ...string) (string, error) {
 	t.Helper()
+	return interrupted(t.Context(), home, args...)
+}
+
+// interrupted is slipway, stopped by ctx as by a signal.
+func interrupted(ctx context.Context, home string, args ...string) (string, error) {
 	var out bytes.Buffer
 	p := &program{kinds: all.Kinds([]string{"/nowhere"}), out: &out, err: &out, env: func(name string) (string, bool) {
 		return map[string]string{"DAGSTER_HOME": home}[name], name == "DAGSTER_HOME" && home != ""
 	}}
 	cmd := p.command()
 	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(t.Context())
+	err := cmd.ExecuteContext(ctx)
 	return out.String(), err
 }
 

@@ -145,6 +145,18 @@ func TestTerminateBeforeTheWorker(t *testing.T) {
 }
 
 // An observer decides and writes nothing.
+// Whoever stops a daemon has what he wants, also if it had not begun to lead.
+func TestStoppedWhileItBegins(t *testing.T) {
+	home := parked(t, true, "queue: {max_concurrent_runs: 1}\n")
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for _, args := range [][]string{{"daemon"}, {"daemon", "--observe"}} {
+		if out, err := interrupted(ctx, home, args...); err != nil {
+			t.Errorf("%v, stopped at once = %v, want no error\n%s", args, err, out)
+		}
+	}
+}
+
 func TestObserve(t *testing.T) {
 	home := parked(t, false, "queue: {max_concurrent_runs: 2}\n")
 	before := map[string]string{}

@@ -34,13 +34,18 @@ slipway adopt prints these edits for your instance, also for some code locations
 			if err != nil {
 				return err
 			}
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+			err = p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				d := &daemon.Daemon{Instance: in, Store: s, Log: log, Worker: goWorker()}
 				if observe {
 					return d.Observe(cmd.Context())
 				}
 				return d.Run(cmd.Context())
 			})
+			if err != nil && cmd.Context().Err() != nil { // asked to stop while it began, which is no failure
+				log.InfoContext(cmd.Context(), "stopped before it led", "interrupted", err)
+				return nil
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&observe, "observe", false, "decide and log, write nothing and launch nothing")

@@ -87,7 +87,7 @@ type Launcher struct {
 	Cwd    map[string]string // working directory, likewise
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
 	Ref    RefMode
-	Gate   string            // "off", "relaunch", "on" or "" for the kind's default
+	Gate   string // "off", "relaunch", "on" or "" for the kind's default
 	Config config.Values
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -20,6 +21,12 @@ import (
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/failpoint"
 	"github.com/slipway-run/slipway/storage"
+)
+
+// Error codes of Postgres.
+const (
+	undefinedTable  = "42P01"
+	undefinedColumn = "42703"
 )
 
 // Store is Dagster's storage in one Postgres database.
@@ -88,7 +95,10 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
-			return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
+			if e := (*pgconn.PgError)(nil); errors.As(err, &e) && (e.Code == undefinedTable || e.Code == undefinedColumn) {
+				return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
+			}
+			return fmt.Errorf("postgres: schema: %w", err)
 		}
 	}
 	if err := s.pool.QueryRow(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, pgx.ErrNoRows) {

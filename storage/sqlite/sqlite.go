@@ -114,6 +114,9 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		s.index: "SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
 	} {
 		rows, err := db.QueryContext(ctx, q)
+		if err != nil && ctx.Err() != nil {
+			return err
+		}
 		if err != nil {
 			return fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w", s.history, err)
 		}
