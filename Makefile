@@ -39,8 +39,10 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 	@hack/with-postgres hack/test -run 'TestReleases|TestEachLocation' ./e2e
 
 .PHONY: test-targets
-test-targets: ## Run the tests of container targets
-	@echo "test-targets: there is no container target yet"
+test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
+	@hack/venv .venv python/constraints.txt
+	@hack/with-postgres hack/with-docker hack/test ./launcher/docker
+	@hack/with-postgres hack/with-docker hack/test -run 'Docker' ./e2e
 
 .PHONY: soak
 soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -29,7 +30,8 @@ var mayImport = map[string]string{
 	"storage/postgres":      "dagster storage failpoint config",
 	"instance":              "dagster config launcher",
 	"launcher/process":      "launcher config agent failpoint",
-	"launcher/all":          "launcher launcher/process",
+	"launcher/all":          "launcher launcher/process launcher/docker",
+	"launcher/docker":       "launcher config failpoint",
 	"dispatch":              "dagster storage launcher worker failpoint",
 	"queue":                 "dagster storage failpoint",
 	"monitor":               "dagster storage launcher dispatch failpoint",
@@ -85,6 +87,35 @@ func TestImportsGoOneWay(t *testing.T) {
 	for name := range mayImport {
 		if !seen[name] {
 			t.Errorf("%s is in this table and not in the module", name)
+		}
+	}
+}
+
+// NOTICE names every module that is in the programs.
+func TestNoticeIsWhole(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("NOTICE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string // a/b, from a/{b,c}
+	for _, line := range strings.Split(string(text), "\n") {
+		first, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		before, rest, several := strings.Cut(first, "{")
+		if !several {
+			named = append(named, first)
+			continue
+		}
+		for _, n := range strings.Split(strings.TrimSuffix(rest, "}"), ",") {
+			named = append(named, before+n)
+		}
+	}
+	for _, m := range strings.Fields(string(out)) {
+		if m+"/" != module && !slices.ContainsFunc(named, func(n string) bool { return n != "" && (m == n || strings.HasPrefix(m, n+"/")) }) {
+			t.Errorf("NOTICE does not name %s", m)
 		}
 	}
 }

@@ -47,6 +47,7 @@ type Dispatcher struct {
 	Log           *slog.Logger
 
 	jobs  map[string]chan job // by target
+	again map[string]chan job // by target: those whose pause is over
 	freed chan struct{}
 	lost  context.CancelCauseFunc
 }
@@ -58,6 +59,15 @@ const DefaultDeniedTimeout = 10 * time.Minute
 type job struct {
 	run   storage.Run
 	begun bool // an earlier leader left its launch row without a handle row: it may have a worker
+	at    time.Time
+	wait  *backoff.ExponentialBackOff
+	told  map[string]bool // texts of what the launcher said while it prepared
+}
+
+func newJob(r storage.Run, begun bool) job {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
+	return job{run: r, begun: begun, at: time.Now(), wait: wait, told: map[string]bool{}}
 }
 
 // Freed is ready when a launcher may have room again.
@@ -66,7 +76,7 @@ func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
 // Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose launch row an earlier
 // leader left without a handle row.
 func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
-	d.freed, d.jobs = make(chan struct{}, 1), map[string]chan job{}
+	d.freed, d.jobs, d.again = make(chan struct{}, 1), map[string]chan job{}, map[string]chan job{}
 	begun := map[string][]storage.Run{}
 	for _, r := range inFlight {
 		if d.ours(r) && r.Handle == "" {
@@ -74,10 +84,10 @@ func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
 		}
 	}
 	for name := range d.Targets {
-		d.jobs[name] = make(chan job, 2*launches+len(begun[name]))
+		d.jobs[name], d.again[name] = make(chan job, 2*launches+len(begun[name])), make(chan job)
 		for _, r := range begun[name] {
 			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", name, "attempt", r.Launch.Attempt, "status", r.Status)
-			d.jobs[name] <- job{run: r, begun: true}
+			d.jobs[name] <- newJob(r, true)
 		}
 	}
 }
@@ -92,7 +102,7 @@ func (d *Dispatcher) Room(name string) int {
 }
 
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
-func (d *Dispatcher) Launch(r storage.Run) { d.jobs[r.Launch.Launcher] <- job{run: r} }
+func (d *Dispatcher) Launch(r storage.Run) { d.jobs[r.Launch.Launcher] <- newJob(r, false) }
 
 // Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
 func (d *Dispatcher) Run(ctx context.Context) error {
@@ -135,6 +145,8 @@ func (d *Dispatcher) work(ctx, work context.Context, t *Target) {
 			case d.freed <- struct{}{}:
 			default:
 			}
+		case j := <-d.again[t.Name]:
+			d.launch(work, t, j)
 		case <-work.Done():
 			return
 		case <-ctx.Done():
@@ -160,56 +172,93 @@ func (d *Dispatcher) ours(r storage.Run) bool {
 	return true
 }
 
-// launch brings one job to its end: a handle row, a failed run, a run back in the queue; or ctx ends first, and
-// the next leader goes on.
+// launch asks for the worker of one job. That ends with a handle row, a failed run, a run back in the queue, or a pause after which
+// the job comes again; it holds nobody up meanwhile. What is pausing when ctx ends, the next leader goes on with.
 func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	r := j.run
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
-	began := time.Now()
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
-	for ctx.Err() == nil {
-		// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
-		past := r.Status != dagster.Starting
-		got, found, err := d.look(ctx, t, r, j.begun || past)
-		if err == nil && !found {
-			if past {
-				d.abandon(ctx, t, r)
-				return
-			}
-			got, err = d.ask(ctx, t, r)
-		}
-		switch {
-		case err == nil:
-			log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(began))
-			d.launched(ctx, t, r, got)
-			return
-		case errors.Is(err, launcher.ErrInvalid):
-			d.fail(ctx, r, err)
-			return
-		case errors.Is(err, launcher.ErrCapacity):
-			d.requeue(ctx, r, err)
-			return
-		case errors.Is(err, launcher.ErrDenied) && time.Since(began) > d.DeniedTimeout:
-			d.fail(ctx, r, err)
+	// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
+	past := r.Status != dagster.Starting
+	got, found, err := d.look(ctx, t, r, j.begun || past)
+	if err == nil && !found {
+		if past {
+			d.abandon(ctx, t, r)
 			return
 		}
-		pause := wait.NextBackOff()
-		if after, ok := launcher.RetryAfter(err); ok {
-			pause = max(pause, after)
-		}
-		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", err, "wait", pause)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		if now, ok := d.reread(ctx, r); ok {
-			r = now
-		} else {
-			return
-		}
+		got, err = d.ask(ctx, t, r)
 	}
+	switch {
+	case err == nil:
+		log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(j.at))
+		d.launched(ctx, t, r, got)
+		return
+	case errors.Is(err, launcher.ErrInvalid):
+		d.fail(ctx, r, err)
+		return
+	case errors.Is(err, launcher.ErrCapacity):
+		d.requeue(ctx, r, err)
+		return
+	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:
+		d.fail(ctx, r, err)
+		return
+	}
+	var pause time.Duration
+	if errors.Is(err, launcher.ErrPending) {
+		d.prepare(ctx, j, err)
+	} else {
+		pause = j.wait.NextBackOff()
+		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", err, "wait", pause)
+	}
+	if after, ok := launcher.RetryAfter(err); ok {
+		pause = max(pause, after)
+	}
+	go d.pause(ctx, t, j, pause)
+}
+
+// pause gives a job back to the workers after a time, if its run still waits for the same launch. It ends with ctx.
+func (d *Dispatcher) pause(ctx context.Context, t *Target, j job, pause time.Duration) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(pause):
+	}
+	now, ok := d.reread(ctx, j.run)
+	if !ok {
+		return
+	}
+	j.run = now
+	select {
+	case <-ctx.Done():
+	case d.again[t.Name] <- j:
+	}
+}
+
+// prepare writes what a launcher says while it prepares, each text once.
+func (d *Dispatcher) prepare(ctx context.Context, j job, err error) {
+	var fresh []launcher.Note
+	for _, n := range launcher.Notes(err) {
+		if !j.told[n.Text] {
+			fresh = append(fresh, n)
+		}
+		j.told[n.Text] = true
+	}
+	if len(fresh) > 0 {
+		d.Log.InfoContext(ctx, "launch waits for the target", "run_id", j.run.ID, "launcher", j.run.Launch.Launcher, "state", fresh[len(fresh)-1].Text)
+		d.move(ctx, storage.Transition{Run: j.run.ID, Launch: j.run.Launch.Token, Events: noted(j.run.Run, time.Now(), fresh)})
+	}
+}
+
+// noted are the engine events of notes.
+func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event {
+	var events []dagster.Event
+	for _, n := range notes {
+		var meta []dagster.Metadata
+		for _, m := range n.Metadata {
+			meta = append(meta, dagster.Metadata{Label: m[0], Text: m[1]})
+		}
+		events = append(events, dagster.NewEngineEvent(r, now, n.Text, meta, nil))
+	}
+	return events
 }
 
 // abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves that.
@@ -299,13 +348,7 @@ func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l l
 	now := time.Now()
 	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
 		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}}, nil)}
-	for _, n := range l.Notes {
-		var meta []dagster.Metadata
-		for _, m := range n.Metadata {
-			meta = append(meta, dagster.Metadata{Label: m[0], Text: m[1]})
-		}
-		events = append(events, dagster.NewEngineEvent(r.Run, now, n.Text, meta, nil))
-	}
+	events = append(events, noted(r.Run, now, l.Notes)...)
 	if _, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags}); !ok {
 		return
 	}
@@ -320,10 +363,14 @@ const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Ma
 func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
 	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
 	now := time.Now()
+	var meta []dagster.Metadata
+	if c := launcher.CauseOf(cause); c != "" {
+		meta = append(meta, dagster.Metadata{Label: "Cause", Text: string(c)})
+	}
 	d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
 		Events: []dagster.Event{
-			dagster.NewEngineEvent(r.Run, now, unrecoverable, nil, cause),
+			dagster.NewEngineEvent(r.Run, now, unrecoverable, meta, cause),
 			dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), dagster.MarkedFailed),
 		},
 	})

@@ -51,7 +51,7 @@ func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Targe
 // answered says whether an error shows that the target works: it said something of the request, not of itself.
 func answered(err error) bool {
 	return err == nil || errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrCapacity) ||
-		errors.Is(err, launcher.ErrNotFound) || errors.Is(err, context.Canceled)
+		errors.Is(err, launcher.ErrNotFound) || errors.Is(err, launcher.ErrPending) || errors.Is(err, context.Canceled)
 }
 
 // Sick says whether the target's calls failed so often that it is left alone for now.

@@ -321,24 +321,10 @@ var (
 	ErrTransient = errors.New("transient failure")
 	// ErrNotFound: the target does not know this worker. It is an answer.
 	ErrNotFound = errors.New("no such worker")
+	// ErrPending: nothing exists yet, and the target is preparing what the worker needs, such as its image. Ask again
+	// with the same ID. See [Pending].
+	ErrPending = errors.New("the target is preparing")
 )
-
-type retryAfter struct {
-	error
-	after time.Duration
-}
-
-func (e retryAfter) Unwrap() error { return e.error }
-
-// WithRetryAfter adds to an error how long the target asked to wait.
-func WithRetryAfter(err error, after time.Duration) error { return retryAfter{err, after} }
-
-// RetryAfter is how long the target asked to wait, if it did.
-func RetryAfter(err error) (time.Duration, bool) {
-	var r retryAfter
-	ok := errors.As(err, &r)
-	return r.after, ok
-}
 
 // Traits are what a kind of target promises, for the engine and for the kit: a sentence that a trait rules
 // out is reported as not promised.

@@ -123,11 +123,18 @@ func (b *Builder) python(req *launcher.Request, r dagster.Run, a Attempt, t Targ
 	return nil
 }
 
+// sharedEnv is what all launchers read of container_context: a list of NAME=value and NAME.
+const sharedEnv = "env_vars"
+
 // overrides are the raw settings that stand on the run, for the launcher to decode.
 func overrides(r dagster.Run, t Target) []launcher.Override {
 	var out []launcher.Override
-	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" && o[t.Context] != nil {
-		out = append(out, launcher.Override{Source: "container_context." + t.Context, JSON: o[t.Context]})
+	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" {
+		for _, section := range []string{sharedEnv, t.Context} {
+			if o[section] != nil {
+				out = append(out, launcher.Override{Source: "container_context." + section, JSON: o[section]})
+			}
+		}
 	}
 	for _, tag := range t.Tags {
 		if text, ok := r.Tags[tag]; ok {

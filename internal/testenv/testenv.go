@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -202,4 +203,66 @@ func WorkersGone(t testing.TB, home string) {
 			return err == nil, "workers cannot be listed"
 		})
 	})
+}
+
+// DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
+const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
+
+// DockerImage gives the image in which tests run workers.
+func DockerImage(t testing.TB) string {
+	t.Helper()
+	image := os.Getenv(DockerImageEnv)
+	if image == "" {
+		Missing(t, "docker", "set "+DockerImageEnv+" to an image of the local engine, or run make test-targets, which starts one and builds it")
+	}
+	return image
+}
+
+// FreeAddress is an address of this machine on which nobody listens.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
+// Server runs a program until the test ends, and returns when it listens.
+func Server(t testing.TB, address, program string, args ...string) {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, time.Second // what it started may outlive it
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(done) }() // it is killed below
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-done
+	})
+	Eventually(t, 30*time.Second, func() (bool, string) {
+		select {
+		case <-done:
+			t.Fatalf("%s ended: %s", program, out.String())
+		default:
+		}
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			return false, err.Error()
+		}
+		return true, errText(c.Close())
+	})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }

@@ -502,8 +502,9 @@ func (k *kit) healthReopened() {
 	}
 }
 
+// The first process of a container cannot be killed from inside: it leaves with a code instead.
 func (k *kit) healthKilled() {
-	got := k.ended(k.launch(k.request("kill -9 $$")))
+	got := k.ended(k.launch(k.request("kill -9 $$; exit 9")))
 	if got.Status != launcher.Failed || got.Message == "" {
 		k.Errorf("Health = %+v, want Failed with a message", got)
 	}
@@ -646,7 +647,7 @@ func (k *kit) logs() {
 	if !ok {
 		k.Skip("not promised: the launcher reads no logs")
 	}
-	h := k.launch(k.request("echo out; echo err >&2; sleep 0.3; echo last"))
+	h := k.launch(k.request("echo out; sleep 0.2; echo err >&2; sleep 0.3; echo last"))
 	follow, err := r.Logs(k.ctx, h, launcher.LogOptions{Follow: true})
 	if err != nil {
 		k.Fatalf("Logs = %v", err)

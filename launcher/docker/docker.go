@@ -1,0 +1,397 @@
+// Package docker launches run workers as containers of a Docker engine: on this machine, over TCP with TLS, or over ssh.
+//
+// Its settings are those of Dagster's DockerRunLauncher and more. A container has a name that is derived from run and attempt, which
+// the engine gives once; a container that has run is never started again.
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Config holds the settings of the docker launcher.
+type Config struct {
+	Host string     `config:"host" help:"The engine: unix:///path, tcp://host:2376 or ssh://user@host[:port][/path/of/its/socket]; default: DOCKER_HOST, else this machine's."`
+	TLS  tlsConfig  `config:"tls" help:"Files for an engine over TCP."`
+	SSH  *sshConfig `config:"ssh" help:"Files for an engine over ssh."`
+
+	Image     string          `config:"image" help:"Image of workers whose code location names none."`
+	Registry  *registryConfig `config:"registry" help:"Login for pulling images; a code location's own wins."`
+	EnvVars   []config.Text   `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the value that the daemon has."`
+	Network   string          `config:"network" help:"Network of workers. Not together with networks."`
+	Networks  []string        `config:"networks" help:"Networks of workers."`
+	Kwargs    config.Values   `config:"container_kwargs" help:"Options of docker-py's containers.create, as DockerRunLauncher has them; a code location's own are laid over them key by key."`
+	Pull      string          `config:"pull" default:"missing" help:"When the image is pulled: missing, always (once for each run) or never."`
+	PullLimit time.Duration   `config:"pull_timeout" default:"30m" help:"How long pulling may be tried before the run fails."`
+
+	CPU         string            `config:"cpu" help:"Most processors of one worker, as 2 or 500m; a run's tag slipway/cpu wins."`
+	Memory      string            `config:"memory" help:"Most memory of one worker, as 512Mi or 2G; a run's tag slipway/memory wins."`
+	GPUs        int               `config:"gpus" default:"0" help:"GPUs of one worker, -1 for all; a run's tag slipway/gpu wins."`
+	ShmSize     string            `config:"shm_size" help:"Size of /dev/shm, as 64Mi."`
+	Ulimits     map[string]string `config:"ulimits" help:"Limits of the process by name, SOFT or SOFT:HARD."`
+	Tmpfs       map[string]string `config:"tmpfs" help:"Folders in memory, with their mount options."`
+	Mounts      []string          `config:"mounts" help:"Folders and volumes, SOURCE:TARGET or SOURCE:TARGET:ro."`
+	ExtraHosts  map[string]string `config:"extra_hosts" help:"Addresses by host name."`
+	SecurityOpt []string          `config:"security_opt" help:"Security options, as no-new-privileges."`
+	User        string            `config:"user" help:"User of the worker's process, as 1000:1000."`
+	Entrypoint  []string          `config:"entrypoint" help:"Entrypoint in place of the image's."`
+	Init        bool              `config:"init" default:"false" help:"Run the worker below a small init, which reaps what steps leave."`
+	ReadOnly    bool              `config:"read_only" default:"false" help:"The image's files cannot be written."`
+	Labels      map[string]string `config:"labels" help:"Further labels of containers."`
+}
+
+type tlsConfig struct {
+	CA   string `config:"ca" help:"File with the certificate of the authority."`
+	Cert string `config:"cert" help:"File with the client's certificate."`
+	Key  string `config:"key" help:"File with its key."`
+}
+
+type registryConfig struct {
+	URL      string        `config:"url" required:"true" help:"Address of the registry."`
+	Username string        `config:"username" required:"true" help:"User name."`
+	Password config.Secret `config:"password" required:"true" help:"Password."`
+}
+
+// Launcher launches containers. It is safe for use by many goroutines.
+type Launcher struct {
+	engine   *client.Client
+	base     layer
+	typed    func(*spec) error // settings of ours, below everything else
+	image    string
+	pull     string
+	env      config.Lookup
+	pulls    *puller
+	log      *slog.Logger
+	canceled sync.Map // names of containers that this process has stopped
+}
+
+var (
+	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Lister    = (*Launcher)(nil)
+	_ launcher.Watcher   = (*Launcher)(nil)
+	_ launcher.Batcher   = (*Launcher)(nil)
+	_ launcher.Remover   = (*Launcher)(nil)
+	_ launcher.LogReader = (*Launcher)(nil)
+	_ launcher.Describer = (*Launcher)(nil)
+	_ launcher.Previewer = (*Launcher)(nil)
+	_ launcher.Checker   = (*Launcher)(nil)
+	_ launcher.Adopter   = (*Launcher)(nil)
+)
+
+// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
+const maxArgument = 128<<10 - 1
+
+// Kind declares the docker launcher.
+func Kind() *launcher.Kind {
+	return &launcher.Kind{
+		Name: "docker", Help: "Run workers as containers of a Docker engine.",
+		Schema: config.Fields(Config{}), Context: "docker",
+		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
+		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+			return open(v, log)
+		},
+	}
+}
+
+// Labels of containers. The first two are Dagster's own.
+const (
+	runLabel      = "dagster/run_id"
+	jobLabel      = "dagster/job_name"
+	instanceLabel = "slipway-instance"
+	attemptLabel  = "slipway-attempt"
+	secretsLabel  = "slipway-secret-env" // names of variables whose values do not show
+	stopLabel     = "slipway-stop-timeout"
+	imageLabel    = "slipway-image" // the reference that was asked for
+)
+
+func open(v config.Values, log *slog.Logger) (*Launcher, error) {
+	var c Config
+	if err := v.Decode(&c); err != nil {
+		return nil, err
+	}
+	problem := func(setting, format string, args ...any) error {
+		p := &config.Problem{File: v.File, Setting: v.Path + "." + setting, Text: fmt.Sprintf(format, args...)}
+		if n := config.Child(v.Node, strings.SplitN(setting, ".", 2)[0]); n != nil {
+			p.Line, p.Column = n.Line, n.Column
+		}
+		return p
+	}
+	l := &Launcher{image: c.Image, pull: c.Pull, env: v.Env, log: log}
+	l.base.networks = c.Networks
+	if c.Network != "" {
+		if len(c.Networks) > 0 {
+			return nil, problem("network", "set either network or networks, not both")
+		}
+		l.base.networks = []string{c.Network}
+	}
+	if c.Image != "" {
+		if _, err := reference.ParseNormalizedNamed(c.Image); err != nil {
+			return nil, problem("image", "%q names no image: %v", c.Image, err)
+		}
+	}
+	if c.Pull != "missing" && c.Pull != "always" && c.Pull != "never" {
+		return nil, problem("pull", "%q is none of missing, always and never", c.Pull)
+	}
+	for _, e := range c.EnvVars {
+		l.base.env = append(l.base.env, variable{e.Value, e.Secret})
+	}
+	if c.Registry != nil {
+		l.base.registry = &registry{URL: c.Registry.URL, Username: c.Registry.Username, Password: string(c.Registry.Password)}
+	}
+	kwargs, err := c.Kwargs.JSON()
+	if err != nil {
+		return nil, err
+	}
+	if string(kwargs) != "null" {
+		if l.base.kwargs, err = object(kwargs); err != nil {
+			return nil, problem("container_kwargs", "%v", err)
+		}
+	}
+	if err := new(spec).apply(l.base.kwargs); err != nil {
+		return nil, problem("container_kwargs", "%v", err)
+	}
+	l.typed = c.typed
+	if err := c.typed(new(spec)); err != nil {
+		var s *settingError
+		errors.As(err, &s)
+		return nil, problem(s.setting, "%v", s.err)
+	}
+	if l.engine, err = connect(c, v.Env); err != nil {
+		return nil, problem("host", "%v", err)
+	}
+	l.pulls = newPuller(l.engine, c.PullLimit, log)
+	return l, nil
+}
+
+type settingError struct {
+	setting string
+	err     error
+}
+
+func (e *settingError) Error() string { return e.setting + ": " + e.err.Error() }
+
+// typed applies the settings of our own.
+func (c Config) typed(s *spec) error {
+	bad := func(setting string, err error) error {
+		if err == nil {
+			return nil
+		}
+		return &settingError{setting, err}
+	}
+	if c.CPU != "" {
+		millis, err := config.ParseMillis(c.CPU)
+		if s.Host.NanoCPUs = millis * 1e6; err != nil {
+			return bad("cpu", err)
+		}
+	}
+	for setting, at := range map[string]struct {
+		text string
+		to   *int64
+	}{"memory": {c.Memory, &s.Host.Memory}, "shm_size": {c.ShmSize, &s.Host.ShmSize}} {
+		if at.text == "" {
+			continue
+		}
+		n, err := config.ParseBytes(at.text)
+		if *at.to = n; err != nil {
+			return bad(setting, err)
+		}
+	}
+	s.gpus(int64(c.GPUs))
+	for name, text := range c.Ulimits {
+		soft, hard, both := strings.Cut(text, ":")
+		if !both {
+			hard = soft
+		}
+		n, err1 := strconv.ParseInt(soft, 10, 64)
+		m, err2 := strconv.ParseInt(hard, 10, 64)
+		if err1 != nil || err2 != nil {
+			return bad("ulimits."+name, fmt.Errorf("%q is not SOFT or SOFT:HARD", text))
+		}
+		s.Host.Ulimits = append(s.Host.Ulimits, &container.Ulimit{Name: name, Soft: n, Hard: m})
+	}
+	for _, m := range c.Mounts {
+		if parts := strings.Split(m, ":"); len(parts) < 2 || len(parts) > 3 || !strings.HasPrefix(parts[1], "/") {
+			return bad("mounts", fmt.Errorf("%q is not SOURCE:TARGET or SOURCE:TARGET:ro", m))
+		}
+	}
+	for name, address := range c.ExtraHosts {
+		if _, err := netip.ParseAddr(address); err != nil && address != "host-gateway" {
+			return bad("extra_hosts."+name, fmt.Errorf("%q is no address", address))
+		}
+		s.Host.ExtraHosts = append(s.Host.ExtraHosts, name+":"+address)
+	}
+	s.Host.Binds = append([]string(nil), c.Mounts...)
+	s.Host.Tmpfs, s.Host.SecurityOpt, s.Host.ReadonlyRootfs = c.Tmpfs, c.SecurityOpt, c.ReadOnly
+	s.Config.User, s.Config.Entrypoint, s.Config.Labels = c.User, c.Entrypoint, c.Labels
+	if c.Init {
+		s.Host.Init = &c.Init
+	}
+	return nil
+}
+
+func (s *spec) gpus(n int64) {
+	if n != 0 {
+		s.Host.DeviceRequests = []container.DeviceRequest{{Count: int(n), Capabilities: [][]string{{"gpu"}}}}
+	}
+}
+
+// launching makes launches of one container, by any launcher of this process, one: a container is made and started by one call.
+var launching singleflight.Group
+
+// Launch implements [launcher.Launcher]. The engine gives a name once; whoever finds a container that was made and not started
+// starts it, and one that has run is left as it is.
+func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	s, auth, err := l.spec(req)
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	name := req.ID.String()
+	c, err, _ := launching.Do(l.engine.DaemonHost()+" "+name, func() (any, error) { return l.start(ctx, req, name, s, auth) })
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	return launched(c.(container.InspectResponse)), nil
+}
+
+func launched(c container.InspectResponse) launcher.Launched {
+	image := c.Config.Labels[imageLabel]
+	return launcher.Launched{
+		Handle: launcher.Handle(strings.TrimPrefix(c.Name, "/")),
+		Tags:   map[string]string{"docker/container_id": c.ID, "dagster/image": image},
+		Notes:  []launcher.Note{{Text: fmt.Sprintf("[DockerRunLauncher] Launching run in a new container %s with image %s", c.ID, image)}},
+	}
+}
+
+// start makes the container and starts it, as far as that was not done before.
+func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
+	none := container.InspectResponse{}
+	c, err := l.find(ctx, req, name)
+	if cerrdefs.IsNotFound(err) {
+		c, err = l.create(ctx, req, name, s, auth)
+	}
+	if err != nil {
+		return none, err
+	}
+	if c.State.Status != container.StateCreated {
+		return c, nil
+	}
+	if c.State.Error != "" { // an earlier start found out that it can never run
+		return none, startError(c.ID, errors.New(c.State.Error))
+	}
+	for _, n := range s.Networks[min(1, len(s.Networks)):] {
+		_, err := l.engine.NetworkConnect(ctx, n, client.NetworkConnectOptions{Container: c.ID, EndpointConfig: &network.EndpointSettings{}})
+		if cerrdefs.IsNotFound(err) {
+			return none, l.discard(ctx, c.ID, fmt.Errorf("%w: network %s: %w", launcher.ErrInvalid, n, err))
+		}
+		if err != nil && !strings.Contains(err.Error(), "already exists") {
+			return none, fmt.Errorf("%w: docker: network %s: %w", launcher.ErrTransient, n, err)
+		}
+	}
+	failpoint.Here("docker.created")
+	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil {
+		return none, startError(c.ID, err)
+	}
+	return c, nil
+}
+
+// find gives the container of a name, if it is this request's.
+func (l *Launcher) find(ctx context.Context, req *launcher.Request, name string) (container.InspectResponse, error) {
+	got, err := l.engine.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	switch {
+	case cerrdefs.IsNotFound(err):
+		return got.Container, err
+	case err != nil:
+		return got.Container, unclear(err)
+	case got.Container.Config.Labels[instanceLabel] != req.Instance || got.Container.Config.Labels[runLabel] != req.ID.Run:
+		return got.Container, fmt.Errorf("%w: there is a container %s that is not of this instance; it is left alone", launcher.ErrInvalid, name)
+	}
+	return got.Container, nil
+}
+
+func (l *Launcher) create(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
+	none := container.InspectResponse{}
+	if err := l.pulls.want(s.Config.Image, l.pull, req.ID.String(), auth); err != nil {
+		return none, err
+	}
+	options := client.ContainerCreateOptions{Name: name, Config: &s.Config, HostConfig: &s.Host, Platform: s.Platform}
+	if len(s.MAC) > 0 {
+		options.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{string(s.Host.NetworkMode): {MacAddress: s.MAC}}}
+	}
+	_, err := l.engine.ContainerCreate(ctx, options)
+	switch {
+	case err == nil, cerrdefs.IsConflict(err): // it is looked at in both cases: another process may have made it in this moment
+	case cerrdefs.IsNotFound(err) && l.pull != "never" && strings.Contains(strings.ToLower(err.Error()), "no such image"):
+		return none, l.pulls.start(s.Config.Image, req.ID.String(), auth, s.Platform)
+	case cerrdefs.IsNotFound(err):
+		return none, launcher.WithCause(fmt.Errorf("%w: docker: %w", launcher.ErrInvalid, err), launcher.CauseImagePull)
+	case cerrdefs.IsInvalidArgument(err):
+		return none, fmt.Errorf("%w: docker refuses the container: %w", launcher.ErrInvalid, err)
+	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err):
+		return none, fmt.Errorf("%w: docker: %w", launcher.ErrDenied, err)
+	default:
+		return none, unclear(err)
+	}
+	return l.find(ctx, req, name)
+}
+
+// unclear is an error that says nothing of the outcome.
+func unclear(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: docker: %w", launcher.ErrTransient, err)
+}
+
+// startError is what the failed start of a container means. It has not run: the engine says so.
+func startError(id string, err error) error {
+	if client.IsErrConnectionFailed(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return unclear(err)
+	}
+	text := err.Error()
+	for _, sign := range []string{"executable file not found", "no such file or directory", "permission denied", "is a directory", "exec format error", "not found", "invalid"} {
+		if strings.Contains(text, sign) {
+			return fmt.Errorf("%w: docker cannot start container %.12s: %w", launcher.ErrInvalid, id, err)
+		}
+	}
+	return fmt.Errorf("%w: docker cannot start container %.12s: %w", launcher.ErrDenied, id, err)
+}
+
+// discard removes a container that was made and can never be started.
+func (l *Launcher) discard(ctx context.Context, id string, cause error) error {
+	if _, err := l.engine.ContainerRemove(ctx, id, client.ContainerRemoveOptions{}); err != nil {
+		l.log.WarnContext(ctx, "a container that cannot be started was not removed", "container", id, "err", err)
+	}
+	return cause
+}
+
+// Preview implements [launcher.Previewer].
+func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
+	s, _, err := l.spec(req)
+	if err != nil {
+		return nil, err
+	}
+	s.Config.Env = redactedEnv(s.Config.Env, s.Config.Labels[secretsLabel])
+	return json.MarshalIndent(map[string]any{
+		"engine": l.engine.DaemonHost(), "name": req.ID.String(), "pull": l.pull, "networks": s.Networks,
+		"Config": s.Config, "HostConfig": s.Host, "Platform": s.Platform,
+	}, "", "  ")
+}

@@ -1,0 +1,136 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
+	"golang.org/x/crypto/ssh/knownhosts"
+
+	"github.com/slipway-run/slipway/config"
+)
+
+type sshConfig struct {
+	Key        string `config:"key" help:"File with the private key; default: the keys of the ssh agent."`
+	KnownHosts string `config:"known_hosts" help:"File with the engine host's key; default: ~/.ssh/known_hosts."`
+}
+
+// connect makes the client of an engine. It sends nothing.
+func connect(c Config, env config.Lookup) (*client.Client, error) {
+	host := c.Host
+	if host == "" && env != nil {
+		host, _ = env("DOCKER_HOST")
+	}
+	if host == "" {
+		host = client.DefaultDockerHost
+	}
+	u, err := url.Parse(host)
+	if err != nil {
+		return nil, err
+	}
+	options := []client.Opt{client.WithUserAgent("slipway")}
+	switch u.Scheme {
+	case "unix", "tcp", "http", "https":
+		options = append(options, client.WithHost(host))
+		if c.TLS != (tlsConfig{}) {
+			options = append(options, client.WithTLSClientConfig(c.TLS.CA, c.TLS.Cert, c.TLS.Key))
+		}
+	case "ssh":
+		dial, err := sshDialer(u, c.SSH)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, client.WithHost("tcp://"+u.Host), client.WithDialContext(dial))
+	default:
+		return nil, fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected", host)
+	}
+	return client.New(options...)
+}
+
+// sshDialer connects to the engine's socket on another machine, over one ssh connection each.
+func sshDialer(u *url.URL, c *sshConfig) (func(ctx context.Context, _, _ string) (net.Conn, error), error) {
+	if c == nil {
+		c = &sshConfig{}
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, err
+	}
+	known := c.KnownHosts
+	if known == "" {
+		known = filepath.Join(home, ".ssh", "known_hosts")
+	}
+	hostKey, err := knownhosts.New(known)
+	if err != nil {
+		return nil, fmt.Errorf("ssh.known_hosts: %w", err)
+	}
+	auth, err := sshAuth(c.Key)
+	if err != nil {
+		return nil, err
+	}
+	address, socket := u.Host, u.Path
+	if u.Port() == "" {
+		address = net.JoinHostPort(u.Hostname(), "22")
+	}
+	if socket == "" || socket == "/" {
+		socket = "/var/run/docker.sock"
+	}
+	settings := &ssh.ClientConfig{User: u.User.Username(), Auth: []ssh.AuthMethod{auth}, HostKeyCallback: hostKey}
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		tcp, err := d.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		conn, channels, requests, err := ssh.NewClientConn(tcp, address, settings)
+		if err != nil {
+			return nil, errors.Join(err, tcp.Close())
+		}
+		c := ssh.NewClient(conn, channels, requests)
+		stream, err := c.DialContext(ctx, "unix", socket)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("the engine's socket %s there: %w", socket, err), c.Close())
+		}
+		return overSSH{stream, c}, nil
+	}, nil
+}
+
+// overSSH closes the ssh connection with the stream in it.
+type overSSH struct {
+	net.Conn
+	client *ssh.Client
+}
+
+func (c overSSH) Close() error { return errors.Join(c.Conn.Close(), c.client.Close()) }
+
+func sshAuth(key string) (ssh.AuthMethod, error) {
+	if key != "" {
+		text, err := os.ReadFile(key)
+		if err != nil {
+			return nil, fmt.Errorf("ssh.key: %w", err)
+		}
+		signer, err := ssh.ParsePrivateKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("ssh.key: %s: %w", key, err)
+		}
+		return ssh.PublicKeys(signer), nil
+	}
+	socket := os.Getenv("SSH_AUTH_SOCK")
+	if socket == "" {
+		return nil, errors.New("ssh.key: not set, and there is no ssh agent (SSH_AUTH_SOCK)")
+	}
+	return ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			return nil, err
+		}
+		return agent.NewClient(conn).Signers()
+	}), nil
+}

@@ -1,0 +1,509 @@
+package docker
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/google/shlex"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// spec is what is sent to the engine to make one container.
+type spec struct {
+	Config   container.Config
+	Host     container.HostConfig
+	Platform *ocispec.Platform
+	MAC      network.HardwareAddr
+	// Networks are joined in order, the first when the container is made.
+	Networks []string
+	// Stop is the time in seconds between stop and kill that container_kwargs ask for; nil: none.
+	Stop *int
+	// Remove: auto_remove was asked for, which is done after the end is known instead of at once.
+	Remove bool
+}
+
+// A keyword sets what one of docker-py's keywords for containers means; dagster-docker's container_kwargs are these.
+type keyword func(s *spec, value json.RawMessage) error
+
+// field is a keyword whose value is decoded as it stands.
+func field[T any](at func(*spec) *T) keyword {
+	return func(s *spec, value json.RawMessage) error { return strict(value, at(s)) }
+}
+
+func strict(value json.RawMessage, into any) error {
+	d := json.NewDecoder(bytes.NewReader(value))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		var e *json.UnmarshalTypeError
+		if errors.As(err, &e) {
+			return fmt.Errorf("%s is not expected here", e.Value)
+		}
+		return err
+	}
+	return nil
+}
+
+// size is a keyword for a number of bytes, as 1g or 268435456.
+func size(at func(*spec) *int64) keyword {
+	return func(s *spec, value json.RawMessage) (err error) {
+		text, err := scalar(value)
+		if err != nil {
+			return err
+		}
+		if *at(s), err = strconv.ParseInt(text, 10, 64); err != nil { // -1 means no limit to some
+			*at(s), err = units.RAMInBytes(text)
+		}
+		return err
+	}
+}
+
+// word is a keyword for a text that may be written as a number.
+func word[T ~string](at func(*spec) *T) keyword {
+	return func(s *spec, value json.RawMessage) error {
+		text, err := scalar(value)
+		*at(s) = T(text)
+		return err
+	}
+}
+
+func scalar(value json.RawMessage) (string, error) {
+	var v any
+	d := json.NewDecoder(bytes.NewReader(value))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return "", err
+	}
+	switch v := v.(type) {
+	case string:
+		return v, nil
+	case json.Number:
+		return v.String(), nil
+	case nil:
+		return "", nil
+	}
+	return "", fmt.Errorf("a text or a number is expected, not %s", value)
+}
+
+// words is a keyword for a list whose members may be numbers.
+func words(at func(*spec) *[]string) keyword {
+	return func(s *spec, value json.RawMessage) error {
+		list, err := scalars(value)
+		*at(s) = list
+		return err
+	}
+}
+
+func scalars(value json.RawMessage) ([]string, error) {
+	var raw []json.RawMessage
+	if err := strict(value, &raw); err != nil {
+		return nil, err
+	}
+	list := make([]string, len(raw))
+	for i, r := range raw {
+		var err error
+		if list[i], err = scalar(r); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// pairsOf reads a mapping of texts, or a list of texts that are cut at sep.
+func pairsOf(value json.RawMessage, sep string) ([][2]string, error) {
+	if isList(value) {
+		list, err := scalars(value)
+		out := make([][2]string, len(list))
+		for i, text := range list {
+			out[i][0], out[i][1], _ = strings.Cut(text, sep)
+		}
+		return out, err
+	}
+	members, err := object(value)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][2]string, len(members))
+	for i, m := range members {
+		out[i][0] = m.name
+		if out[i][1], err = scalar(m.value); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	return out, nil
+}
+
+func isList(value json.RawMessage) bool { return bytes.HasPrefix(bytes.TrimSpace(value), []byte("[")) }
+
+// textMap is a keyword for a mapping of texts, or a list of NAME sep VALUE.
+func textMap(sep string, at func(*spec) *map[string]string) keyword {
+	return func(s *spec, value json.RawMessage) error {
+		pairs, err := pairsOf(value, sep)
+		*at(s) = map[string]string{}
+		for _, p := range pairs {
+			(*at(s))[p[0]] = p[1]
+		}
+		return err
+	}
+}
+
+// joined is a keyword for a list of NAME:VALUE, which may be written as a mapping.
+func joined(at func(*spec) *[]string) keyword {
+	return func(s *spec, value json.RawMessage) error {
+		pairs, err := pairsOf(value, ":")
+		*at(s) = nil
+		for _, p := range pairs {
+			*at(s) = append(*at(s), p[0]+":"+p[1])
+		}
+		return err
+	}
+}
+
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// object reads a mapping with its order.
+func object(value json.RawMessage) ([]member, error) {
+	d := json.NewDecoder(bytes.NewReader(value))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, fmt.Errorf("a mapping is expected, not %s", value)
+	}
+	var out []member
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		m := member{name: fmt.Sprint(name)}
+		if err := d.Decode(&m.value); err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// keywords are those of docker-py 7's create. What is not here, Dagster's launcher refuses as well, or fails on.
+var keywords = map[string]keyword{
+	"auto_remove":         field(func(s *spec) *bool { return &s.Remove }),
+	"blkio_weight":        field(func(s *spec) *uint16 { return &s.Host.BlkioWeight }),
+	"cap_add":             field(func(s *spec) *[]string { return &s.Host.CapAdd }),
+	"cap_drop":            field(func(s *spec) *[]string { return &s.Host.CapDrop }),
+	"cgroup_parent":       word(func(s *spec) *string { return &s.Host.CgroupParent }),
+	"cgroupns":            word(func(s *spec) *container.CgroupnsMode { return &s.Host.CgroupnsMode }),
+	"cpu_count":           field(func(s *spec) *int64 { return &s.Host.CPUCount }),
+	"cpu_percent":         field(func(s *spec) *int64 { return &s.Host.CPUPercent }),
+	"cpu_period":          field(func(s *spec) *int64 { return &s.Host.CPUPeriod }),
+	"cpu_quota":           field(func(s *spec) *int64 { return &s.Host.CPUQuota }),
+	"cpu_rt_period":       field(func(s *spec) *int64 { return &s.Host.CPURealtimePeriod }),
+	"cpu_rt_runtime":      field(func(s *spec) *int64 { return &s.Host.CPURealtimeRuntime }),
+	"cpu_shares":          field(func(s *spec) *int64 { return &s.Host.CPUShares }),
+	"cpuset_cpus":         word(func(s *spec) *string { return &s.Host.CpusetCpus }),
+	"cpuset_mems":         word(func(s *spec) *string { return &s.Host.CpusetMems }),
+	"device_cgroup_rules": field(func(s *spec) *[]string { return &s.Host.DeviceCgroupRules }),
+	"device_requests":     deviceRequests,
+	"devices":             devices,
+	"dns":                 field(func(s *spec) *[]netip.Addr { return &s.Host.DNS }),
+	"dns_opt":             field(func(s *spec) *[]string { return &s.Host.DNSOptions }),
+	"dns_search":          field(func(s *spec) *[]string { return &s.Host.DNSSearch }),
+	"domainname":          word(func(s *spec) *string { return &s.Config.Domainname }),
+	"entrypoint":          entrypoint,
+	"extra_hosts":         joined(func(s *spec) *[]string { return &s.Host.ExtraHosts }),
+	"group_add":           words(func(s *spec) *[]string { return &s.Host.GroupAdd }),
+	"healthcheck":         healthcheck,
+	"hostname":            word(func(s *spec) *string { return &s.Config.Hostname }),
+	"init":                field(func(s *spec) **bool { return &s.Host.Init }),
+	"ipc_mode":            word(func(s *spec) *container.IpcMode { return &s.Host.IpcMode }),
+	"isolation":           word(func(s *spec) *container.Isolation { return &s.Host.Isolation }),
+	"labels":              textMap("=", func(s *spec) *map[string]string { return &s.Config.Labels }),
+	"links":               joined(func(s *spec) *[]string { return &s.Host.Links }),
+	"log_config":          logConfig,
+	"mac_address":         field(func(s *spec) *network.HardwareAddr { return &s.MAC }),
+	"mem_limit":           size(func(s *spec) *int64 { return &s.Host.Memory }),
+	"mem_reservation":     size(func(s *spec) *int64 { return &s.Host.MemoryReservation }),
+	"mem_swappiness":      field(func(s *spec) **int64 { return &s.Host.MemorySwappiness }),
+	"memswap_limit":       size(func(s *spec) *int64 { return &s.Host.MemorySwap }),
+	"mounts":              field(func(s *spec) *[]mount.Mount { return &s.Host.Mounts }),
+	"nano_cpus":           field(func(s *spec) *int64 { return &s.Host.NanoCPUs }),
+	"network_disabled":    field(func(s *spec) *bool { return &s.Config.NetworkDisabled }),
+	"network_mode":        word(func(s *spec) *container.NetworkMode { return &s.Host.NetworkMode }),
+	"oom_kill_disable":    field(func(s *spec) **bool { return &s.Host.OomKillDisable }),
+	"oom_score_adj":       field(func(s *spec) *int { return &s.Host.OomScoreAdj }),
+	"pid_mode":            word(func(s *spec) *container.PidMode { return &s.Host.PidMode }),
+	"pids_limit":          field(func(s *spec) **int64 { return &s.Host.PidsLimit }),
+	"platform":            platform,
+	"ports":               ports,
+	"privileged":          field(func(s *spec) *bool { return &s.Host.Privileged }),
+	"publish_all_ports":   field(func(s *spec) *bool { return &s.Host.PublishAllPorts }),
+	"read_only":           field(func(s *spec) *bool { return &s.Host.ReadonlyRootfs }),
+	"restart_policy":      field(func(s *spec) *container.RestartPolicy { return &s.Host.RestartPolicy }),
+	"runtime":             word(func(s *spec) *string { return &s.Host.Runtime }),
+	"security_opt":        field(func(s *spec) *[]string { return &s.Host.SecurityOpt }),
+	"shm_size":            size(func(s *spec) *int64 { return &s.Host.ShmSize }),
+	"stdin_open":          field(func(s *spec) *bool { return &s.Config.OpenStdin }),
+	"stop_signal":         word(func(s *spec) *string { return &s.Config.StopSignal }),
+	"stop_timeout":        field(func(s *spec) **int { return &s.Stop }),
+	"storage_opt":         textMap("=", func(s *spec) *map[string]string { return &s.Host.StorageOpt }),
+	"sysctls":             textMap("=", func(s *spec) *map[string]string { return &s.Host.Sysctls }),
+	"tmpfs":               textMap(":", func(s *spec) *map[string]string { return &s.Host.Tmpfs }),
+	"tty":                 field(func(s *spec) *bool { return &s.Config.Tty }),
+	"ulimits":             ulimits,
+	"user":                word(func(s *spec) *string { return &s.Config.User }),
+	"userns_mode":         word(func(s *spec) *container.UsernsMode { return &s.Host.UsernsMode }),
+	"uts_mode":            word(func(s *spec) *container.UTSMode { return &s.Host.UTSMode }),
+	"volume_driver":       word(func(s *spec) *string { return &s.Host.VolumeDriver }),
+	"volumes":             volumes,
+	"volumes_from":        field(func(s *spec) *[]string { return &s.Host.VolumesFrom }),
+	"working_dir":         word(func(s *spec) *string { return &s.Config.WorkingDir }),
+	"name":                func(*spec, json.RawMessage) error { return nil }, // ours is derived from the run: it is what cannot exist twice
+	"detach":              func(*spec, json.RawMessage) error { return nil },
+}
+
+// elsewhere are keywords with a setting of their own.
+var elsewhere = map[string]string{
+	"image": "image", "environment": "env_vars", "network": "networks", "command": "none: it is Dagster's",
+}
+
+// apply sets what a mapping of keywords means. Its error names the keyword.
+func (s *spec) apply(kwargs []member) error {
+	var errs []error
+	for _, m := range kwargs {
+		set, ok := keywords[m.name]
+		switch {
+		case elsewhere[m.name] != "":
+			errs = append(errs, fmt.Errorf("container_kwargs.%s: not allowed here; the setting for it is %s", m.name, elsewhere[m.name]))
+		case !ok:
+			errs = append(errs, fmt.Errorf("container_kwargs.%s: Docker's Python client has no such option for containers", m.name))
+		case string(m.value) == "null":
+		default:
+			if err := set(s, m.value); err != nil {
+				errs = append(errs, fmt.Errorf("container_kwargs.%s: %w", m.name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func entrypoint(s *spec, value json.RawMessage) (err error) {
+	if isList(value) {
+		s.Config.Entrypoint, err = scalars(value)
+		return err
+	}
+	text, err := scalar(value)
+	if err != nil {
+		return err
+	}
+	s.Config.Entrypoint, err = shlex.Split(text)
+	return err
+}
+
+func platform(s *spec, value json.RawMessage) error {
+	text, err := scalar(value)
+	if err != nil {
+		return err
+	}
+	parts := strings.Split(text, "/")
+	if len(parts) < 2 || len(parts) > 3 {
+		return fmt.Errorf("os/architecture is expected, not %q", text)
+	}
+	s.Platform = &ocispec.Platform{OS: parts[0], Architecture: parts[1]}
+	if len(parts) == 3 {
+		s.Platform.Variant = parts[2]
+	}
+	return nil
+}
+
+// lower is a mapping with its keys in the spelling of the engine's API, of which docker-py takes both.
+func respelled(value json.RawMessage, names map[string]string) (json.RawMessage, error) {
+	members, err := object(value)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]json.RawMessage{}
+	for _, m := range members {
+		if name, ok := names[m.name]; ok {
+			m.name = name
+		}
+		out[m.name] = m.value
+	}
+	return json.Marshal(out)
+}
+
+func eachRespelled[T any](value json.RawMessage, names map[string]string) ([]T, error) {
+	var raw []json.RawMessage
+	if err := strict(value, &raw); err != nil {
+		return nil, err
+	}
+	out := make([]T, len(raw))
+	for i, r := range raw {
+		text, err := respelled(r, names)
+		if err != nil {
+			return nil, err
+		}
+		if err := strict(text, &out[i]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func ulimits(s *spec, value json.RawMessage) (err error) {
+	s.Host.Ulimits, err = eachRespelled[*container.Ulimit](value, map[string]string{"name": "Name", "soft": "Soft", "hard": "Hard"})
+	return err
+}
+
+func deviceRequests(s *spec, value json.RawMessage) (err error) {
+	s.Host.DeviceRequests, err = eachRespelled[container.DeviceRequest](value, map[string]string{
+		"driver": "Driver", "count": "Count", "device_ids": "DeviceIDs", "capabilities": "Capabilities", "options": "Options",
+	})
+	return err
+}
+
+func logConfig(s *spec, value json.RawMessage) error {
+	text, err := respelled(value, map[string]string{"type": "Type", "config": "Config"})
+	if err != nil {
+		return err
+	}
+	return strict(text, &s.Host.LogConfig)
+}
+
+func healthcheck(s *spec, value json.RawMessage) error {
+	names := map[string]string{"test": "Test", "interval": "Interval", "timeout": "Timeout", "retries": "Retries", "start_period": "StartPeriod"}
+	members, err := object(value)
+	if err != nil {
+		return err
+	}
+	for i, m := range members { // a text is a command of the shell
+		if names[m.name] == "Test" || m.name == "Test" {
+			if text, err := scalar(m.value); err == nil {
+				members[i].value, _ = json.Marshal([]string{"CMD-SHELL", text})
+			}
+		}
+	}
+	rebuilt := map[string]json.RawMessage{}
+	for _, m := range members {
+		rebuilt[m.name] = m.value
+	}
+	whole, err := json.Marshal(rebuilt)
+	if err != nil {
+		return err
+	}
+	if whole, err = respelled(whole, names); err != nil {
+		return err
+	}
+	s.Config.Healthcheck = &container.HealthConfig{}
+	return strict(whole, s.Config.Healthcheck)
+}
+
+// devices are HOST[:CONTAINER[:PERMISSIONS]], or mappings as the engine has them.
+func devices(s *spec, value json.RawMessage) error {
+	var raw []json.RawMessage
+	if err := strict(value, &raw); err != nil {
+		return err
+	}
+	for _, r := range raw {
+		var d container.DeviceMapping
+		if text, err := scalar(r); err == nil {
+			parts := strings.SplitN(text, ":", 3)
+			d = container.DeviceMapping{PathOnHost: parts[0], PathInContainer: parts[0], CgroupPermissions: "rwm"}
+			if len(parts) > 1 {
+				d.PathInContainer = parts[1]
+			}
+			if len(parts) > 2 {
+				d.CgroupPermissions = parts[2]
+			}
+		} else if err := strict(r, &d); err != nil {
+			return err
+		}
+		s.Host.Devices = append(s.Host.Devices, d)
+	}
+	return nil
+}
+
+// volumes are a list of binds, or a mapping of a source to {bind, mode}.
+func volumes(s *spec, value json.RawMessage) error {
+	s.Config.Volumes = map[string]struct{}{}
+	if isList(value) {
+		list, err := scalars(value)
+		s.Host.Binds = list
+		for _, bind := range list {
+			parts := strings.Split(bind, ":")
+			inside := parts[0]
+			if len(parts) > 1 && parts[1] != "ro" && parts[1] != "rw" {
+				inside = parts[1]
+			}
+			s.Config.Volumes[inside] = struct{}{}
+		}
+		return err
+	}
+	sources, err := object(value)
+	if err != nil {
+		return err
+	}
+	for _, m := range sources {
+		var to struct {
+			Bind        string `json:"bind"`
+			Mode        string `json:"mode"`
+			RO          bool   `json:"ro"`
+			Propagation string `json:"propagation"`
+		}
+		if text, err := scalar(m.value); err == nil {
+			to.Bind = text
+		} else if err := strict(m.value, &to); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		if to.Mode == "" {
+			to.Mode = map[bool]string{true: "ro", false: "rw"}[to.RO]
+		}
+		if to.Propagation != "" {
+			to.Mode += "," + to.Propagation
+		}
+		s.Host.Binds = append(s.Host.Binds, m.name+":"+to.Bind+":"+to.Mode)
+		s.Config.Volumes[to.Bind] = struct{}{}
+	}
+	return nil
+}
+
+// ports are a mapping of a port of the container to one or several of the host; null is any.
+func ports(s *spec, value json.RawMessage) error {
+	members, err := object(value)
+	if err != nil {
+		return err
+	}
+	s.Config.ExposedPorts, s.Host.PortBindings = network.PortSet{}, network.PortMap{}
+	for _, m := range members {
+		port, err := network.ParsePort(m.name)
+		if err != nil {
+			return err
+		}
+		hosts := []string{""}
+		if isList(m.value) {
+			hosts, err = scalars(m.value)
+		} else if string(m.value) != "null" {
+			hosts[0], err = scalar(m.value)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		s.Config.ExposedPorts[port] = struct{}{}
+		for _, h := range hosts {
+			s.Host.PortBindings[port] = append(s.Host.PortBindings[port], network.PortBinding{HostPort: h})
+		}
+	}
+	return nil
+}
+
+// Keywords lists the names that container_kwargs may have.
+func Keywords() []string { return slices.Sorted(maps.Keys(keywords)) }

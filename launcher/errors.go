@@ -1,0 +1,64 @@
+package launcher
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+type retryAfter struct {
+	error
+	after time.Duration
+}
+
+func (e retryAfter) Unwrap() error { return e.error }
+
+// WithRetryAfter adds to an error how long the target asked to wait.
+func WithRetryAfter(err error, after time.Duration) error { return retryAfter{err, after} }
+
+// RetryAfter is how long the target asked to wait, if it did.
+func RetryAfter(err error) (time.Duration, bool) {
+	var r retryAfter
+	ok := errors.As(err, &r)
+	return r.after, ok
+}
+
+type pending struct {
+	error
+	notes []Note
+}
+
+func (e pending) Unwrap() error { return e.error }
+
+// Pending is an [ErrPending]: ask again after some time. Each note becomes an engine event of the run, once.
+func Pending(after time.Duration, notes ...Note) error {
+	err := ErrPending
+	if len(notes) > 0 {
+		err = fmt.Errorf("%w: %s", ErrPending, notes[len(notes)-1].Text)
+	}
+	return WithRetryAfter(pending{err, notes}, after)
+}
+
+// Notes are those of a [Pending] error.
+func Notes(err error) []Note {
+	var p pending
+	errors.As(err, &p)
+	return p.notes
+}
+
+type caused struct {
+	error
+	cause Cause
+}
+
+func (e caused) Unwrap() error { return e.error }
+
+// WithCause adds to an error why the run fails, for people and for policies.
+func WithCause(err error, cause Cause) error { return caused{err, cause} }
+
+// CauseOf is the cause that an error carries; "" if it carries none.
+func CauseOf(err error) Cause {
+	var c caused
+	errors.As(err, &c)
+	return c.cause
+}
