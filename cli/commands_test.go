@@ -241,6 +241,43 @@ func TestLaunchers(t *testing.T) {
 	}
 }
 
+func TestExplain(t *testing.T) {
+	home := parked(t, true, `
+launchers: {local: {kind: process}, other: {kind: process}}
+routes:
+- {name: nightly, when: {job: night*}, to: other}
+- {name: data, when: {tags: {team: data}}, to: [other, local], set: {memory: 1Gi, env: {PASSWORD: "${HOME}", MODE: fast}}}
+`)
+	run := enqueued(t, home, "--tag", "team=data", "--tag", "slipway/cpu=500m", "--", "true")
+	status(t, home, run, "SUCCESS")
+	out, err := built(t, home, "runs", "explain", run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(out), " ")
+	for _, want := range []string{
+		"launcher other", `decided then data: tag team "data" fits "data"`, "launchers other, then local", `does not fit nightly: job "command" fits none of "night*"`,
+		"memory 1073741824 data", "env.MODE fast data", "env.PASSWORD [redacted] data", "cpu 500m tag slipway/cpu", "stop_grace 30s launchers.other",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("runs explain: %q is missing in\n%s", want, out)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	home := parked(t, false, "launchers: {local: {kind: process}, far: {kind: docker, config: {host: 'unix:///no/such/socket'}}}\n")
+	out, err := built(t, home, "launchers", "check")
+	for _, want := range []string{"local", "far", "WRONG", "does not answer", "SQLite"} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("launchers check = %v, %q is missing in\n%s", err, want, out)
+		}
+	}
+	if out, err := built(t, home, "launchers", "check", "local"); err != nil {
+		t.Errorf("launchers check local = %v\n%s", err, out)
+	}
+}
+
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if out, err := slipway(t, "", "completion", shell); err != nil || !strings.Contains(out, "slipway") || len(out) < 500 {

@@ -24,7 +24,7 @@ import (
 
 func (p *program) launchersCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "launchers", Short: "Look at launchers and their settings"}
-	cmd.AddCommand(p.launchersListCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand())
+	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand())
 	return cmd
 }
 
@@ -121,7 +121,7 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 		return err
 	}
 	if name == "" {
-		name = in.Settings.Default
+		name = in.Router.Route(r.Run).Launchers[0]
 	}
 	targets, err := daemon.Targets(ctx, in, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -20,7 +20,6 @@ import (
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/monitor"
 	"github.com/slipway-run/slipway/queue"
-	"github.com/slipway-run/slipway/router"
 	"github.com/slipway-run/slipway/storage"
 )
 
@@ -72,6 +71,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.address.network != "unix" { // any daemon answers, from storage; a socket is the leader's
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
+	g.Go(func() error { d.checkTargets(ctx); return nil })
 	g.Go(func() error { return d.elect(ctx) })
 	return g.Wait()
 }
@@ -196,18 +196,17 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
 		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
 		Builder: Builder(d.Instance, d.name, d.Worker),
-		Requeued: func(r storage.Run, until time.Time) {
+		Requeued: func(r storage.Run, launcher string, until time.Time) {
 			select {
-			case requeued <- queue.Requeued{Run: r, Until: until}:
+			case requeued <- queue.Requeued{Run: r, Launcher: launcher, Until: until}:
 			case <-ctx.Done():
 			}
 		},
 		Launched: func(r storage.Run) { launched.Put(r) },
 	}
 	dispatcher.Init(ctx, inFlightRuns)
-	routes := router.Router{Default: d.Instance.Settings.Default}
 	loop := &queue.Loop{
-		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: routes.Route,
+		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: d.Instance.Router.Launchers,
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/queue"
-	"github.com/slipway-run/slipway/router"
 	"github.com/slipway-run/slipway/storage"
 )
 
@@ -22,10 +21,9 @@ func (d *Daemon) Observe(ctx context.Context) error {
 	limits := limitsOf(q)
 	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home, "max_concurrent_runs", limits.MaxConcurrentRuns)
 	queued := storage.NewInbox()
-	routes := router.Router{Default: d.Instance.Settings.Default}
 	o := &observer{Store: d.Store, log: d.Log}
 	loop := &queue.Loop{
-		Store: o, Instance: "observer", Limits: limits, Route: routes.Route, DefaultPool: q.DefaultPool, Only: q.Only.Fits,
+		Store: o, Instance: "observer", Limits: limits, Route: d.Instance.Router.Launchers, DefaultPool: q.DefaultPool, Only: q.Only.Fits,
 		Launcher: o, Inbox: queued, Freed: make(chan struct{}), Log: slog.New(slog.DiscardHandler),
 	}
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
@@ -65,7 +63,7 @@ func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []st
 const observerRoom = 1000
 
 // Room is never full.
-func (o *observer) Room(string) int { return observerRoom }
+func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
 
 // Launch logs the decision.
 func (o *observer) Launch(r storage.Run) {

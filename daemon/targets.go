@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
@@ -30,6 +31,17 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			continue
 		}
 		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l.Ref), Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		limit, err := l.Allow.Max()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		t.Allow = worker.Allow{Images: l.Allow.Images, Max: limit}
+		for _, tag := range l.Kind.Tags {
+			if slices.Contains(l.Allow.Tags, tag) {
+				t.Tags = append(t.Tags, tag)
+			}
+		}
 		if t.Gate == "" {
 			t.Gate = worker.DefaultGate(l.Kind.Traits)
 		}
@@ -42,6 +54,6 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
 	return &worker.Builder{
 		Instance: name, RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,
-		Home: in.Home, GoWorker: goWorker, Files: worker.Machine{},
+		Home: in.Home, GoWorker: goWorker, Files: worker.Machine{}, Router: in.Router,
 	}
 }

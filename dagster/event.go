@@ -212,6 +212,28 @@ func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, er
 // Metadata is one labelled text on an engine event.
 type Metadata struct{ Label, Text string }
 
+// Texts are the texts among the metadata of an engine event.
+func (e Event) Texts() []Metadata {
+	var data struct {
+		Entries []struct {
+			Label string `json:"label"`
+			Data  struct {
+				Text string `json:"text"`
+			} `json:"entry_data"`
+		} `json:"metadata_entries"`
+	}
+	if json.Unmarshal(e.Data, &data) != nil {
+		return nil // of an event that has none
+	}
+	var out []Metadata
+	for _, m := range data.Entries {
+		if m.Data.Text != "" {
+			out = append(out, Metadata{m.Label, m.Data.Text})
+		}
+	}
+	return out
+}
+
 // NewRunFailure is a PIPELINE_FAILURE with a reason, which Dagster keeps in the tag dagster/failure_reason as well.
 func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason, err error) Event {
 	e := NewEvent(r, RunFailure, at, message)

@@ -3,6 +3,7 @@ package dagster
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -19,6 +20,7 @@ type Run struct {
 	Pools        *Pools          // nil: no step uses one
 	Config       json.RawMessage // run_config
 	Snapshot     string          // pipeline_snapshot_id; "" if there is none
+	Assets       []string        // keys of the assets that were selected, a/b; nil if none were
 	body         Object
 }
 
@@ -67,9 +69,28 @@ func ParseRun(body string) (Run, error) {
 		}
 		r.Tags[k] = text
 	}
+	r.Assets = assetsOf(o["asset_selection"])
 	r.Remote = remoteOrigin(o.object("external_pipeline_origin"))
 	r.Code = codeOrigin(o["pipeline_code_origin"])
 	return r, nil
+}
+
+// assetsOf reads a frozenset of AssetKey, sorted.
+func assetsOf(raw json.RawMessage) []string {
+	var set struct {
+		Members []struct {
+			Path []string `json:"path"`
+		} `json:"__frozenset__"`
+	}
+	if json.Unmarshal(raw, &set) != nil {
+		return nil // null, or absent
+	}
+	var keys []string
+	for _, m := range set.Members {
+		keys = append(keys, strings.Join(m.Path, "/"))
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 func remoteOrigin(o Object) RemoteOrigin {

@@ -4,6 +4,7 @@ package dagster
 const (
 	PriorityTag      = "dagster/priority"
 	CodeLocationTag  = "dagster/code_location"
+	PartitionTag     = "dagster/partition"
 	FailureReasonTag = "dagster/failure_reason"
 )
 

@@ -35,9 +35,9 @@ type Dispatcher struct {
 	Fence   storage.Fence
 	Builder *worker.Builder
 	Targets map[string]*Target
-	// Requeued is told of runs that go back to the queue, and when to try them again: before it is written, with the run's ID alone,
-	// and when it is. It must not block for long.
-	Requeued func(r storage.Run, until time.Time)
+	// Requeued is told of runs that go back to the queue, and when to try this launcher for them again: before it is written, with the
+	// run's ID alone, and when it is. It must not block for long.
+	Requeued func(r storage.Run, launcher string, until time.Time)
 	// Launched is told of every run whose handle is written.
 	Launched func(r storage.Run)
 	// Grace is how long Run finishes what it has after its context ended.
@@ -92,13 +92,13 @@ func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
 	}
 }
 
-// Room is how many more launches a target takes now.
-func (d *Dispatcher) Room(name string) int {
+// Room is how many more launches a target takes now, and whether it is sick, so that others may take its runs.
+func (d *Dispatcher) Room(name string) (room int, sick bool) {
 	t := d.Targets[name]
 	if t == nil || t.Sick() {
-		return 0
+		return 0, true
 	}
-	return max(0, 2*launches-len(d.jobs[name]))
+	return max(0, 2*launches-len(d.jobs[name])), false
 }
 
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
@@ -347,13 +347,22 @@ func (d *Dispatcher) move(ctx context.Context, tr storage.Transition) (storage.O
 func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l launcher.Launched) {
 	now := time.Now()
 	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
-		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}}, nil)}
+		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
 	events = append(events, noted(r.Run, now, l.Notes)...)
 	if _, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags}); !ok {
 		return
 	}
 	r.Handle = string(l.Handle)
 	d.Launched(r)
+}
+
+// route is why a run is on its launcher, in words.
+func (d *Dispatcher) route(r storage.Run) string {
+	if d.Builder.Router == nil {
+		return "default"
+	}
+	decision := d.Builder.Router.Route(r.Run)
+	return decision.Rule + ": " + decision.Reason
 }
 
 // Texts of dagster._daemon.run_coordinator.queued_run_coordinator_daemon, 1.13.
@@ -388,7 +397,8 @@ func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 	if after, ok := launcher.RetryAfter(cause); ok {
 		pause = max(pause, after)
 	}
-	d.Requeued(storage.Run{Run: dagster.Run{ID: r.ID}}, now.Add(pause)) // before the news of it can come
+	name := r.Launch.Launcher
+	d.Requeued(storage.Run{Run: dagster.Run{ID: r.ID}}, name, now.Add(pause)) // before the news of it can come
 	out, ok := d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
 		Events: []dagster.Event{
@@ -400,5 +410,5 @@ func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 		return
 	}
 	r.Status, r.Launch, r.Handle = out.Status, nil, ""
-	d.Requeued(r, now.Add(pause))
+	d.Requeued(r, name, now.Add(pause))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/router"
 )
 
 // Instance is one Dagster instance and Slipway's settings for it.
@@ -27,6 +28,7 @@ type Instance struct {
 	Monitoring  RunMonitoring
 	Settings    Settings
 	Launchers   map[string]Launcher
+	Router      *router.Router
 
 	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
 	file string         // path of dagster.yaml
@@ -88,6 +90,7 @@ type Launcher struct {
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
+	Allow  Allow
 	Config config.Values
 }
 
@@ -102,6 +105,7 @@ type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
+	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
 	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
@@ -111,13 +115,15 @@ type Settings struct {
 }
 
 type launcherSection struct {
-	Kind   string            `config:"kind" required:"true" help:"Kind of launcher."`
-	Python map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
-	Cwd    map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
-	Grace  time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
-	Gate   string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
-	Ref    config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
-	Config config.Values     `config:"config" help:"Settings of that kind."`
+	Kind       string            `config:"kind" required:"true" help:"Kind of launcher."`
+	Python     map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
+	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Grace      time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
+	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
+	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
+	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
+	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
+	Config     config.Values     `config:"config" help:"Settings of that kind."`
 }
 
 type queueSection struct {
@@ -401,11 +407,15 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Allow: section.Allow, Config: section.Config}
+		if _, err := section.Allow.Max(); err != nil {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v", err))
+		}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))
 	}
+	errs = append(errs, in.routes(file, doc))
 	return errors.Join(errs...)
 }
 

@@ -107,6 +107,15 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"unknown kind":        {"", "launchers: {local: {kind: ecs}}\n", `slipway.yaml:1:27: launchers.local.kind: there is no launcher of kind "ecs"`},
 		"unknown default":     {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
 		"limit below -1":      {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
+		"launcher of a rule":  {"", "routes:\n- {to: moon}\n", `slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`},
+		"no launcher":         {"", "routes: [{when: {job: x}}]\n", "routes[0].to: a launcher is needed"},
+		"second rule":         {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n", `slipway.yaml:3:32: routes[1].when.priority: "high" is no comparison`},
+		"cel":                 {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n", "slipway.yaml:1:34: routes[0].when.cel: ERROR"},
+		"restricted":          {"", "launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n", `launcher "local" is restricted`},
+		"condition":           {"", "routes: [{to: local, when: {locaton: x}}]\n", "routes[0].when.locaton: unknown setting; did you mean location?"},
+		"list of lists":       {"", "routes: [{to: local, when: {job: [[x]]}}]\n", "a single value is expected"},
+		"amount of a rule":    {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
+		"allowed amount":      {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n", "slipway.yaml:1:43: launchers.local.allow: max_memory"},
 		"key twice":           {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
 	} {
 		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)

@@ -189,7 +189,7 @@ type Override struct {
 
 // Resources is what a worker asks for. Zero means: the launcher's default.
 type Resources struct {
-	CPUMillis, MemoryBytes, GPUs int64
+	CPUMillis, MemoryBytes, GPUs, DiskBytes int64
 }
 
 // Launched is the outcome of a Launch that a target accepted.

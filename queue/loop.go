@@ -38,8 +38,8 @@ type store interface {
 
 // runLauncher launches the workers of claimed runs. Package dispatch provides it.
 type runLauncher interface {
-	// Room is how many more runs the launcher takes now; 0 while it is sick.
-	Room(launcher string) int
+	// Room is how many more runs the launcher takes now, and whether it is sick, so that a run's next launcher may take it.
+	Room(launcher string) (room int, sick bool)
 	// Launch takes over a claimed run and returns at once.
 	Launch(r storage.Run)
 }
@@ -54,8 +54,8 @@ type Loop struct {
 	DefaultPool *int
 	// Only says which queued runs are ours; nil for all. Runs in flight count whoever's they are.
 	Only     func(dagster.Run) bool
-	Claims   map[string]string // tags that a claim sets
-	Route    func(dagster.Run) []string
+	Claims   map[string]string          // tags that a claim sets
+	Route    func(dagster.Run) []string // launchers of a run, the first choice first
 	Launcher runLauncher
 	Inbox    *storage.Inbox  // changed runs of all statuses
 	Freed    <-chan struct{} // ready when a launcher has room again
@@ -63,19 +63,23 @@ type Loop struct {
 
 	queued map[string]storage.Run
 	active map[string]storage.Run
-	hold   map[string]time.Time // runs that came back from a full launcher: not before then
+	hold   map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
+	choice map[string]string               // of the runs that were picked: the launcher
+	routes map[string][]string             // of the queued runs, once they were asked for
 }
 
 // Requeued is a run that a launcher had no room for.
 type Requeued struct {
-	Run   storage.Run
-	Until time.Time
+	Run      storage.Run
+	Launcher string
+	Until    time.Time
 }
 
 // Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed before it
 // returns has been handed to the launcher.
 func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
-	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]time.Time{}
+	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]map[string]time.Time{}
+	l.routes = map[string][]string{}
 	var wait time.Duration // until the next pass, if nothing happens
 	for {
 		var timer <-chan time.Time
@@ -110,7 +114,10 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 
 // requeued holds back a run that a launcher had no room for. It is told of before it is written as well, with its ID alone.
 func (l *Loop) requeued(r Requeued) {
-	l.hold[r.Run.ID] = r.Until
+	if l.hold[r.Run.ID] == nil {
+		l.hold[r.Run.ID] = map[string]time.Time{}
+	}
+	l.hold[r.Run.ID][r.Launcher] = r.Until
 	if r.Run.Status != "" {
 		l.apply(r.Run)
 	}
@@ -132,6 +139,7 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) {
 func (l *Loop) apply(r storage.Run) {
 	delete(l.queued, r.ID)
 	delete(l.active, r.ID)
+	delete(l.routes, r.ID)
 	switch {
 	case r.Broken != nil:
 		l.Log.Warn("a run cannot be read and is left alone", "run_id", r.ID, "err", r.Broken)
@@ -205,26 +213,41 @@ func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
 // pick is one decision.
 func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.Duration) {
 	var wait time.Duration
-	room := map[string]int{}
+	sooner := func(d time.Duration) {
+		if wait == 0 || d < wait {
+			wait = d
+		}
+	}
+	room, sick := map[string]int{}, map[string]bool{}
+	l.choice = map[string]string{}
 	held := func(r dagster.Run) bool {
-		if until := l.hold[r.ID]; until.After(now) {
-			if d := until.Sub(now); wait == 0 || d < wait {
-				wait = d
+		if l.choice[r.ID] != "" {
+			return false
+		}
+		if l.routes[r.ID] == nil {
+			l.routes[r.ID] = l.Route(r)
+		}
+		for _, name := range l.routes[r.ID] {
+			if until := l.hold[r.ID][name]; until.After(now) {
+				sooner(until.Sub(now))
+				continue
 			}
-			return true
-		}
-		name := l.Route(r)[0]
-		if _, ok := room[name]; !ok {
-			room[name] = l.Launcher.Room(name)
-		}
-		if room[name] <= 0 {
-			if wait == 0 || wait > roomRetry {
-				wait = roomRetry
+			if _, ok := room[name]; !ok {
+				room[name], sick[name] = l.Launcher.Room(name)
 			}
-			return true
+			switch {
+			case sick[name]:
+				sooner(roomRetry)
+				continue
+			case room[name] <= 0: // only busy: it says when it is not
+				sooner(roomRetry)
+				return true
+			}
+			room[name]--
+			l.choice[r.ID] = name
+			return false
 		}
-		room[name]--
-		return false
+		return true
 	}
 	picked, pooled := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
 	if pooled && (wait == 0 || wait > poolRetry) {
@@ -252,7 +275,7 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	claims := make([]storage.Claim, len(runs))
 	for i, r := range runs {
-		claims[i] = storage.Claim{Run: r.ID, Launcher: l.Route(r)[0], Instance: l.Instance, Token: uuid.NewString(), At: now, Tags: l.Claims}
+		claims[i] = storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance, Token: uuid.NewString(), At: now, Tags: l.Claims}
 	}
 	outcomes, err := l.Store.Claim(ctx, l.Fence, claims)
 	if err != nil {

@@ -14,10 +14,24 @@ import (
 )
 
 // taker takes claimed runs and starts nothing.
-type taker struct{ taken []string }
+type taker struct {
+	taken, launchers []string
+	busy, sick       string // names of launchers
+}
 
-func (*taker) Room(string) int        { return 100 }
-func (k *taker) Launch(r storage.Run) { k.taken = append(k.taken, r.ID) }
+func (k *taker) Room(name string) (int, bool) {
+	switch name {
+	case k.sick:
+		return 0, true
+	case k.busy:
+		return 0, false
+	}
+	return 100, false
+}
+
+func (k *taker) Launch(r storage.Run) {
+	k.taken, k.launchers = append(k.taken, r.ID), append(k.launchers, r.Launch.Launcher)
+}
 
 func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 	t.Helper()
@@ -42,7 +56,7 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 	return &Loop{
 		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(dagster.Run) []string { return []string{"local"} },
 		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
-		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]time.Time{},
+		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{}, routes: map[string][]string{},
 	}, d, k
 }
 
@@ -94,14 +108,45 @@ func TestRequeuedRunWaitsItsTime(t *testing.T) {
 	if err := d.Enqueue("run-a", nil); err != nil {
 		t.Fatal(err)
 	}
-	l.hold["run-a"] = time.Now().Add(time.Hour)
+	l.requeued(Requeued{storage.Run{Run: dagster.Run{ID: "run-a"}}, "local", time.Now().Add(time.Hour)})
 	l.apply(read(t, l)[0])
 	if wait := pass(t, l); wait < 59*time.Minute || len(k.taken) != 0 {
 		t.Errorf("wait %v, launched %v, want an hour and nothing", wait, k.taken)
 	}
-	l.hold["run-a"] = time.Now().Add(-time.Second)
+	l.requeued(Requeued{storage.Run{Run: dagster.Run{ID: "run-a"}}, "local", time.Now().Add(-time.Second)})
 	if pass(t, l); !slices.Equal(k.taken, []string{"run-a"}) {
 		t.Errorf("launched %v, want run-a", k.taken)
+	}
+}
+
+// A run goes to its next launcher while the first is sick or had no room for it; not while the first is only busy.
+func TestNextLauncher(t *testing.T) {
+	for name, c := range map[string]struct {
+		sick, busy, full string
+		want             []string
+	}{
+		"the first":        {want: []string{"spot"}},
+		"sick":             {sick: "spot", want: []string{"local"}},
+		"had no room":      {full: "spot", want: []string{"local"}},
+		"busy":             {busy: "spot"},
+		"both do not take": {sick: "local", full: "spot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, d, k := newLoop(t, 10)
+			k.sick, k.busy = c.sick, c.busy
+			l.Route = func(dagster.Run) []string { return []string{"spot", "local"} }
+			if err := d.Enqueue("run-a", nil); err != nil {
+				t.Fatal(err)
+			}
+			if c.full != "" {
+				l.requeued(Requeued{storage.Run{Run: dagster.Run{ID: "run-a"}}, c.full, time.Now().Add(time.Hour)})
+			}
+			l.apply(read(t, l)[0])
+			wait := pass(t, l)
+			if !slices.Equal(k.launchers, c.want) || c.want == nil && wait == 0 {
+				t.Errorf("launched on %v, want %v; next look in %v", k.launchers, c.want, wait)
+			}
+		})
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/router"
 )
 
 // Builder holds what requests of one instance have in common.
@@ -25,6 +26,7 @@ type Builder struct {
 	Home               string   // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
 	GoWorker           []string // command of the worker of runs that need no Python, where it runs on this machine
 	Files              Files
+	Router             *router.Router // what its rules set; nil: nothing
 }
 
 // Files is this machine, for workers that see its files.
@@ -47,6 +49,13 @@ type Target struct {
 	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
 	Context string
 	Tags    []string
+	Allow   Allow
+}
+
+// Allow says what runs may ask of a launcher by their tags.
+type Allow struct {
+	Images []string           // globs of images for the tag slipway/image; none: the tag is refused
+	Max    launcher.Resources // 0 is no limit
 }
 
 // Attempt is what the claim of a run decided.
@@ -64,18 +73,21 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	}
 	req := &launcher.Request{
 		ID: launcher.ID{Run: r.ID, Attempt: a.Number}, Token: a.Token, Instance: b.Instance, At: a.At,
-		Image: r.Code.Image, Job: r.Job, Location: r.Remote.Location, Repository: r.Remote.Repository,
-		Env: []launcher.Env{{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job}},
+		Job: r.Job, Location: r.Remote.Location, Repository: r.Remote.Repository,
 		Labels: map[string]string{
 			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
 		},
-		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref, Grace: t.Grace,
+		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref,
 	}
-	var err error
-	if req.Resources, err = resources(r); err != nil {
+	layers, err := b.Layers(r, t)
+	if err != nil {
 		return nil, err
 	}
-	req.Overrides = overrides(r, t)
+	for _, l := range layers {
+		l.apply(req)
+	}
+	req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job})
+	req.Overrides = overrides(r, t, layers)
 	verb := "execute_run"
 	if a.Resume {
 		verb = "resume_run"
@@ -127,13 +139,18 @@ func (b *Builder) python(req *launcher.Request, r dagster.Run, a Attempt, t Targ
 const sharedEnv = "env_vars"
 
 // overrides are the raw settings that stand on the run, for the launcher to decode.
-func overrides(r dagster.Run, t Target) []launcher.Override {
+func overrides(r dagster.Run, t Target, layers []Layer) []launcher.Override {
 	var out []launcher.Override
 	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" {
 		for _, section := range []string{sharedEnv, t.Context} {
 			if o[section] != nil {
 				out = append(out, launcher.Override{Source: "container_context." + section, JSON: o[section]})
 			}
+		}
+	}
+	for _, l := range layers {
+		if l.Set.Config != nil {
+			out = append(out, launcher.Override{Source: l.Source, JSON: l.Set.Config})
 		}
 	}
 	for _, tag := range t.Tags {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/router"
 	"github.com/slipway-run/slipway/worker"
 )
 
@@ -215,26 +216,38 @@ func TestResume(t *testing.T) {
 	}
 }
 
-func TestResourcesComeFromTags(t *testing.T) {
-	b := &worker.Builder{Files: files{present: "/venv/python"}}
+// What decides about a worker: the code location, then the rule, then the run's tags as far as the launcher allows them.
+func TestLayers(t *testing.T) {
+	target := local
+	target.Grace = 30 * time.Second
+	target.Allow = worker.Allow{Images: []string{"registry/team/*"}, Max: launcher.Resources{MemoryBytes: 8 << 30}}
+	set := router.Set{Image: "rule:1", Resources: launcher.Resources{CPUMillis: 2000, MemoryBytes: 1 << 30}, Grace: time.Minute, Env: []launcher.Env{{Name: "A", Value: "rule"}}, Labels: map[string]string{"team": "data", "dagster-run-id": "mine"}}
+	rules, err := router.New([]router.Rule{{To: []string{"local"}, Set: set}}, []string{"local"}, map[string]router.Launcher{"local": {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &worker.Builder{Files: files{present: "/venv/python"}, Router: rules}
 	for tags, want := range map[string]string{
-		"": "{0 0 0}", "slipway/cpu=2": "{2000 0 0}", "slipway/cpu=0.5": "{500 0 0}", "slipway/cpu=250m slipway/memory=512Mi slipway/gpu=1": "{250 536870912 1}",
-		"slipway/memory=2G": "{0 2000000000 0}", "slipway/cpu=lots": `tag slipway/cpu="lots"`, "slipway/memory=-1": `tag slipway/memory="-1"`, "slipway/gpu=0.5": `tag slipway/gpu="0.5"`,
+		"": "rule:1 {2000 1073741824 0 0}", "slipway/memory=4Gi": "rule:1 {2000 4294967296 0 0}", "slipway/image=registry/team/x:2": "registry/team/x:2 {2000 1073741824 0 0}",
+		"slipway/memory=16Gi": "launchers.local.allow.max_memory", "slipway/image=evil:1": "launchers.local.allow.images", "slipway/cpu=lots": `tag slipway/cpu="lots"`,
 	} {
 		r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
 		for tag := range strings.FieldsSeq(tags) {
 			k, v, _ := strings.Cut(tag, "=")
 			r.Tags[k] = v
 		}
-		req, err := b.Request(r, attempt, local)
+		req, err := b.Request(r, attempt, target)
 		got := fmt.Sprint(err)
 		if err == nil {
-			got = fmt.Sprint(req.Resources)
+			got = fmt.Sprint(req.Image, " ", req.Resources)
+			if req.Grace != time.Minute || req.Labels["team"] != "data" || req.Labels["dagster-run-id"] != r.ID || req.Env[0] != set.Env[0] {
+				t.Errorf("%q: grace %v, labels %v, env %v", tags, req.Grace, req.Labels, req.Env)
+			}
 		} else if !errors.Is(err, launcher.ErrInvalid) {
-			t.Errorf("%s: %v is not ErrInvalid", tags, err)
+			t.Errorf("%q: %v is not ErrInvalid", tags, err)
 		}
 		if !strings.Contains(got, want) {
-			t.Errorf("%q: resources %s, want %s", tags, got, want)
+			t.Errorf("%q: %s, want %s", tags, got, want)
 		}
 	}
 }

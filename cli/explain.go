@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+// explanation says why a run is where it is.
+type explanation struct {
+	RunID string `json:"run_id"`
+	// What was decided when it was launched; empty if it was not.
+	Launcher string `json:"launcher,omitempty"`
+	Route    string `json:"route,omitempty"`
+	// What the settings of now say.
+	Rule      string       `json:"rule"`
+	Reason    string       `json:"reason"`
+	Launchers []string     `json:"launchers"`
+	Passed    []string     `json:"passed,omitempty"`
+	Fields    []fieldLayer `json:"fields,omitempty"`
+	Problem   string       `json:"problem,omitempty"`
+}
+
+type fieldLayer struct {
+	Field  string `json:"field"`
+	Value  string `json:"value"`
+	Source string `json:"source"`
+}
+
+func (p *program) runsExplainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "explain RUN", Short: "Show why a run goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
+		Long: `Shows which rule of slipway.yaml's routes decides about a run and why, which rules do not fit, and what sets each field of its
+worker: the launcher, the code location, the rule, a tag of the run. For a run that was launched also what was decided then.`,
+		Example: "  slipway runs explain 1a9ccfd4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.explain(cmd.Context(), in, s, args[0]) })
+		},
+	}
+}
+
+func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {
+	r, err := find(ctx, s, id)
+	if err != nil {
+		return err
+	}
+	if r.Broken != nil {
+		return r.Broken
+	}
+	d := in.Router.Route(r.Run)
+	e := explanation{RunID: r.ID, Rule: d.Rule, Reason: d.Reason, Launchers: d.Launchers, Passed: d.Passed}
+	name := d.Launchers[0]
+	if r.Launch != nil && r.Launch.State != storage.Void {
+		e.Launcher = r.Launch.Launcher
+		if in.Launchers[e.Launcher].Kind != nil {
+			name = e.Launcher
+		}
+	}
+	if e.Route, err = routeThen(ctx, s, r.ID); err != nil {
+		return err
+	}
+	layers, err := daemon.Builder(in, "", nil).Layers(r.Run, layerTarget(in, name))
+	if err != nil {
+		e.Problem = err.Error()
+	}
+	e.Fields = fieldsOf(layers)
+	if p.json {
+		return p.printJSON(e)
+	}
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	var b strings.Builder
+	fmt.Fprintf(&b, "run\t%s\nlauncher\t%s\ndecided then\t%s\ndecides now\t%s: %s\nlaunchers\t%s\n", e.RunID, dash(e.Launcher), dash(e.Route), e.Rule, e.Reason, strings.Join(e.Launchers, ", then "))
+	for _, p := range e.Passed {
+		fmt.Fprintf(&b, "does not fit\t%s\n", p)
+	}
+	if e.Problem != "" {
+		fmt.Fprintf(&b, "problem\t%s\n", e.Problem)
+	}
+	if len(e.Fields) > 0 {
+		b.WriteString("\nFIELD\tVALUE\tSET BY\n")
+	}
+	for _, f := range e.Fields {
+		fmt.Fprintf(&b, "%s\t%s\t%s\n", f.Field, f.Value, f.Source)
+	}
+	if _, err := w.Write([]byte(b.String())); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// layerTarget is a launcher as far as the layers of a worker need it.
+func layerTarget(in *instance.Instance, name string) worker.Target {
+	l := in.Launchers[name]
+	limit, _ := l.Allow.Max() // checked when the settings were read
+	return worker.Target{Name: name, Grace: l.Grace, Allow: worker.Allow{Images: l.Allow.Images, Max: limit}}
+}
+
+// routeThen is what the newest launch of a run says about its route.
+func routeThen(ctx context.Context, s storage.Store, run string) (string, error) {
+	events, err := s.Events(ctx, run, dagster.EngineEvent)
+	route := ""
+	for _, e := range events {
+		for _, m := range e.Texts() {
+			if m.Label == "Route" {
+				route = m.Text
+			}
+		}
+	}
+	return route, err
+}
+
+// fieldsOf is what of the layers holds in the end, a line a field.
+func fieldsOf(layers []worker.Layer) []fieldLayer {
+	won := map[string]fieldLayer{}
+	for _, l := range layers {
+		set := func(field, value string) {
+			if value != "" {
+				won[field] = fieldLayer{field, value, l.Source}
+			}
+		}
+		amount := func(field string, n int64, unit string) {
+			if n != 0 {
+				set(field, fmt.Sprint(n)+unit)
+			}
+		}
+		set("image", l.Set.Image)
+		amount("cpu", l.Set.Resources.CPUMillis, "m")
+		amount("memory", l.Set.Resources.MemoryBytes, "")
+		amount("gpu", l.Set.Resources.GPUs, "")
+		amount("disk", l.Set.Resources.DiskBytes, "")
+		if l.Set.Grace > 0 {
+			set("stop_grace", l.Set.Grace.String())
+		}
+		for _, e := range l.Set.Env {
+			set("env."+e.Name, shown(e))
+		}
+		for k, v := range l.Set.Labels {
+			set("labels."+k, v)
+		}
+		if l.Set.Config != nil {
+			set("config", string(l.Set.Config))
+		}
+	}
+	return slices.SortedFunc(maps.Values(won), func(a, b fieldLayer) int { return cmp.Compare(a.Field, b.Field) })
+}
+
+func shown(e launcher.Env) string {
+	if e.Secret {
+		return "[redacted]"
+	}
+	return e.Value
+}
