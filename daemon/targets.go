@@ -30,7 +30,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			errs = append(errs, err)
 			continue
 		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l.Ref), Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
 		limit, err := l.Allow.Max()
 		if err != nil {
 			errs = append(errs, err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,6 +133,28 @@ func (w *world) webserver(locations ...string) *webserver.Server {
 	}
 	w.t.Cleanup(s.Stop)
 	return s
+}
+
+// codeServer starts a code server of e2e/fates/NAME.py, as a deployment does that runs them by itself, and gives its address.
+func (w *world) codeServer(name string) (string, *process) {
+	w.t.Helper()
+	address := testenv.FreeAddress(w.t)
+	return address, w.codeServerAt(address, name)
+}
+
+func (w *world) codeServerAt(address, name string) *process {
+	w.t.Helper()
+	host, port, _ := strings.Cut(address, ":")
+	p := w.start("code-server-"+name, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
+		"--python-file", filepath.Join(testenv.Root(w.t), "e2e/fates", name+".py"), "--location-name", name)
+	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			return false, p.output()
+		}
+		return c.Close() == nil, ""
+	})
+	return p
 }
 
 // process is a program that a test started.

@@ -91,6 +91,7 @@ type Launcher struct {
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
 	Allow  Allow
+	Steps  *launcher.Class // Dagster's own launcher in the workers' instance; nil: the one of dagster.yaml
 	Config config.Values
 }
 
@@ -116,10 +117,11 @@ type Settings struct {
 
 type launcherSection struct {
 	Kind       string            `config:"kind" required:"true" help:"Kind of launcher."`
-	Python     map[string]string `config:"python" help:"Python that has a code location's packages, by location; * for all others. Launchers on this machine only."`
+	Python     map[string]string `config:"python" help:"Python that has a code location's packages where its workers run, by location; * for all others. By default that of the code location."`
 	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
 	Grace      time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
 	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
+	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
 	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
 	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
 	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
@@ -408,6 +410,11 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
 		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Allow: section.Allow, Config: section.Config}
+		if section.Steps {
+			if err := in.steps(name); err != nil {
+				errs = append(errs, err)
+			}
+		}
 		if _, err := section.Allow.Max(); err != nil {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v", err))
 		}
@@ -417,6 +424,18 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	}
 	errs = append(errs, in.routes(file, doc))
 	return errors.Join(errs...)
+}
+
+// steps sets the class that step executors look for.
+func (in *Instance) steps(name string) error {
+	l := in.Launchers[name]
+	if l.Kind.Steps == nil {
+		return &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "launchers of kind " + l.Kind.Name + " have no step executors of Dagster's"}
+	}
+	class, err := l.Kind.Steps(l.Config)
+	l.Steps = &class
+	in.Launchers[name] = l
+	return err
 }
 
 func refMode(v config.Values) (RefMode, error) {

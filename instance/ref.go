@@ -41,7 +41,17 @@ func (in *Instance) WorkerRef() json.RawMessage {
 }
 
 // WorkerRefFor is [Instance.WorkerRef] for the workers of a launcher; nil if they have a dagster.yaml of their own.
-func (in *Instance) WorkerRefFor(m RefMode) json.RawMessage {
+func (in *Instance) WorkerRefFor(l Launcher) json.RawMessage {
+	m := l.Ref
+	if l.Steps != nil {
+		with := *in
+		with.tree = maps.Clone(in.tree)
+		if with.tree == nil {
+			with.tree = map[string]any{}
+		}
+		with.tree["run_launcher"] = map[string]any{"module": l.Steps.Module, "class": l.Steps.Name, "config": l.Steps.Config}
+		in = &with
+	}
 	switch {
 	case m.Image:
 		return nil

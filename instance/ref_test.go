@@ -176,14 +176,23 @@ func TestRefOfALauncher(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ref := in.WorkerRefFor(in.Launchers["local"].Ref); string(ref) != string(in.WorkerRef()) {
+	if ref := in.WorkerRefFor(in.Launchers["local"]); string(ref) != string(in.WorkerRef()) {
 		t.Errorf("inherit gives %s", ref)
 	}
-	if ref := in.WorkerRefFor(in.Launchers["image"].Ref); ref != nil {
+	if ref := in.WorkerRefFor(in.Launchers["image"]); ref != nil {
 		t.Errorf("image gives %s", ref)
 	}
-	if ref := string(in.WorkerRefFor(in.Launchers["there"].Ref)); strings.Contains(ref, dir) || !strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
+	if ref := string(in.WorkerRefFor(in.Launchers["there"])); strings.Contains(ref, dir) || !strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
 		t.Errorf("dagster_home gives %s", ref)
+	}
+	steps := launcher.Class{Module: "dagster_docker", Name: "DockerRunLauncher", Config: map[string]any{"networks": []any{"n"}}}
+	with := in.Launchers["local"]
+	with.Steps = &steps
+	if ref := string(in.WorkerRefFor(with)); !strings.Contains(ref, `"class_name": "DockerRunLauncher", "config_yaml": "networks:\n- n\n"`) || strings.Contains(string(in.WorkerRef()), "dagster_docker") {
+		t.Errorf("step_executors gives %s", ref)
+	}
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, step_executors: true}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "launchers.local.step_executors") {
+		t.Errorf("step_executors of a kind without: %v", err)
 	}
 	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: one of") {
 		t.Errorf("a relative path: %v", err)

@@ -347,6 +347,15 @@ type Kind struct {
 	Tags       []string // run tags with overrides for it
 	Context    string   // its section of container_context
 	Traits     Traits
+	// Steps gives the class of Dagster's own launcher, with its config, that step executors of the target look for in the
+	// instance that a worker sees; nil where there is none.
+	Steps func(v config.Values) (Class, error)
 	// Open checks the settings and makes a launcher. It starts no goroutine and asks the target nothing.
 	Open func(ctx context.Context, v config.Values, log *slog.Logger) (Launcher, error)
+}
+
+// Class names a Python class of Dagster's instance, and its config. Secrets are not in it.
+type Class struct {
+	Module, Name string
+	Config       map[string]any
 }

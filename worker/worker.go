@@ -220,6 +220,9 @@ func setting(m map[string]string, location string) string {
 func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python string, err error) {
 	module := func(python string) []string { return []string{python, "-m", "dagster"} }
 	if !t.Traits.LocalFiles {
+		if p := setting(t.Python, r.Remote.Location); p != "" {
+			return module(p), "", nil
+		}
 		if len(r.Code.EntryPoint) > 0 {
 			return append([]string{}, r.Code.EntryPoint...), "", nil
 		}

@@ -36,6 +36,7 @@ type Options struct {
 	Bin       string            // folder of dagster-webserver
 	Home      string            // DAGSTER_HOME
 	Locations []string          // Python files with definitions
+	Servers   map[string]string // host:port of code servers that somebody else has started, by location
 	Env       []string          // besides this process's
 	Python    map[string]string // of a location, by its name; those not named have the one in Bin
 }
@@ -56,6 +57,13 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 			python = filepath.Join(o.Bin, "python")
 		}
 		workspace += fmt.Sprintf("  - python_file: {relative_path: %q, location_name: %q, executable_path: %q}\n", f, name, python)
+	}
+	for name, address := range o.Servers {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		workspace += fmt.Sprintf("  - grpc_server: {host: %q, port: %s, location_name: %q}\n", host, port, name)
 	}
 	file := filepath.Join(o.Home, "workspace.yaml")
 	if err := os.WriteFile(file, []byte(workspace), 0o600); err != nil {
@@ -80,7 +88,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	go func() { _ = s.cmd.Wait(); close(s.done) }() // Stop waits for it
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := s.ready(ctx, len(o.Locations)); err != nil {
+	if err := s.ready(ctx, len(o.Locations)+len(o.Servers)); err != nil {
 		s.Stop()
 		text, _ := os.ReadFile(s.log) // only for the message
 		return nil, fmt.Errorf("dagster-webserver: %w; its log:\n%s", err, text)

@@ -106,6 +106,7 @@ func Kind() *launcher.Kind {
 		Name: "docker", Help: "Run workers as containers of a Docker engine.",
 		Schema: config.Fields(Config{}), Context: "docker",
 		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
+		Steps:  steps,
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)
 		},
@@ -180,6 +181,55 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	}
 	l.pulls = newPuller(l.engine, c.PullLimit, log)
 	return l, nil
+}
+
+// steps is what dagster_docker's docker_executor reads: the same network, variables and options for its steps.
+func steps(v config.Values) (launcher.Class, error) {
+	var c Config
+	if err := v.Decode(&c); err != nil {
+		return launcher.Class{}, err
+	}
+	out := launcher.Class{Module: "dagster_docker", Name: "DockerRunLauncher", Config: map[string]any{}}
+	var env []any
+	for _, e := range c.EnvVars {
+		if !e.Secret {
+			env = append(env, e.Value)
+		}
+	}
+	networks := []any{}
+	for _, n := range c.Networks {
+		networks = append(networks, n)
+	}
+	if c.Network != "" {
+		networks = []any{c.Network}
+	}
+	for key, value := range map[string]any{"image": c.Image, "env_vars": env, "networks": networks} {
+		if value != "" {
+			out.Config[key] = value
+		}
+	}
+	text, err := c.Kwargs.JSON()
+	if err != nil {
+		return launcher.Class{}, err
+	}
+	var kwargs map[string]any
+	if err := json.Unmarshal(text, &kwargs); err != nil {
+		return launcher.Class{}, err
+	}
+	if kwargs == nil { // null
+		kwargs = map[string]any{}
+	}
+	if len(c.Mounts) > 0 && kwargs["volumes"] == nil {
+		volumes := make([]any, len(c.Mounts))
+		for i, m := range c.Mounts {
+			volumes[i] = m
+		}
+		kwargs["volumes"] = volumes
+	}
+	if len(kwargs) > 0 {
+		out.Config["container_kwargs"] = kwargs
+	}
+	return out, nil
 }
 
 type settingError struct {

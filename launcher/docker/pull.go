@@ -81,9 +81,11 @@ func (p *puller) start(image, run string, auth *registry, platform *ocispec.Plat
 func (p *puller) run(at *pull, image, run string, auth *registry, platform *ocispec.Platform) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.limit)
 	defer cancel()
+	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := p.once(ctx, at, image, auth, platform)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
+			last = err
 			p.log.Warn("image not pulled", "image", image, "err", err)
 		}
 		if err != nil && final(err) {
@@ -91,6 +93,9 @@ func (p *puller) run(at *pull, image, run string, auth *registry, platform *ocis
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxElapsedTime(0))
+	if ctx.Err() != nil && last != nil {
+		err = fmt.Errorf("not within %v: %w", p.limit, last)
+	}
 	if err != nil {
 		err = launcher.WithCause(fmt.Errorf("%w: image %s cannot be pulled: %w", launcher.ErrInvalid, image, err), launcher.CauseImagePull)
 	} else {

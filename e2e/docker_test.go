@@ -1,0 +1,155 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/webserver"
+)
+
+// dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files.
+func dockerWorld(t *testing.T, routes string) (w *world, instance, image string) {
+	t.Helper()
+	image = testenv.DockerImage(t)
+	testenv.DagsterBin(t)
+	location := testenv.Postgres(t)
+	t.Setenv("E2E_PG_URL", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)) // of the daemon, the webserver and, by env_vars, the workers
+	w = newWorld(t, location, "")
+	instance = "e2e-" + uuid.NewString()[:8]
+	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n")
+	fates := filepath.Join(testenv.Root(t), "e2e", "fates")
+	w.write("slipway.yaml", fmt.Sprintf(`
+instance_id: %s
+terminate: {local_only: true}
+queue: {max_concurrent_runs: 20}
+default: docker
+launchers:
+  local: {kind: process}
+  docker:
+    kind: docker
+    python: {"*": python}
+    step_executors: true
+    allow: {images: ["*"]}
+    config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "/var/run/docker.sock:/var/run/docker.sock"]}
+%s`, instance, image, fates, w.home, routes))
+	t.Cleanup(func() {
+		docker(t, "sh", "-c", "docker ps -aq --filter label=slipway-instance="+instance+" | xargs -r docker rm -f -v")
+	})
+	return w, instance, image
+}
+
+// docker runs a command on this machine that is about the engine.
+func docker(t *testing.T, command ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(context.Background(), command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %v\n%s", command, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// says is the text of a run's events, with their metadata and errors.
+func (w *world) says(id string) string {
+	var b strings.Builder
+	for _, e := range w.events(id) {
+		fmt.Fprintln(&b, e.Type, e.Message, e.Texts(), e.Error())
+	}
+	return b.String()
+}
+
+// Real workers of Dagster in containers end as they should, and each end is told in words.
+func TestDockerFates(t *testing.T) {
+	w, _, image := dockerWorld(t, "")
+	address, _ := w.codeServer("containers")
+	bin := testenv.DagsterBin(t)
+	server, err := webserver.Start(t.Context(), webserver.Options{
+		Bin: bin, Home: w.home, Locations: []string{filepath.Join(testenv.Root(t), "e2e/fates/fates.py")}, Servers: map[string]string{"containers": address},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	p := w.slipway()
+	launch := func(location, job string, tags map[string]string, config map[string]any) string {
+		t.Helper()
+		id, err := server.Launch(t.Context(), webserver.Job{Location: location, Name: job, Tags: tags, Config: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	good := launch("fates", "light", nil, nil)
+	bad := launch("fates", "fails", nil, nil)
+	big := launch("containers", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
+	steps := launch("containers", "in_steps", nil, map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
+	forever := waitsFor(filepath.Join(w.home, "never"))
+	canceled := launch("fates", "waits", nil, forever.Config)
+	killed := launch("fates", "waits", nil, forever.Config)
+	released := filepath.Join(w.home, "released")
+	restarted := launch("fates", "waits", nil, waitsFor(released).Config)
+	for _, id := range []string{canceled, killed, restarted} {
+		w.status(p, id, dagster.Started)
+	}
+	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
+		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
+	}
+	docker(t, "docker", "kill", "--signal", "KILL", "dagster-run-"+killed+"-1")
+	w.ended(3*time.Minute, p, good, bad, big, missing, steps, canceled, killed)
+	p.stop() // a worker goes on while no daemon is there
+	w.write("released", "")
+	p = w.slipway()
+	w.ended(time.Minute, p, restarted)
+	for _, c := range []struct {
+		id   string
+		want dagster.Status
+		says []string
+	}{
+		{good, dagster.Success, []string{"[DockerRunLauncher] Launching run in a new container", "with image " + image, "default: there are no rules"}},
+		{bad, dagster.Failure, nil},
+		{big, dagster.Failure, []string{"Cause oom", "ran out of memory"}},
+		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "cannot be pulled", "[Slipway] Pulling image"}},
+		{steps, dagster.Success, []string{"Launching step in Docker container"}},
+		{canceled, dagster.Canceled, nil},
+		{killed, dagster.Failure, []string{"exit code 137", "Cause exit"}},
+		{restarted, dagster.Success, nil},
+	} {
+		r, said := w.run(c.id), w.says(c.id)
+		if r.Status != c.want {
+			t.Errorf("%s is %s, want %s:\n%s", r.Job, r.Status, c.want, said)
+		}
+		starts := 1
+		if c.id == missing {
+			starts = 0
+		}
+		if n := w.count(c.id, dagster.RunStart); n != starts {
+			t.Errorf("%s has %d events PIPELINE_START, want %d", r.Job, n, starts)
+		}
+		for _, text := range c.says {
+			if !strings.Contains(said, text) {
+				t.Errorf("%s: %q is missing in\n%s", r.Job, text, said)
+			}
+		}
+		if c.id != missing && (r.Tags["dagster/image"] != image || r.Tags["docker/container_id"] == "") {
+			t.Errorf("%s has tags %v", r.Job, r.Tags)
+		}
+		if events, err := server.Events(t.Context(), c.id); err != nil || len(events) == 0 {
+			t.Errorf("the page of %s: %d events, %v", r.Job, len(events), err)
+		}
+	}
+	if shows := docker(t, "docker", "inspect", "dagster-run-"+good+"-1", "--format", "{{json .Args}} {{json .Config.Cmd}}"); strings.Contains(shows, "slipway:slipway") {
+		t.Errorf("docker inspect shows the password: %s", shows)
+	}
+	p.stop()
+	noErrors(t, stock)
+}
