@@ -1,6 +1,7 @@
 package dagster
 
 import (
+	"encoding/json"
 	"fmt"
 )
 
@@ -46,4 +47,47 @@ func CancelExecutionResult(success bool, message string) string {
 // CanCancelExecutionResult is the reply of CanCancelExecution.
 func CanCancelExecutionResult(can bool) string {
 	return string(Encode(map[string]any{"__class__": "CanCancelExecutionResult", "can_cancel": can}))
+}
+
+// StartRunArgs is the request of StartRun: the run is executed by a process of the code server.
+func StartRunArgs(run Run, ref json.RawMessage) string {
+	return string(Encode(map[string]any{
+		"__class__": "ExecuteExternalPipelineArgs", "instance_ref": ref, "pipeline_origin": run.body["external_pipeline_origin"], "pipeline_run_id": run.ID,
+	}))
+}
+
+// RunRequest is a CancelExecutionRequest or CanCancelExecutionRequest.
+func RunRequest(class, run string) string {
+	return string(Encode(map[string]any{"__class__": class, "run_id": run}))
+}
+
+// ParseResult reads a StartRunResult or CancelExecutionResult: whether it succeeded, and why not.
+func ParseResult(text string) (success bool, message string, err error) {
+	o, err := ParseObject(text)
+	if err != nil {
+		return false, "", fmt.Errorf("reply: %w", err)
+	}
+	success, _ = o.Value("success").(bool)
+	if message = o.text("message"); message == "" {
+		if e := o.object("serializable_error_info"); e != nil {
+			message = e.text("message")
+		}
+	}
+	return success, message, nil
+}
+
+// ParseCurrentRuns reads a GetCurrentRunsResult.
+func ParseCurrentRuns(text string) ([]string, error) {
+	o, err := ParseObject(text)
+	if err != nil {
+		return nil, fmt.Errorf("reply: %w", err)
+	}
+	list, _ := o.Value("current_runs").([]any)
+	runs := make([]string, 0, len(list))
+	for _, r := range list {
+		if id, ok := r.(string); ok {
+			runs = append(runs, id)
+		}
+	}
+	return runs, nil
 }

@@ -1,7 +1,8 @@
 """Jobs for workers in containers."""
 
-import dagster as dg
 from dagster_docker import docker_executor
+
+import dagster as dg
 
 
 @dg.op
