@@ -339,7 +339,10 @@ func TestMaxWorkers(t *testing.T) {
 			first = got.Handle
 		}
 		if err == nil {
-			t.Cleanup(func() { _, _ = l.Terminate(context.Background(), got.Handle, 0) }) // one has ended
+			t.Cleanup(func() { // before the folder goes: an agent still writes there when its worker was killed
+				_, _ = l.Terminate(context.Background(), got.Handle, 0) // one has ended
+				ended(t, l, got.Handle, func(launcher.Health) bool { return true })
+			})
 		}
 	}
 	if n, known, err := l.(launcher.Capacity).Free(t.Context(), launcher.Resources{}); full != 3 || n != 0 || !known || err != nil {
