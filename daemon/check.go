@@ -23,7 +23,7 @@ func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target) []lau
 	if c, ok := launcher.As[launcher.Checker](t.Launcher); ok {
 		out = c.Check(ctx)
 	}
-	if t.Traits.LocalFiles {
+	if t.Traits.LocalFiles || t.Traits.OwnCommand {
 		return out
 	}
 	if in.Storage.URL == "" {

@@ -76,6 +76,16 @@ func ParseResult(text string) (success bool, message string, err error) {
 	return success, message, nil
 }
 
+// ParseCanCancel reads a CanCancelExecutionResult.
+func ParseCanCancel(text string) (bool, error) {
+	o, err := ParseObject(text)
+	if err != nil {
+		return false, fmt.Errorf("reply: %w", err)
+	}
+	can, _ := o.Value("can_cancel").(bool)
+	return can, nil
+}
+
 // ParseCurrentRuns reads a GetCurrentRunsResult.
 func ParseCurrentRuns(text string) ([]string, error) {
 	o, err := ParseObject(text)

@@ -30,6 +30,7 @@ type RemoteOrigin struct {
 	Managed                   bool   // the webserver or daemon starts the code server itself
 	Host, Socket              string // of a code server started by somebody else
 	Port                      int
+	TLS                       bool
 }
 
 // CodeOrigin says how a worker gets at the job's code.
@@ -98,10 +99,11 @@ func remoteOrigin(o Object) RemoteOrigin {
 	loc := repo.object("repository_location_origin")
 	port, _ := loc.Value("port").(json.Number)
 	n, _ := strconv.Atoi(string(port))
+	tls, _ := loc.Value("use_ssl").(bool)
 	return RemoteOrigin{
 		Location: loc.text("location_name"), Repository: repo.text("repository_name"), Job: o.text("pipeline_name"),
 		Managed: loc.Class() == "ManagedGrpcPythonEnvRepositoryLocationOrigin",
-		Host:    loc.text("host"), Socket: loc.text("socket"), Port: n,
+		Host:    loc.text("host"), Socket: loc.text("socket"), Port: n, TLS: tls,
 	}
 }
 

@@ -60,6 +60,7 @@ type job struct {
 	run   storage.Run
 	begun bool // an earlier leader left its launch row without a handle row: it may have a worker
 	at    time.Time
+	asked time.Time // of the last Launch whose outcome is not known; zero: there is none
 	wait  *backoff.ExponentialBackOff
 	told  map[string]bool // texts of what the launcher said while it prepared
 }
@@ -67,7 +68,11 @@ type job struct {
 func newJob(r storage.Run, begun bool) job {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
-	return job{run: r, begun: begun, at: time.Now(), wait: wait, told: map[string]bool{}}
+	j := job{run: r, begun: begun, at: time.Now(), wait: wait, told: map[string]bool{}}
+	if begun {
+		j.asked = j.at // at the latest
+	}
+	return j
 }
 
 // Freed is ready when a launcher may have room again.
@@ -179,13 +184,21 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
 	// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
 	past := r.Status != dagster.Starting
-	got, found, err := d.look(ctx, t, r, j.begun || past)
+	settles := t.Traits.Settle > 0
+	got, found, err := d.look(ctx, t, r, j.begun || past || settles && !j.asked.IsZero())
 	if err == nil && !found {
+		if left := t.Traits.Settle - time.Since(j.asked); settles && !j.asked.IsZero() && left > 0 {
+			go d.pause(ctx, t, j, min(left, j.wait.NextBackOff()))
+			return
+		}
 		if past {
 			d.abandon(ctx, t, r)
 			return
 		}
 		got, err = d.ask(ctx, t, r)
+		if unclear(err) {
+			j.asked = time.Now()
+		}
 	}
 	switch {
 	case err == nil:
@@ -213,6 +226,16 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		pause = max(pause, after)
 	}
 	go d.pause(ctx, t, j, pause)
+}
+
+// unclear says whether after an error of Launch there may be a worker.
+func unclear(err error) bool {
+	for _, known := range []error{nil, launcher.ErrInvalid, launcher.ErrCapacity, launcher.ErrDenied, launcher.ErrPending} {
+		if errors.Is(err, known) {
+			return false
+		}
+	}
+	return true
 }
 
 // pause gives a job back to the workers after a time, if its run still waits for the same launch. It ends with ctx.
@@ -263,7 +286,7 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 
 // abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves that.
 func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
-	if r.Status != dagster.Canceling || !t.Traits.StrongRead {
+	if r.Status != dagster.Canceling || !t.Traits.StrongRead && t.Traits.Settle == 0 {
 		return
 	}
 	d.move(ctx, storage.Transition{
@@ -284,9 +307,13 @@ func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bo
 	return runs[0], runs[0].Launch.State != storage.Void
 }
 
+func (d *Dispatcher) request(t *Target, r storage.Run) (*launcher.Request, error) {
+	return d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
+}
+
 // ask asks the launcher for the worker.
 func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got launcher.Launched, err error) {
-	req, err := d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
+	req, err := d.request(t, r)
 	if err != nil {
 		return got, err
 	}
@@ -299,10 +326,24 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 	return got, err
 }
 
-// look finds the worker of a run on the target, if it is to be looked for and the launcher lists workers.
+// look finds the worker of a run on the target, if it is to be looked for and the launcher can.
 func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run, wanted bool) (got launcher.Launched, found bool, err error) {
+	if !wanted {
+		return got, false, nil
+	}
+	if finder, ok := launcher.As[launcher.Finder](t.Launcher); ok {
+		req, err := d.request(t, r)
+		if err != nil {
+			return got, false, err
+		}
+		err = t.Call(ctx, func(ctx context.Context) (err error) {
+			got, found, err = finder.Find(ctx, req)
+			return err
+		})
+		return got, found, err
+	}
 	lister, ok := launcher.As[launcher.Lister](t.Launcher)
-	if !ok || !wanted {
+	if !ok {
 		return got, false, nil
 	}
 	id := launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt}

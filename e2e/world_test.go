@@ -139,14 +139,14 @@ func (w *world) webserver(locations ...string) *webserver.Server {
 func (w *world) codeServer(name string) (string, *process) {
 	w.t.Helper()
 	address := testenv.FreeAddress(w.t)
-	return address, w.codeServerAt(address, name)
+	return address, w.codeServerAt(address, name, name)
 }
 
-func (w *world) codeServerAt(address, name string) *process {
+func (w *world) codeServerAt(address, location, name string) *process {
 	w.t.Helper()
 	host, port, _ := strings.Cut(address, ":")
-	p := w.start("code-server-"+name, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
-		"--python-file", filepath.Join(testenv.Root(w.t), "e2e/fates", name+".py"), "--location-name", name)
+	p := w.start("code-server-"+location, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
+		"--python-file", filepath.Join(testenv.Root(w.t), "e2e/fates", name+".py"), "--location-name", location)
 	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
@@ -193,6 +193,12 @@ func (w *world) slipway(env ...string) *process {
 
 func (p *process) kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.done
+}
+
+// killOne kills the process alone; those that it started go on.
+func (p *process) killOne() {
+	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
 

@@ -33,6 +33,9 @@ type Instance struct {
 	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
 	file string         // path of dagster.yaml
 	tree map[string]any // its content, unexpanded
+	doc  *yaml.Node     // likewise
+
+	implied []router.Rule // after those of slipway.yaml
 }
 
 // Storage says where the shared storage is: Postgres if URL is set, else SQLite files in BaseDir.
@@ -106,6 +109,7 @@ type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
+	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of dagster.yaml's run_launcher, where launchers: is empty and Slipway has no launcher of its own for it."`
 	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
 	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
@@ -204,6 +208,7 @@ func load(home string, env config.Lookup) (*Instance, error) {
 	if err != nil {
 		return in, err
 	}
+	in.doc = doc
 	in.tree, _ = config.Tree(doc).(map[string]any)
 	d, err := in.decode(doc, env)
 	errs := []error{err, in.storage(d, doc, env)}
@@ -387,7 +392,9 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
 	}
 	if len(in.Settings.Launchers) == 0 {
-		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace}}
+		if err := in.stockLauncher(kinds, file, doc); err != nil {
+			return err
+		}
 	}
 	in.Launchers = map[string]Launcher{}
 	var errs []error
@@ -407,7 +414,10 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if err != nil {
 			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
 		}
-		section.Config.File, section.Config.Path, section.Config.Env = file, "launchers."+name+".config", env
+		if section.Config.File != in.file { // that of run_launcher
+			section.Config.File, section.Config.Path = file, "launchers."+name+".config"
+		}
+		section.Config.Env = env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
 		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Allow: section.Allow, Config: section.Config}
 		if section.Steps {

@@ -145,7 +145,7 @@ freshness: {enabled: true}
 run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, block_op_concurrency_limited_runs: {enabled: true, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: true}}]}
 `
 	env := func(name string) (string, bool) { return map[string]string{"Y": "true", "N": "3"}[name], true }
-	in, err := instance.Load(home(t, text, ""), kinds, env)
+	in, err := instance.Load(home(t, text, "launchers: {local: {kind: process}}\n"), kinds, env)
 	if err != nil {
 		t.Fatal(err)
 	}

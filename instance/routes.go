@@ -57,6 +57,7 @@ type routeSection struct {
 
 type whenSection struct {
 	Location   config.Values            `config:"location" help:"Code location; a text or a list, in which * is any text and ? any character, as in all conditions."`
+	CodeServer *bool                    `config:"code_server" help:"The location is served by a code server of its own (grpc_server in workspace.yaml), or not."`
 	Repository config.Values            `config:"repository" help:"Repository."`
 	Job        config.Values            `config:"job" help:"Job."`
 	Assets     config.Values            `config:"assets" help:"Key a/b of an asset that was selected for the run."`
@@ -110,6 +111,7 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 		}
 		rules = append(rules, rule)
 	}
+	rules = append(rules, in.implied...)
 	known := map[string]router.Launcher{}
 	for name, l := range in.Settings.Launchers {
 		known[name] = router.Launcher{Restricted: l.Restricted}
@@ -183,7 +185,7 @@ func (s routeSection) rule(path string) (router.Rule, error) {
 	w := s.When
 	r := router.Rule{Name: s.Name, To: list(s.To), ByTag: s.AllowTag, When: router.When{
 		Location: list(w.Location), Repository: list(w.Repository), Job: list(w.Job), Assets: list(w.Assets), Partition: list(w.Partition),
-		Priority: w.Priority, CPU: w.CPU, Memory: w.Memory, GPU: w.GPU, CEL: w.CEL,
+		CodeServer: w.CodeServer, Priority: w.Priority, CPU: w.CPU, Memory: w.Memory, GPU: w.GPU, CEL: w.CEL,
 	}}
 	if len(w.Tags) > 0 {
 		r.When.Tags = map[string][]string{}

@@ -9,6 +9,7 @@ func Abilities(l Launcher) []string {
 		}
 	}
 	add("list", has[Lister](l))
+	add("find", has[Finder](l))
 	add("watch", has[Watcher](l))
 	add("batch", has[Batcher](l))
 	add("remove", has[Remover](l))

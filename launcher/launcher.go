@@ -55,6 +55,11 @@ type (
 		// particular order. After an error it stops.
 		List(ctx context.Context, f Filter) iter.Seq2[Worker, error]
 	}
+	// A Finder finds the worker of a request, where a target has no list of workers by instance.
+	Finder interface {
+		// Find says whether the worker of req.ID exists, and what Launch returned for it.
+		Find(ctx context.Context, req *Request) (Launched, bool, error)
+	}
 	// A Watcher reports changes as they happen.
 	Watcher interface {
 		// Watch yields every worker that there is, then one Worker with Synced set, then each worker whose health
@@ -336,8 +341,12 @@ type Traits struct {
 	SignalsWorker bool // Terminate reaches the worker's process as SIGTERM
 	Gate          bool // its worker can be gated
 	WritesStorage bool // the launcher writes Dagster's rows itself
+	OwnCommand    bool // it makes the worker's command itself, from Run and InstanceRef; Request has none
 	MaxCommand    int  // bytes that one argument may have; 0 is no known limit
 	Keep          time.Duration
+	// Settle is how long after a Launch without an answer the worker may still appear, where the target would start a second one if it was
+	// asked again. Only then its absence counts, and it is launched again. 0: the target refuses a second one, and is asked at once.
+	Settle time.Duration
 }
 
 // Kind declares a kind of launcher.
@@ -347,6 +356,8 @@ type Kind struct {
 	Tags       []string // run tags with overrides for it
 	Context    string   // its section of container_context
 	Traits     Traits
+	// Stock is Dagster's own launcher whose config this kind takes as it is, as module.Class; "" for none.
+	Stock string
 	// Steps gives the class of Dagster's own launcher, with its config, that step executors of the target look for in the
 	// instance that a worker sees; nil where there is none.
 	Steps func(v config.Values) (Class, error)

@@ -57,6 +57,7 @@ type When struct {
 	Tags                                         map[string][]string
 	Priority, CPU, Memory, GPU                   string // comparisons, as >=2
 	CEL                                          string // expression over run, true if it fits
+	CodeServer                                   *bool  // its location is served by a code server of its own, or not; nil: either
 }
 
 // Decision is what the router says of a run.
@@ -203,6 +204,14 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 			return nil
 		}
 		return []string{v}
+	}
+	if w.CodeServer != nil {
+		out = append(out, func(r dagster.Run, _ launcher.Resources) (bool, string) {
+			if own := !r.Remote.Managed && r.Remote.Host+r.Remote.Socket != ""; own {
+				return *w.CodeServer, fmt.Sprintf("location %q has a code server of its own", r.Remote.Location)
+			}
+			return !*w.CodeServer, fmt.Sprintf("location %q has no code server of its own", r.Remote.Location)
+		})
 	}
 	text("location", w.Location, func(r dagster.Run) []string { return one(r.Remote.Location) })
 	text("repository", w.Repository, func(r dagster.Run) []string { return one(r.Remote.Repository) })

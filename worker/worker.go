@@ -88,6 +88,9 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	}
 	req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job})
 	req.Overrides = overrides(r, t, layers)
+	if t.Traits.OwnCommand {
+		return req, nil
+	}
 	verb := "execute_run"
 	if a.Resume {
 		verb = "resume_run"

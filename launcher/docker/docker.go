@@ -106,6 +106,7 @@ func Kind() *launcher.Kind {
 		Name: "docker", Help: "Run workers as containers of a Docker engine.",
 		Schema: config.Fields(Config{}), Context: "docker",
 		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
+		Stock:  "dagster_docker.DockerRunLauncher",
 		Steps:  steps,
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)

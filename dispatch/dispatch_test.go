@@ -1,0 +1,216 @@
+package dispatch_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/dispatch"
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/worker"
+)
+
+// fakeStore keeps what is written, of runs that stay as they are.
+type fakeStore struct {
+	mu    sync.Mutex
+	runs  map[string]storage.Run
+	moves []storage.Transition
+}
+
+func (s *fakeStore) Move(_ context.Context, _ storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moves = append(s.moves, t)
+	return storage.Outcome{Done: true}, nil
+}
+
+func (s *fakeStore) Runs(_ context.Context, f storage.Filter) ([]storage.Run, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return []storage.Run{s.runs[f.IDs[0]]}, nil
+}
+
+// wrote waits for a change that fits.
+func (s *fakeStore) wrote(t *testing.T, what string, fits func(storage.Transition) bool) storage.Transition {
+	t.Helper()
+	var got storage.Transition
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, m := range s.moves {
+			if fits(m) {
+				got = m
+				return true, ""
+			}
+		}
+		return false, what + " was not written"
+	})
+	return got
+}
+
+// target is a launcher of functions.
+type target struct {
+	mu     sync.Mutex
+	calls  []string
+	launch func(n int) (launcher.Launched, error) // the nth
+	find   func(n int) bool                       // nil: it has no Find
+}
+
+func (l *target) called(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 1
+	for _, c := range l.calls {
+		if c == what {
+			n++
+		}
+	}
+	l.calls = append(l.calls, what)
+	return n
+}
+
+func (l *target) Launch(context.Context, *launcher.Request) (launcher.Launched, error) {
+	return l.launch(l.called("launch"))
+}
+
+func (l *target) Terminate(context.Context, launcher.Handle, time.Duration) (bool, error) {
+	return false, nil
+}
+
+func (l *target) Health(context.Context, launcher.Handle) (launcher.Health, error) {
+	return launcher.Health{Status: launcher.NotFound}, nil
+}
+
+func (l *target) Find(context.Context, *launcher.Request) (launcher.Launched, bool, error) {
+	n := l.called("find")
+	return launcher.Launched{Handle: "found"}, l.find != nil && l.find(n), nil
+}
+
+func (l *target) said() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.calls, " ")
+}
+
+const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.STARTING"}, "tags": {}, "pipeline_code_origin": {"__class__": "PipelinePythonOrigin", "pipeline_name": "j"}}`
+
+// dispatcher runs one with a target and a run that was claimed.
+func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
+	t.Helper()
+	parsed, err := dagster.ParseRun(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed.Status = status
+	r := storage.Run{Run: parsed, Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}}
+	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
+	traits := launcher.Traits{OwnCommand: true, Settle: settle}
+	d := &dispatch.Dispatcher{
+		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, DeniedTimeout: time.Minute, Log: slog.New(slog.DiscardHandler),
+		Targets:  map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits}, &launcher.Kind{Name: "fake", Traits: traits}, l)},
+		Requeued: func(storage.Run, string, time.Time) {}, Launched: func(storage.Run) {},
+	}
+	var inFlight []storage.Run
+	if begun {
+		inFlight = append(inFlight, r)
+	}
+	d.Init(t.Context(), inFlight)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if !begun {
+		d.Launch(r)
+	}
+	return s
+}
+
+func launched(m storage.Transition) bool { return m.Handle != "" }
+
+// Where the target would start a second worker, one whose start got no answer is looked for, and launched again only when it was absent for
+// long enough.
+func TestUnknownOutcomeIsHeld(t *testing.T) {
+	lost := errors.New("the answer was lost")
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, lost }, find: func(n int) bool { return n == 3 }}
+	s := dispatcher(t, l, time.Hour, dagster.Starting, false)
+	if m := s.wrote(t, "the worker that was found", launched); m.Handle != "found" || l.said() != "launch find find find" {
+		t.Errorf("handle %q after %q, want the found one after one launch", m.Handle, l.said())
+	}
+	l = &target{launch: func(n int) (launcher.Launched, error) {
+		if n == 1 {
+			return launcher.Launched{}, lost
+		}
+		return launcher.Launched{Handle: "second"}, nil
+	}}
+	began := time.Now()
+	s = dispatcher(t, l, 300*time.Millisecond, dagster.Starting, false)
+	s.wrote(t, "the second launch", launched)
+	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
+		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took, l.said())
+	}
+}
+
+// What an earlier leader began may have been asked for in its last moment.
+func TestBegunLaunchIsHeld(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "again"}, nil }}
+	began := time.Now()
+	s := dispatcher(t, l, 300*time.Millisecond, dagster.Starting, true)
+	s.wrote(t, "the launch", launched)
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("launched after %v, want it after the time of Settle", took)
+	}
+	// A run that was canceled meanwhile gets no worker, and is canceled once its absence counts.
+	l = &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
+	s = dispatcher(t, l, 300*time.Millisecond, dagster.Canceling, true)
+	s.wrote(t, "the end of the canceled run", func(m storage.Transition) bool { return m.Void })
+	if strings.Contains(l.said(), "launch") {
+		t.Errorf("a canceled run was launched: %q", l.said())
+	}
+}
+
+// What a target says while it prepares is written once, and does not make it sick.
+func TestPendingIsTold(t *testing.T) {
+	note := launcher.Note{Text: "pulling"}
+	l := &target{launch: func(n int) (launcher.Launched, error) {
+		if n < 20 {
+			return launcher.Launched{}, launcher.Pending(time.Millisecond, note)
+		}
+		return launcher.Launched{Handle: "there"}, nil
+	}}
+	s := dispatcher(t, l, 0, dagster.Starting, false)
+	s.wrote(t, "the launch", launched)
+	told := 0
+	for _, m := range s.moves {
+		for _, e := range m.Events {
+			if e.Message == note.Text {
+				told++
+			}
+		}
+	}
+	if told != 1 || strings.Contains(l.said(), "find") {
+		t.Errorf("the note was written %d times, calls %q; want once, and no look", told, l.said())
+	}
+}
+
+// The cause that an error carries stands in the run's log.
+func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, launcher.WithCause(launcher.ErrInvalid, launcher.CauseImagePull)
+	}}
+	m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "the failure", func(m storage.Transition) bool { return m.Void })
+	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunFailure || m.Events[0].Texts()[0].Text != string(launcher.CauseImagePull) {
+		t.Errorf("events = %+v, want an engine event with the cause and the failure", m.Events)
+	}
+}

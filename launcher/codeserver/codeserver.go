@@ -1,0 +1,369 @@
+// Package codeserver launches run workers as Dagster's DefaultRunLauncher does: the code server of a run's location, which somebody
+// else has started (grpc_server in workspace.yaml), executes the run in a process of its own.
+//
+// The worker has the code server's environment, interpreter and user, and ends with it. The server starts a second process if it is
+// asked twice, so it is asked which runs it executes before it is asked to start one; whether a request that got no answer was heard is held
+// for [settle] until its absence counts.
+package codeserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/encoding/gzip" // which Dagster's server may answer with
+	"google.golang.org/grpc/status"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/launcher"
+	dagsterpb "github.com/slipway-run/slipway/proto/dagster"
+)
+
+// Config holds the settings of the codeserver launcher.
+type Config struct {
+	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run may wait for its code server to answer before it fails."`
+}
+
+// Launcher asks code servers. It is safe for use by many goroutines.
+type Launcher struct {
+	timeout time.Duration
+	log     *slog.Logger
+
+	mu    sync.Mutex
+	conns map[server]*grpc.ClientConn
+}
+
+var (
+	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Finder    = (*Launcher)(nil)
+	_ launcher.Batcher   = (*Launcher)(nil)
+	_ launcher.Describer = (*Launcher)(nil)
+	_ launcher.Previewer = (*Launcher)(nil)
+)
+
+const (
+	// settle is how long a request to start a run may be on its way: Dagster's own client gives up after 60 s.
+	settle = 60 * time.Second
+	// askAgain is how soon a server that does not answer is asked again.
+	askAgain = 2 * time.Second
+	// maxMessage is what Dagster's servers send at most by default.
+	maxMessage = 50 << 20
+)
+
+// Kind declares the codeserver launcher.
+func Kind() *launcher.Kind {
+	return &launcher.Kind{
+		Name: "codeserver", Help: "Have the code server of a run's location execute it, as Dagster's DefaultRunLauncher does.",
+		Schema: config.Fields(Config{}),
+		Traits: launcher.Traits{OwnCommand: true, Settle: settle},
+		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+			var c Config
+			if err := v.Decode(&c); err != nil {
+				return nil, err
+			}
+			return &Launcher{timeout: c.ServerTimeout, log: log, conns: map[server]*grpc.ClientConn{}}, nil
+		},
+	}
+}
+
+// server is the address of one: a gRPC target, with "tls " before it where it speaks TLS.
+type server string
+
+// serverOf finds the code server of a run.
+func serverOf(r dagster.Run) (server, error) {
+	var s string
+	switch o := r.Remote; {
+	case o.Managed || o.Host == "" && o.Socket == "":
+		return "", fmt.Errorf("%w: code location %s is not served by a code server of its own (grpc_server in workspace.yaml): the webserver starts it for itself, so its runs need another launcher; in slipway.yaml, add a route with when: {code_server: false}", launcher.ErrInvalid, o.Location)
+	case o.Socket != "":
+		s = "unix:" + o.Socket
+	default:
+		s = "dns:///" + net.JoinHostPort(o.Host, strconv.Itoa(o.Port))
+	}
+	if r.Remote.TLS {
+		s = "tls " + s
+	}
+	return server(s), nil
+}
+
+func (s server) String() string {
+	_, address, _ := strings.Cut(string(s), ":")
+	return strings.TrimPrefix(address, "///")
+}
+
+// handle is the server and the run.
+func (s server) handle(run string) launcher.Handle { return launcher.Handle(string(s) + " " + run) }
+
+func parse(h launcher.Handle) (s server, run string, ok bool) {
+	i := strings.LastIndexByte(string(h), ' ')
+	if i < 0 {
+		return "", "", false
+	}
+	s, run = server(h[:i]), string(h[i+1:])
+	return s, run, run != "" && (strings.Contains(string(s), "dns:///") || strings.Contains(string(s), "unix:"))
+}
+
+func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conns[s]
+	if c == nil {
+		target, secure := strings.CutPrefix(string(s), "tls ")
+		creds := insecure.NewCredentials()
+		if secure {
+			creds = credentials.NewTLS(nil)
+		}
+		var err error
+		params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 10 * time.Second}
+		params.Backoff.MaxDelay = askAgain
+		if c, err = grpc.NewClient(target, grpc.WithConnectParams(params), grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithNoProxy()); err != nil {
+			return nil, fmt.Errorf("%w: code server %s: %w", launcher.ErrInvalid, s, err)
+		}
+		l.conns[s] = c
+	}
+	return dagsterpb.NewDagsterApiClient(c), nil
+}
+
+// errSilent is a server that gave no answer.
+var errSilent = errors.New("the code server does not answer")
+
+// runs says which runs a server executes.
+func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) {
+	api, err := l.api(s)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := api.GetCurrentRuns(ctx, &dagsterpb.Empty{})
+	if err != nil {
+		return nil, silent(ctx, s, err)
+	}
+	list, err := dagster.ParseCurrentRuns(reply.SerializedCurrentRuns)
+	runs := map[string]bool{}
+	for _, r := range list {
+		runs[r] = true
+	}
+	return runs, err
+}
+
+// executes says whether a server executes a run. A server that `dagster code-server start` runs does not list its runs; it
+// is asked for this one.
+func (l *Launcher) executes(ctx context.Context, s server, run string) (bool, error) {
+	runs, err := l.runs(ctx, s)
+	if status.Code(err) != codes.Unimplemented {
+		return runs[run], err
+	}
+	api, err := l.api(s)
+	if err != nil {
+		return false, err
+	}
+	reply, err := api.CanCancelExecution(ctx, &dagsterpb.CanCancelExecutionRequest{SerializedCanCancelExecutionRequest: dagster.RunRequest("CanCancelExecutionRequest", run)})
+	if err != nil {
+		return false, silent(ctx, s, err)
+	}
+	return dagster.ParseCanCancel(reply.SerializedCanCancelExecutionResult)
+}
+
+// silent is the error of a call that got no answer, or one that is none.
+func silent(ctx context.Context, s server, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("code server %s: %w", s, ctx.Err())
+	}
+	return fmt.Errorf("%w: %w: %s: %w", launcher.ErrTransient, errSilent, s, status.Convert(err).Err())
+}
+
+// Find implements [launcher.Finder].
+func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
+	r, s, err := l.target(req)
+	if err != nil {
+		return launcher.Launched{}, false, err
+	}
+	there, err := l.executes(ctx, s, r.ID)
+	if errors.Is(err, errSilent) {
+		return launcher.Launched{}, false, l.waits(req, s, err)
+	}
+	return launched(s, r), there, err
+}
+
+func launched(s server, r dagster.Run) launcher.Launched {
+	return launcher.Launched{
+		Handle: s.handle(r.ID),
+		Notes:  []launcher.Note{{Text: fmt.Sprintf("[Slipway] The code server of location %q at %s executes the run.", r.Remote.Location, s)}},
+	}
+}
+
+// target reads a request.
+func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
+	if err := req.ID.Check(); err != nil {
+		return dagster.Run{}, "", err
+	}
+	r, err := dagster.ParseRun(string(req.Run))
+	if err != nil {
+		return r, "", fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
+	}
+	if req.InstanceRef == nil {
+		return r, "", fmt.Errorf("%w: a code server takes the instance from whoever starts a run; this launcher cannot have instance: image in slipway.yaml", launcher.ErrInvalid)
+	}
+	s, err := serverOf(r)
+	return r, s, err
+}
+
+// waits is the error of a launch that did not get through: it may again, until its time is over. Nothing was started.
+func (l *Launcher) waits(req *launcher.Request, s server, err error) error {
+	if time.Since(req.At) > l.timeout {
+		return fmt.Errorf("%w: the code server at %s did not answer for %v (server_timeout): %w", launcher.ErrInvalid, s, l.timeout, err)
+	}
+	return launcher.Pending(askAgain, launcher.Note{Text: fmt.Sprintf("[Slipway] The code server at %s does not answer; the run waits for it: %s", s, words(err))})
+}
+
+// words are the text of an error alone, without what wraps it.
+func words(err error) string {
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		return s.GRPCStatus().Message()
+	}
+	return err.Error()
+}
+
+// starting makes launches of one run, by any launcher of this process, one.
+var starting singleflight.Group
+
+// Launch implements [launcher.Launcher]. The server is asked for its runs first.
+func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	r, s, err := l.target(req)
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	_, err, _ = starting.Do(string(s.handle(r.ID)), func() (any, error) { return nil, l.start(ctx, req, r, s) })
+	return launched(s, r), err
+}
+
+func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.Run, s server) error {
+	switch there, err := l.executes(ctx, s, r.ID); {
+	case errors.Is(err, errSilent):
+		return l.waits(req, s, err)
+	case err != nil || there:
+		return err
+	}
+	api, err := l.api(s)
+	if err != nil {
+		return err
+	}
+	reply, err := api.StartRun(ctx, &dagsterpb.StartRunRequest{SerializedExecuteRunArgs: dagster.StartRunArgs(r, req.InstanceRef)})
+	if err != nil { // it may have been heard
+		return fmt.Errorf("%w: code server %s: %w", launcher.ErrTransient, s, err)
+	}
+	ok, message, err := dagster.ParseResult(reply.SerializedStartRunResult)
+	switch {
+	case err != nil:
+		return fmt.Errorf("code server %s: %w", s, err)
+	case ok:
+		return nil
+	case strings.Contains(message, "after telling it to shut down"): // dagster._grpc.server, 1.13
+		return l.waits(req, s, errors.New(message))
+	}
+	return fmt.Errorf("%w: the code server at %s did not start the run: %s", launcher.ErrInvalid, s, message)
+}
+
+// Terminate implements [launcher.Launcher]. The server interrupts its process; it has no grace and no kill.
+func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Duration) (bool, error) {
+	s, run, ok := parse(h)
+	if !ok {
+		return false, nil
+	}
+	api, err := l.api(s)
+	if err != nil {
+		return false, err
+	}
+	reply, err := api.CancelExecution(ctx, &dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: dagster.RunRequest("CancelExecutionRequest", run)})
+	if err != nil {
+		return false, silent(ctx, s, err)
+	}
+	done, _, err := dagster.ParseResult(reply.SerializedCancelExecutionResult)
+	return done, err
+}
+
+// Health implements [launcher.Launcher]. A server tells which runs it executes and keeps nothing of those that have ended: of those it says
+// itself, in the run's log, if they crashed.
+func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
+	s, run, ok := parse(h)
+	if !ok {
+		return launcher.Health{Status: launcher.NotFound, Message: "this is no handle of a code server"}, nil
+	}
+	there, err := l.executes(ctx, s, run)
+	return health(s, there), err
+}
+
+func health(s server, there bool) launcher.Health {
+	if there {
+		return launcher.Health{Status: launcher.Running, Message: "the code server at " + s.String() + " executes it"}
+	}
+	return launcher.Health{Status: launcher.NotFound, Message: "the code server at " + s.String() + " does not execute it; it may have ended, or the server was started anew"}
+}
+
+// HealthOf implements [launcher.Batcher]: one call for each server. Of a server that does not answer the status is Unknown.
+func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
+	type answer struct {
+		runs map[string]bool
+		err  error
+	}
+	answers := map[server]answer{}
+	out := make([]launcher.Health, len(hs))
+	for i, h := range hs {
+		s, run, ok := parse(h)
+		if !ok {
+			out[i] = launcher.Health{Status: launcher.NotFound, Message: "this is no handle of a code server"}
+			continue
+		}
+		a, asked := answers[s]
+		if !asked {
+			a.runs, a.err = l.runs(ctx, s)
+			answers[s] = a
+		}
+		there, err := a.runs[run], a.err
+		if status.Code(err) == codes.Unimplemented {
+			there, err = l.executes(ctx, s, run)
+		}
+		if out[i] = health(s, there); err != nil {
+			out[i] = launcher.Health{Status: launcher.Unknown, Message: err.Error()}
+		}
+	}
+	return out, ctx.Err()
+}
+
+// Describe implements [launcher.Describer].
+func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, _ bool) (json.RawMessage, error) {
+	s, run, ok := parse(h)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q is no handle of a code server", launcher.ErrNotFound, h)
+	}
+	about := map[string]any{"server": s.String(), "run": run}
+	if there, err := l.executes(ctx, s, run); err != nil {
+		about["error"] = err.Error()
+	} else {
+		about["executes"] = there
+	}
+	return json.MarshalIndent(about, "", "  ")
+}
+
+// Preview implements [launcher.Previewer]. The InstanceRef is left out: it may hold a password.
+func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
+	r, s, err := l.target(req)
+	if err != nil {
+		return nil, err
+	}
+	return json.MarshalIndent(map[string]any{"server": s.String(), "tls": r.Remote.TLS, "call": "StartRun", "run": r.ID, "job": r.Job, "repository": r.Remote.Repository}, "", "  ")
+}
