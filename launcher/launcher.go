@@ -181,6 +181,7 @@ type Request struct {
 	Warm      string        // equal keys may share a warm parent; "" never
 
 	Run, InstanceRef json.RawMessage // run body and patched ref, for launchers that hand them on
+	Resume           bool            // the command goes on with a run whose worker died
 }
 
 // GateEnv is the variable with what a gated worker shows at its gate: "<attempt> <token>".
@@ -361,8 +362,25 @@ type Kind struct {
 	// Steps gives the class of Dagster's own launcher, with its config, that step executors of the target look for in the
 	// instance that a worker sees; nil where there is none.
 	Steps func(v config.Values) (Class, error)
-	// Open checks the settings and makes a launcher. It starts no goroutine and asks the target nothing.
+	// Open checks the settings and makes a launcher. It asks the target nothing. Who opened it calls [Close].
 	Open func(ctx context.Context, v config.Values, log *slog.Logger) (Launcher, error)
+}
+
+// KindOf is the kind of an open launcher. One that is a program of its own, or depends on its settings, says it itself, by a method
+// Declared; else it is that by which it was opened.
+func KindOf(k *Kind, l Launcher) *Kind {
+	if d, ok := l.(interface{ Declared() *Kind }); ok {
+		return d.Declared()
+	}
+	return k
+}
+
+// Close frees what an open launcher holds in this process, if it holds anything. Workers go on.
+func Close(l Launcher) error {
+	if c, ok := l.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
 }
 
 // Class names a Python class of Dagster's instance, and its config. Secrets are not in it.

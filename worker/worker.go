@@ -77,7 +77,7 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		Labels: map[string]string{
 			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
 		},
-		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref,
+		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref, Resume: a.Resume,
 	}
 	layers, err := b.Layers(r, t)
 	if err != nil {

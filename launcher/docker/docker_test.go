@@ -44,7 +44,7 @@ func TestContract(t *testing.T) {
 		t.Run(fmt.Sprintf("time %d", i+1), func(t *testing.T) {
 			launchertest.Run(t, launchertest.Target{
 				Kind: docker.Kind(), Timeout: 2 * time.Minute, Image: image,
-				Open: func(t testing.TB) launcher.Launcher { return must(t, "{network: none}") },
+				Open: func() (launcher.Launcher, error) { return open(t, "{network: none}") },
 			})
 		})
 	}

@@ -24,68 +24,106 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
+// TB is what the kit asks of a test; *testing.T has it.
+type TB interface {
+	Helper()
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Skip(args ...any)
+	Cleanup(f func())
+	TempDir() string
+}
+
 // Target is a launcher under test.
 type Target struct {
 	Kind *launcher.Kind
 	// Open makes the launcher anew, as another process with the same settings would: all workers stay.
-	Open    func(t testing.TB) launcher.Launcher
+	Open    func() (launcher.Launcher, error)
 	Image   string        // has sh; where the target needs one
 	Timeout time.Duration // for one worker to start and end
 }
 
+// sentence is one of the contract's, with its test.
+type sentence struct {
+	text string
+	test func(*kit)
+}
+
+var sentences = []sentence{
+	{"Launch starts the command with its environment", (*kit).launchRuns},
+	{"Launch returns without waiting for the worker", (*kit).launchReturns},
+	{"Launch twice starts one worker", (*kit).launchTwice},
+	{"Launch after reopening starts no second worker", (*kit).launchReopened},
+	{"Launch after the end starts nothing", (*kit).launchEnded},
+	{"Launch of one ID from many at once starts one worker", (*kit).launchSame},
+	{"Launch of a hundred at once starts a hundred", (*kit).launchHundred},
+	{"Launch with a context that ended can be repeated", (*kit).launchCancelled},
+	{"Launch refuses what can never work as invalid", (*kit).launchInvalid},
+	{"Launch of another attempt is another worker", (*kit).launchAttempts},
+	{"A command that cannot be started is told", (*kit).launchNoProgram},
+	{"Terminate stops before it kills", (*kit).terminateGrace},
+	{"Terminate kills what does not stop", (*kit).terminateStubborn},
+	{"Terminate without grace kills at once", (*kit).terminateNow},
+	{"Terminate returns without waiting", (*kit).terminateReturns},
+	{"Terminate may be repeated, and shortened", (*kit).terminateTwice},
+	{"Terminate of an ended worker is false", (*kit).terminateEnded},
+	{"Terminate of an unknown worker is false", (*kit).terminateUnknown},
+	{"Terminate right after Launch leaves nothing running", (*kit).terminateEarly},
+	{"A stopped worker is not started again", (*kit).terminateRelaunch},
+	{"Health tells success, failure and exit code", (*kit).healthEnds},
+	{"Health of an unknown worker is NotFound", (*kit).healthUnknown},
+	{"Health is the same after reopening", (*kit).healthReopened},
+	{"Health of a worker that killed itself is Failed", (*kit).healthKilled},
+	{"List finds the workers of its instance only", (*kit).listInstance},
+	{"List finds the workers of given runs", (*kit).listRuns},
+	{"Watch yields what there is, Synced, then changes", (*kit).watch},
+	{"HealthOf answers in order", (*kit).batch},
+	{"Remove forgets an ended worker and leaves a live one", (*kit).remove},
+	{"Logs are what the worker wrote", (*kit).logs},
+	{"Describe and Preview show no secret", (*kit).secrets},
+	{"Handles are short and stay the same", (*kit).handles},
+	{"Labels stand on the worker", (*kit).labels},
+	{"A context that ended ends Watch and Logs", (*kit).contexts},
+	{"A handle of another launcher does no harm", (*kit).foreignHandle},
+}
+
 // Run runs the kit. A sentence that the kind's traits rule out is reported as not promised.
 func Run(t *testing.T, target Target) {
-	for _, c := range []struct {
-		sentence string
-		test     func(*kit)
-	}{
-		{"Launch starts the command with its environment", (*kit).launchRuns},
-		{"Launch returns without waiting for the worker", (*kit).launchReturns},
-		{"Launch twice starts one worker", (*kit).launchTwice},
-		{"Launch after reopening starts no second worker", (*kit).launchReopened},
-		{"Launch after the end starts nothing", (*kit).launchEnded},
-		{"Launch of one ID from many at once starts one worker", (*kit).launchSame},
-		{"Launch of a hundred at once starts a hundred", (*kit).launchHundred},
-		{"Launch with a context that ended can be repeated", (*kit).launchCancelled},
-		{"Launch refuses what can never work as invalid", (*kit).launchInvalid},
-		{"Launch of another attempt is another worker", (*kit).launchAttempts},
-		{"A command that cannot be started is told", (*kit).launchNoProgram},
-		{"Terminate stops before it kills", (*kit).terminateGrace},
-		{"Terminate kills what does not stop", (*kit).terminateStubborn},
-		{"Terminate without grace kills at once", (*kit).terminateNow},
-		{"Terminate returns without waiting", (*kit).terminateReturns},
-		{"Terminate may be repeated, and shortened", (*kit).terminateTwice},
-		{"Terminate of an ended worker is false", (*kit).terminateEnded},
-		{"Terminate of an unknown worker is false", (*kit).terminateUnknown},
-		{"Terminate right after Launch leaves nothing running", (*kit).terminateEarly},
-		{"A stopped worker is not started again", (*kit).terminateRelaunch},
-		{"Health tells success, failure and exit code", (*kit).healthEnds},
-		{"Health of an unknown worker is NotFound", (*kit).healthUnknown},
-		{"Health is the same after reopening", (*kit).healthReopened},
-		{"Health of a worker that killed itself is Failed", (*kit).healthKilled},
-		{"List finds the workers of its instance only", (*kit).listInstance},
-		{"List finds the workers of given runs", (*kit).listRuns},
-		{"Watch yields what there is, Synced, then changes", (*kit).watch},
-		{"HealthOf answers in order", (*kit).batch},
-		{"Remove forgets an ended worker and leaves a live one", (*kit).remove},
-		{"Logs are what the worker wrote", (*kit).logs},
-		{"Describe and Preview show no secret", (*kit).secrets},
-		{"Handles are short and stay the same", (*kit).handles},
-		{"Labels stand on the worker", (*kit).labels},
-		{"A context that ended ends Watch and Logs", (*kit).contexts},
-		{"A handle of another launcher does no harm", (*kit).foreignHandle},
-	} {
-		t.Run(c.sentence, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 2*target.Timeout)
-			t.Cleanup(cancel)
-			c.test(&kit{T: t, target: target, ctx: ctx, l: target.Open(t), instance: "kit-" + uuid.NewString()[:8]})
-		})
+	for _, s := range sentences {
+		t.Run(s.text, func(t *testing.T) { s.run(t, target) })
 	}
 }
 
+func (s sentence) run(t TB, target Target) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*target.Timeout)
+	t.Cleanup(cancel)
+	k := &kit{TB: t, target: target, ctx: ctx, instance: "kit-" + uuid.NewString()[:8]}
+	k.l = k.open()
+	k.kind = launcher.KindOf(target.Kind, k.l)
+	s.test(k)
+}
+
+// open opens the launcher, until the test ends.
+func (k *kit) open() launcher.Launcher {
+	k.Helper()
+	l, err := k.target.Open()
+	if err != nil {
+		k.Fatalf("Open: %v", err)
+	}
+	k.Cleanup(func() {
+		if err := launcher.Close(l); err != nil {
+			k.Errorf("Close: %v", err)
+		}
+	})
+	return l
+}
+
 type kit struct {
-	*testing.T
+	TB
 	target   Target
+	kind     *launcher.Kind
 	ctx      context.Context //nolint:containedctx // of the one test that the kit is made for
 	l        launcher.Launcher
 	instance string
@@ -194,7 +232,7 @@ const forever = "while :; do sleep 0.1; done"
 
 func (k *kit) launchRuns() {
 	req := k.request(`echo "value: $KIT_VALUE"; pwd`)
-	if k.target.Kind.Traits.LocalFiles {
+	if k.kind.Traits.LocalFiles {
 		req.Dir = k.TempDir()
 	}
 	h := k.launch(req)
@@ -232,7 +270,7 @@ func (k *kit) launchReopened() {
 	req := k.request(forever)
 	h := k.launch(req)
 	k.says(h, "started")
-	k.l = k.target.Open(k)
+	k.l = k.open()
 	if again := k.launch(req); again != h {
 		k.Errorf("Launch after reopening gave %q, before %q", again, h)
 	}
@@ -244,7 +282,7 @@ func (k *kit) launchEnded() {
 	h := k.launch(req)
 	k.ended(h)
 	k.launch(req)
-	k.l = k.target.Open(k)
+	k.l = k.open()
 	k.launch(req)
 	if got := k.ended(h); got.Exit == nil || *got.Exit != 3 {
 		k.Errorf("Health = %+v, want the first worker's exit code 3", got)
@@ -255,7 +293,7 @@ func (k *kit) launchEnded() {
 func (k *kit) launchSame() {
 	req := k.request(forever)
 	handles := make([]launcher.Handle, 30)
-	launchers := []launcher.Launcher{k.l, k.target.Open(k), k.target.Open(k)}
+	launchers := []launcher.Launcher{k.l, k.open(), k.open()}
 	var wg sync.WaitGroup
 	for i := range handles {
 		wg.Go(func() {
@@ -368,7 +406,7 @@ func (k *kit) terminate(h launcher.Handle, grace time.Duration, want bool) {
 }
 
 func (k *kit) terminateGrace() {
-	if !k.target.Kind.Traits.SignalsWorker {
+	if !k.kind.Traits.SignalsWorker {
 		k.Skip("not promised: Terminate does not reach the worker as a signal")
 	}
 	h := k.launch(k.request(`trap 'echo stopping; exit 7' TERM; echo ready; ` + forever))
@@ -415,7 +453,7 @@ func (k *kit) terminateTwice() {
 	k.says(h, "ready")
 	k.terminate(h, time.Hour, true)
 	k.terminate(h, time.Hour, true)
-	k.l = k.target.Open(k)
+	k.l = k.open()
 	k.terminate(h, 100*time.Millisecond, true)
 	k.ended(h)
 	k.terminate(h, 0, false)
@@ -493,7 +531,7 @@ func (k *kit) healthReopened() {
 	h := k.launch(k.request("exit 5"))
 	live := k.launch(k.request(forever))
 	before := k.ended(h)
-	k.l = k.target.Open(k)
+	k.l = k.open()
 	if got := k.health(h); got.Status != before.Status || *got.Exit != *before.Exit || !got.Ended.Equal(before.Ended) {
 		k.Errorf("Health after reopening = %+v, before %+v", got, before)
 	}

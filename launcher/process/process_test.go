@@ -53,7 +53,9 @@ func TestContract(t *testing.T) {
 			dir := t.TempDir()
 			launchertest.Run(t, launchertest.Target{
 				Kind: kind(t), Timeout: time.Minute,
-				Open: func(t testing.TB) launcher.Launcher { return open(t, dir) },
+				Open: func() (launcher.Launcher, error) {
+					return kind(t).Open(context.Background(), config.Values{Dir: dir}, slog.New(slog.DiscardHandler))
+				},
 			})
 		})
 	}

@@ -1,0 +1,92 @@
+package launchertest
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Instance is an instance in memory, for the first tests of a launcher: made-up runs, and what their launches leave.
+type Instance struct {
+	t       TB
+	l       launcher.Launcher
+	ID      string
+	Timeout time.Duration // for a worker to end
+}
+
+// NewInstance makes an instance whose runs go to l.
+func NewInstance(t TB, l launcher.Launcher) *Instance {
+	return &Instance{t: t, l: l, ID: "test-" + uuid.NewString()[:8], Timeout: time.Minute}
+}
+
+// NewRun makes up a run, and gives the request for its first worker, which executes a command.
+func (in *Instance) NewRun(command ...string) *launcher.Request {
+	return &launcher.Request{
+		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: uuid.NewString(), Instance: in.ID, Command: command, At: time.Now(),
+		Job: "made_up", Location: "tests", Repository: "__repository__",
+	}
+}
+
+// Worker is the worker of a run that was launched.
+type Worker struct {
+	launcher.Launched
+	in *Instance
+}
+
+// Launch launches a run's worker; the test ends if that fails. When the test ends the worker is killed.
+func (in *Instance) Launch(req *launcher.Request) *Worker {
+	in.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), in.Timeout)
+	defer cancel()
+	got, err := in.l.Launch(ctx, req)
+	if err != nil {
+		in.t.Fatalf("Launch(%s) = %v", req.ID, err)
+	}
+	r := &Worker{Launched: got, in: in}
+	in.t.Cleanup(func() {
+		if r.Terminate(0) {
+			r.End()
+		}
+	})
+	return r
+}
+
+// Health is what the target says of the worker now.
+func (r *Worker) Health() launcher.Health {
+	r.in.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), r.in.Timeout)
+	defer cancel()
+	h, err := r.in.l.Health(ctx, r.Handle)
+	if err != nil {
+		r.in.t.Fatalf("Health(%s) = %v", r.Handle, err)
+	}
+	return h
+}
+
+// Terminate stops the worker and says whether it still ran.
+func (r *Worker) Terminate(grace time.Duration) bool {
+	r.in.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), r.in.Timeout)
+	defer cancel()
+	ran, err := r.in.l.Terminate(ctx, r.Handle, grace)
+	if err != nil {
+		r.in.t.Fatalf("Terminate(%s) = %v", r.Handle, err)
+	}
+	return ran
+}
+
+// End waits until the worker is no longer alive, for at most the instance's Timeout.
+func (r *Worker) End() launcher.Health {
+	r.in.t.Helper()
+	for deadline := time.Now().Add(r.in.Timeout); ; time.Sleep(10 * time.Millisecond) {
+		if h := r.Health(); !h.Status.Alive() {
+			return h
+		}
+		if time.Now().After(deadline) {
+			r.in.t.Fatalf("worker %s has not ended within %v", r.Handle, r.in.Timeout)
+		}
+	}
+}
