@@ -137,6 +137,14 @@ func (r Run) Body() string {
 	}).JSON()
 }
 
+// IsCommand reports whether the run's worker is slipway-worker, not Dagster's Python.
+func (r Run) IsCommand() bool { return len(r.Code.EntryPoint) > 0 && r.Code.EntryPoint[0] == GoWorker }
+
+// HasCodeServer reports whether a code server of its own serves the run's location (grpc_server in workspace.yaml).
+func (r Run) HasCodeServer() bool {
+	return !r.IsCommand() && !r.Remote.Managed && r.Remote.Host+r.Remote.Socket != ""
+}
+
 // Priority is the tag dagster/priority as Python's int() reads it; 0 if it is missing or is no integer.
 func (r Run) Priority() int64 {
 	s := strings.TrimSpace(r.Tags[PriorityTag])

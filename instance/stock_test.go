@@ -1,6 +1,7 @@
 package instance_test
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 func TestStockLauncher(t *testing.T) {
 	kinds := []*launcher.Kind{{Name: "process"}, {Name: "codeserver"}, {Name: "docker", Stock: "dagster_docker.DockerRunLauncher"}, {Name: "python"}}
 	served := dagster.Run{Remote: dagster.RemoteOrigin{Location: "l", Host: "h", Port: 1}}
+	command := dagster.NewCommandRun("1", "etl", json.RawMessage("{}"), nil)
 	managed := dagster.Run{Remote: dagster.RemoteOrigin{Location: "l", Managed: true}}
 	const docker = "run_launcher: {module: dagster_docker.docker_run_launcher, class: DockerRunLauncher, config: {image: '${IMAGE}'}}\n"
 	for name, c := range map[string]struct {
@@ -46,6 +48,9 @@ func TestStockLauncher(t *testing.T) {
 		}
 		got := strings.Join(slices.Sorted(maps.Keys(in.Launchers)), " ")
 		to, other := in.Router.Launchers(served)[0], in.Router.Launchers(managed)[0]
+		if third := in.Router.Launchers(command)[0]; third != c.managed {
+			t.Errorf("%s: a command job's run goes to %s, want %s", name, third, c.managed)
+		}
 		if got != c.launchers || to != c.served || other != c.managed {
 			t.Errorf("%s: launchers %s, a code server's run goes to %s, another to %s; want %s, %s, %s", name, got, to, other, c.launchers, c.served, c.managed)
 		}

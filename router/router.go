@@ -207,7 +207,7 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 	}
 	if w.CodeServer != nil {
 		out = append(out, func(r dagster.Run, _ launcher.Resources) (bool, string) {
-			if own := !r.Remote.Managed && r.Remote.Host+r.Remote.Socket != ""; own {
+			if r.HasCodeServer() {
 				return *w.CodeServer, fmt.Sprintf("location %q has a code server of its own", r.Remote.Location)
 			}
 			return !*w.CodeServer, fmt.Sprintf("location %q has no code server of its own", r.Remote.Location)

@@ -95,7 +95,7 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	if a.Resume {
 		verb = "resume_run"
 	}
-	if goRun := len(r.Code.EntryPoint) > 0 && r.Code.EntryPoint[0] == dagster.GoWorker; goRun {
+	if r.IsCommand() {
 		req.Command, req.DagsterVersion = []string{dagster.GoWorker}, goVersion
 		if t.Traits.LocalFiles && len(b.GoWorker) > 0 {
 			req.Command = append([]string{}, b.GoWorker...)

@@ -86,15 +86,16 @@ type server string
 // serverOf finds the code server of a run.
 func serverOf(r dagster.Run) (server, error) {
 	var s string
-	switch o := r.Remote; {
-	case o.Managed || o.Host == "" && o.Socket == "":
-		return "", fmt.Errorf("%w: code location %s is not served by a code server of its own (grpc_server in workspace.yaml): the webserver starts it for itself, so its runs need another launcher; in slipway.yaml, add a route with when: {code_server: false}", launcher.ErrInvalid, o.Location)
+	o := r.Remote
+	switch {
+	case !r.HasCodeServer():
+		return "", fmt.Errorf("%w: code location %s is not served by a code server of its own (grpc_server in workspace.yaml), so its runs need another launcher; in slipway.yaml, add a route with when: {code_server: false}", launcher.ErrInvalid, o.Location)
 	case o.Socket != "":
 		s = "unix:" + o.Socket
 	default:
 		s = "dns:///" + net.JoinHostPort(o.Host, strconv.Itoa(o.Port))
 	}
-	if r.Remote.TLS {
+	if o.TLS {
 		s = "tls " + s
 	}
 	return server(s), nil
