@@ -41,7 +41,7 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
 	@hack/venv .venv python/constraints.txt
-	@hack/with-postgres hack/with-docker hack/test ./launcher/docker
+	@hack/with-postgres hack/with-docker hack/test ./launcher/docker ./launcher/plugin
 	@hack/with-postgres hack/with-docker hack/test -run 'Docker' ./e2e
 
 .PHONY: soak

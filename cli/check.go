@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -36,24 +35,22 @@ when it starts, and logs what it finds.`,
 	}
 }
 
-func (p *program) check(ctx context.Context, names []string) error {
+func (p *program) check(ctx context.Context, names []string) (err error) {
 	in, err := p.instance()
 	if err != nil {
 		return err
 	}
-	targets, err := daemon.Targets(ctx, in, slog.New(slog.DiscardHandler))
+	if len(names) == 0 {
+		names = slices.Sorted(maps.Keys(in.Launchers))
+	}
+	targets, err := openTargets(ctx, in, names...)
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		names = slices.Sorted(maps.Keys(targets))
-	}
+	defer closing(&err, targets)
 	views, bad := []findingView{}, false
 	for _, name := range names {
 		t := targets[name]
-		if t == nil {
-			return fmt.Errorf("there is no launcher %q in slipway.yaml; there are %v", name, slices.Sorted(maps.Keys(targets)))
-		}
 		for _, f := range daemon.Check(ctx, in, t) {
 			views, bad = append(views, findingView{name, f.OK, f.What, f.Fix}), bad || !f.OK
 		}

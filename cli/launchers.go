@@ -16,6 +16,7 @@ import (
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/storage"
@@ -28,9 +29,27 @@ func (p *program) launchersCommand() *cobra.Command {
 	return cmd
 }
 
-// openLauncher opens a launcher for a command that only asks it something.
-func (p *program) openLauncher(ctx context.Context, l instance.Launcher) (launcher.Launcher, error) {
-	return l.Kind.Open(ctx, l.Config, slog.New(slog.DiscardHandler))
+// openTargets opens launchers for a command that only asks them something. The caller closes them.
+func openTargets(ctx context.Context, in *instance.Instance, names ...string) (map[string]*dispatch.Target, error) {
+	some := *in
+	some.Launchers = map[string]instance.Launcher{}
+	for _, name := range names {
+		l, ok := in.Launchers[name]
+		if !ok {
+			return nil, noLauncher(in, name)
+		}
+		some.Launchers[name] = l
+	}
+	return daemon.Targets(ctx, &some, slog.New(slog.DiscardHandler))
+}
+
+func noLauncher(in *instance.Instance, name string) error {
+	return fmt.Errorf("there is no launcher %q in slipway.yaml; there are %v", name, slices.Sorted(maps.Keys(in.Launchers)))
+}
+
+// closing closes launchers at the end of a command and adds what failed to its error.
+func closing(err *error, targets map[string]*dispatch.Target) {
+	*err = errors.Join(*err, daemon.CloseTargets(targets))
 }
 
 type launcherView struct {
@@ -46,19 +65,21 @@ func (p *program) launchersListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: cobra.NoArgs,
 		Example: "  slipway launchers list --json",
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			in, err := p.instance()
 			if err != nil {
 				return err
 			}
+			names := slices.Sorted(maps.Keys(in.Launchers))
+			targets, err := openTargets(cmd.Context(), in, names...)
+			if err != nil {
+				return err
+			}
+			defer closing(&err, targets)
 			views := []launcherView{}
-			for _, name := range slices.Sorted(maps.Keys(in.Launchers)) {
-				l := in.Launchers[name]
-				opened, err := p.openLauncher(cmd.Context(), l)
-				if err != nil {
-					return err
-				}
-				views = append(views, launcherView{name, l.Kind.Name, name == in.Settings.Default, l.Kind.Help, launcher.Abilities(opened), l.Kind.Traits})
+			for _, name := range names {
+				l, t := in.Launchers[name], targets[name]
+				views = append(views, launcherView{name, l.Kind.Name, name == in.Settings.Default, t.Kind.Help, launcher.Abilities(t.Launcher), t.Kind.Traits})
 			}
 			if p.json {
 				return p.printJSON(views)
@@ -75,28 +96,50 @@ func (p *program) launchersListCommand() *cobra.Command {
 }
 
 func (p *program) launchersSchemaCommand() *cobra.Command {
-	return &cobra.Command{
+	var name string
+	cmd := &cobra.Command{
 		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema", Args: cobra.MaximumNArgs(1),
-		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json",
-		RunE: func(_ *cobra.Command, args []string) error {
-			fields := config.Fields(instance.Settings{})
-			var names []string
-			if len(args) == 1 {
-				fields = nil
+		Long: `Prints the settings of a kind of launcher as JSON schema; without KIND, those of slipway.yaml with all kinds. With --launcher, what a
+launcher of slipway.yaml that is a program of its own takes as its config.`,
+		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json\n  slipway launchers schema --launcher mine",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fields, err := p.settings(cmd.Context(), args, name)
+			if err != nil {
+				return err
 			}
-			for _, k := range p.kinds {
-				names = append(names, k.Name)
-				if len(args) == 1 && k.Name == args[0] {
-					fields = k.Schema
-				}
-			}
-			if fields == nil {
-				return fmt.Errorf("there is no launcher of kind %q; there are %v", args[0], names)
-			}
-			_, err := fmt.Fprintf(p.out, "%s\n", config.Schema(fields))
+			_, err = fmt.Fprintf(p.out, "%s\n", config.Schema(fields))
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&name, "launcher", "", "the settings that this launcher's program declares")
+	return cmd
+}
+
+// settings are those of the kind in args, of a launcher's program, or else of slipway.yaml.
+func (p *program) settings(ctx context.Context, args []string, name string) (fields []config.Field, err error) {
+	if name != "" {
+		in, err := p.instance()
+		if err != nil {
+			return nil, err
+		}
+		targets, err := openTargets(ctx, in, name)
+		if err != nil {
+			return nil, err
+		}
+		defer closing(&err, targets)
+		return targets[name].Kind.Schema, nil
+	}
+	if len(args) == 0 {
+		return instance.Fields(p.kinds), nil
+	}
+	var names []string
+	for _, k := range p.kinds {
+		if k.Name == args[0] {
+			return k.Schema, nil
+		}
+		names = append(names, k.Name)
+	}
+	return nil, fmt.Errorf("there is no launcher of kind %q; there are %v", args[0], names)
 }
 
 func (p *program) launchersPreviewCommand() *cobra.Command {
@@ -115,7 +158,7 @@ func (p *program) launchersPreviewCommand() *cobra.Command {
 	return cmd
 }
 
-func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, id, name string) error {
+func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, id, name string) (err error) {
 	r, err := find(ctx, s, id)
 	if err = errors.Join(err, r.Broken); err != nil {
 		return err
@@ -123,14 +166,12 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	if name == "" {
 		name = in.Router.Route(r.Run).Launchers[0]
 	}
-	targets, err := daemon.Targets(ctx, in, slog.New(slog.DiscardHandler))
+	targets, err := openTargets(ctx, in, name)
 	if err != nil {
 		return err
 	}
+	defer closing(&err, targets)
 	t := targets[name]
-	if t == nil {
-		return fmt.Errorf("there is no launcher %q in slipway.yaml; there are %v", name, slices.Sorted(maps.Keys(targets)))
-	}
 	previewer, ok := launcher.As[launcher.Previewer](t.Launcher)
 	if !ok {
 		return fmt.Errorf("launchers of kind %s have no preview", t.Kind.Name)

@@ -118,7 +118,7 @@ steps wrote is in Dagster's own compute logs, and the run's events are shown by 
 	return cmd
 }
 
-func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Store, id string, o launcher.LogOptions) error {
+func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Store, id string, o launcher.LogOptions) (err error) {
 	r, err := find(ctx, s, id)
 	if err != nil {
 		return err
@@ -130,11 +130,12 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 	if !ok {
 		return fmt.Errorf("run %s was launched by %s, which slipway.yaml no longer has", r.ID, r.Launch.Launcher)
 	}
-	opened, err := p.openLauncher(ctx, l)
+	targets, err := openTargets(ctx, in, l.Name)
 	if err != nil {
 		return err
 	}
-	reader, ok := launcher.As[launcher.LogReader](opened)
+	defer closing(&err, targets)
+	reader, ok := launcher.As[launcher.LogReader](targets[l.Name].Launcher)
 	if !ok {
 		return fmt.Errorf("launchers of kind %s keep no output", l.Kind.Name)
 	}

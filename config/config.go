@@ -88,6 +88,37 @@ func (p *Problem) Error() string {
 	return fmt.Sprintf("%s: %s: %s", at, p.Setting, p.Text)
 }
 
+// Problems are all faults that an error joins.
+func Problems(err error) []*Problem {
+	switch e := err.(type) { //nolint:errorlint // a walk over what errors.As walks over, for all of them
+	case *Problem:
+		return []*Problem{e}
+	case interface{ Unwrap() []error }:
+		var all []*Problem
+		for _, one := range e.Unwrap() {
+			all = append(all, Problems(one)...)
+		}
+		return all
+	case interface{ Unwrap() error }:
+		return Problems(e.Unwrap())
+	}
+	return nil
+}
+
+// Problem makes a fault of the setting at a path below v, at the place of the deepest part of it that there is.
+func (v Values) Problem(setting, format string, args ...any) *Problem {
+	p := &Problem{File: v.File, Setting: strings.Trim(v.Path+"."+setting, "."), Text: fmt.Sprintf(format, args...)}
+	for n, rest := v.Node, setting; n != nil; {
+		p.Line, p.Column = n.Line, n.Column
+		var key string
+		if key, rest, _ = strings.Cut(rest, "."); key == "" {
+			break
+		}
+		n = Child(n, key)
+	}
+	return p
+}
+
 type decoder struct {
 	file     string
 	env      Lookup

@@ -18,6 +18,14 @@ type Field struct {
 	Required bool    `json:"required,omitempty"`
 	Item     *Field  `json:"item,omitempty"`   // of a list or map: its members
 	Fields   []Field `json:"fields,omitempty"` // of a section
+	Cases    []Case  `json:"cases,omitempty"`  // of a section
+}
+
+// Case says what one setting of a section holds where another has a value.
+type Case struct {
+	Where, Is string
+	Setting   string
+	Fields    []Field
 }
 
 // Fields lists the settings that a struct declares, in order.
@@ -148,6 +156,13 @@ func (f Field) schema() map[string]any {
 		s = map[string]any{}
 	case "section":
 		s = object(f.Fields)
+		var cases []any
+		for _, c := range f.Cases {
+			cases = append(cases, c.schema())
+		}
+		if len(cases) > 0 {
+			s["allOf"] = cases
+		}
 	case "list":
 		s = map[string]any{"type": []string{"array", "null"}, "items": f.Item.schema()}
 	case "map":
@@ -169,4 +184,14 @@ func (f Field) schema() map[string]any {
 		s["default"] = f.Default
 	}
 	return s
+}
+
+func (c Case) schema() any {
+	of := object(c.Fields)
+	then := map[string]any{"properties": map[string]any{c.Setting: of}}
+	if of["required"] != nil {
+		then["required"] = []string{c.Setting}
+	}
+	is := map[string]any{"properties": map[string]any{c.Where: map[string]any{"const": c.Is}}, "required": []string{c.Where}}
+	return map[string]any{"if": is, "then": then}
 }

@@ -64,6 +64,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
+	defer func() {
+		if err := CloseTargets(d.targets); err != nil {
+			d.Log.Warn("a launcher did not close", "err", err)
+		}
+	}()
 	if err := d.checkStock(ctx); err != nil {
 		return err
 	}

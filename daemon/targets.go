@@ -8,6 +8,7 @@ import (
 
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/worker"
 )
@@ -20,7 +21,7 @@ func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string,
 	return s.InstanceID(ctx)
 }
 
-// Targets opens the launchers of an instance.
+// Targets opens the launchers of an instance. The caller closes them.
 func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[string]*dispatch.Target, error) {
 	targets := map[string]*dispatch.Target{}
 	var errs []error
@@ -30,24 +31,38 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			errs = append(errs, err)
 			continue
 		}
-		t := worker.Target{Name: name, Traits: l.Kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: l.Kind.Context}
+		kind := launcher.KindOf(l.Kind, opened)
+		t := worker.Target{Name: name, Traits: kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: kind.Context}
 		limit, err := l.Allow.Max()
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		t.Allow = worker.Allow{Images: l.Allow.Images, Max: limit}
-		for _, tag := range l.Kind.Tags {
+		for _, tag := range kind.Tags {
 			if slices.Contains(l.Allow.Tags, tag) {
 				t.Tags = append(t.Tags, tag)
 			}
 		}
 		if t.Gate == "" {
-			t.Gate = worker.DefaultGate(l.Kind.Traits)
+			t.Gate = worker.DefaultGate(kind.Traits)
 		}
-		targets[name] = dispatch.NewTarget(t, l.Kind, opened)
+		targets[name] = dispatch.NewTarget(t, kind, opened)
 	}
-	return targets, errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil {
+		err = errors.Join(err, CloseTargets(targets))
+	}
+	return targets, err
+}
+
+// CloseTargets frees what launchers hold in this process. Workers go on.
+func CloseTargets(targets map[string]*dispatch.Target) error {
+	var errs []error
+	for _, t := range targets {
+		errs = append(errs, launcher.Close(t.Launcher))
+	}
+	return errors.Join(errs...)
 }
 
 // Builder makes the requests of an instance. Goworker is the command of slipway-worker on this machine.

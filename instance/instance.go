@@ -132,6 +132,20 @@ type launcherSection struct {
 	Config     config.Values     `config:"config" help:"Settings of that kind."`
 }
 
+// Fields are the settings of slipway.yaml, with those of the kinds of launchers.
+func Fields(kinds []*launcher.Kind) []config.Field {
+	fields := config.Fields(Settings{})
+	for _, f := range fields {
+		if f.Name != "launchers" {
+			continue
+		}
+		for _, k := range kinds {
+			f.Item.Cases = append(f.Item.Cases, config.Case{Where: "kind", Is: k.Name, Setting: "config", Fields: k.Schema})
+		}
+	}
+	return fields
+}
+
 type queueSection struct {
 	limitsSection
 	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`

@@ -5,10 +5,11 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/codeserver"
 	"github.com/slipway-run/slipway/launcher/docker"
+	"github.com/slipway-run/slipway/launcher/plugin"
 	"github.com/slipway-run/slipway/launcher/process"
 )
 
 // Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor.
 func Kinds(agent []string) []*launcher.Kind {
-	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind()}
+	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), plugin.Kind()}
 }

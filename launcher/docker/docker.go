@@ -130,13 +130,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	if err := v.Decode(&c); err != nil {
 		return nil, err
 	}
-	problem := func(setting, format string, args ...any) error {
-		p := &config.Problem{File: v.File, Setting: v.Path + "." + setting, Text: fmt.Sprintf(format, args...)}
-		if n := config.Child(v.Node, strings.SplitN(setting, ".", 2)[0]); n != nil {
-			p.Line, p.Column = n.Line, n.Column
-		}
-		return p
-	}
+	problem := func(setting, format string, args ...any) error { return v.Problem(setting, format, args...) }
 	l := &Launcher{image: c.Image, pull: c.Pull, env: v.Env, log: log}
 	l.base.networks = c.Networks
 	if c.Network != "" {

@@ -140,17 +140,18 @@ func (k *kit) request(script string) *launcher.Request {
 
 func (k *kit) launch(req *launcher.Request) launcher.Handle {
 	k.Helper()
-	got, err := k.l.Launch(k.ctx, req)
+	l := k.l
+	got, err := l.Launch(k.ctx, req)
 	if err != nil {
 		k.Fatalf("Launch(%s) = %v", req.ID, err)
 	}
 	k.Cleanup(func() { // leave nothing running
 		ctx, cancel := context.WithTimeout(context.Background(), k.target.Timeout)
 		defer cancel()
-		if _, err := k.l.Terminate(ctx, got.Handle, 0); err != nil {
+		if _, err := l.Terminate(ctx, got.Handle, 0); err != nil {
 			k.Errorf("Terminate(%s) after the test: %v", got.Handle, err)
 		}
-		for health, err := k.l.Health(ctx, got.Handle); err == nil && health.Status.Alive(); health, err = k.l.Health(ctx, got.Handle) {
+		for health, err := l.Health(ctx, got.Handle); err == nil && health.Status.Alive(); health, err = l.Health(ctx, got.Handle) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	})
