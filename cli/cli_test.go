@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/all"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
@@ -24,8 +25,13 @@ func slipway(t *testing.T, home string, args ...string) (string, error) {
 
 // interrupted is slipway, stopped by ctx as by a signal.
 func interrupted(ctx context.Context, home string, args ...string) (string, error) {
+	return withKinds(ctx, all.Kinds([]string{"/nowhere"}), home, args...)
+}
+
+// withKinds is a slipway that has other launchers.
+func withKinds(ctx context.Context, kinds []*launcher.Kind, home string, args ...string) (string, error) {
 	var out bytes.Buffer
-	p := &program{kinds: all.Kinds([]string{"/nowhere"}), out: &out, err: &out, env: func(name string) (string, bool) {
+	p := &program{kinds: kinds, out: &out, err: &out, env: func(name string) (string, bool) {
 		return map[string]string{"DAGSTER_HOME": home}[name], name == "DAGSTER_HOME" && home != ""
 	}}
 	cmd := p.command()

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/process"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
@@ -286,5 +291,54 @@ func TestCompletion(t *testing.T) {
 	}
 	if out, err := slipway(t, "", "__complete", "runs", ""); err != nil || !strings.Contains(out, "enqueue") || !strings.Contains(out, "terminate") {
 		t.Errorf("completion of runs = %v\n%s", err, out)
+	}
+}
+
+// liar is a launcher whose Terminate says that it stopped whatever it was asked about.
+func liar(agent string) *launcher.Kind {
+	k := process.Kind(agent)
+	open := k.Open
+	k.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+		l, err := open(ctx, v, log)
+		return lying{l}, err
+	}
+	return k
+}
+
+type lying struct{ launcher.Launcher }
+
+func (l lying) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	_, err := l.Launcher.Terminate(ctx, h, grace)
+	return true, err
+}
+
+// launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it breaks.
+func TestLaunchersTest(t *testing.T) {
+	home := t.TempDir()
+	out, err := built(t, home, "launchers", "test", "local")
+	if err != nil || strings.Count(out, "\npass ") < 30 || !strings.Contains(out, " passed, 0 failed, 0 not promised in ") {
+		t.Errorf("launchers test local = %v\n%s", err, out)
+	}
+	if left, err := filepath.Glob(filepath.Join(home, "slipway", "process", "local", "*", "*")); err != nil || len(left) > 0 {
+		t.Errorf("the kit left %v behind, %v", left, err)
+	}
+	var report struct {
+		Passed, Failed int
+		Results        []struct{ Sentence, Outcome, Text string }
+	}
+	out, err = withKinds(t.Context(), []*launcher.Kind{liar(testenv.Build(t, "slipway-agent"))}, home, "launchers", "test", "local", "--json", "--only", "unknown worker")
+	if jerr := json.Unmarshal([]byte(out), &report); !errors.Is(err, errContract) || jerr != nil || report.Failed != 1 || len(report.Results) != 2 {
+		t.Fatalf("launchers test of one that breaks the contract = %v, %v\n%s", err, jerr, out)
+	}
+	for _, r := range report.Results {
+		if broken := strings.HasPrefix(r.Sentence, "Terminate of an unknown"); broken != (r.Outcome == "failed") || broken && !strings.Contains(r.Text, "want false") {
+			t.Errorf("result = %+v", r)
+		}
+	}
+	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are [code-server local]; for a program: slipway launchers test -- nobody") {
+		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
+	}
+	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {
+		t.Errorf("launchers test of a program that is no launcher = %v\n%s", err, out)
 	}
 }

@@ -38,11 +38,12 @@ type TB interface {
 
 // Target is a launcher under test.
 type Target struct {
-	Kind *launcher.Kind
+	Kind *launcher.Kind // nil if the launcher declares it itself
 	// Open makes the launcher anew, as another process with the same settings would: all workers stay.
 	Open    func() (launcher.Launcher, error)
 	Image   string        // has sh; where the target needs one
 	Timeout time.Duration // for one worker to start and end
+	Only    string        // only the sentences with this text; go test has -run
 }
 
 // sentence is one of the contract's, with its test.
@@ -101,7 +102,9 @@ func (s sentence) run(t TB, target Target) {
 	t.Cleanup(cancel)
 	k := &kit{TB: t, target: target, ctx: ctx, instance: "kit-" + uuid.NewString()[:8]}
 	k.l = k.open()
-	k.kind = launcher.KindOf(target.Kind, k.l)
+	if k.kind = launcher.KindOf(target.Kind, k.l); k.kind == nil {
+		k.Fatalf("Target.Kind is not set, and the launcher does not declare its kind")
+	}
 	s.test(k)
 }
 
@@ -131,6 +134,10 @@ type kit struct {
 
 // request is for a worker of a new run that says "started" and then runs a script.
 func (k *kit) request(script string) *launcher.Request {
+	k.Helper()
+	if k.kind.Traits.OwnCommand {
+		k.Skip("not promised: the launcher makes the worker's command itself, so the kit's script cannot be its worker")
+	}
 	return &launcher.Request{
 		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "token", Instance: k.instance, Image: k.target.Image,
 		Command: []string{"sh", "-c", "echo started\n" + script}, At: time.Now(), Job: "kit", Location: "kit",
@@ -142,20 +149,45 @@ func (k *kit) launch(req *launcher.Request) launcher.Handle {
 	k.Helper()
 	l := k.l
 	got, err := l.Launch(k.ctx, req)
+	for errors.Is(err, launcher.ErrPending) && k.ctx.Err() == nil { // an image is being pulled
+		time.Sleep(100 * time.Millisecond)
+		got, err = l.Launch(k.ctx, req)
+	}
 	if err != nil {
 		k.Fatalf("Launch(%s) = %v", req.ID, err)
 	}
-	k.Cleanup(func() { // leave nothing running
+	k.leaveNothing(l, got.Handle)
+	return got.Handle
+}
+
+// leaveNothing stops and removes a worker after the test.
+func (k *kit) leaveNothing(l launcher.Launcher, h launcher.Handle) {
+	k.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), k.target.Timeout)
 		defer cancel()
-		if _, err := l.Terminate(ctx, got.Handle, 0); err != nil {
-			k.Errorf("Terminate(%s) after the test: %v", got.Handle, err)
+		if _, err := l.Terminate(ctx, h, 0); err != nil {
+			k.Errorf("Terminate(%s) after the test: %v", h, err)
 		}
-		for health, err := l.Health(ctx, got.Handle); err == nil && health.Status.Alive(); health, err = l.Health(ctx, got.Handle) {
+		for health, err := l.Health(ctx, h); err == nil && health.Status.Alive(); health, err = l.Health(ctx, h) {
 			time.Sleep(5 * time.Millisecond)
 		}
+		if r, ok := launcher.As[launcher.Remover](l); ok {
+			k.forget(ctx, r, h)
+		}
 	})
-	return got.Handle
+}
+
+// forget removes an ended worker. What recorded its end may take a moment to go.
+func (k *kit) forget(ctx context.Context, r launcher.Remover, h launcher.Handle) {
+	k.Helper()
+	deadline := time.Now().Add(k.target.Timeout)
+	for err := r.Remove(ctx, h); err != nil; err = r.Remove(ctx, h) {
+		if time.Now().After(deadline) {
+			k.Errorf("Remove(%s), which has ended, = %v", h, err)
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 func (k *kit) health(h launcher.Handle) launcher.Health {
@@ -394,6 +426,7 @@ func (k *kit) launchNoProgram() {
 	if err != nil {
 		k.Fatalf("Launch = %v, want ErrInvalid or a worker that failed", err)
 	}
+	k.leaveNothing(k.l, got.Handle)
 	if health := k.ended(got.Handle); health.Status != launcher.Failed || !strings.Contains(health.Message, "program-of-the-kit") {
 		k.Errorf("Health = %+v, want Failed with the program's name", health)
 	}
@@ -661,12 +694,7 @@ func (k *kit) remove() {
 	live, dead := k.launch(k.request(forever)), k.launch(k.request("exit 1"))
 	k.says(live, "started")
 	k.ended(dead)
-	deadline := time.Now().Add(k.target.Timeout)
-	for err := r.Remove(k.ctx, dead); err != nil; err = r.Remove(k.ctx, dead) { // what writes the record may take a moment to go
-		if time.Now().After(deadline) {
-			k.Fatalf("Remove of an ended worker = %v", err)
-		}
-	}
+	k.forget(k.ctx, r, dead)
 	if got := k.health(dead); got.Status != launcher.NotFound {
 		k.Errorf("Health of a removed worker = %+v", got)
 	}

@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/launchertest"
+	"github.com/slipway-run/slipway/launcher/plugin"
+)
+
+// conformance is slipway launchers test.
+type conformance struct {
+	*program
+	image, settings, only string
+	timeout               time.Duration
+	plain, verbose        bool
+}
+
+// errContract makes the exit code 1.
+var errContract = errors.New("the launcher breaks the contract")
+
+func (p *program) launchersTestCommand() *cobra.Command {
+	c := conformance{program: p}
+	cmd := &cobra.Command{
+		Use: "test NAME | -- COMMAND [ARG...]", Short: "Hold a launcher to the contract", Args: cobra.MinimumNArgs(1),
+		Long: `Runs the conformance kit, a test for each sentence of the launcher contract, against a launcher of slipway.yaml, or against a program that
+serves one (see docs/launchers/plugin.md). It starts real workers on the target, small shell scripts under an instance name of their
+own, and removes them again. What a launcher does not promise is shown as such; the exit code is 1 if it breaks what it promises.`,
+		Example: "  slipway launchers test batch\n  slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- ./slipway-batch",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			named := cmd.ArgsLenAtDash() < 0
+			if named && len(args) > 1 {
+				return fmt.Errorf("one launcher at a time; for a program: slipway launchers test -- %s", strings.Join(args, " "))
+			}
+			dir, err := os.MkdirTemp("", "slipway-launcher-") // the program's own folder
+			if err != nil {
+				return err
+			}
+			target, err := c.target(cmd, args, named, dir)
+			if err == nil {
+				err = c.run(target)
+			}
+			return errors.Join(err, os.RemoveAll(dir))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.image, "image", "", "image of the workers, with sh; for targets that need one")
+	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long a worker may take to start and end")
+	f.StringVar(&c.only, "only", "", "only the sentences with this text")
+	f.StringVar(&c.settings, "config", "", "file with the settings of the program's launcher, YAML or JSON")
+	f.BoolVar(&c.plain, "no-mtls", false, "for programs that do not know go-plugin's certificates")
+	f.BoolVar(&c.verbose, "verbose", false, "show what the launcher logs")
+	return cmd
+}
+
+// target is the launcher of slipway.yaml that args name, or else the program that they are.
+func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir string) (launchertest.Target, error) {
+	log := slog.New(slog.DiscardHandler)
+	if c.verbose {
+		var err error
+		if log, err = c.log(); err != nil {
+			return launchertest.Target{}, err
+		}
+	}
+	t := launchertest.Target{Image: c.image, Timeout: c.timeout}
+	if named {
+		in, err := c.instance()
+		if err != nil {
+			return t, err
+		}
+		l, ok := in.Launchers[args[0]]
+		if !ok {
+			return t, fmt.Errorf("%w; for a program: slipway launchers test -- %s", noLauncher(in, args[0]), args[0])
+		}
+		t.Kind = l.Kind
+		t.Open = func() (launcher.Launcher, error) { return l.Kind.Open(cmd.Context(), l.Config, log) }
+		return t, nil
+	}
+	v := config.Values{Path: "config", Env: c.env}
+	if c.settings != "" {
+		text, err := os.ReadFile(c.settings)
+		if err != nil {
+			return t, err
+		}
+		v.File, v.Path = c.settings, ""
+		if v.Node, err = config.Parse(c.settings, text); err != nil {
+			return t, err
+		}
+	}
+	t.Open = func() (launcher.Launcher, error) {
+		return plugin.Open(cmd.Context(), plugin.Options{Command: args, Plain: c.plain, Timeout: c.timeout, Dir: dir}, v, log)
+	}
+	return t, nil
+}
+
+func (c *conformance) run(target launchertest.Target) error {
+	// What keeps the launcher from opening at all is told once.
+	l, err := target.Open()
+	if err != nil {
+		return err
+	}
+	if err := launcher.Close(l); err != nil {
+		return err
+	}
+	results, count, began := []launchertest.Result{}, map[launchertest.Outcome]int{}, time.Now()
+	target.Only = c.only
+	launchertest.Check(target, func(r launchertest.Result) {
+		results = append(results, r)
+		count[r.Outcome]++
+		if !c.json && err == nil {
+			_, err = fmt.Fprintln(c.out, resultLine(r))
+		}
+	})
+	if len(results) == 0 {
+		return fmt.Errorf("the contract has no sentence with %q", c.only)
+	}
+	if c.json {
+		err = c.printJSON(map[string]any{
+			"results": results, "passed": count[launchertest.Passed], "failed": count[launchertest.Failed], "not_promised": count[launchertest.NotPromised],
+		})
+	} else if err == nil {
+		_, err = fmt.Fprintf(c.out, "%d passed, %d failed, %d not promised in %.1f s\n", count[launchertest.Passed], count[launchertest.Failed],
+			count[launchertest.NotPromised], time.Since(began).Seconds())
+	}
+	if count[launchertest.Failed] > 0 {
+		err = errors.Join(err, errContract)
+	}
+	return err
+}
+
+func resultLine(r launchertest.Result) string {
+	switch r.Outcome {
+	case launchertest.Passed:
+		return fmt.Sprintf("pass          %s (%.2f s)", r.Sentence, r.Took.Seconds())
+	case launchertest.NotPromised:
+		return fmt.Sprintf("not promised  %s: %s", r.Sentence, r.Text)
+	default:
+		return fmt.Sprintf("FAIL          %s (%.2f s)\n              %s", r.Sentence, r.Took.Seconds(), strings.ReplaceAll(r.Text, "\n", "\n              "))
+	}
+}
