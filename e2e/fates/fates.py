@@ -61,11 +61,7 @@ def retries():
 
 
 # Pools were called concurrency keys before Dagster 1.10.
-POOL = (
-    {"pool": "warehouse"}
-    if "pool" in inspect.signature(dg.asset).parameters
-    else {"op_tags": {"dagster/concurrency_key": "warehouse"}}
-)
+POOL = {"pool": "warehouse"} if "pool" in inspect.signature(dg.asset).parameters else {"op_tags": {"dagster/concurrency_key": "warehouse"}}
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b", "c"]), **POOL)

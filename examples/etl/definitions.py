@@ -42,9 +42,7 @@ def days_by_year(context: dg.AssetExecutionContext) -> dict[str, int]:
 
 
 @dg.asset(group_name="weather", description="Rain of each year, in millimetres.")
-def rain_by_year(
-    context: dg.AssetExecutionContext, days_by_year: dict[str, int]
-) -> dict[str, float]:
+def rain_by_year(context: dg.AssetExecutionContext, days_by_year: dict[str, int]) -> dict[str, float]:
     rain = dict.fromkeys(days_by_year, 0.0)
     for r in readings():
         rain[r["date"][:4]] += r["rain"]

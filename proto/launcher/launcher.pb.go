@@ -25,6 +25,7 @@ package launcherpb
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	anypb "google.golang.org/protobuf/types/known/anypb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -2394,11 +2395,72 @@ func (x *Problem) GetText() string {
 	return ""
 }
 
+// Status is what gRPC carries in the trailer grpc-status-details-bin, for languages whose library does not fill it: google.rpc.Status.
+type Status struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Details       []*anypb.Any           `protobuf:"bytes,3,rep,name=details,proto3" json:"details,omitempty"` // an ErrorDetail
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Status) Reset() {
+	*x = Status{}
+	mi := &file_launcher_launcher_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Status) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Status) ProtoMessage() {}
+
+func (x *Status) ProtoReflect() protoreflect.Message {
+	mi := &file_launcher_launcher_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Status.ProtoReflect.Descriptor instead.
+func (*Status) Descriptor() ([]byte, []int) {
+	return file_launcher_launcher_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Status) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *Status) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Status) GetDetails() []*anypb.Any {
+	if x != nil {
+		return x.Details
+	}
+	return nil
+}
+
 var File_launcher_launcher_proto protoreflect.FileDescriptor
 
 const file_launcher_launcher_proto_rawDesc = "" +
 	"\n" +
-	"\x17launcher/launcher.proto\x12\x13slipway.launcher.v1\"\x10\n" +
+	"\x17launcher/launcher.proto\x12\x13slipway.launcher.v1\x1a\x19google/protobuf/any.proto\"\x10\n" +
 	"\x0eDeclareRequest\"\xee\x01\n" +
 	"\vDeclaration\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -2580,7 +2642,11 @@ const file_launcher_launcher_proto_rawDesc = "" +
 	"\bproblems\x18\x04 \x03(\v2\x1c.slipway.launcher.v1.ProblemR\bproblems\"7\n" +
 	"\aProblem\x12\x18\n" +
 	"\asetting\x18\x01 \x01(\tR\asetting\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text2\xf7\t\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"f\n" +
+	"\x06Status\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
+	"\adetails\x18\x03 \x03(\v2\x14.google.protobuf.AnyR\adetails2\xf7\t\n" +
 	"\bLauncher\x12R\n" +
 	"\aDeclare\x12#.slipway.launcher.v1.DeclareRequest\x1a .slipway.launcher.v1.Declaration\"\x00\x12J\n" +
 	"\x04Open\x12 .slipway.launcher.v1.OpenRequest\x1a\x1e.slipway.launcher.v1.OpenReply\"\x00\x12G\n" +
@@ -2611,7 +2677,7 @@ func file_launcher_launcher_proto_rawDescGZIP() []byte {
 	return file_launcher_launcher_proto_rawDescData
 }
 
-var file_launcher_launcher_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_launcher_launcher_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_launcher_launcher_proto_goTypes = []any{
 	(*DeclareRequest)(nil),   // 0: slipway.launcher.v1.DeclareRequest
 	(*Declaration)(nil),      // 1: slipway.launcher.v1.Declaration
@@ -2652,9 +2718,11 @@ var file_launcher_launcher_proto_goTypes = []any{
 	(*AdoptReply)(nil),       // 36: slipway.launcher.v1.AdoptReply
 	(*ErrorDetail)(nil),      // 37: slipway.launcher.v1.ErrorDetail
 	(*Problem)(nil),          // 38: slipway.launcher.v1.Problem
-	nil,                      // 39: slipway.launcher.v1.Request.LabelsEntry
-	nil,                      // 40: slipway.launcher.v1.Launched.TagsEntry
-	nil,                      // 41: slipway.launcher.v1.AdoptRequest.TagsEntry
+	(*Status)(nil),           // 39: slipway.launcher.v1.Status
+	nil,                      // 40: slipway.launcher.v1.Request.LabelsEntry
+	nil,                      // 41: slipway.launcher.v1.Launched.TagsEntry
+	nil,                      // 42: slipway.launcher.v1.AdoptRequest.TagsEntry
+	(*anypb.Any)(nil),        // 43: google.protobuf.Any
 }
 var file_launcher_launcher_proto_depIdxs = []int32{
 	2,  // 0: slipway.launcher.v1.Declaration.settings:type_name -> slipway.launcher.v1.Setting
@@ -2664,11 +2732,11 @@ var file_launcher_launcher_proto_depIdxs = []int32{
 	3,  // 4: slipway.launcher.v1.OpenReply.traits:type_name -> slipway.launcher.v1.Traits
 	6,  // 5: slipway.launcher.v1.Request.id:type_name -> slipway.launcher.v1.ID
 	7,  // 6: slipway.launcher.v1.Request.env:type_name -> slipway.launcher.v1.Env
-	39, // 7: slipway.launcher.v1.Request.labels:type_name -> slipway.launcher.v1.Request.LabelsEntry
+	40, // 7: slipway.launcher.v1.Request.labels:type_name -> slipway.launcher.v1.Request.LabelsEntry
 	8,  // 8: slipway.launcher.v1.Request.resources:type_name -> slipway.launcher.v1.Resources
 	9,  // 9: slipway.launcher.v1.Request.overrides:type_name -> slipway.launcher.v1.Override
 	12, // 10: slipway.launcher.v1.Note.metadata:type_name -> slipway.launcher.v1.Metadata
-	40, // 11: slipway.launcher.v1.Launched.tags:type_name -> slipway.launcher.v1.Launched.TagsEntry
+	41, // 11: slipway.launcher.v1.Launched.tags:type_name -> slipway.launcher.v1.Launched.TagsEntry
 	11, // 12: slipway.launcher.v1.Launched.notes:type_name -> slipway.launcher.v1.Note
 	13, // 13: slipway.launcher.v1.FindReply.launched:type_name -> slipway.launcher.v1.Launched
 	6,  // 14: slipway.launcher.v1.Worker.id:type_name -> slipway.launcher.v1.ID
@@ -2676,46 +2744,47 @@ var file_launcher_launcher_proto_depIdxs = []int32{
 	18, // 16: slipway.launcher.v1.HealthOfReply.health:type_name -> slipway.launcher.v1.HealthReply
 	32, // 17: slipway.launcher.v1.CheckReply.findings:type_name -> slipway.launcher.v1.Finding
 	8,  // 18: slipway.launcher.v1.FreeRequest.resources:type_name -> slipway.launcher.v1.Resources
-	41, // 19: slipway.launcher.v1.AdoptRequest.tags:type_name -> slipway.launcher.v1.AdoptRequest.TagsEntry
+	42, // 19: slipway.launcher.v1.AdoptRequest.tags:type_name -> slipway.launcher.v1.AdoptRequest.TagsEntry
 	11, // 20: slipway.launcher.v1.ErrorDetail.notes:type_name -> slipway.launcher.v1.Note
 	38, // 21: slipway.launcher.v1.ErrorDetail.problems:type_name -> slipway.launcher.v1.Problem
-	0,  // 22: slipway.launcher.v1.Launcher.Declare:input_type -> slipway.launcher.v1.DeclareRequest
-	4,  // 23: slipway.launcher.v1.Launcher.Open:input_type -> slipway.launcher.v1.OpenRequest
-	10, // 24: slipway.launcher.v1.Launcher.Launch:input_type -> slipway.launcher.v1.Request
-	15, // 25: slipway.launcher.v1.Launcher.Terminate:input_type -> slipway.launcher.v1.TerminateRequest
-	17, // 26: slipway.launcher.v1.Launcher.Health:input_type -> slipway.launcher.v1.HealthRequest
-	10, // 27: slipway.launcher.v1.Launcher.Find:input_type -> slipway.launcher.v1.Request
-	19, // 28: slipway.launcher.v1.Launcher.List:input_type -> slipway.launcher.v1.ListRequest
-	20, // 29: slipway.launcher.v1.Launcher.Watch:input_type -> slipway.launcher.v1.WatchRequest
-	22, // 30: slipway.launcher.v1.Launcher.HealthOf:input_type -> slipway.launcher.v1.HealthOfRequest
-	24, // 31: slipway.launcher.v1.Launcher.Remove:input_type -> slipway.launcher.v1.RemoveRequest
-	26, // 32: slipway.launcher.v1.Launcher.Logs:input_type -> slipway.launcher.v1.LogsRequest
-	28, // 33: slipway.launcher.v1.Launcher.Describe:input_type -> slipway.launcher.v1.DescribeRequest
-	10, // 34: slipway.launcher.v1.Launcher.Preview:input_type -> slipway.launcher.v1.Request
-	30, // 35: slipway.launcher.v1.Launcher.Check:input_type -> slipway.launcher.v1.CheckRequest
-	33, // 36: slipway.launcher.v1.Launcher.Free:input_type -> slipway.launcher.v1.FreeRequest
-	35, // 37: slipway.launcher.v1.Launcher.Adopt:input_type -> slipway.launcher.v1.AdoptRequest
-	1,  // 38: slipway.launcher.v1.Launcher.Declare:output_type -> slipway.launcher.v1.Declaration
-	5,  // 39: slipway.launcher.v1.Launcher.Open:output_type -> slipway.launcher.v1.OpenReply
-	13, // 40: slipway.launcher.v1.Launcher.Launch:output_type -> slipway.launcher.v1.Launched
-	16, // 41: slipway.launcher.v1.Launcher.Terminate:output_type -> slipway.launcher.v1.TerminateReply
-	18, // 42: slipway.launcher.v1.Launcher.Health:output_type -> slipway.launcher.v1.HealthReply
-	14, // 43: slipway.launcher.v1.Launcher.Find:output_type -> slipway.launcher.v1.FindReply
-	21, // 44: slipway.launcher.v1.Launcher.List:output_type -> slipway.launcher.v1.Worker
-	21, // 45: slipway.launcher.v1.Launcher.Watch:output_type -> slipway.launcher.v1.Worker
-	23, // 46: slipway.launcher.v1.Launcher.HealthOf:output_type -> slipway.launcher.v1.HealthOfReply
-	25, // 47: slipway.launcher.v1.Launcher.Remove:output_type -> slipway.launcher.v1.RemoveReply
-	27, // 48: slipway.launcher.v1.Launcher.Logs:output_type -> slipway.launcher.v1.LogsChunk
-	29, // 49: slipway.launcher.v1.Launcher.Describe:output_type -> slipway.launcher.v1.JSON
-	29, // 50: slipway.launcher.v1.Launcher.Preview:output_type -> slipway.launcher.v1.JSON
-	31, // 51: slipway.launcher.v1.Launcher.Check:output_type -> slipway.launcher.v1.CheckReply
-	34, // 52: slipway.launcher.v1.Launcher.Free:output_type -> slipway.launcher.v1.FreeReply
-	36, // 53: slipway.launcher.v1.Launcher.Adopt:output_type -> slipway.launcher.v1.AdoptReply
-	38, // [38:54] is the sub-list for method output_type
-	22, // [22:38] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	43, // 22: slipway.launcher.v1.Status.details:type_name -> google.protobuf.Any
+	0,  // 23: slipway.launcher.v1.Launcher.Declare:input_type -> slipway.launcher.v1.DeclareRequest
+	4,  // 24: slipway.launcher.v1.Launcher.Open:input_type -> slipway.launcher.v1.OpenRequest
+	10, // 25: slipway.launcher.v1.Launcher.Launch:input_type -> slipway.launcher.v1.Request
+	15, // 26: slipway.launcher.v1.Launcher.Terminate:input_type -> slipway.launcher.v1.TerminateRequest
+	17, // 27: slipway.launcher.v1.Launcher.Health:input_type -> slipway.launcher.v1.HealthRequest
+	10, // 28: slipway.launcher.v1.Launcher.Find:input_type -> slipway.launcher.v1.Request
+	19, // 29: slipway.launcher.v1.Launcher.List:input_type -> slipway.launcher.v1.ListRequest
+	20, // 30: slipway.launcher.v1.Launcher.Watch:input_type -> slipway.launcher.v1.WatchRequest
+	22, // 31: slipway.launcher.v1.Launcher.HealthOf:input_type -> slipway.launcher.v1.HealthOfRequest
+	24, // 32: slipway.launcher.v1.Launcher.Remove:input_type -> slipway.launcher.v1.RemoveRequest
+	26, // 33: slipway.launcher.v1.Launcher.Logs:input_type -> slipway.launcher.v1.LogsRequest
+	28, // 34: slipway.launcher.v1.Launcher.Describe:input_type -> slipway.launcher.v1.DescribeRequest
+	10, // 35: slipway.launcher.v1.Launcher.Preview:input_type -> slipway.launcher.v1.Request
+	30, // 36: slipway.launcher.v1.Launcher.Check:input_type -> slipway.launcher.v1.CheckRequest
+	33, // 37: slipway.launcher.v1.Launcher.Free:input_type -> slipway.launcher.v1.FreeRequest
+	35, // 38: slipway.launcher.v1.Launcher.Adopt:input_type -> slipway.launcher.v1.AdoptRequest
+	1,  // 39: slipway.launcher.v1.Launcher.Declare:output_type -> slipway.launcher.v1.Declaration
+	5,  // 40: slipway.launcher.v1.Launcher.Open:output_type -> slipway.launcher.v1.OpenReply
+	13, // 41: slipway.launcher.v1.Launcher.Launch:output_type -> slipway.launcher.v1.Launched
+	16, // 42: slipway.launcher.v1.Launcher.Terminate:output_type -> slipway.launcher.v1.TerminateReply
+	18, // 43: slipway.launcher.v1.Launcher.Health:output_type -> slipway.launcher.v1.HealthReply
+	14, // 44: slipway.launcher.v1.Launcher.Find:output_type -> slipway.launcher.v1.FindReply
+	21, // 45: slipway.launcher.v1.Launcher.List:output_type -> slipway.launcher.v1.Worker
+	21, // 46: slipway.launcher.v1.Launcher.Watch:output_type -> slipway.launcher.v1.Worker
+	23, // 47: slipway.launcher.v1.Launcher.HealthOf:output_type -> slipway.launcher.v1.HealthOfReply
+	25, // 48: slipway.launcher.v1.Launcher.Remove:output_type -> slipway.launcher.v1.RemoveReply
+	27, // 49: slipway.launcher.v1.Launcher.Logs:output_type -> slipway.launcher.v1.LogsChunk
+	29, // 50: slipway.launcher.v1.Launcher.Describe:output_type -> slipway.launcher.v1.JSON
+	29, // 51: slipway.launcher.v1.Launcher.Preview:output_type -> slipway.launcher.v1.JSON
+	31, // 52: slipway.launcher.v1.Launcher.Check:output_type -> slipway.launcher.v1.CheckReply
+	34, // 53: slipway.launcher.v1.Launcher.Free:output_type -> slipway.launcher.v1.FreeReply
+	36, // 54: slipway.launcher.v1.Launcher.Adopt:output_type -> slipway.launcher.v1.AdoptReply
+	39, // [39:55] is the sub-list for method output_type
+	23, // [23:39] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_launcher_launcher_proto_init() }
@@ -2730,7 +2799,7 @@ func file_launcher_launcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_launcher_launcher_proto_rawDesc), len(file_launcher_launcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

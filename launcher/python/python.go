@@ -1,0 +1,110 @@
+// Package python has launchers that are RunLauncher classes of Dagster's, hosted by a Python that has them: the class stays as it is, and
+// Slipway asks it over the wire of package plugin.
+//
+// The package slipway_launcher beside this file is that program, and what launchers in Python build on.
+package python
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/plugin"
+)
+
+// Config holds the settings of a hosted class.
+type Config struct {
+	Module string                 `config:"module" required:"true" help:"Python module of the class, as in dagster.yaml."`
+	Class  string                 `config:"class" required:"true" help:"The RunLauncher class."`
+	Config config.Values          `config:"config" help:"The class's own config, which it checks itself; Dagster's {env: NAME} holds in it."`
+	Python string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. Only this one needs it."`
+	Env    map[string]config.Text `config:"env" help:"Further environment variables of that Python; it has the daemon's as well."`
+}
+
+//go:embed slipway_launcher/*.py slipway_launcher/contract.binpb
+var files embed.FS
+
+// startTime is how long Dagster may take to be imported on a busy machine.
+const startTime = 2 * time.Minute
+
+// Kind declares the launchers that are hosted classes.
+func Kind() *launcher.Kind {
+	return &launcher.Kind{
+		Name: "python", Help: "A RunLauncher class of Dagster's, hosted by a Python that has it.",
+		Schema: config.Fields(Config{}),
+		Traits: launcher.Traits{OwnCommand: true, WritesStorage: true, StrongRead: true},
+		Open:   open,
+	}
+}
+
+func open(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+	var c Config
+	if err := v.Decode(&c); err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath(c.Python); err != nil {
+		return nil, v.Problem("python", "%v", err)
+	}
+	home, _ := v.Env("DAGSTER_HOME")
+	if home == "" {
+		return nil, v.Problem("", "DAGSTER_HOME is not set, by which the class finds its instance")
+	}
+	if err := Unpack(v.Dir); err != nil {
+		return nil, err
+	}
+	o := plugin.Options{
+		Command: []string{c.Python, "-c", "import sys; sys.path.insert(0, sys.argv[1]); from slipway_launcher import host; host.main()", v.Dir},
+		Env:     []string{"DAGSTER_HOME=" + home}, Plain: true, Timeout: startTime, Dir: v.Dir,
+	}
+	for name, value := range c.Env {
+		o.Env = append(o.Env, name+"="+value.Value)
+	}
+	return plugin.Open(ctx, o, v, log)
+}
+
+// Unpack writes the Python package slipway_launcher into a folder, if it is not there as it is here.
+func Unpack(dir string) error {
+	return fs.WalkDir(files, ".", func(path string, e fs.DirEntry, err error) error {
+		to := filepath.Join(dir, path)
+		if err != nil || e.IsDir() {
+			return errors.Join(err, os.MkdirAll(to, 0o755))
+		}
+		text, err := files.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if there, err := os.ReadFile(to); err == nil && bytes.Equal(there, text) {
+			return nil
+		}
+		if err := replace(to, text); err != nil {
+			return fmt.Errorf("python: the host cannot be written: %w", err)
+		}
+		return nil
+	})
+}
+
+// replace writes a file that others may read meanwhile.
+func replace(to string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(to), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
+		err = os.Rename(f.Name(), to)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
+}

@@ -1,0 +1,326 @@
+package python_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/plugin"
+	"github.com/slipway-run/slipway/launcher/python"
+	"github.com/slipway-run/slipway/storage/storagetest"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	plugin.Cleanup()
+	testenv.Cleanup()
+	os.Exit(code)
+}
+
+// logged is a log that tests read.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// host is an instance that real Dagster made, and a class that is hosted for it.
+type host struct {
+	t     *testing.T
+	d     *storagetest.Dagster
+	asked string // file with what the class was asked
+	log   logged
+	dir   string
+	env   []string // further variables of the class's Python, as YAML
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	testenv.DagsterBin(t)
+	return &host{t: t, d: storagetest.NewSQLite(t), asked: filepath.Join(t.TempDir(), "asked"), dir: t.TempDir()}
+}
+
+// open hosts a class of testdata; its config is YAML.
+func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
+	h.t.Helper()
+	testdata, err := filepath.Abs("testdata")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	path := testdata + string(os.PathListSeparator) + filepath.Join(testenv.Root(h.t), ".venvs/launchers")
+	text := fmt.Sprintf("module: %s\nclass: %s\npython: %s\nenv: {PYTHONPATH: %q, THE_LOG: %q%s}\nconfig: %s\n", module, class,
+		filepath.Join(testenv.DagsterBin(h.t), "python"), path, h.asked, strings.Join(append([]string{""}, h.env...), ", "), settings)
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+		h.t.Fatalf("%v in\n%s", err, text)
+	}
+	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Node: doc.Content[0], Dir: h.dir, Env: func(name string) (string, bool) {
+		if name == "DAGSTER_HOME" {
+			return h.d.Location, true
+		}
+		return os.LookupEnv(name)
+	}}
+	return python.Kind().Open(context.Background(), v, slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+}
+
+// recorder hosts the class that writes down what it is asked.
+func (h *host) recorder(settings string) launcher.Launcher {
+	h.t.Helper()
+	l, err := h.open("launchers", "Recorder", "{log: {env: THE_LOG}"+settings+"}")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		if err := launcher.Close(l); err != nil {
+			h.t.Error(err)
+		}
+	})
+	return l
+}
+
+// was is what the class was asked so far.
+func (h *host) was(asked string) (all []map[string]any) {
+	h.t.Helper()
+	text, err := os.ReadFile(h.asked)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		h.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			h.t.Fatal(err)
+		}
+		if m["asked"] == asked {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// starting gives a request for a run that is being launched.
+func (h *host) starting(n int) *launcher.Request {
+	h.t.Helper()
+	id, err := h.d.Text("SELECT run_id FROM runs ORDER BY id LIMIT 1 OFFSET ?", n)
+	if err == nil {
+		err = h.d.Exec("UPDATE runs SET status = 'STARTING' WHERE run_id = ?", id)
+	}
+	if err != nil || id == "" {
+		h.t.Fatalf("no run: %v", err)
+	}
+	return &launcher.Request{ID: launcher.ID{Run: id, Attempt: 1}, Token: "t", Instance: "test", At: time.Now(), Run: json.RawMessage("{}"), InstanceRef: json.RawMessage("{}")}
+}
+
+func health(t *testing.T, l launcher.Launcher, h launcher.Handle) launcher.Health {
+	t.Helper()
+	got, err := l.Health(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// A class gets what Dagster gives it, once, and its answers are the contract's.
+func TestHostedClass(t *testing.T) {
+	h := newHost(t)
+	l := h.recorder("")
+	req := h.starting(0)
+	finder, _ := launcher.As[launcher.Finder](l)
+	if _, found, err := finder.Find(t.Context(), req); found || err != nil {
+		t.Errorf("Find before the launch = %v, %v", found, err)
+	}
+	got, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := l.Launch(t.Context(), req); err != nil || again.Handle != got.Handle {
+		t.Errorf("second Launch = %+v, %v", again, err)
+	}
+	other := h.recorder("") // as after a restart
+	if again, err := other.Launch(t.Context(), req); err != nil || again.Handle != got.Handle {
+		t.Errorf("Launch after reopening = %+v, %v", again, err)
+	}
+	asked := h.was("launch")
+	if len(asked) != 1 || asked[0]["run"] != req.ID.Run || asked[0]["status"] != "STARTING" || asked[0]["instance"] != h.d.Location || asked[0]["launcher"] != "Recorder" || asked[0]["python"] == "" {
+		t.Fatalf("launch_run was asked %v", asked)
+	}
+	if log := h.log.String(); !strings.Contains(log, "launching "+req.ID.Run) || !strings.Contains(log, "hosting launchers.Recorder with Dagster 1.") {
+		t.Errorf("the log lacks what the class printed:\n%s", log)
+	}
+	if got := health(t, l, got.Handle); got.Status != launcher.Running || got.Message != "as told" || got.Incarnation != "w1" {
+		t.Errorf("Health = %+v", got)
+	}
+	describer, _ := launcher.As[launcher.Describer](l)
+	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil || string(text) != `{"debug_info": "run `+req.ID.Run+`, logs True"}` {
+		t.Errorf("Describe = %s, %v", text, err)
+	}
+	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || !ran || len(h.was("terminate")) != 1 {
+		t.Errorf("Terminate = %v, %v, the class was asked %v", ran, err, h.was("terminate"))
+	}
+	if err := h.d.Exec("UPDATE runs SET status = 'FAILURE' WHERE run_id = ?", req.ID.Run); err != nil {
+		t.Fatal(err)
+	}
+	if got := health(t, l, got.Handle); got.Status != launcher.Failed {
+		t.Errorf("Health of a run that failed = %+v", got)
+	}
+	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || ran || len(h.was("terminate")) != 1 {
+		t.Errorf("Terminate of a run that has ended = %v, %v", ran, err)
+	}
+	unknown := launcher.Handle(launcher.ID{Run: "11111111-1111-1111-1111-111111111111", Attempt: 1}.String())
+	if got := health(t, l, unknown); got.Status != launcher.NotFound {
+		t.Errorf("Health of an unknown run = %+v", got)
+	}
+	resume := h.starting(0)
+	resume.ID.Attempt, resume.Resume = 2, true
+	if _, err := l.Launch(t.Context(), resume); err != nil || len(h.was("resume")) != 1 || h.was("resume")[0]["attempt"] != 1.0 {
+		t.Errorf("resume = %v, the class was asked %v", err, h.was("resume"))
+	}
+	if err := launcher.Close(other); err != nil || len(h.was("dispose")) != 1 {
+		t.Errorf("Close = %v, the class was asked %v", err, h.was("dispose"))
+	}
+}
+
+// What a class says of its workers is passed on; what it cannot say is Unknown.
+func TestHealthOfAClass(t *testing.T) {
+	h := newHost(t)
+	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound, "UNKNOWN": launcher.Unknown, "FAILED": launcher.Failed, `""`: launcher.Unknown} {
+		l := h.recorder(", status: " + status)
+		got, err := l.Launch(t.Context(), h.starting(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := health(t, l, got.Handle); got.Status != want {
+			t.Errorf("%s: Health = %+v, want %s", status, got, want)
+		}
+	}
+}
+
+// Each way in which launch_run can fail has its consequence, and it is never called a second time.
+func TestLaunchThatFails(t *testing.T) {
+	h := newHost(t)
+	for n, c := range []struct {
+		fails string
+		kind  error
+		text  string
+	}{
+		{"user", launcher.ErrInvalid, "Recorder could not launch the run: ValueError: no such queue"},
+		{"workspace", launcher.ErrInvalid, "asks for the workspace"},
+		{"connection", launcher.ErrTransient, "ConnectionResetError: the scheduler hung up"},
+		{"dies", launcher.ErrTransient, ""},
+	} {
+		// A class without health checks: nothing tells what became of the worker.
+		l, req := h.recorder(", fails: "+c.fails+", status: ''"), h.starting(n)
+		_, err := l.Launch(t.Context(), req)
+		if !errors.Is(err, c.kind) || !strings.Contains(fmt.Sprint(err), c.text) {
+			t.Errorf("%s: Launch = %v, want %v with %q", c.fails, err, c.kind, c.text)
+		}
+		if c.kind == launcher.ErrInvalid {
+			continue
+		}
+		testenv.Eventually(t, time.Minute, func() (bool, string) { // a program that died is started again
+			_, err := l.Launch(t.Context(), req)
+			return errors.Is(err, launcher.ErrTransient) && strings.Contains(err.Error(), "nobody knows how it ended"), fmt.Sprintf("%s: Launch of an unknown outcome = %v", c.fails, err)
+		})
+		if err := h.d.Exec("UPDATE run_tags SET value = '1 begun 1' WHERE key LIKE '%launch_run' AND run_id = ?", req.ID.Run); err != nil {
+			t.Fatal(err)
+		}
+		body, err := h.d.Text("SELECT run_body FROM runs WHERE run_id = ?", req.ID.Run)
+		if err == nil {
+			at := strings.Index(body, "1 begun ")
+			err = h.d.Exec("UPDATE runs SET run_body = ? WHERE run_id = ?", body[:at]+"1 begun 1"+body[at+strings.IndexByte(body[at:], '"'):], req.ID.Run)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), "not called a second time") {
+			t.Errorf("%s: Launch long after = %v", c.fails, err)
+		}
+		if err := h.d.Exec("UPDATE runs SET status = 'STARTED' WHERE run_id = ?", req.ID.Run); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Launch(t.Context(), req); err != nil {
+			t.Errorf("%s: Launch when the worker has reported itself = %v", c.fails, err)
+		}
+	}
+	if n := len(h.was("launch")); n != 4 {
+		t.Errorf("launch_run was called %d times for 4 runs", n)
+	}
+}
+
+// Many that ask for one run while launch_run is at it get one worker, however long it takes.
+func TestSlowLaunch(t *testing.T) {
+	h := newHost(t)
+	l, req := h.recorder(", fails: slow"), h.starting(0)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if _, err := l.Launch(t.Context(), req); err != nil {
+				t.Errorf("Launch = %v", err)
+			}
+		})
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) { return len(h.was("launch")) > 0, "launch_run was not called" })
+	if err := os.WriteFile(h.asked+".go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if n := len(h.was("launch")); n != 1 {
+		t.Errorf("launch_run was called %d times", n)
+	}
+}
+
+// What is wrong with the settings is shown at their place.
+func TestHostedSettings(t *testing.T) {
+	h := newHost(t)
+	for _, c := range []struct{ module, class, config, want string }{
+		{"launchers", "Recorder", "{log: x, slots: many}", "slipway.yaml:5:"},
+		{"launchers", "Recorder", "{log: x, slots: many}", "launchers.x.config.config.slots: "},
+		{"launchers", "Recorder", "{}", `Missing required config entry "log"`},
+		{"launchers", "Recorder", "{log: x, colour: red}", `Received unexpected config entry "colour"`},
+		{"launchers", "Refuses", "{log: x}", "launchers.x.config.config: Refuses refuses its config: RuntimeError: the licence has ended"},
+		{"launchers", "Nobody", "{}", "slipway.yaml:2:8: launchers.x.config.class: launchers has no Nobody"},
+		{"launchers", "NotALauncher", "{}", "launchers.NotALauncher is no dagster RunLauncher"},
+		{"no_such_module", "X", "{}", "slipway.yaml:1:9: launchers.x.config.module: cannot be imported by this Python: No module named 'no_such_module'"},
+	} {
+		l, err := h.open(c.module, c.class, c.config)
+		if err == nil {
+			t.Errorf("%+v: no error", c)
+			_ = launcher.Close(l)
+		} else if !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: Open = %v", c, err)
+		}
+	}
+	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Dir: h.dir, Env: os.LookupEnv}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte("{module: m, class: C, python: /no/such/python}"), &doc); err != nil {
+		t.Fatal(err)
+	}
+	v.Node = doc.Content[0]
+	if _, err := python.Kind().Open(t.Context(), v, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:31: launchers.x.config.python: ") {
+		t.Errorf("Open with a Python that is not there = %v", err)
+	}
+}
