@@ -30,7 +30,7 @@ venv: .venv/.complete ## Install Dagster into .venv, exactly as frozen in python
 
 .PHONY: test
 test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
-	@hack/venv .venv python/constraints.txt || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
+	@{ hack/venv .venv python/constraints.txt && hack/launchers; } || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
 	@hack/with-postgres hack/test
 
 .PHONY: test-releases
@@ -40,12 +40,13 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
-	@hack/venv .venv python/constraints.txt
+	@hack/venv .venv python/constraints.txt && hack/launchers
 	@hack/with-postgres hack/with-docker hack/test ./launcher/docker ./launcher/plugin
 	@hack/with-postgres hack/with-docker hack/test -run 'Docker' ./e2e
 
 .PHONY: soak
 soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)
+	@hack/launchers
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 
 .PHONY: bench

@@ -16,8 +16,8 @@ import (
 	"github.com/slipway-run/slipway/internal/webserver"
 )
 
-// dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files.
-func dockerWorld(t *testing.T, routes string) (w *world, instance, image string) {
+// dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files. More is further launchers, and routes.
+func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
 	t.Helper()
 	image = testenv.DockerImage(t)
 	testenv.DagsterBin(t)
@@ -40,7 +40,7 @@ launchers:
     step_executors: true
     allow: {images: ["*"]}
     config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "/var/run/docker.sock:/var/run/docker.sock"]}
-%s`, instance, image, fates, w.home, routes))
+%s`, instance, image, fates, w.home, more))
 	t.Cleanup(func() {
 		docker(t, "sh", "-c", "docker ps -aq --filter label=slipway-instance="+instance+" | xargs -r docker rm -f -v")
 	})

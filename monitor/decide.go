@@ -48,7 +48,7 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event) Action {
 		return Action{Do: Cancel, Message: "The run was canceled: its worker ended (" + why(h) + ")."}
 	case h.Status.Ended():
 		return Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + "."}
-	case r.Status == dagster.Canceling && h.Status.Alive():
+	case r.Status == dagster.Canceling && h.Status != launcher.NotFound: // also a worker of which its target can tell nothing
 		return Action{Do: Terminate}
 	}
 	return Action{Do: Nothing}

@@ -50,6 +50,7 @@ func TestDecide(t *testing.T) {
 		"a failure before the claim is of another attempt": {dagster.Starting, launcher.Health{Status: launcher.Running}, log(dagster.RunFailure, dagster.RunStarting), storage.Open, monitor.Nothing},
 		"a canceling run with a live worker":               {dagster.Canceling, launcher.Health{Status: launcher.Running}, with(dagster.RunCanceling), storage.Open, monitor.Terminate},
 		"a canceling run with a dead worker":               {dagster.Canceling, dead, with(dagster.RunCanceling), storage.Open, monitor.Cancel},
+		"a canceling run whose worker cannot be looked at": {dagster.Canceling, launcher.Health{Status: launcher.Unknown}, with(dagster.RunCanceling), storage.Open, monitor.Terminate},
 		"a canceling run whose worker nobody knows":        {dagster.Canceling, launcher.Health{Status: launcher.NotFound}, with(dagster.RunCanceling), storage.Open, monitor.Nothing},
 		"a launch that was voided":                         {dagster.Started, dead, with(), storage.Void, monitor.Nothing},
 		"a run that went back to the queue":                {dagster.Queued, dead, nil, storage.Open, monitor.Nothing},

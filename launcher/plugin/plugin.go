@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -118,6 +119,7 @@ type process struct {
 
 	mu       sync.Mutex
 	client   *goplugin.Client
+	sockets  string // folder of its socket
 	launcher pb.LauncherClient
 	declared *pb.Declaration
 	opened   *pb.OpenReply
@@ -165,18 +167,22 @@ func text(err error) string {
 }
 
 // started starts the program; the caller holds the mutex.
-func (p *process) started() error {
-	if p.client != nil {
-		p.client.Kill()
+func (p *process) started() (err error) {
+	tail := &lastLines{}
+	fail := func(err error) error { return &startError{p.options.Command[0], tail.with(err)} }
+	if err := p.kill(); err != nil {
+		return fail(err)
+	}
+	// Only this user can open the folder of the program's socket.
+	if p.sockets, err = os.MkdirTemp("", "slipway-plugin-"); err != nil {
+		return fail(err)
 	}
 	cmd := exec.Command(p.options.Command[0], p.options.Command[1:]...)
-	cmd.Env = p.options.Env // go-plugin adds this process's
-	tail := &lastLines{}
+	cmd.Env = append(append(os.Environ(), p.options.Env...), goplugin.EnvUnixSocketDir+"="+p.sockets) // the last of equal names wins
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
-		HandshakeConfig: handshake, Plugins: goplugin.PluginSet{service: &grpcPlugin{}}, Cmd: cmd, AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		HandshakeConfig: handshake, Plugins: goplugin.PluginSet{service: &grpcPlugin{}}, Cmd: cmd, SkipHostEnv: true, AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		AutoMTLS: !p.options.Plain, Managed: true, StartTimeout: p.options.Timeout, Logger: slogger(p.log), Stderr: tail, SyncStdout: tail, SyncStderr: io.Discard,
 	})
-	fail := func(err error) error { return &startError{p.options.Command[0], tail.with(err)} }
 	conn, err := p.client.Client()
 	if err != nil {
 		return fail(err)
@@ -204,11 +210,17 @@ func (p *process) started() error {
 func (p *process) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.client != nil && !p.closed {
+	p.closed = true
+	return p.kill()
+}
+
+// kill ends the program, if there is one; the caller holds the mutex.
+func (p *process) kill() error {
+	if p.client != nil {
 		p.client.Kill()
 	}
-	p.closed = true
-	return nil
+	p.client = nil
+	return os.RemoveAll(p.sockets)
 }
 
 // lastLines keeps the end of what a program wrote before it could log.

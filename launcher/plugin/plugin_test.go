@@ -199,6 +199,7 @@ func (oddLauncher) Check(context.Context) []launcher.Finding {
 }
 
 func TestDeclarationCrossesTheWire(t *testing.T) {
+	t.Setenv("PLUGIN_TEST", "from the daemon")
 	var out logged
 	l := must(t, &out, "odd")
 	got, want := launcher.KindOf(plugin.Kind(), l), odd()

@@ -238,7 +238,7 @@ func TestLaunchThatFails(t *testing.T) {
 		if !errors.Is(err, c.kind) || !strings.Contains(fmt.Sprint(err), c.text) {
 			t.Errorf("%s: Launch = %v, want %v with %q", c.fails, err, c.kind, c.text)
 		}
-		if c.kind == launcher.ErrInvalid {
+		if errors.Is(c.kind, launcher.ErrInvalid) {
 			continue
 		}
 		testenv.Eventually(t, time.Minute, func() (bool, string) { // a program that died is started again

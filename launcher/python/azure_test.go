@@ -1,0 +1,240 @@
+package python_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// azure is the edge of Azure: a proxy that answers for its hosts, with container groups in memory.
+type azure struct {
+	t    *testing.T
+	cert tls.Certificate
+
+	mu     sync.Mutex
+	groups map[string]map[string]any // by path
+	states map[string]string
+	asked  []string
+}
+
+// newAzure starts one and gives the variables by which a program finds it.
+func newAzure(t *testing.T) (*azure, []string) {
+	t.Helper()
+	caCert, caKey := certificate(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	cert, key := certificate(t, &x509.Certificate{DNSNames: []string{"management.azure.com", "login.microsoftonline.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, caCert, caKey)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caCert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &azure{t: t, cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, groups: map[string]map[string]any{}, states: map[string]string{}}
+	proxy := httptest.NewServer(http.HandlerFunc(a.connect))
+	t.Cleanup(proxy.Close)
+	return a, []string{
+		"HTTPS_PROXY: " + proxy.URL, "REQUESTS_CA_BUNDLE: " + ca, "NO_PROXY: ''", "AZURE_TENANT_ID: 00000000-0000-0000-0000-00000000000a", "AZURE_CLIENT_ID: c", "AZURE_CLIENT_SECRET: s",
+	}
+}
+
+// certificate makes one for an hour; without a parent it signs itself.
+func certificate(t *testing.T, c, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if parent == nil {
+		parent, by = c, key
+	}
+	c.SerialNumber, c.Subject = big.NewInt(time.Now().UnixNano()), pkix.Name{CommonName: fmt.Sprintf("a test, authority %v", c.IsCA)}
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), by)
+	if err == nil {
+		c, err = x509.ParseCertificate(der)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, key
+}
+
+// connect speaks TLS as the host that a CONNECT names.
+func (a *azure) connect(w http.ResponseWriter, r *http.Request) {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil || r.Method != http.MethodConnect {
+		a.t.Errorf("the proxy was asked %s %s", r.Method, r.Host)
+		return
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		a.t.Error(err)
+		return
+	}
+	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		a.t.Error(err)
+	}
+	tc := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{a.cert}, MinVersion: tls.VersionTLS12})
+	defer func() { _ = tc.Close() }() // the client hangs up
+	for in := bufio.NewReader(tc); ; {
+		req, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		rec := httptest.NewRecorder()
+		a.answer(rec, req, host)
+		resp := rec.Result()
+		resp.ContentLength = int64(rec.Body.Len())
+		if err := resp.Write(tc); err != nil {
+			return
+		}
+	}
+}
+
+func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
+	reply := func(code int, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		if err := json.NewEncoder(w).Encode(v); err != nil {
+			a.t.Error(err)
+		}
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		a.t.Error(err)
+	}
+	if host == "login.microsoftonline.com" {
+		at := "https://" + host + "/00000000-0000-0000-0000-00000000000a"
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			reply(200, map[string]any{"token_type": "Bearer", "expires_in": 3600, "access_token": "a token"})
+			return
+		}
+		reply(200, map[string]any{"token_endpoint": at + "/oauth2/v2.0/token", "authorization_endpoint": at + "/oauth2/v2.0/authorize", "issuer": at + "/v2.0", "tenant_discovery_endpoint": at + "/v2.0/.well-known/openid-configuration"})
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = append(a.asked, r.Method+" "+r.URL.Path)
+	if r.Header.Get("Authorization") != "Bearer a token" {
+		reply(401, map[string]any{"error": map[string]any{"code": "AuthenticationFailed", "message": "no token"}})
+		return
+	}
+	group, there := a.groups[r.URL.Path]
+	switch {
+	case r.Method == http.MethodPut:
+		var g map[string]any
+		if err := json.NewDecoder(bytes.NewReader(body)).Decode(&g); err != nil {
+			a.t.Error(err)
+		}
+		a.groups[r.URL.Path], a.states[r.URL.Path] = g, "Running"
+		g["properties"].(map[string]any)["provisioningState"] = "Succeeded" //nolint:errcheck,forcetypeassert // a container group
+		reply(201, g)
+	case !there:
+		reply(404, map[string]any{"error": map[string]any{"code": "ResourceNotFound", "message": "there is no such group"}})
+	case r.Method == http.MethodDelete:
+		delete(a.groups, r.URL.Path)
+		reply(200, group)
+	default:
+		group["properties"].(map[string]any)["instanceView"] = map[string]any{"state": a.states[r.URL.Path]} //nolint:errcheck,forcetypeassert // a container group
+		reply(200, group)
+	}
+}
+
+// become sets the state of all groups.
+func (a *azure) become(state string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for path := range a.groups {
+		a.states[path] = state
+	}
+}
+
+// only is the one group that there is.
+func (a *azure) only() (path string, group map[string]any) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.groups) != 1 {
+		a.t.Fatalf("there are %d container groups; Azure was asked %v", len(a.groups), a.asked)
+	}
+	for path, group = range a.groups {
+	}
+	return path, group
+}
+
+// A launcher of the shape that guides show, with Azure's real SDK, works as it is.
+func TestAzureLauncher(t *testing.T) {
+	h := newHost(t)
+	if _, err := os.Stat(filepath.Join(testenv.Root(t), ".venvs/launchers/.complete")); err != nil {
+		testenv.Missing(t, "dagster", "the launchers of others are not installed: hack/launchers")
+	}
+	cloud, env := newAzure(t)
+	h.env = append(env, "DAGSTER_AZURE_RG: my-group")
+	l, err := h.open("azure_launcher", "AzureContainerInstanceRunLauncher",
+		`{resource_group: {env: DAGSTER_AZURE_RG}, subscription_id: 11111111-2222-3333-4444-555555555555, image: "myregistry.azurecr.io/dagster:1", cpu: 2.0, memory: 4.0, environment_variables: {DAGSTER_HOME: /opt}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := launcher.Close(l); err != nil {
+			t.Error(err)
+		}
+	})
+	req := h.starting(0)
+	got, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatalf("Launch = %v\n%s", err, h.log.String())
+	}
+	path, group := cloud.only()
+	if want := "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/my-group/providers/Microsoft.ContainerInstance/containerGroups/dagster-run-" + req.ID.Run; path != want {
+		t.Errorf("the group is %s, want %s", path, want)
+	}
+	text, err := json.Marshal(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"restartPolicy":"Never"`, `"dagster-run-id":"` + req.ID.Run + `"`, `"cpu":2`, `"memoryInGB":4`, `"execute_run"`, `"name":"DAGSTER_HOME","value":"/opt"`, "myregistry.azurecr.io/dagster:1"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s is missing in %s", want, text)
+		}
+	}
+	for state, want := range map[string]launcher.Status{"Running": launcher.Running, "Succeeded": launcher.Succeeded, "Failed": launcher.Failed, "Repairing": launcher.Unknown} {
+		cloud.become(state)
+		if got := health(t, l, got.Handle); got.Status != want {
+			t.Errorf("%s: Health = %+v, want %s", state, got, want)
+		}
+	}
+	describer, _ := launcher.As[launcher.Describer](l)
+	if text, err := describer.Describe(t.Context(), got.Handle, false); err != nil || !strings.Contains(string(text), "container_state") {
+		t.Errorf("Describe = %s, %v", text, err)
+	}
+	cloud.become("Running")
+	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || !ran {
+		t.Errorf("Terminate = %v, %v", ran, err)
+	}
+	if got := health(t, l, got.Handle); got.Status != launcher.NotFound {
+		t.Errorf("Health of a group that was deleted = %+v", got)
+	}
+	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || ran {
+		t.Errorf("second Terminate = %v, %v", ran, err)
+	}
+}
