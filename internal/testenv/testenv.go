@@ -115,17 +115,20 @@ func DagsterBin(t testing.TB) string {
 	return bin
 }
 
-// Releases gives the folders of the programs of other releases of Dagster, by version, which make releases installs.
+// Releases gives the folders of the programs of other releases of Dagster, by version, which make test-releases installs.
 func Releases(t testing.TB) map[string]string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(Root(t), ".venvs", "*", ".complete"))
+	known, err := filepath.Glob(filepath.Join(Root(t), "python", "releases", "*.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	bins := map[string]string{}
-	for _, f := range found {
-		dir := filepath.Dir(f)
-		bins[filepath.Base(dir)] = filepath.Join(dir, "bin")
+	for _, f := range known {
+		version := strings.TrimSuffix(filepath.Base(f), ".txt")
+		dir := filepath.Join(Root(t), ".venvs", version)
+		if _, err := os.Stat(filepath.Join(dir, ".complete")); err == nil {
+			bins[version] = filepath.Join(dir, "bin")
+		}
 	}
 	if len(bins) == 0 {
 		Missing(t, "releases", "no other releases of Dagster in .venvs: run make test-releases, which installs them")
