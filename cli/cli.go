@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/slipway-run/slipway/agent"
 	"github.com/slipway-run/slipway/agent/execute"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
@@ -28,12 +29,26 @@ import (
 // Version is the released version. A build from source says devel.
 const Version = "0.1.0-devel"
 
-// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or 1 after an
-// error that it has printed.
-func Main(kinds ...*launcher.Kind) int {
-	if len(os.Args) > 1 && os.Args[1] == "worker" { // a run worker that a launcher started
-		return execute.Main(os.Args[2:])
+// Child does what this program is started for by itself, and then does not return: the supervisor of a worker, a run worker, or
+// in a container, where it is the first process, the one that reaps. Main begins with it; a program that has something
+// costly to do before Main calls it first.
+func Child() {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "agent":
+		os.Exit(agent.Main(os.Args[2:]))
+	case os.Getpid() == 1: // orphans of workers become ours
+		os.Exit(agent.Init(os.Args))
+	case len(os.Args) > 1 && os.Args[1] == "worker":
+		os.Exit(execute.Main(os.Args[2:]))
 	}
+}
+
+// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or 1 after an
+// error that it has printed. It is the whole main of a Slipway with launchers of one's own:
+//
+//	func main() { os.Exit(cli.Main(append(all.Kinds(), Kind())...)) }
+func Main(kinds ...*launcher.Kind) int {
+	Child()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	p := &program{kinds: kinds, out: os.Stdout, err: os.Stderr, env: os.LookupEnv}

@@ -25,7 +25,7 @@ func slipway(t *testing.T, home string, args ...string) (string, error) {
 
 // interrupted is slipway, stopped by ctx as by a signal.
 func interrupted(ctx context.Context, home string, args ...string) (string, error) {
-	return withKinds(ctx, all.Kinds([]string{"/nowhere"}), home, args...)
+	return withKinds(ctx, all.Kinds("/nowhere"), home, args...)
 }
 
 // withKinds is a slipway that has other launchers.

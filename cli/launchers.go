@@ -25,7 +25,7 @@ import (
 
 func (p *program) launchersCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "launchers", Short: "Look at launchers and their settings"}
-	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
+	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersNewCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
 	return cmd
 }
 

@@ -96,7 +96,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 		}
 	}
 	t.Open = func() (launcher.Launcher, error) {
-		return plugin.Open(cmd.Context(), plugin.Options{Command: args, Plain: c.plain, Timeout: c.timeout, Dir: dir}, v, log)
+		return plugin.Open(cmd.Context(), plugin.Options{Command: args, Env: os.Environ(), Plain: c.plain, Timeout: c.timeout, Dir: dir}, v, log)
 	}
 	return t, nil
 }

@@ -8,6 +8,7 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -63,6 +64,17 @@ type Values struct {
 	Dir        string // a folder of this section's own, for defaults and state; "" if it has none
 	Env        Lookup // nil: {env: NAME} and ${NAME} are errors
 	Literal    bool   // ${NAME} stays as it is, as everywhere in dagster.yaml; {env: NAME} is still expanded
+}
+
+// FromMap makes the settings of a program that has no file, as a test: what [json.Marshal] makes of them.
+func FromMap(settings map[string]any) (Values, error) {
+	text, err := json.Marshal(settings)
+	if err != nil {
+		return Values{}, err
+	}
+	v := Values{File: "settings", Env: os.LookupEnv}
+	v.Node, err = Parse(v.File, text) // JSON is YAML
+	return v, err
 }
 
 // Decode fills the struct that into points to. The error joins one [Problem] per fault.

@@ -167,7 +167,7 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 	realStorages(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
 		server := w.webserver("e2e/fates/fates.py")
-		in, err := instance.Load(w.home, all.Kinds([]string{"agent"}), func(string) (string, bool) { return "", false })
+		in, err := instance.Load(w.home, all.Kinds("agent"), func(string) (string, bool) { return "", false })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,7 +40,7 @@ func TestHostedDockerLaunchers(t *testing.T) {
       module: dagster_multihost_launcher
       class: MultiHostDockerRunLauncher
       python: %[1]s
-      env: {PYTHONPATH: %[4]q}
+      path: [%[4]q]
       config:
         docker_hosts:
           - host_name: here

@@ -19,7 +19,7 @@ func TestSettingsInDocs(t *testing.T) {
 
 // Editors that read the schema know the settings of each kind of launcher.
 func TestSchemaKnowsTheKinds(t *testing.T) {
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(config.Schema(instance.Fields(all.Kinds(nil)))))
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(config.Schema(instance.Fields(all.Kinds()))))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"iter"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -184,6 +185,17 @@ type Request struct {
 	Resume           bool            // the command goes on with a run whose worker died
 }
 
+// Check says whether any launcher could take the request: it names a worker, its instance and, as a rule, a command. Its error is [ErrInvalid].
+func (r *Request) Check() error {
+	if err := r.ID.Check(); err != nil {
+		return err
+	}
+	if len(r.Command) == 0 || r.Instance == "" {
+		return fmt.Errorf("%w: the request for %s has no command or no instance", ErrInvalid, r.ID)
+	}
+	return nil
+}
+
 // GateEnv is the variable with what a gated worker shows at its gate: "<attempt> <token>".
 const GateEnv = "SLIPWAY_GATE"
 
@@ -296,6 +308,9 @@ type Filter struct {
 	Instance string
 	Runs     []string
 }
+
+// Wants says whether the filter selects the workers of a run.
+func (f Filter) Wants(run string) bool { return f.Runs == nil || slices.Contains(f.Runs, run) }
 
 // LogOptions says which part of the output to read.
 type LogOptions struct {

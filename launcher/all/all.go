@@ -4,13 +4,14 @@ package all
 import (
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/codeserver"
+	"github.com/slipway-run/slipway/launcher/command"
 	"github.com/slipway-run/slipway/launcher/docker"
 	"github.com/slipway-run/slipway/launcher/plugin"
 	"github.com/slipway-run/slipway/launcher/process"
 	"github.com/slipway-run/slipway/launcher/python"
 )
 
-// Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor.
-func Kinds(agent []string) []*launcher.Kind {
-	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), plugin.Kind(), python.Kind()}
+// Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor, none for this program itself.
+func Kinds(agent ...string) []*launcher.Kind {
+	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
 }

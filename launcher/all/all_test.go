@@ -16,7 +16,7 @@ func TestEveryKindIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range all.Kinds(nil) {
+	for _, k := range all.Kinds() {
 		if !strings.Contains(string(index), "["+k.Name+"]("+k.Name+".md)") {
 			t.Errorf("docs/launchers/README.md does not list %s", k.Name)
 		}

@@ -176,7 +176,7 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 		}
 		var found []launcher.Worker
 		for _, c := range all.Items {
-			if w, ok := workerOf(c.Labels, strings.Join(c.Names[:min(1, len(c.Names))], "")); ok && (f.Runs == nil || slices.Contains(f.Runs, w.ID.Run)) {
+			if w, ok := workerOf(c.Labels, strings.Join(c.Names[:min(1, len(c.Names))], "")); ok && f.Wants(w.ID.Run) {
 				w.Health = Health(&container.State{Status: c.State})
 				found = append(found, w)
 			}

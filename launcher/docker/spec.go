@@ -156,11 +156,8 @@ func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	invalid := func(format string, args ...any) (*spec, *registry, error) {
 		return nil, nil, fmt.Errorf("%w: "+format, append([]any{launcher.ErrInvalid}, args...)...)
 	}
-	if err := req.ID.Check(); err != nil {
+	if err := req.Check(); err != nil {
 		return nil, nil, err
-	}
-	if len(req.Command) == 0 || req.Instance == "" {
-		return invalid("a command and an instance are needed")
 	}
 	all := l.base
 	for _, o := range req.Overrides {

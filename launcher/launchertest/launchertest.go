@@ -2,7 +2,7 @@
 // tests, for launchers of this module and of others.
 //
 //	func TestContract(t *testing.T) {
-//		launchertest.Run(t, launchertest.Target{Kind: kind, Open: open, Timeout: time.Minute})
+//		launchertest.Run(t, launchertest.Target{Kind: Kind(), Settings: map[string]any{"queue": "tests"}, Timeout: time.Minute})
 //	}
 //
 // It starts real workers, small shell scripts, and needs a target that can run sh.
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/launcher"
 )
 
@@ -39,7 +41,9 @@ type TB interface {
 // Target is a launcher under test.
 type Target struct {
 	Kind *launcher.Kind // nil if the launcher declares it itself
-	// Open makes the launcher anew, as another process with the same settings would: all workers stay.
+	// Settings are the launcher's own, by which the kit opens it again and again, as other processes would: all workers stay.
+	Settings map[string]any
+	// Open opens it in place of Settings.
 	Open    func() (launcher.Launcher, error)
 	Image   string        // has sh; where the target needs one
 	Timeout time.Duration // for one worker to start and end
@@ -92,6 +96,16 @@ var sentences = []sentence{
 
 // Run runs the kit. A sentence that the kind's traits rule out is reported as not promised.
 func Run(t *testing.T, target Target) {
+	if target.Open == nil {
+		v, err := config.FromMap(target.Settings)
+		if err != nil {
+			t.Fatalf("Settings: %v", err)
+		}
+		v.Dir = t.TempDir()
+		target.Open = func() (launcher.Launcher, error) {
+			return target.Kind.Open(context.Background(), v, slog.New(slog.DiscardHandler))
+		}
+	}
 	for _, s := range sentences {
 		t.Run(s.text, func(t *testing.T) { s.run(t, target) })
 	}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -29,8 +28,9 @@ import (
 
 // Config holds the settings of a launcher that is a program.
 type Config struct {
-	Command []string               `config:"command" required:"true" help:"The program and its arguments."`
-	Env     map[string]config.Text `config:"env" help:"Further environment variables of the program; it has the daemon's as well."`
+	Command []string               `config:"command" required:"true" help:"The program and its arguments; a relative path with a slash begins at slipway.yaml. Only root and the user that runs Slipway may be able to change it."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the program gets, besides PATH, HOME and their like and those that its config names by {env: NAME}; * for all."`
+	Env     map[string]config.Text `config:"env" help:"Further environment variables of the program."`
 	MTLS    bool                   `config:"mtls" default:"true" help:"The program and Slipway prove to each other who they are. Off for programs that cannot: then the permissions of their socket's folder protect it."`
 	Timeout time.Duration          `config:"start_timeout" default:"30s" help:"How long the program may take to start."`
 	Config  config.Values          `config:"config" help:"Settings of the launcher that the program serves; slipway launchers schema --launcher NAME shows them."`
@@ -49,13 +49,12 @@ func Kind() *launcher.Kind {
 			if len(c.Command) == 0 {
 				return nil, v.Problem("command", "a program is needed")
 			}
-			if _, err := exec.LookPath(c.Command[0]); err != nil {
-				return nil, v.Problem("command", "%v", err)
+			var err error
+			if c.Command[0], err = v.Program("command", c.Command[0]); err != nil {
+				return nil, err
 			}
-			o := Options{Command: c.Command, Plain: !c.MTLS, Timeout: c.Timeout, Dir: v.Dir}
-			for _, name := range slices.Sorted(maps.Keys(c.Env)) {
-				o.Env = append(o.Env, name+"="+c.Env[name].Value)
-			}
+			env := v.Environ(append(c.PassEnv, config.EnvNames(c.Config.Node)...), c.Env)
+			o := Options{Command: c.Command, Env: env, Plain: !c.MTLS, Timeout: c.Timeout, Dir: v.Dir}
 			return Open(ctx, o, c.Config, log)
 		},
 	}
@@ -64,10 +63,11 @@ func Kind() *launcher.Kind {
 // Options say how a program is started.
 type Options struct {
 	Command []string
-	Env     []string // besides this process's
+	Env     []string // all of it
 	Plain   bool     // without mutual TLS
 	Timeout time.Duration
 	Dir     string // a folder of the launcher's own
+	Cwd     string // the program's working directory; "": this process's
 }
 
 // Open starts a program and opens the launcher that it serves. V are that launcher's settings.
@@ -178,7 +178,8 @@ func (p *process) started() (err error) {
 		return fail(err)
 	}
 	cmd := exec.Command(p.options.Command[0], p.options.Command[1:]...)
-	cmd.Env = append(append(os.Environ(), p.options.Env...), goplugin.EnvUnixSocketDir+"="+p.sockets) // the last of equal names wins
+	cmd.Dir = p.options.Cwd
+	cmd.Env = append(slices.Clone(p.options.Env), goplugin.EnvUnixSocketDir+"="+p.sockets) // the last of equal names wins
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig: handshake, Plugins: goplugin.PluginSet{service: &grpcPlugin{}}, Cmd: cmd, SkipHostEnv: true, AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		AutoMTLS: !p.options.Plain, Managed: true, StartTimeout: p.options.Timeout, Logger: slogger(p.log), Stderr: tail, SyncStdout: tail, SyncStderr: io.Discard,

@@ -78,7 +78,7 @@ func open(t testing.TB, dir, settings string, l *logged, serve ...string) (launc
 		command.WriteString("- '" + c + "'\n")
 	}
 	var doc yaml.Node
-	text := "command:\n" + command.String() + "env: {PLUGIN_TEST: from the settings, GORACE: atexit_sleep_ms=0}\n"
+	text := "command:\n" + command.String() + "pass_env: [PLUGIN_PASSED]\nenv: {PLUGIN_TEST: from the settings, GORACE: atexit_sleep_ms=0}\n"
 	if settings != "" {
 		text += "config:\n" + settings
 	}
@@ -139,7 +139,7 @@ func odd() *launcher.Kind {
 			if err := v.Decode(&s); err != nil {
 				return nil, err
 			}
-			log.Info("it is open", "color", s.Color, "env", os.Getenv("PLUGIN_TEST"), "secret", string(s.Secret))
+			log.Info("it is open", "color", s.Color, "env", os.Getenv("PLUGIN_TEST"), "passed", os.Getenv("PLUGIN_PASSED"), "kept", os.Getenv("PLUGIN_KEPT"), "secret", string(s.Secret))
 			return oddLauncher{log}, nil
 		},
 	}
@@ -200,6 +200,8 @@ func (oddLauncher) Check(context.Context) []launcher.Finding {
 
 func TestDeclarationCrossesTheWire(t *testing.T) {
 	t.Setenv("PLUGIN_TEST", "from the daemon")
+	t.Setenv("PLUGIN_PASSED", "passed on")
+	t.Setenv("PLUGIN_KEPT", "of no concern to the program")
 	var out logged
 	l := must(t, &out, "odd")
 	got, want := launcher.KindOf(plugin.Kind(), l), odd()
@@ -214,7 +216,7 @@ func TestDeclarationCrossesTheWire(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		text := out.String()
-		return strings.Contains(text, `level=INFO msg="it is open"`) && strings.Contains(text, `env="from the settings"`), "the program's log did not arrive:\n" + out.String()
+		return strings.Contains(text, `level=INFO msg="it is open"`) && strings.Contains(text, `env="from the settings" passed="passed on" kept=""`), "the program's log did not arrive:\n" + out.String()
 	})
 }
 

@@ -71,7 +71,7 @@ var (
 const maxArgument = 128<<10 - 1
 
 // Kind declares the process launcher. Agent is the command of its supervisor, to which the
-// arguments of [agent.Main] are added.
+// arguments of [agent.Main] are added; none stands for this program with "agent", which cli.Main answers.
 func Kind(agentCommand ...string) *launcher.Kind {
 	return &launcher.Kind{
 		Name: "process", Help: "Run workers as processes of this machine.",
@@ -89,6 +89,13 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 	var c Config
 	if err := v.Decode(&c); err != nil {
 		return nil, err
+	}
+	if len(agentCommand) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		agentCommand = []string{self, "agent"}
 	}
 	l := &Launcher{root: c.Dir, agent: agentCommand, inherit: c.InheritEnv}
 	if l.root == "" {
@@ -230,11 +237,8 @@ func begun(ctx context.Context, p agent.Paths) error {
 }
 
 func (l *Launcher) check(req *launcher.Request) error {
-	if err := req.ID.Check(); err != nil {
+	if err := req.Check(); err != nil {
 		return err
-	}
-	if len(req.Command) == 0 || req.Instance == "" {
-		return fmt.Errorf("%w: a command and an instance are required", launcher.ErrInvalid)
 	}
 	if req.Dir != "" {
 		if info, err := os.Stat(req.Dir); err != nil || !info.IsDir() {
@@ -493,7 +497,7 @@ func (l *Launcher) names(f launcher.Filter) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		id, ok := launcher.ParseID(e.Name())
-		if ok && (f.Runs == nil || slices.Contains(f.Runs, id.Run)) {
+		if ok && f.Wants(id.Run) {
 			names = append(names, e.Name())
 		}
 	}

@@ -13,8 +13,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/slipway-run/slipway/config"
@@ -24,11 +24,13 @@ import (
 
 // Config holds the settings of a hosted class.
 type Config struct {
-	Module string                 `config:"module" required:"true" help:"Python module of the class, as in dagster.yaml."`
-	Class  string                 `config:"class" required:"true" help:"The RunLauncher class."`
-	Config config.Values          `config:"config" help:"The class's own config, which it checks itself; Dagster's {env: NAME} holds in it."`
-	Python string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. Only this one needs it."`
-	Env    map[string]config.Text `config:"env" help:"Further environment variables of that Python; it has the daemon's as well."`
+	Module  string                 `config:"module" required:"true" help:"Python module of the class, as in dagster.yaml."`
+	Class   string                 `config:"class" required:"true" help:"The RunLauncher class."`
+	Config  config.Values          `config:"config" help:"The class's own config, which it checks itself; Dagster's {env: NAME} holds in it."`
+	Python  string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. Only this one needs it."`
+	Path    []string               `config:"path" help:"Folders with further Python modules; PYTHONPATH is not looked at."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that this Python gets, besides PATH, HOME and their like and those that dagster.yaml and the config name by {env: NAME} or in env_vars; * for all."`
+	Env     map[string]config.Text `config:"env" help:"Further environment variables of that Python."`
 }
 
 //go:embed slipway_launcher/*.py slipway_launcher/contract.binpb
@@ -52,8 +54,9 @@ func open(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Laun
 	if err := v.Decode(&c); err != nil {
 		return nil, err
 	}
-	if _, err := exec.LookPath(c.Python); err != nil {
-		return nil, v.Problem("python", "%v", err)
+	interpreter, err := v.Program("python", c.Python)
+	if err != nil {
+		return nil, err
 	}
 	home, _ := v.Env("DAGSTER_HOME")
 	if home == "" {
@@ -62,14 +65,30 @@ func open(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Laun
 	if err := Unpack(v.Dir); err != nil {
 		return nil, err
 	}
-	o := plugin.Options{
-		Command: []string{c.Python, "-c", "import sys; sys.path.insert(0, sys.argv[1]); from slipway_launcher import host; host.main()", v.Dir},
-		Env:     []string{"DAGSTER_HOME=" + home}, Plain: true, Timeout: startTime, Dir: v.Dir,
+	named, err := instanceNames(home)
+	if err != nil {
+		return nil, err
 	}
-	for name, value := range c.Env {
-		o.Env = append(o.Env, name+"="+value.Value)
+	const start = "import sys; sys.path[:0] = sys.argv[1:]; from slipway_launcher import host; host.main()"
+	return plugin.Open(ctx, plugin.Options{
+		Command: append([]string{interpreter, "-I", "-c", start, v.Dir}, c.Path...),
+		Env:     append(v.Environ(slices.Concat(c.PassEnv, named, config.EnvNames(c.Config.Node)), c.Env), "DAGSTER_HOME="+home),
+		Plain:   true, Timeout: startTime, Dir: v.Dir, Cwd: v.Dir,
+	}, v, log)
+}
+
+// instanceNames are the variables that the instance's dagster.yaml names, for its storage.
+func instanceNames(home string) ([]string, error) {
+	file := filepath.Join(home, "dagster.yaml")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
 	}
-	return plugin.Open(ctx, o, v, log)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := config.Parse(file, text)
+	return config.EnvNames(doc), err
 }
 
 // Unpack writes the Python package slipway_launcher into a folder, if it is not there as it is here.

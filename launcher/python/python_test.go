@@ -72,9 +72,8 @@ func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	path := testdata + string(os.PathListSeparator) + filepath.Join(testenv.Root(h.t), ".venvs/launchers")
-	text := fmt.Sprintf("module: %s\nclass: %s\npython: %s\nenv: {PYTHONPATH: %q, THE_LOG: %q%s}\nconfig: %s\n", module, class,
-		filepath.Join(testenv.DagsterBin(h.t), "python"), path, h.asked, strings.Join(append([]string{""}, h.env...), ", "), settings)
+	text := fmt.Sprintf("module: %s\nclass: %s\npython: %s\npath: [%q, %q]\nenv: {THE_LOG: %q%s}\nconfig: %s\n", module, class,
+		filepath.Join(testenv.DagsterBin(h.t), "python"), testdata, filepath.Join(testenv.Root(h.t), ".venvs/launchers"), h.asked, strings.Join(append([]string{""}, h.env...), ", "), settings)
 	var doc yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 		h.t.Fatalf("%v in\n%s", err, text)

@@ -241,6 +241,14 @@ def _log_to_slipway():
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
+def check(request):
+    """Refuses a request that no launcher could take."""
+    if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,43}[a-z0-9])?", request.id.run) or not 1 <= request.id.attempt <= 9999:
+        raise Failure("INVALID_ARGUMENT", f"run ID {request.id.run!r} with attempt {request.id.attempt} cannot name a worker")
+    if not request.command or not request.instance:
+        raise Failure("INVALID_ARGUMENT", f"the request for {worker_name(request.id)} has no command or no instance")
+
+
 _ID = re.compile(r"dagster-run-(.+)-(\d+)")
 
 

@@ -69,7 +69,9 @@ class Host(Launcher):
         pb.Setting(name="module", type="text", required=True),
         pb.Setting(name="class", type="text", required=True),
         pb.Setting(name="config", type="any"),
-        pb.Setting(name="python", type="text"),  # these two are Slipway's, to start this program
+        pb.Setting(name="python", type="text"),  # these four are Slipway's, to start this program
+        pb.Setting(name="path", type="list"),
+        pb.Setting(name="pass_env", type="list"),
         pb.Setting(name="env", type="map"),
     )
     traits = pb.Traits(own_command=True, writes_storage=True, strong_read=True)

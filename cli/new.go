@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/cli/scaffold"
+	"github.com/slipway-run/slipway/launcher/python"
+)
+
+func (p *program) launchersNewCommand() *cobra.Command {
+	l, way, dir := scaffold.Launcher{Version: moduleVersion()}, "", ""
+	cmd := &cobra.Command{
+		Use: "new NAME", Short: "Begin a launcher of your own", Args: cobra.ExactArgs(1),
+		Long: `Writes a launcher that works: its target is a small batch system in shell, the program spool, which comes with it. Replace what asks that program
+by what asks your target, and keep the conformance kit passing. docs/writing-a-launcher.md goes through it.
+
+` + ways(),
+		Example: "  slipway launchers new my-batch --as go\n  slipway launchers new my-batch --as command --dir /etc/slipway/my-batch",
+		RunE: func(_ *cobra.Command, args []string) error {
+			l.Name = args[0]
+			if way == "" {
+				return fmt.Errorf("--as is needed: one of %s", strings.Join(slices.Sorted(maps.Keys(scaffold.Ways)), ", "))
+			}
+			if dir == "" && way == "tree" {
+				dir = "."
+			} else if dir == "" {
+				dir = l.Name
+			}
+			return p.scaffold(way, dir, l)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&way, "as", "", "the way to write it: command, go, python or tree")
+	f.StringVar(&dir, "dir", "", "folder to write into (default: one by its name; for tree, this folder, Slipway's sources)")
+	f.StringVar(&l.Module, "module", "", "path of the Go module (default: example.com/slipway-NAME)")
+	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, where no released version is to be used")
+	return cmd
+}
+
+func ways() string {
+	var b strings.Builder
+	for _, way := range slices.Sorted(maps.Keys(scaffold.Ways)) {
+		fmt.Fprintf(&b, "  %-8s  %s\n", way, scaffold.Ways[way])
+	}
+	return b.String()
+}
+
+// moduleVersion is the version of Slipway's module in this program; that of its sources if it was built from those.
+func moduleVersion() string {
+	const sources = "v0.0.0-00010101000000-000000000000"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return sources
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == "github.com/slipway-run/slipway" && m.Version != "" && m.Version != "(devel)" && m.Replace == nil && !strings.Contains(m.Version, "+dirty") {
+			return m.Version
+		}
+	}
+	return sources
+}
+
+// scaffold writes the files of a launcher. It changes none that there is.
+func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
+	if way == "tree" {
+		if _, err := os.Stat(filepath.Join(dir, "launcher", "all", "all.go")); err != nil {
+			return fmt.Errorf("%s has no Slipway sources (launcher/all/all.go): run it there, or name the folder by --dir", dir)
+		}
+	}
+	if l.Replace != "" {
+		abs, err := filepath.Abs(l.Replace)
+		if err != nil {
+			return err
+		}
+		l.Replace = abs
+	}
+	files, err := scaffold.Files(way, l)
+	if err != nil {
+		return err
+	}
+	paths := slices.Sorted(maps.Keys(files))
+	for _, path := range paths {
+		if _, err := os.Lstat(filepath.Join(dir, path)); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(fmt.Errorf("%s is there already; nothing was written", filepath.Join(dir, path)), err)
+		}
+	}
+	for _, path := range paths {
+		mode := fs.FileMode(0o644)
+		if files[path].Program {
+			mode = 0o755
+		}
+		to := filepath.Join(dir, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, files[path].Text, mode)); err != nil {
+			return err
+		}
+	}
+	if way == "python" {
+		if err := python.Unpack(dir); err != nil {
+			return err
+		}
+		paths = append(paths, "slipway_launcher/")
+	}
+	next := nextSteps(way, dir, l)
+	if p.json {
+		return p.printJSON(map[string]any{"dir": dir, "files": paths, "next": next})
+	}
+	_, err = fmt.Fprintf(p.out, "wrote into %s: %s\nnext:\n  %s\n", dir, strings.Join(paths, " "), strings.Join(next, "\n  "))
+	return err
+}
+
+func nextSteps(way, dir string, l scaffold.Launcher) []string {
+	settings := "printf 'folder: /tmp/spool\\n' >settings.yaml && mkdir -p /tmp/spool"
+	switch way {
+	case "command":
+		return []string{"put " + dir + "/slipway.yaml's launcher into the slipway.yaml of your instance, with the path of " + dir + "/spool", "slipway launchers test " + l.Name}
+	case "go":
+		return []string{"cd " + dir + " && go mod tidy && go test ./...", "go build ./cmd/slipway-" + l.Name + " && " + settings, "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
+	case "python":
+		return []string{"cd " + dir + " && python3 -m pip install grpcio protobuf, if your Python has no Dagster", settings, "slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
+	}
+	pkg := strings.ReplaceAll(l.Name, "-", "")
+	return []string{
+		"add " + pkg + ".Kind() to launcher/all/all.go, a line to the table in docs/launchers/README.md and one to arch_test.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
+	}
+}

@@ -1,0 +1,423 @@
+// Package command has launchers without code: each call of the contract is a command of slipway.yaml, an argument vector with placeholders. What it
+// knows of the worker comes to it by arguments, environment and JSON on its standard input; it answers by its exit code and JSON on its standard output.
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Config holds the settings of a launcher whose calls are commands.
+type Config struct {
+	Launch    []string `config:"launch" required:"true" help:"Starts the worker {name}, which runs {command}, and ends without waiting for it."`
+	Health    []string `config:"health" required:"true" help:"Tells of the worker {name}."`
+	Terminate []string `config:"terminate" required:"true" help:"Asks the worker {name} to stop, and kills it after {grace} seconds; at once if they are 0."`
+	List      []string `config:"list" help:"Tells of all workers of {instance}."`
+	Logs      []string `config:"logs" help:"Writes the last {tail} lines that the worker {name} wrote; all if they are 0. With {follow} true it goes on until the worker ends."`
+	Describe  []string `config:"describe" help:"Writes debug information of the worker {name} as a JSON object."`
+	Remove    []string `config:"remove" help:"Frees what the target keeps of the ended worker {name}."`
+	Check     []string `config:"check" help:"Looks for what would make launches fail."`
+
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the commands get, besides PATH, HOME and their like; * for all."`
+	Env     map[string]config.Text `config:"env" help:"Further environment variables of the commands."`
+	Timeout time.Duration          `config:"timeout" default:"25s" help:"How long a command may take; logs that are followed excepted."`
+	Settle  time.Duration          `config:"settle" default:"0s" help:"How long after a launch that broke off the worker may still appear in health, where launch would start a second one if it was asked again."`
+
+	Promises Promises `config:"promises" help:"What the target does; slipway launchers test holds it to that."`
+}
+
+// Promises are the traits that the commands of a launcher decide.
+type Promises struct {
+	Unique        bool `config:"unique" default:"false" help:"Two launches of one name at the same moment start one worker."`
+	StrongRead    bool `config:"strong_read" default:"false" help:"Health knows a worker as soon as launch has ended."`
+	Restarts      bool `config:"restarts" default:"false" help:"The target may start a worker again by itself."`
+	LocalFiles    bool `config:"local_files" default:"false" help:"Workers see this machine's files."`
+	SignalsWorker bool `config:"signals_worker" default:"false" help:"Terminate reaches the worker as SIGTERM."`
+}
+
+// Kind declares launchers whose calls are commands.
+func Kind() *launcher.Kind {
+	return &launcher.Kind{
+		Name: "command", Help: "Launch by commands of your own, without code.", Schema: config.Fields(Config{}),
+		Traits: launcher.Traits{Gate: true},
+		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+			var c Config
+			if err := v.Decode(&c); err != nil {
+				return nil, err
+			}
+			return open(c, v, log)
+		},
+	}
+}
+
+// verbs are the calls, with the placeholders that each may use.
+func verbs(c Config) map[string]verb {
+	worker := []string{"name", "run_id", "attempt"}
+	request := slices.Concat([]string{"name", "run_id", "attempt", "instance", "job", "location", "repository", "image", "dir", "cpus", "memory", "gpus", "disk", "grace"}, lists)
+	all := map[string]verb{
+		"launch": {c.Launch, request}, "health": {c.Health, worker}, "terminate": {c.Terminate, append(slices.Clone(worker), "grace")},
+		"list": {c.List, []string{"instance"}}, "logs": {c.Logs, append(slices.Clone(worker), "tail", "follow")},
+		"describe": {c.Describe, worker}, "remove": {c.Remove, worker}, "check": {c.Check, nil},
+	}
+	maps.DeleteFunc(all, func(_ string, v verb) bool { return len(v.args) == 0 })
+	return all
+}
+
+func open(c Config, v config.Values, log *slog.Logger) (*Launcher, error) {
+	l := &Launcher{c: c, verbs: verbs(c), env: v.Environ(c.PassEnv, c.Env), dir: v.Dir, log: log}
+	var errs []error
+	for _, name := range []string{"launch", "health", "terminate"} {
+		if _, ok := l.verbs[name]; !ok {
+			errs = append(errs, v.Problem(name, "a command is needed"))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.verbs)) {
+		for _, arg := range l.verbs[name].args {
+			if err := l.verbs[name].check(arg); err != nil {
+				errs = append(errs, v.Problem(name, "%v", err))
+			}
+		}
+		var err error
+		if l.verbs[name].args[0], err = v.Program(name, l.verbs[name].args[0]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	kind := *Kind()
+	p := c.Promises
+	kind.Traits = launcher.Traits{
+		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles, SignalsWorker: p.SignalsWorker, Gate: true, Settle: c.Settle,
+	}
+	l.kind = &kind
+	return l, errors.Join(errs...)
+}
+
+// Launcher launches by commands. It is safe for use by many goroutines.
+type Launcher struct {
+	c     Config
+	kind  *launcher.Kind
+	verbs map[string]verb
+	env   []string // of every command
+	dir   string   // of its own; holds a lock for each launch
+	log   *slog.Logger
+}
+
+// Declared is the kind with what the settings promise.
+func (l *Launcher) Declared() *launcher.Kind { return l.kind }
+
+// As gives the abilities for which there is a command.
+func (l *Launcher) As(ability any) bool {
+	has := func(name string) bool { _, ok := l.verbs[name]; return ok }
+	all := abilities{l}
+	switch a := ability.(type) {
+	case *launcher.Finder:
+		*a = all
+		return true
+	case *launcher.Previewer:
+		*a = all
+		return true
+	case *launcher.Lister:
+		*a = all
+		return has("list")
+	case *launcher.LogReader:
+		*a = all
+		return has("logs")
+	case *launcher.Describer:
+		*a = all
+		return has("describe")
+	case *launcher.Remover:
+		*a = all
+		return has("remove")
+	case *launcher.Checker:
+		*a = all
+		return has("check")
+	}
+	return false
+}
+
+// abilities has them all; which of them there are is As's to say.
+type abilities struct{ *Launcher }
+
+// launched is what launch writes; any of it may be left out.
+type launched struct {
+	Tags  map[string]string `json:"tags"`
+	Notes []string          `json:"notes"`
+}
+
+// Launch implements [launcher.Launcher]. The target is looked at first, by health: the same worker is not launched twice by one machine.
+func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	if err := req.Check(); err != nil {
+		return launcher.Launched{}, err
+	}
+	unlock, err := l.lock(ctx, req.ID)
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	defer unlock()
+	if got, found, err := l.find(ctx, req.ID); err != nil || found {
+		return got, err
+	}
+	var out launched
+	if err := l.run(ctx, "launch", values(req), req, &out); err != nil {
+		return launcher.Launched{}, err
+	}
+	got := launcher.Launched{Handle: launcher.Handle(req.ID.String()), Tags: out.Tags}
+	for _, text := range out.Notes {
+		got.Notes = append(got.Notes, launcher.Note{Text: text})
+	}
+	return got, nil
+}
+
+// lock holds the launch of one name on this machine.
+func (l *Launcher) lock(ctx context.Context, id launcher.ID) (unlock func(), err error) {
+	dir := filepath.Join(l.dir, "launching")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("command: %w", err)
+	}
+	name := filepath.Join(dir, id.String())
+	for {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("command: %w", err)
+		}
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			// Whoever held it has removed the file; then this is a lock that nobody else takes.
+			held, herr := f.Stat()
+			there, terr := os.Stat(name)
+			if herr == nil && terr == nil && os.SameFile(held, there) {
+				return func() { _, _ = os.Remove(name), f.Close() }, nil
+			}
+		}
+		_ = f.Close() // nothing was written
+		if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("command: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Find implements [launcher.Finder].
+func (a abilities) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
+	return a.find(ctx, req.ID)
+}
+
+// find asks health for the worker of an ID.
+func (l *Launcher) find(ctx context.Context, id launcher.ID) (launcher.Launched, bool, error) {
+	got := launcher.Launched{Handle: launcher.Handle(id.String())}
+	h, err := l.Health(ctx, got.Handle)
+	if err == nil && h.Status == launcher.Unknown {
+		err = fmt.Errorf("%w: health cannot tell whether %s exists: %s", launcher.ErrTransient, id, h.Message)
+	}
+	return got, err == nil && h.Status != launcher.NotFound, err
+}
+
+// Terminate implements [launcher.Launcher].
+func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	vars, err := worker(h)
+	if err != nil {
+		return false, nil //nolint:nilerr // no worker of ours
+	}
+	vars["grace"] = seconds(grace)
+	out := struct {
+		Stopped *bool `json:"stopped"` // default: true
+	}{}
+	err = l.run(ctx, "terminate", vars, vars, &out)
+	if errors.Is(err, launcher.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && (out.Stopped == nil || *out.Stopped), err
+}
+
+// health is what health writes.
+type health struct {
+	Status      launcher.Status `json:"status"`
+	Phase       launcher.Phase  `json:"phase"`
+	Cause       launcher.Cause  `json:"cause"`
+	Message     string          `json:"message"`
+	Exit        *int            `json:"exit"`
+	Incarnation string          `json:"incarnation"`
+	Started     *time.Time      `json:"started"`
+	Ended       *time.Time      `json:"ended"`
+	Tail        []string        `json:"tail"`
+}
+
+var statuses = []launcher.Status{launcher.Starting, launcher.Running, launcher.Succeeded, launcher.Failed, launcher.NotFound, launcher.Unknown}
+
+func (h health) contract() (launcher.Health, error) {
+	if !slices.Contains(statuses, h.Status) {
+		return launcher.Health{}, fmt.Errorf("the status %q is none of %v", h.Status, statuses)
+	}
+	out := launcher.Health{Status: h.Status, Phase: h.Phase, Cause: h.Cause, Message: h.Message, Exit: h.Exit, Incarnation: h.Incarnation, Tail: h.Tail}
+	if h.Started != nil {
+		out.Started = *h.Started
+	}
+	if h.Ended != nil {
+		out.Ended = *h.Ended
+	}
+	if h.Status == launcher.Failed && h.Cause == "" {
+		out.Cause = launcher.CauseUnknown
+		if h.Exit != nil {
+			out.Cause = launcher.CauseExit
+		}
+	}
+	if h.Status == launcher.Failed && h.Message == "" && h.Exit != nil {
+		out.Message = fmt.Sprintf("exit code %d", *h.Exit)
+	}
+	return out, nil
+}
+
+// Health implements [launcher.Launcher].
+func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
+	vars, err := worker(h)
+	if err != nil {
+		return launcher.Health{Status: launcher.NotFound, Message: err.Error()}, nil
+	}
+	var out health
+	if err = l.run(ctx, "health", vars, vars, &out); errors.Is(err, launcher.ErrNotFound) {
+		return launcher.Health{Status: launcher.NotFound}, nil
+	}
+	if err != nil {
+		return launcher.Health{}, err
+	}
+	got, err := out.contract()
+	if err != nil {
+		err = fmt.Errorf("health of %s: %w", h, err)
+	}
+	return got, err
+}
+
+// listed is one worker that list writes.
+type listed struct {
+	Name string `json:"name"`
+	health
+}
+
+// List implements [launcher.Lister].
+func (a abilities) List(ctx context.Context, f launcher.Filter) iter.Seq2[launcher.Worker, error] {
+	return func(yield func(launcher.Worker, error) bool) {
+		var all []listed
+		vars := map[string]string{"instance": f.Instance}
+		if err := a.run(ctx, "list", vars, vars, &all); err != nil {
+			yield(launcher.Worker{}, err)
+			return
+		}
+		for _, w := range all {
+			id, ok := launcher.ParseID(w.Name)
+			if !ok || !f.Wants(id.Run) {
+				continue
+			}
+			h, err := w.contract()
+			if err != nil {
+				err = fmt.Errorf("list: %s: %w", w.Name, err)
+			}
+			if !yield(launcher.Worker{ID: id, Instance: f.Instance, Handle: launcher.Handle(w.Name), Health: h}, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Logs implements [launcher.LogReader].
+func (a abilities) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOptions) (io.ReadCloser, error) {
+	vars, err := worker(h)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", launcher.ErrNotFound, err)
+	}
+	vars["tail"], vars["follow"] = fmt.Sprint(o.Tail), fmt.Sprint(o.Follow)
+	if o.Follow {
+		return a.follow(ctx, h, vars)
+	}
+	text, err := a.output(ctx, "logs", vars, vars)
+	return io.NopCloser(bytes.NewReader(text)), err
+}
+
+// Describe implements [launcher.Describer].
+func (a abilities) Describe(ctx context.Context, h launcher.Handle, _ bool) (json.RawMessage, error) {
+	vars, err := worker(h)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", launcher.ErrNotFound, err)
+	}
+	var out map[string]any
+	if err := a.run(ctx, "describe", vars, vars, &out); err != nil {
+		return nil, err
+	}
+	return json.Marshal(out)
+}
+
+// Remove implements [launcher.Remover].
+func (a abilities) Remove(ctx context.Context, h launcher.Handle) error {
+	got, err := a.Health(ctx, h)
+	switch {
+	case err != nil:
+		return err
+	case got.Status == launcher.NotFound:
+		return nil
+	case !got.Status.Ended():
+		return fmt.Errorf("command: %s has not ended: it is %s", h, got.Status)
+	}
+	vars, err := worker(h)
+	if err != nil {
+		return err
+	}
+	if err = a.run(ctx, "remove", vars, vars, nil); errors.Is(err, launcher.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Check implements [launcher.Checker].
+func (a abilities) Check(ctx context.Context) []launcher.Finding {
+	var out []struct {
+		OK   bool   `json:"ok"`
+		What string `json:"what"`
+		Fix  string `json:"fix"`
+	}
+	if err := a.run(ctx, "check", nil, nil, &out); err != nil {
+		return []launcher.Finding{{What: "the command check failed: " + err.Error(), Fix: "run it by hand: " + strings.Join(a.c.Check, " ")}}
+	}
+	if len(out) == 0 {
+		return []launcher.Finding{{OK: true, What: "the command check has nothing to say"}}
+	}
+	var all []launcher.Finding
+	for _, f := range out {
+		all = append(all, launcher.Finding{OK: f.OK, What: f.What, Fix: f.Fix})
+	}
+	return all
+}
+
+// Preview implements [launcher.Previewer].
+func (a abilities) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
+	if err := req.Check(); err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	for _, e := range req.Env {
+		if env[e.Name] = e.Value; e.Secret {
+			env[e.Name] = config.Secret("").String()
+		}
+	}
+	args, err := a.verbs["launch"].fill(values(req), req)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{"command": args, "env": env})
+}
