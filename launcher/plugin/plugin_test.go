@@ -313,9 +313,9 @@ func TestDiedProgramIsStartedAgain(t *testing.T) {
 // Mistakes in the settings of a program's launcher are told at their place in the file.
 func TestSettingsOfAProgram(t *testing.T) {
 	for _, c := range []struct{ settings, want string }{
-		{"  {colour: blue}\n", `slipway.yaml:7:12: launchers.x.config.config.colour: unknown setting; did you mean color?`},
-		{"  deep:\n    number: many\n", `slipway.yaml:8:13: launchers.x.config.config.deep.number: `},
-		{"  secret: {env: NO_SUCH_VARIABLE}\n", `slipway.yaml:7:11: launchers.x.config.config.secret: `},
+		{"  {colour: blue}\n", `slipway.yaml:8:12: launchers.x.config.config.colour: unknown setting; did you mean color?`},
+		{"  deep:\n    number: many\n", `slipway.yaml:9:13: launchers.x.config.config.deep.number: `},
+		{"  secret: {env: NO_SUCH_VARIABLE}\n", `slipway.yaml:8:11: launchers.x.config.config.secret: `},
 	} {
 		_, err := open(t, t.TempDir(), c.settings, &logged{}, "odd")
 		if err == nil || !strings.Contains(err.Error(), c.want) {

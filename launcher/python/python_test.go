@@ -206,10 +206,11 @@ func TestHostedClass(t *testing.T) {
 // What a class says of its workers is passed on; what it cannot say is Unknown.
 func TestHealthOfAClass(t *testing.T) {
 	h := newHost(t)
+	n := 0
 	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound, "UNKNOWN": launcher.Unknown, "FAILED": launcher.Failed, `""`: launcher.Unknown} {
 		l := h.recorder(", status: " + status)
-		got, err := l.Launch(t.Context(), h.starting(0))
-		if err != nil {
+		got, err := l.Launch(t.Context(), h.starting(n))
+		if n++; err != nil {
 			t.Fatal(err)
 		}
 		if got := health(t, l, got.Handle); got.Status != want {
@@ -296,7 +297,7 @@ func TestSlowLaunch(t *testing.T) {
 func TestHostedSettings(t *testing.T) {
 	h := newHost(t)
 	for _, c := range []struct{ module, class, config, want string }{
-		{"launchers", "Recorder", "{log: x, slots: many}", "slipway.yaml:5:"},
+		{"launchers", "Recorder", "{log: x, slots: many}", "slipway.yaml:6:"},
 		{"launchers", "Recorder", "{log: x, slots: many}", "launchers.x.config.config.slots: "},
 		{"launchers", "Recorder", "{}", `Missing required config entry "log"`},
 		{"launchers", "Recorder", "{log: x, colour: red}", `Received unexpected config entry "colour"`},

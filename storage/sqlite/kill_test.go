@@ -78,7 +78,10 @@ func life(home, run string, step int) error {
 // next one has recovered: the row says what the newest status event in the run's shard says, index.db has the shard's
 // status events, and no event stands twice.
 func TestKilledBetweenAnyTwoStatements(t *testing.T) {
-	const kills = 500
+	kills := 120 // each step of a life, several times
+	if os.Getenv("SLIPWAY_SOAK") != "" {
+		kills = 500
+	}
 	d := storagetest.NewSQLite(t)
 	s, err := Open(t.Context(), d.Location)
 	if err != nil {
