@@ -42,7 +42,7 @@ var mayImport = map[string]string{
 	"proto/dagster":         "",
 	"proto/launcher":        "",
 	"daemon":                "dagster storage instance launcher worker dispatch queue monitor proto/dagster",
-	"cli":                   "agent cli/scaffold launcher/python dagster config storage storage/sqlite storage/postgres instance launcher launcher/plugin launcher/launchertest daemon dispatch worker agent/execute internal/webserver",
+	"cli":                   "agent cli/scaffold launcher/python dagster config storage storage/sqlite storage/postgres instance launcher launcher/plugin launcher/launchertest daemon dispatch monitor worker agent/execute internal/webserver",
 	"cli/scaffold":          "",
 	"cmd/slipway":           "cli launcher/all",
 	"cmd/slipway-agent":     "agent",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,9 +14,12 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/process"
+	"github.com/slipway-run/slipway/monitor"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
@@ -280,6 +284,51 @@ func TestCheck(t *testing.T) {
 	}
 	if out, err := built(t, home, "launchers", "check", "local"); err != nil {
 		t.Errorf("launchers check local = %v\n%s", err, out)
+	}
+}
+
+// A worker that no run needs is stopped; what is kept of ended ones goes, but for its output.
+func TestSweep(t *testing.T) {
+	home := parked(t, true, "launchers: {local: {kind: process, remove: 1ns}}\n")
+	deleted, done := enqueued(t, home, "--", "sleep", "1000"), enqueued(t, home, "--", "echo", "so it was")
+	status(t, home, done, "SUCCESS")
+	status(t, home, deleted, "STARTED")
+	if err := storagetest.Open(t, home).Exec("DELETE FROM runs WHERE run_id = ?", deleted); err != nil {
+		t.Fatal(err)
+	}
+	out, err := built(t, home, "sweep", "--dry-run", "--grace", "0s")
+	if err != nil || strings.Count(out, "\n") != 2 || !strings.Contains(out, "dagster-run-"+deleted+"-1") || !strings.Contains(out, "its run is no longer in the storage") {
+		t.Fatalf("sweep --dry-run = %v\n%s", err, out)
+	}
+	if out, err = built(t, home, "sweep", "--dry-run"); err != nil || strings.Contains(out, deleted) {
+		t.Errorf("sweep --dry-run within the grace = %v\n%s", err, out)
+	}
+	var swept []sweptView
+	out, err = built(t, home, "sweep", "local", "--grace", "0s", "--json")
+	if jerr := json.Unmarshal([]byte(out), &swept); err != nil || jerr != nil || len(swept) != 1 || swept[0].Do != "stop" || swept[0].RunID != deleted {
+		t.Fatalf("sweep = %v, %v\n%s", err, jerr, out)
+	}
+
+	in, err := instance.Load(home, []*launcher.Kind{process.Kind(testenv.Build(t, "slipway-agent"))}, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets, err := openTargets(t.Context(), in, "local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closing(&err, targets)
+	id := launcher.ID{Run: done, Attempt: 1}
+	act := daemon.Sweeper(in, "", nil, targets, slog.New(slog.DiscardHandler)).Act
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // its supervisor may write yet
+		err := act(t.Context(), monitor.Finding{Launcher: "local", Worker: launcher.Worker{ID: id, Handle: launcher.Handle(id.String())}})
+		return err == nil, fmt.Sprint(err)
+	})
+	if left, err := filepath.Glob(filepath.Join(home, "slipway/process/local/*/*"+done+"*")); err != nil || len(left) > 0 {
+		t.Errorf("the removed worker left %v, %v", left, err)
+	}
+	if out, err := built(t, home, "runs", "logs", done); err != nil || out != "so it was\n" {
+		t.Errorf("runs logs of a worker that was removed = %v\n%s", err, out)
 	}
 }
 

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +15,7 @@ import (
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/monitor"
 	"github.com/slipway-run/slipway/storage"
 )
 
@@ -106,8 +109,8 @@ func (p *program) runsLogsCommand() *cobra.Command {
 	var o launcher.LogOptions
 	cmd := &cobra.Command{
 		Use: "logs RUN", Short: "Show what a run's worker wrote", Args: cobra.ExactArgs(1),
-		Long: `Shows what a run's worker wrote to its standard output and error, from where the launcher keeps it. What the
-steps wrote is in Dagster's own compute logs, and the run's events are shown by slipway runs show.`,
+		Long: `Shows what a run's worker wrote to its standard output and error, from where the launcher keeps it, or from slipway/logs in
+DAGSTER_HOME if the worker was removed from there. What the steps wrote is in Dagster's own compute logs, and the run's events are shown by slipway runs show.`,
 		Example: "  slipway runs logs 1a9ccfd4 --tail 50\n  slipway runs logs 1a9ccfd4 --follow",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.logs(cmd.Context(), in, s, args[0], o) })
@@ -126,6 +129,10 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 	if r.Launch == nil || r.Handle == "" {
 		return fmt.Errorf("run %s is %s and has no worker of Slipway's", r.ID, r.Status)
 	}
+	kept := monitor.KeptLog(daemon.Logs(in), launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt})
+	if text, err := os.ReadFile(kept); err == nil { // the worker was removed from its target
+		return p.showLog(r, io.NopCloser(bytes.NewReader(lastLines(text, o.Tail))))
+	}
 	l, ok := in.Launchers[r.Launch.Launcher]
 	if !ok {
 		return fmt.Errorf("run %s was launched by %s, which slipway.yaml no longer has", r.ID, r.Launch.Launcher)
@@ -143,11 +150,28 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 	if err != nil {
 		return err
 	}
+	return p.showLog(r, rc)
+}
+
+// lastLines is the end of a text; all of it if n is 0.
+func lastLines(text []byte, n int) []byte {
+	for i := len(text) - 1; n > 0 && i > 0; i-- {
+		if text[i-1] != '\n' {
+			continue
+		}
+		if n--; n == 0 {
+			return text[i:]
+		}
+	}
+	return text
+}
+
+func (p *program) showLog(r storage.Run, rc io.ReadCloser) error {
 	if p.json {
 		text, err := io.ReadAll(rc)
 		return errors.Join(err, rc.Close(), p.printJSON(map[string]string{"run_id": r.ID, "worker": r.Handle, "log": string(text)}))
 	}
-	_, err = io.Copy(p.out, rc)
+	_, err := io.Copy(p.out, rc)
 	if errors.Is(err, context.Canceled) {
 		err = nil // Ctrl-C ends --follow
 	}

@@ -216,6 +216,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
 	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}
+	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
 		queued.Put(runs...)
 		inFlight.Put(runs...)
@@ -230,6 +231,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	})
 	g.Go(func() error { return feed.Run(ctx) })
 	g.Go(func() error { return watch.Run(ctx) })
+	g.Go(func() error { return sweep.Run(ctx) })
 	g.Go(func() error { return d.beat(ctx) })
 	if d.address.network == "unix" {
 		g.Go(func() error { return d.serveAPI(ctx) })

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"slices"
 
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/monitor"
 	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/worker"
 )
@@ -55,6 +57,20 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 	}
 	return targets, err
 }
+
+// Sweeper compares targets with the storage.
+func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[string]*dispatch.Target, log *slog.Logger) *monitor.Sweeper {
+	rules := map[string]monitor.Removal{}
+	for name, l := range in.Launchers {
+		rules[name] = monitor.Removal(l.Remove)
+	}
+	return &monitor.Sweeper{
+		Store: s, Instance: name, Targets: targets, Removal: rules, Grace: monitor.OrphanGrace, Logs: Logs(in), KeepLogs: in.Settings.KeepLogs, Log: log,
+	}
+}
+
+// Logs is the folder of the output of workers that were removed from their target.
+func Logs(in *instance.Instance) string { return filepath.Join(in.Home, "slipway", "logs") }
 
 // CloseTargets frees what launchers hold in this process. Workers go on.
 func CloseTargets(targets map[string]*dispatch.Target) error {

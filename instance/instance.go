@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -94,8 +95,33 @@ type Launcher struct {
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
 	Allow  Allow
+	Remove Removal         // of ended workers
 	Steps  *launcher.Class // Dagster's own launcher in the workers' instance; nil: the one of dagster.yaml
 	Config config.Values
+}
+
+// Removal says when what a target keeps of an ended worker is removed: some time after its end, for all workers or for those that succeeded.
+type Removal struct {
+	Never      bool
+	KeepFailed bool
+	After      time.Duration
+}
+
+// removal reads always, on_success, never or a duration.
+func removal(text string) (Removal, error) {
+	switch text {
+	case "always":
+		return Removal{}, nil
+	case "on_success":
+		return Removal{KeepFailed: true}, nil
+	case "never":
+		return Removal{Never: true}, nil
+	}
+	after, err := time.ParseDuration(text)
+	if err != nil {
+		return Removal{}, fmt.Errorf("%q is none of always, on_success, never and a duration such as 24h", text)
+	}
+	return Removal{After: after}, nil
 }
 
 // RefMode says how a launcher's workers find the instance. The zero value gives them the InstanceRef as it is.
@@ -116,6 +142,7 @@ type Settings struct {
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
 	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
+	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long the output of workers that were removed from their target is kept, in slipway/logs in DAGSTER_HOME."`
 	StorageURL          storageSection             `config:"storage" help:"How Slipway itself reaches the storage."`
 }
 
@@ -127,6 +154,7 @@ type launcherSection struct {
 	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
 	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
 	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
+	Remove     string            `config:"remove" default:"24h" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
 	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
 	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
 	Config     config.Values     `config:"config" help:"Settings of that kind."`
@@ -424,6 +452,10 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
 		}
+		remove, err := removal(cmp.Or(section.Remove, defaultRemove))
+		if err != nil {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "remove"), "launchers."+name+".remove", "%v", err))
+		}
 		mode, err := refMode(section.Ref)
 		if err != nil {
 			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
@@ -433,7 +465,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.Env = env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Allow: section.Allow, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
 		if section.Steps {
 			if err := in.steps(name); err != nil {
 				errs = append(errs, err)
@@ -504,6 +536,9 @@ func (in *Instance) Parks() bool {
 	}
 	return in.Parked || len(o.Locations) > 0 && !slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
 }
+
+// defaultRemove is the default of remove.
+const defaultRemove = "24h"
 
 // defaultGrace is the default of stop_grace.
 const defaultGrace = 30 * time.Second

@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/monitor"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// sweptView is a worker about which sweep does something.
+type sweptView struct {
+	Launcher string `json:"launcher"`
+	RunID    string `json:"run_id"`
+	Worker   string `json:"worker"`
+	Do       string `json:"do"` // stop or remove
+	Why      string `json:"why"`
+	Problem  string `json:"problem,omitempty"`
+}
+
+func (p *program) sweepCommand() *cobra.Command {
+	var dry bool
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use: "sweep [LAUNCHER...]", Short: "Stop workers that no run needs, remove what is kept of ended ones",
+		Long: `Compares what the targets have with the storage, as the daemon does each minute: workers whose run has ended or is gone are stopped, what is kept
+of ended ones is removed as launchers.NAME.remove says, their output saved before. It touches only workers that carry this instance's id.`,
+		Example: "  slipway sweep --dry-run\n  slipway sweep docker --grace 0s",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.sweep(cmd.Context(), in, s, args, dry, grace) })
+		},
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done")
+	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace, "how long a worker may go on after its run has ended")
+	return cmd
+}
+
+func (p *program) sweep(ctx context.Context, in *instance.Instance, s storage.Store, names []string, dry bool, grace time.Duration) (err error) {
+	if len(names) == 0 {
+		names = slices.Sorted(maps.Keys(in.Launchers))
+	}
+	targets, err := openTargets(ctx, in, names...)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, targets)
+	name, err := daemon.Name(ctx, in, s)
+	if err != nil {
+		return err
+	}
+	sweeper := daemon.Sweeper(in, name, s, targets, slog.New(slog.DiscardHandler))
+	sweeper.Grace = grace
+	views := []sweptView{}
+	var errs []error
+	for _, name := range names {
+		found, err := sweeper.Look(ctx, targets[name])
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+		for _, f := range found {
+			v := sweptView{Launcher: name, RunID: f.Worker.ID.Run, Worker: string(f.Worker.Handle), Do: "remove", Why: f.Why}
+			if f.Stop {
+				v.Do = "stop"
+			}
+			if !dry {
+				if err := sweeper.Act(ctx, f); err != nil {
+					v.Problem = err.Error()
+					errs = append(errs, fmt.Errorf("%s: %s: %w", name, v.Worker, err))
+				}
+			}
+			views = append(views, v)
+		}
+	}
+	if p.json {
+		return errors.Join(append(errs, p.printJSON(views))...)
+	}
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	_, err = fmt.Fprintln(w, "LAUNCHER\tWORKER\tDO\tWHY")
+	for _, v := range views {
+		_, werr := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Launcher, v.Worker, v.Do, v.Why)
+		err = errors.Join(err, werr)
+	}
+	return errors.Join(append(errs, err, w.Flush())...)
+}
