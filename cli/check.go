@@ -8,10 +8,13 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/storage"
 )
 
 type findingView struct {
@@ -24,18 +27,34 @@ type findingView struct {
 // errFindings makes the exit code 1.
 var errFindings = errors.New("some launcher cannot work as it is set up")
 
+// canaryTime is how long a worker that looks at the storage may take, its image's pull included.
+const canaryTime = 5 * time.Minute
+
 func (p *program) launchersCheckCommand() *cobra.Command {
-	return &cobra.Command{
+	canary, from := daemon.Canary{Worker: goWorker()}, ""
+	cmd := &cobra.Command{
 		Use: "check [NAME...]", Short: "Look for what would make launches fail", ValidArgsFunction: cobra.NoFileCompletions,
 		Long: `Asks the targets of all launchers, or of those named, what would make launches fail: whether they answer and let us in, whether images
-and networks are there, and whether their workers can reach the storage. The exit code is 1 if something is wrong. The daemon does the same
+and networks are there, and whether their workers can reach the storage. With --from-target a worker is sent there that opens it. The exit code is 1 if something is wrong. The daemon does the same
 when it starts, and logs what it finds.`,
-		Example: "  slipway launchers check\n  slipway launchers check docker --json",
-		RunE:    func(cmd *cobra.Command, args []string) error { return p.check(cmd.Context(), args) },
+		Example: "  slipway launchers check\n  slipway launchers check docker --from-target --json",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if from != "" && from != "auto" && from != "go" && from != "python" {
+				return fmt.Errorf("--from-target=%s: go or python is expected", from)
+			}
+			return p.check(cmd.Context(), args, canary, from)
+		},
 	}
+	f := cmd.Flags()
+	f.StringVar(&from, "from-target", "", "send a worker to each target that opens the storage from there: with its image's python, or with go, slipway-worker")
+	f.Lookup("from-target").NoOptDefVal = "auto"
+	f.StringVar(&canary.Image, "image", "", "image of that worker (default: the launcher's)")
+	f.StringVar(&canary.Location, "location", "", "code location whose Python it uses, where launchers.NAME.python has several")
+	f.DurationVar(&canary.Within, "timeout", canaryTime, "how long it may take")
+	return cmd
 }
 
-func (p *program) check(ctx context.Context, names []string) (err error) {
+func (p *program) check(ctx context.Context, names []string, canary daemon.Canary, from string) (err error) {
 	in, err := p.instance()
 	if err != nil {
 		return err
@@ -49,9 +68,22 @@ func (p *program) check(ctx context.Context, names []string) (err error) {
 	}
 	defer closing(&err, targets)
 	views, bad := []findingView{}, false
+	if from != "" {
+		if err := p.withStore(ctx, func(_ *instance.Instance, s storage.Store) (err error) {
+			canary.Instance, err = daemon.Name(ctx, in, s)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
 	for _, name := range names {
 		t := targets[name]
-		for _, f := range daemon.Check(ctx, in, t) {
+		findings := daemon.Check(ctx, in, t)
+		if from != "" {
+			canary.Python = from == "python" || from == "auto" && !t.Traits.LocalFiles
+			findings = append(findings, canary.Send(ctx, in, t))
+		}
+		for _, f := range findings {
 			views, bad = append(views, findingView{name, f.OK, f.What, f.Fix}), bad || !f.OK
 		}
 	}

@@ -250,6 +250,29 @@ func TestLaunchers(t *testing.T) {
 	}
 }
 
+// A run that is made up goes where such a one would go, and nothing comes of it.
+func TestPreviewOfASample(t *testing.T) {
+	home := parked(t, false, `
+launchers:
+  local: {kind: process, python: {"*": /bin/sh}}
+  far: {kind: docker, allow: {images: ["etl:*"]}, config: {image: "etl:1", env_vars: [TOKEN=hunter2]}}
+routes:
+- {when: {job: train*, memory: ">=4Gi"}, to: far, set: {env: {THREADS: "8"}}}
+`)
+	out, err := slipway(t, home, "launchers", "preview", "--job", "train_all", "--location", "ml", "--tag", "slipway/memory=8Gi", "--tag", "slipway/image=etl:2")
+	for _, want := range []string{`"Image": "etl:2"`, `"Memory": 8589934592`, `"THREADS=8"`, `"execute_run"`, `"DAGSTER_RUN_JOB_NAME=train_all"`} {
+		if err != nil || !strings.Contains(out, want) || strings.Contains(out, "hunter2") {
+			t.Errorf("launchers preview = %v, %q is missing, or a secret there, in\n%s", err, want, out)
+		}
+	}
+	if out, err := slipway(t, home, "launchers", "preview"); err != nil || !strings.Contains(out, `"/bin/sh"`) {
+		t.Errorf("launchers preview of any run = %v\n%s", err, out)
+	}
+	if out, err := slipway(t, home, "launchers", "preview", "1a", "--job", "x"); err == nil || !strings.Contains(err.Error(), "leave out the run, or the flag") {
+		t.Errorf("launchers preview of a run with flags = %v\n%s", err, out)
+	}
+}
+
 func TestExplain(t *testing.T) {
 	home := parked(t, true, `
 launchers: {local: {kind: process}, other: {kind: process}}
@@ -284,6 +307,26 @@ func TestCheck(t *testing.T) {
 	}
 	if out, err := built(t, home, "launchers", "check", "local"); err != nil {
 		t.Errorf("launchers check local = %v\n%s", err, out)
+	}
+	if out, err := built(t, home, "launchers", "check", "local", "--from-target"); err != nil || !strings.Contains(out, "a worker there opened the storage: the storage is open: run_storage_id ") {
+		t.Errorf("launchers check local --from-target = %v\n%s", err, out)
+	}
+	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil || !strings.Contains(out, "go or python is expected") {
+		t.Errorf("launchers check --from-target=perl = %v\n%s", err, out)
+	}
+	python := filepath.Join(testenv.DagsterBin(t), "python")
+	mine := parked(t, false, "launchers: {local: {kind: process, python: {'*': "+python+"}, config: {env: {PYTHONWARNINGS: ignore}}}}\n")
+	if out, err := built(t, mine, "launchers", "check", "--from-target=python"); err != nil || !strings.Contains(out, ", Dagster 1.") {
+		t.Errorf("launchers check --from-target=python = %v\n%s", err, out)
+	}
+	bad := parked(t, false, "launchers: {local: {kind: process, python: {'*': /bin/false}}}\n")
+	if out, err := built(t, bad, "launchers", "check", "--from-target=python"); err == nil || !strings.Contains(out, "WRONG") || !strings.Contains(out, "exit code 1") {
+		t.Errorf("launchers check --from-target=python without Python = %v\n%s", err, out)
+	}
+	for _, home := range []string{home, mine, bad} {
+		if left, err := filepath.Glob(filepath.Join(home, "slipway/process/local/*/*")); err != nil || len(left) > 0 {
+			t.Errorf("the canary left %v, %v", left, err)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
@@ -142,26 +143,50 @@ func (p *program) settings(ctx context.Context, args []string, name string) (fie
 	return nil, fmt.Errorf("there is no launcher of kind %q; there are %v", args[0], names)
 }
 
+// sample are the flags of a run that is made up.
+type sample struct {
+	job, location, image string
+	tags                 map[string]string
+}
+
 func (p *program) launchersPreviewCommand() *cobra.Command {
 	var name string
+	var made sample
 	cmd := &cobra.Command{
-		Use: "preview RUN", Short: "Show what launching a run would send to its target", Args: cobra.ExactArgs(1),
-		Long:    "Shows what launching a run would send to its target, with secrets redacted. Nothing is sent.",
-		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot",
+		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: cobra.MaximumNArgs(1),
+		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent. Without RUN it is a run that the flags make up,
+as one of a code location whose entry point is dagster.`,
+		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot\n  slipway launchers preview --job train --location ml --tag slipway/memory=8Gi",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
-				return p.preview(cmd.Context(), in, s, args[0], name)
+				r := storage.Run{Run: dagster.NewSampleRun("00000000-0000-4000-8000-000000000000", made.job, made.location, made.image, made.tags)}
+				if len(args) > 0 {
+					for _, flag := range []string{"job", "location", "image", "tag"} {
+						if cmd.Flags().Changed(flag) {
+							return fmt.Errorf("--%s is for a run that is made up: leave out the run, or the flag", flag)
+						}
+					}
+					var err error
+					if r, err = find(cmd.Context(), s, args[0]); err != nil {
+						return err
+					}
+				}
+				return p.preview(cmd.Context(), in, s, r, name)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&name, "launcher", "", "launcher to ask (default: the one that the run goes to)")
+	f := cmd.Flags()
+	f.StringVar(&name, "launcher", "", "launcher to ask (default: the one that the run goes to)")
+	f.StringVar(&made.job, "job", "sample", "job of the run that is made up")
+	f.StringVar(&made.location, "location", "sample", "its code location")
+	f.StringVar(&made.image, "image", "", "image of its code location")
+	f.StringToStringVar(&made.tags, "tag", nil, "a tag of it, key=value; may be repeated")
 	return cmd
 }
 
-func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, id, name string) (err error) {
-	r, err := find(ctx, s, id)
-	if err = errors.Join(err, r.Broken); err != nil {
-		return err
+func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run, name string) (err error) {
+	if r.Broken != nil {
+		return r.Broken
 	}
 	if name == "" {
 		name = in.Router.Route(r.Run).Launchers[0]

@@ -37,7 +37,9 @@ func (p *program) sweepCommand() *cobra.Command {
 of ended ones is removed as launchers.NAME.remove says, their output saved before. It touches only workers that carry this instance's id.`,
 		Example: "  slipway sweep --dry-run\n  slipway sweep docker --grace 0s",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.sweep(cmd.Context(), in, s, args, dry, grace) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.sweep(cmd.Context(), in, s, args, dry, grace)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done")

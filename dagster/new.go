@@ -14,11 +14,28 @@ const CommandLocation = "slipway"
 
 // NewCommandRun makes a run of a command job, the steps of which stand in its config.
 func NewCommandRun(id, job string, config json.RawMessage, tags map[string]string) Run {
+	return newRun(id, job, CommandLocation, "", GoWorker, "slipway", config, tags)
+}
+
+// NewSampleRun makes up a run as webservers make them, for a look at what would become of such a one. No code location has its job.
+func NewSampleRun(id, job, location, image string, tags map[string]string) Run {
+	return newRun(id, job, location, image, "dagster", "sample", json.RawMessage("{}"), tags)
+}
+
+func newRun(id, job, location, image, entryPoint, module string, config json.RawMessage, tags map[string]string) Run {
 	tags = maps.Clone(tags)
 	if tags == nil {
 		tags = map[string]string{}
 	}
-	tags[CodeLocationTag] = CommandLocation
+	tags[CodeLocationTag] = location
+	var containerImage any
+	if image != "" {
+		containerImage = image
+	}
+	executable := entryPoint
+	if entryPoint == "dagster" {
+		executable = "python"
+	}
 	body := Encode(map[string]any{
 		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil, "execution_plan_snapshot_id": nil,
 		"external_pipeline_origin": map[string]any{
@@ -26,7 +43,7 @@ func NewCommandRun(id, job string, config json.RawMessage, tags map[string]strin
 			"external_repository_origin": map[string]any{
 				"__class__": "ExternalRepositoryOrigin", "repository_name": "__repository__",
 				"repository_location_origin": map[string]any{
-					"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": CommandLocation, "port": 1, "socket": nil,
+					"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": location, "port": 1, "socket": nil,
 				},
 			},
 		},
@@ -34,9 +51,9 @@ func NewCommandRun(id, job string, config json.RawMessage, tags map[string]strin
 		"pipeline_code_origin": map[string]any{
 			"__class__": "PipelinePythonOrigin", "pipeline_name": job,
 			"repository_origin": map[string]any{
-				"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": nil,
-				"entry_point": []string{GoWorker}, "executable_path": GoWorker,
-				"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "command_job", "module": "slipway", "working_directory": nil},
+				"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": containerImage,
+				"entry_point": []string{entryPoint}, "executable_path": executable,
+				"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "command_job", "module": module, "working_directory": nil},
 			},
 		},
 		"pipeline_name": job, "pipeline_snapshot_id": nil, "root_run_id": nil, "run_config": config, "run_id": id, "run_op_concurrency": nil,

@@ -25,6 +25,19 @@ func DefaultGate(t launcher.Traits) Gate {
 
 func (g Gate) closed(attempt int) bool { return g == GateOn || g == GateRelaunch && attempt > 1 }
 
+// canary opens the storage with what a worker is given, in the interpreter of a worker.
+const canary = `
+import base64, os, sys, zlib
+import dagster
+from dagster import DagsterInstance
+from dagster._grpc.types import ExecuteRunArgs  # known to deserialize_value once imported
+from dagster._serdes import deserialize_value
+packed = os.environ.get("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS")
+args = deserialize_value(sys.argv[3] if len(sys.argv) > 3 else zlib.decompress(base64.b64decode(packed)).decode())
+with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else DagsterInstance.get() as instance:
+    print("the storage is open: run_storage_id", instance.run_storage.get_run_storage_id() + ", Dagster", dagster.__version__)
+`
+
 // bootstrap passes the gate in the interpreter that then becomes Dagster's worker: it turns the newest launch row of the run from
 // open to taken, for exactly this attempt and token, and leaves with exit code 0 if it cannot.
 const bootstrap = `

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -106,6 +107,30 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	}
 	req.Command = append(req.Command, "api", verb)
 	return req, b.arguments(req, r, a, t)
+}
+
+// Canary builds the request for a worker that opens the storage as a run's worker would, says so and ends: by Dagster's Python, that of a
+// code location if it has one of its own, or by slipway-worker.
+func (b *Builder) Canary(id string, python bool, location, image string, at time.Time, t Target) (*launcher.Request, error) {
+	r := dagster.NewCommandRun(id, "canary", json.RawMessage("{}"), nil)
+	req, err := b.Request(r, Attempt{Number: 1, Token: "canary", At: at}, t)
+	if err != nil {
+		return nil, err
+	}
+	if image != "" {
+		req.Image = image
+	}
+	i := slices.Index(req.Command, "api")
+	if !python {
+		req.Command[i+1] = "canary"
+		return req, nil
+	}
+	interpreter := setting(t.Python, location)
+	if interpreter == "" {
+		interpreter = "python"
+	}
+	req.Command = append([]string{interpreter, "-c", canary}, req.Command[i:]...)
+	return req, nil
 }
 
 // goVersion stands for the version of slipway-worker, which takes its arguments as the newest Dagster does.

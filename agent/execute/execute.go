@@ -26,7 +26,7 @@ import (
 	"github.com/slipway-run/slipway/storage/sqlite"
 )
 
-const usage = "usage: slipway-worker api execute_run|resume_run ARGUMENTS; it is started by a launcher with what Dagster gives its own workers"
+const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; it is started by a launcher with what Dagster gives its own workers"
 
 // Main is the program slipway-worker. Like Dagster's worker it exits with 0 whatever became of its run, unless the arguments
 // ask for more, and with 1 if it could not begin.
@@ -61,6 +61,13 @@ func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, er
 		return false, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	if args[1] == "canary" {
+		id, err := store.InstanceID(ctx)
+		if err == nil {
+			fmt.Printf("the storage is open: run_storage_id %s, schema %s\n", id, store.Revision())
+		}
+		return err != nil, err
+	}
 	w := &worker{store: store, resume: a.Resume}
 	if w.logs, err = instance.ComputeLogsOf(ref, env); err != nil {
 		return false, err
@@ -80,14 +87,14 @@ func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, er
 // store is what a worker asks of the storage.
 type store interface {
 	storage.Recorder
-	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
-	Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error)
+	storage.Reader
+	Revision() string
 	Close() error
 }
 
 // arguments finds them where Dagster's worker does: on the command line, or in a variable.
 func arguments(args []string, env config.Lookup) (dagster.ExecuteRunArgs, error) {
-	if len(args) < 2 || args[0] != "api" || args[1] != "execute_run" && args[1] != "resume_run" {
+	if len(args) < 2 || args[0] != "api" || args[1] != "execute_run" && args[1] != "resume_run" && args[1] != "canary" {
 		return dagster.ExecuteRunArgs{}, errors.New(usage)
 	}
 	compressed, isCompressed := env(dagster.CompressedArgsEnv)
