@@ -10,7 +10,7 @@ import (
 // ParseMillis reads an amount of processors, as 2, 0.5 or 500m, in thousandths.
 func ParseMillis(s string) (int64, error) {
 	if m, ok := strings.CutSuffix(s, "m"); ok {
-		return strconv.ParseInt(m, 10, 64)
+		return scaled(m, 1)
 	}
 	return scaled(s, 1000)
 }
@@ -32,8 +32,11 @@ func ParseBytes(s string) (int64, error) {
 
 func scaled(s string, by float64) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
-	if err == nil && (math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0) {
-		err = fmt.Errorf("%s is out of range", s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is no amount: write a number with or without a unit, as 2, 500m (of processors), 512Mi or 2G (of memory)", s)
 	}
-	return int64(math.Ceil(f * by)), err
+	if (math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0) {
+		return 0, fmt.Errorf("%s is out of range", s)
+	}
+	return int64(math.Ceil(f * by)), nil
 }

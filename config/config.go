@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -152,7 +153,7 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 		n = nil
 	}
 	if n != nil && n.Kind != yaml.MappingNode {
-		d.fail(n, path, "a mapping is expected")
+		d.fail(n, path, "a mapping is expected, as {setting: value}")
 		return
 	}
 	keys := map[string]*yaml.Node{}
@@ -181,7 +182,7 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 		case ok:
 			d.value(sub, field, path+"."+name)
 		case f.Tag.Get("required") == "true":
-			d.fail(n, path+"."+name, "required")
+			d.fail(n, path+"."+name, "required: %s", help(f))
 		case hasDefault:
 			def := &yaml.Node{Kind: yaml.ScalarNode, Value: text}
 			if text == "" {
@@ -222,7 +223,7 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 		d.object(n, into, path)
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
-			d.fail(n, path, "a list is expected")
+			d.fail(n, path, "a list is expected, as [a, b]")
 			return
 		}
 		into.Set(reflect.MakeSlice(into.Type(), len(n.Content), len(n.Content)))
@@ -231,7 +232,7 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 		}
 	case reflect.Map:
 		if n.Kind != yaml.MappingNode {
-			d.fail(n, path, "a mapping is expected")
+			d.fail(n, path, "a mapping is expected, as {name: value}")
 			return
 		}
 		into.Set(reflect.MakeMap(into.Type()))
@@ -271,7 +272,7 @@ func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
 			into.SetInt(i)
 			return
 		}
-		d.fail(n, path, "%q is no integer", n.Value)
+		d.fail(n, path, "%q is no integer: write a whole number, as 5", n.Value)
 	case reflect.Bool:
 		if s, ok := v.(string); ok {
 			v = Scalar(&yaml.Node{Kind: yaml.ScalarNode, Value: s})
@@ -280,7 +281,7 @@ func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
 			into.SetBool(b)
 			return
 		}
-		d.fail(n, path, "%q is neither true nor false", n.Value)
+		d.fail(n, path, "%q is neither true nor false: write one of them", n.Value)
 	default:
 		panic("config: a field of type " + into.Type().String() + " cannot be decoded")
 	}
@@ -337,7 +338,7 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 		}
 		name, after, closed := strings.Cut(rest, "}")
 		if !closed {
-			d.fail(n, path, "${ without }")
+			d.fail(n, path, "${ without }: close it, or write $${ for a literal ${")
 			return nil, false
 		}
 		name, fallback, hasFallback := strings.Cut(name, ":-")
@@ -346,7 +347,7 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 			val, ok = d.env(name)
 		}
 		if !ok && !hasFallback {
-			d.fail(n, path, "environment variable %s is not set", name)
+			d.fail(n, path, "environment variable %s is not set: set it for this process, or give a default, as ${%[1]s:-value}", name)
 			return nil, false
 		}
 		if !ok {
@@ -363,7 +364,7 @@ func (d *decoder) lookup(n *yaml.Node, name, path string) (any, bool) {
 			return v, true
 		}
 	}
-	d.fail(n, path, "environment variable %s is not set", name)
+	d.fail(n, path, "environment variable %s is not set: set it for this process", name)
 	return nil, false
 }
 
@@ -384,7 +385,7 @@ func (d *decoder) read(n *yaml.Node, file, path string) (any, bool) {
 		text, err = os.ReadFile(file)
 	}
 	if err != nil {
-		d.fail(n, path, "%v", err)
+		d.fail(n, path, "%v: {file: PATH} needs a file that this process can read", err)
 		return nil, false
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r"), true
@@ -404,6 +405,14 @@ func contains(names []string, name string) bool {
 	return false
 }
 
+// help is what a setting is, for one who has left it out.
+func help(f reflect.StructField) string {
+	if text := f.Tag.Get("help"); text != "" {
+		return text
+	}
+	return "add it"
+}
+
 // suggest names the nearest known setting, if one is near.
 func suggest(name string, known []string) string {
 	best, near := "", 3
@@ -413,7 +422,7 @@ func suggest(name string, known []string) string {
 		}
 	}
 	if best == "" {
-		return ""
+		return fmt.Sprintf("; there are %s", strings.Join(slices.DeleteFunc(slices.Clone(known), func(n string) bool { return n == "" }), ", "))
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
 }

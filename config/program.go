@@ -23,6 +23,9 @@ func (v Values) Program(setting, name string) (string, error) {
 		name = filepath.Join(dir, name)
 	}
 	path, err := exec.LookPath(name)
+	if err != nil {
+		err = fmt.Errorf("%w: install it, or give its path", err)
+	}
 	if err == nil {
 		path, err = filepath.Abs(path)
 	}

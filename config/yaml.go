@@ -38,7 +38,7 @@ func duplicates(file string, n *yaml.Node) error {
 	for i, c := range n.Content {
 		if n.Kind == yaml.MappingNode && i%2 == 0 {
 			if seen[c.Value] && c.Value != "<<" {
-				errs = append(errs, &Problem{File: file, Line: c.Line, Column: c.Column, Setting: c.Value, Text: "stands twice in this mapping"})
+				errs = append(errs, &Problem{File: file, Line: c.Line, Column: c.Column, Setting: c.Value, Text: "stands twice in this mapping: take one away"})
 			}
 			seen[c.Value] = true
 			continue

@@ -71,7 +71,11 @@ func addressOf(in *instance.Instance) (address, error) {
 	host, port, err := net.SplitHostPort(advertise)
 	n, perr := strconv.Atoi(port)
 	if err = errors.Join(err, perr); err != nil || host == "" || n < 1 {
-		return a, fmt.Errorf("slipway.yaml: terminate: %q is not a host:port by which webservers reach this daemon", advertise)
+		setting := "terminate.advertise"
+		if t.Advertise == "" {
+			setting = "terminate.listen"
+		}
+		return a, in.Problem(setting, "%q is not a host:port by which webservers reach this daemon: write one, as slipway.internal:4001", advertise)
 	}
 	if a.listen == "" {
 		a.listen = ":" + port

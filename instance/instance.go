@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -280,6 +281,16 @@ func problem(file string, n *yaml.Node, setting, format string, args ...any) err
 	return p
 }
 
+// Problem is a fault of a setting of slipway.yaml, at its place.
+func (in *Instance) Problem(setting, format string, args ...any) error {
+	v := config.Values{File: filepath.Join(in.Home, "slipway.yaml")}
+	var err error
+	if v.Node, err = parse(v.File); err != nil {
+		return err
+	}
+	return v.Problem(setting, format, args...)
+}
+
 // path walks down keys, nil where one is missing.
 func path(n *yaml.Node, keys ...string) *yaml.Node {
 	for _, k := range keys {
@@ -443,7 +454,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	for name, section := range in.Settings.Launchers {
 		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
 		if i < 0 {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q", section.Kind))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q; there are %v", section.Kind, kindNames(kinds)))
 			continue
 		}
 		if !launcherName.MatchString(name) {
@@ -467,7 +478,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
 		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
 		if section.Steps {
-			if err := in.steps(name); err != nil {
+			if err := in.steps(doc, name); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -476,17 +487,29 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
-		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:", in.Settings.Default))
+		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:; there are %v", in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers))))
 	}
 	errs = append(errs, in.routes(file, doc))
 	return errors.Join(errs...)
 }
 
+func kindNames(kinds []*launcher.Kind) []string {
+	var names []string
+	for _, k := range kinds {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
 // steps sets the class that step executors look for.
-func (in *Instance) steps(name string) error {
+func (in *Instance) steps(doc *yaml.Node, name string) error {
 	l := in.Launchers[name]
 	if l.Kind.Steps == nil {
-		return &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "launchers of kind " + l.Kind.Name + " have no step executors of Dagster's"}
+		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "launchers of kind " + l.Kind.Name + " have no step executors of Dagster's: leave it out"}
+		if n := path(doc, "launchers", name, "step_executors"); n != nil {
+			p.Line, p.Column = n.Line, n.Column
+		}
+		return p
 	}
 	class, err := l.Kind.Steps(l.Config)
 	l.Steps = &class
@@ -554,7 +577,7 @@ func (in *Instance) QueueLimits() (Queue, error) {
 	}
 	file, s := filepath.Join(in.Home, "slipway.yaml"), in.Settings.Queue
 	if q.Charge = s.Charge; q.Charge != "admitted" && q.Charge != "dagster" {
-		return q, &config.Problem{File: file, Setting: "queue.charge", Text: fmt.Sprintf("%q is neither admitted nor dagster", s.Charge)}
+		return q, in.Problem("queue.charge", "%q is neither admitted nor dagster: write one of them", s.Charge)
 	}
 	q.Only = s.Only
 	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) }) // no limit of ours

@@ -141,7 +141,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	}
 	if c.Image != "" {
 		if _, err := reference.ParseNormalizedNamed(c.Image); err != nil {
-			return nil, problem("image", "%q names no image: %v", c.Image, err)
+			return nil, problem("image", "%q names no image (%v): write it as registry/name:tag", c.Image, err)
 		}
 	}
 	if c.Pull != "missing" && c.Pull != "always" && c.Pull != "never" {

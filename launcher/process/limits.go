@@ -30,7 +30,7 @@ type bounds struct {
 func readBounds(c Config, v config.Values) (bounds, error) {
 	b := bounds{nice: c.Nice, parent: strings.Trim(c.Cgroup, "/"), maxWorkers: c.MaxWorkers}
 	fail := func(setting, format string, args ...any) error {
-		return &config.Problem{File: v.File, Setting: v.Path + "." + setting, Text: fmt.Sprintf(format, args...)}
+		return v.Problem(setting, format, args...)
 	}
 	var err error
 	if c.CPU != "" {

@@ -102,14 +102,17 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		l.root = v.Dir
 	}
 	if !filepath.IsAbs(l.root) {
-		return nil, &config.Problem{File: v.File, Setting: v.Path + ".dir", Text: fmt.Sprintf("%q is not an absolute path", l.root)}
+		return nil, v.Problem("dir", "%q is not an absolute path: write it whole", l.root)
 	}
 	for name, value := range c.Env {
 		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret || secretName.MatchString(name)})
 	}
 	for _, f := range c.EnvFiles {
 		if !filepath.IsAbs(f) {
-			return nil, &config.Problem{File: v.File, Setting: v.Path + ".env_files", Text: fmt.Sprintf("%q is not an absolute path", f)}
+			return nil, v.Problem("env_files", "%q is not an absolute path: write it whole", f)
+		}
+		if _, err := os.ReadFile(f); err != nil {
+			return nil, v.Problem("env_files", "%v: it has to be there when the daemon starts, and at each launch", err)
 		}
 	}
 	l.files = c.EnvFiles
