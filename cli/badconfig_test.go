@@ -39,7 +39,7 @@ func TestBadConfiguration(t *testing.T) {
 		"a setting that stands elsewhere":  {one("a", "kind: docker, config: {container_kwargs: {image: x}}"), "", "slipway.yaml:1:58: launchers.a.config.container_kwargs: container_kwargs.image: not allowed here", "the setting for it is image"},
 		"a mount":                          {one("a", "kind: docker, config: {mounts: [x]}"), "", `slipway.yaml:1:48: launchers.a.config.mounts: "x" is not`, "SOURCE:TARGET or SOURCE:TARGET:ro"},
 		"an engine's address":              {one("a", "kind: docker, config: {host: 'ftp://x'}"), "", `slipway.yaml:1:46: launchers.a.config.host: "ftp://x" is no address of an engine`, "unix:///path, tcp://host:port or ssh://user@host"},
-		"a limit without a cgroup":         {one("a", "kind: process, config: {memory: 1Gi}"), "", "slipway.yaml:1:41: launchers.a.config.cgroup: required with cpu and memory", "the name of a cgroup"},
+		"a limit without a cgroup":         {one("a", "kind: process, config: {memory: 1Gi}"), "", "slipway.yaml:1:40: launchers.a.config.cgroup: required with cpu and memory", "the name of a cgroup"},
 		"a launcher's name twice":          {"launchers: {a: {kind: process}, a: {kind: process}}\n", "", "slipway.yaml:1:33: a: stands twice in this mapping", "take one away"},
 		"a launcher's name":                {"launchers: {a b: {kind: process}}\ndefault: a b\n", "", "slipway.yaml:1:18: launchers.a b: a launcher's name has letters", "letters, digits, - and _ only"},
 		"a launcher without a kind":        {one("a", ""), "", "slipway.yaml:1:16: launchers.a.kind: required", "Kind of launcher"},

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -152,4 +153,82 @@ func TestDockerFates(t *testing.T) {
 	}
 	p.stop()
 	noErrors(t, stock)
+}
+
+// One instance has three launchers at once: processes, containers and a plug-in, the example of examples/spool. Each of 60 runs goes where its
+// rule says, is there and nowhere else, and explain says why.
+func TestThreeLaunchers(t *testing.T) {
+	const each = 20
+	image := testenv.DockerImage(t)
+	plugin, spooled := filepath.Join(t.TempDir(), "slipway-spool"), t.TempDir()
+	build := exec.Command("go", "build", "-o", plugin, "./cmd/slipway-spool")
+	build.Dir = filepath.Join(testenv.Root(t), "examples/spool/go")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	w, _, _ := dockerWorld(t, fmt.Sprintf(`
+  batch:
+    kind: plugin
+    python: {"*": %q}
+    config: {command: [%q], pass_env: [E2E_PG_URL], config: {program: %q, folder: %q}}
+routes:
+- {name: near, when: {tags: {team: near*}}, to: local}
+- {name: nightly, when: {cel: 'run.job == "light" && run.tags["team"] == "batch"'}, to: [batch, local], set: {env: {FROM_THE_RULE: "1"}}}
+- {name: big, when: {location: fates, memory: ">=200Mi"}, to: docker}
+`, filepath.Join(testenv.DagsterBin(t), "python"), plugin, filepath.Join(build.Dir, "spool"), spooled))
+	server := w.webserver("e2e/fates/fates.py")
+	p := w.slipway()
+	kinds := []struct {
+		rule, launcher, reason string
+		tags                   map[string]string
+		there                  func(id string) bool
+	}{
+		{"near", "local", `tag team "nearby" fits "near*"`, map[string]string{"team": "nearby"}, func(id string) bool {
+			found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
+			return err == nil && len(found) == 1
+		}},
+		{"nightly", "batch", "cel", map[string]string{"team": "batch"}, func(id string) bool {
+			found, err := filepath.Glob(filepath.Join(spooled, "dagster-run-"+id+"-1", "exit"))
+			return err == nil && len(found) == 1
+		}},
+		{"big", "docker", "memory", map[string]string{"slipway/memory": "300Mi"}, func(id string) bool {
+			return exec.Command("docker", "inspect", "dagster-run-"+id+"-1").Run() == nil
+		}},
+	}
+	var ids []string
+	for i := range each * len(kinds) {
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light", Tags: kinds[i%len(kinds)].tags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	w.ended(8*time.Minute, p, ids...)
+	for i, id := range ids {
+		k, r := kinds[i%len(kinds)], w.run(id)
+		if r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != k.launcher || w.count(id, dagster.RunStart) != 1 {
+			t.Errorf("run %s is %s by %+v, want SUCCESS by %s:\n%s", id, r.Status, r.Launch, k.launcher, w.says(id))
+		}
+		for j, other := range kinds {
+			if there := other.there(id); there != (j == i%len(kinds)) {
+				t.Errorf("run %s, which went to %s, has a worker on %s: %v", id, k.launcher, other.launcher, there)
+			}
+		}
+		if i >= len(kinds) {
+			continue
+		}
+		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "runs", "explain", id, "--json").CombinedOutput()
+		var why struct {
+			Launcher, Route, Rule, Reason string
+			Fields                        []struct{ Field, Source string }
+		}
+		if jerr := json.Unmarshal(out, &why); err != nil || jerr != nil || why.Launcher != k.launcher || why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) || !strings.HasPrefix(why.Route, k.rule+": ") {
+			t.Errorf("runs explain of one that went to %s = %v, %v\n%s", k.launcher, err, jerr, out)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "--image", image).CombinedOutput()
+	if err != nil || strings.Count(string(out), "a worker there opened the storage") != 3 {
+		t.Errorf("launchers check --from-target = %v\n%s", err, out)
+	}
+	p.stop()
 }

@@ -17,6 +17,21 @@ type Instance struct {
 	Timeout time.Duration // for a worker to end
 }
 
+// Open opens a launcher with some settings, until the test ends.
+func Open(t TB, kind *launcher.Kind, settings map[string]any) launcher.Launcher {
+	t.Helper()
+	l, err := opener(t, kind, settings)()
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := launcher.Close(l); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return l
+}
+
 // NewInstance makes an instance whose runs go to l.
 func NewInstance(t TB, l launcher.Launcher) *Instance {
 	return &Instance{t: t, l: l, ID: "test-" + uuid.NewString()[:8], Timeout: time.Minute}

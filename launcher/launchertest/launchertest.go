@@ -97,17 +97,23 @@ var sentences = []sentence{
 // Run runs the kit. A sentence that the kind's traits rule out is reported as not promised.
 func Run(t *testing.T, target Target) {
 	if target.Open == nil {
-		v, err := config.FromMap(target.Settings)
-		if err != nil {
-			t.Fatalf("Settings: %v", err)
-		}
-		v.Dir = t.TempDir()
-		target.Open = func() (launcher.Launcher, error) {
-			return target.Kind.Open(context.Background(), v, slog.New(slog.DiscardHandler))
-		}
+		target.Open = opener(t, target.Kind, target.Settings)
 	}
 	for _, s := range sentences {
 		t.Run(s.text, func(t *testing.T) { s.run(t, target) })
+	}
+}
+
+// opener opens a launcher with some settings, each time as another process would.
+func opener(t TB, kind *launcher.Kind, settings map[string]any) func() (launcher.Launcher, error) {
+	t.Helper()
+	v, err := config.FromMap(settings)
+	if err != nil {
+		t.Fatalf("Settings: %v", err)
+	}
+	v.Dir = t.TempDir()
+	return func() (launcher.Launcher, error) {
+		return kind.Open(context.Background(), v, slog.New(slog.DiscardHandler))
 	}
 }
 

@@ -9,9 +9,19 @@ import (
 	spool "example.com/slipway-spool"
 )
 
-// The whole test of a launcher: the sentences of the contract, with real workers.
+func settings(t *testing.T) map[string]any {
+	return map[string]any{"program": "./spool", "folder": t.TempDir()}
+}
+
+func TestExitCode(t *testing.T) {
+	in := launchertest.NewInstance(t, launchertest.Open(t, spool.Kind(), settings(t)))
+	worker := in.Launch(in.NewRun("sh", "-c", "exit 3"))
+	if got := worker.End(); got.Exit == nil || *got.Exit != 3 {
+		t.Errorf("the worker ended as %+v, want exit code 3", got)
+	}
+}
+
+// The whole test of the contract.
 func TestContract(t *testing.T) {
-	launchertest.Run(t, launchertest.Target{
-		Kind: spool.Kind(), Timeout: time.Minute, Settings: map[string]any{"program": "./spool", "folder": t.TempDir()},
-	})
+	launchertest.Run(t, launchertest.Target{Kind: spool.Kind(), Settings: settings(t), Timeout: time.Minute})
 }
