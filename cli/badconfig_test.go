@@ -50,6 +50,7 @@ func TestBadConfiguration(t *testing.T) {
 		"a rule's comparison":              {"routes: [{to: local, when: {priority: high}}]\n", "", `slipway.yaml:1:39: routes[0].when.priority: "high" is no comparison`, ">="},
 		"a rule's expression":              {"routes: [{to: local, when: {cel: 'run.job =='}}]\n", "", "slipway.yaml:1:34: routes[0].when.cel: ERROR", "Syntax error"},
 		"tags and a restricted launcher":   {"launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n", "", `slipway.yaml:2:15: routes[0].to: launcher "local" is restricted`, "or take restricted away"},
+		"nodes of one that has none":       {"routes: [{to: local, set: {nodes: {pool: spot}}}]\n", "", `slipway.yaml:1:35: routes[0].set.nodes: launcher "local", of kind process, does not choose nodes`, "leave it out"},
 		"worker_gate":                      {one("a", "kind: process, worker_gate: maybe"), "", `slipway.yaml:1:45: launchers.a.worker_gate: "maybe" is none of`, "off, relaunch and on"},
 		"remove":                           {one("a", "kind: process, remove: often"), "", `slipway.yaml:1:40: launchers.a.remove: "often" is none of`, "a duration such as 24h"},
 		"instance":                         {one("a", "kind: process, instance: other"), "", "slipway.yaml:1:42: launchers.a.instance: one of inherit, image and", "{dagster_home: /absolute/path} is expected"},

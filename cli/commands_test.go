@@ -330,6 +330,42 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// Runs that take longer than they may end, and so do their workers.
+func TestTimes(t *testing.T) {
+	stuck := filepath.Join(t.TempDir(), "stuck")
+	if err := os.WriteFile(stuck, []byte("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	home := parked(t, true, fmt.Sprintf(`
+launchers: {local: {kind: process, python: {"*": %q}, stop_grace: 1h}}
+monitoring: {start_timeout_seconds: 600, cancel_timeout_seconds: 2}
+routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_grace: 200ms}}]
+`, stuck))
+	long := enqueued(t, home, "--tag", "dagster/max_runtime=1", "--", "sleep", "1000")
+	late := enqueued(t, home, "--like", "aaf68b7e", "--tag", "slow=yes")
+	deaf := enqueued(t, home, "--like", "aaf68b7e")
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		out, err := built(t, home, "runs", "show", deaf)
+		return err == nil && strings.Contains(out, "worker    dagster-run-"), out
+	})
+	if out, err := built(t, home, "runs", "terminate", deaf); err != nil {
+		t.Fatalf("runs terminate = %v\n%s", err, out)
+	}
+	for run, want := range map[string][]string{
+		long: {"FAILURE", "PIPELINE_CANCELING", "Canceling due to exceeding maximum runtime of 1 seconds.", "Exceeded maximum runtime of 1 seconds."},
+		late: {"FAILURE", "Its worker is asked to stop", "Run timed out due to taking longer than 1 seconds to start."},
+		deaf: {"CANCELED", "The run was canceled: its worker ended"},
+	} {
+		status(t, home, run, want[0])
+		out, err := built(t, home, "runs", "show", run)
+		for _, text := range want {
+			if err != nil || !strings.Contains(out, text) {
+				t.Errorf("runs show = %v, %q is missing in\n%s", err, text, out)
+			}
+		}
+	}
+}
+
 // A worker that no run needs is stopped; what is kept of ended ones goes, but for its output.
 func TestSweep(t *testing.T) {
 	home := parked(t, true, "launchers: {local: {kind: process, remove: 1ns}}\n")

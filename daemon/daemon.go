@@ -215,7 +215,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
-	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Inbox: inFlight, Launched: launched, Log: d.Log}
+	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Inbox: inFlight, Launched: launched, Log: d.Log}
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
 		queued.Put(runs...)

@@ -1,12 +1,15 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"time"
 
+	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
@@ -51,6 +54,13 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 		}
 		targets[name] = dispatch.NewTarget(t, kind, opened)
 	}
+	for i, r := range in.Router.Rules() {
+		for _, name := range r.To {
+			if t := targets[name]; len(r.Set.Nodes) > 0 && t != nil && !t.Traits.Nodes {
+				errs = append(errs, in.RuleProblem(i, "set.nodes", "launcher %q, of kind %s, does not choose nodes: leave it out, or let the rule lead to one that does", name, t.Kind.Name))
+			}
+		}
+	}
 	err := errors.Join(errs...)
 	if err != nil {
 		err = errors.Join(err, CloseTargets(targets))
@@ -66,6 +76,19 @@ func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[st
 	}
 	return &monitor.Sweeper{
 		Store: s, Instance: name, Targets: targets, Removal: rules, Grace: monitor.OrphanGrace, Logs: Logs(in), KeepLogs: in.Settings.KeepLogs, Log: log,
+	}
+}
+
+// Times says how long a run may take on a launcher: by its tags, its rule, slipway.yaml and dagster.yaml.
+func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.Times {
+	t := in.Timeouts()
+	seconds := func(n int) time.Duration { return time.Duration(n) * time.Second }
+	return func(r dagster.Run, launcher string) monitor.Times {
+		set := in.Router.Route(r).Set
+		return monitor.Times{
+			Start: cmp.Or(set.Start, seconds(t.Start)), Cancel: seconds(t.Cancel), MaxRuntime: cmp.Or(set.MaxRun, seconds(t.MaxRuntime)),
+			Grace: cmp.Or(set.Grace, in.Launchers[launcher].Grace),
+		}.Of(r)
 	}
 }
 

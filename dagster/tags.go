@@ -6,6 +6,7 @@ const (
 	CodeLocationTag  = "dagster/code_location"
 	PartitionTag     = "dagster/partition"
 	FailureReasonTag = "dagster/failure_reason"
+	MaxRuntimeTag    = "dagster/max_runtime" // seconds
 )
 
 // RunFailureReason is why a run failed, as in the tag dagster/failure_reason.
@@ -14,6 +15,7 @@ type RunFailureReason string
 // The reasons that Slipway gives. Dagster 1.13 knows more of them.
 const (
 	UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
+	StartTimeout          RunFailureReason = "START_TIMEOUT"
 	StepFailureReason     RunFailureReason = "STEP_FAILURE"
 	InitializationFailure RunFailureReason = "JOB_INITIALIZATION_FAILURE"
 )

@@ -187,7 +187,7 @@ routes:
 			found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
 			return err == nil && len(found) == 1
 		}},
-		{"nightly", "batch", "cel", map[string]string{"team": "batch"}, func(id string) bool {
+		{"nightly", "batch", `run.tags["team"] == "batch" is true`, map[string]string{"team": "batch"}, func(id string) bool {
 			found, err := filepath.Glob(filepath.Join(spooled, "dagster-run-"+id+"-1", "exit"))
 			return err == nil && len(found) == 1
 		}},

@@ -139,6 +139,7 @@ type Settings struct {
 	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of dagster.yaml's run_launcher, where launchers: is empty and Slipway has no launcher of its own for it."`
 	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
 	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
+	Monitoring          monitoringSection          `config:"monitoring" help:"How long runs may take. What is not said is taken, key by key, from dagster.yaml's run_monitoring, whether that is enabled or not, else Dagster's defaults hold."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
@@ -179,6 +180,32 @@ type queueSection struct {
 	limitsSection
 	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
 	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon goes on with the others; a run must fit each part that is given."`
+}
+
+type monitoringSection struct {
+	Start  *int `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
+	Cancel *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
+	MaxRun *int `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
+}
+
+// Timeouts are how long runs may take, in seconds; 0 is no bound.
+type Timeouts struct{ Start, Cancel, MaxRuntime int }
+
+// defaultTimeout is run_monitoring's start_timeout_seconds and cancel_timeout_seconds where nothing is said.
+const defaultTimeout = 180
+
+// Timeouts are those of slipway.yaml, else of dagster.yaml, else Dagster's defaults, key by key.
+func (in *Instance) Timeouts() Timeouts {
+	pick := func(ours, dagsters *int, other int) int {
+		if ours != nil {
+			return *ours
+		}
+		return or(dagsters, other)
+	}
+	s, d := in.Settings.Monitoring, in.Monitoring
+	return Timeouts{
+		Start: pick(s.Start, d.StartTimeout, defaultTimeout), Cancel: pick(s.Cancel, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRun, d.MaxRuntime, 0),
+	}
 }
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.

@@ -3,6 +3,7 @@ package instance
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -78,7 +79,10 @@ type setSection struct {
 	Disk   string                 `config:"disk" help:"Disk, as 20Gi."`
 	Env    map[string]config.Text `config:"env" help:"Further environment variables."`
 	Labels map[string]string      `config:"labels" help:"Further labels."`
+	Nodes  map[string]string      `config:"nodes" help:"Labels that the worker's node must have; only for launchers that choose nodes."`
 	Grace  time.Duration          `config:"stop_grace" default:"0" help:"Time between the stop signal and the kill, in place of the launcher's."`
+	Start  time.Duration          `config:"start_timeout" default:"0" help:"How long a worker may take until its run has started, in place of monitoring.start_timeout_seconds."`
+	MaxRun time.Duration          `config:"max_runtime" default:"0" help:"How long the run may take, in place of monitoring.max_runtime_seconds; the run's tag dagster/max_runtime wins."`
 	Config config.Values          `config:"config" help:"Settings of the launcher, as a code location may have them in container_context."`
 }
 
@@ -126,6 +130,13 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 		errs = append(errs, p)
 	}
 	return errors.Join(errs...)
+}
+
+// RuleProblem is a fault of a rule's setting, at its place.
+func (in *Instance) RuleProblem(rule int, setting, format string, args ...any) error {
+	file := filepath.Join(in.Home, "slipway.yaml")
+	doc, err := parse(file)
+	return errors.Join(err, problem(file, at(doc, rule, setting), fmt.Sprintf("routes[%d].%s", rule, setting), format, args...))
 }
 
 // each are the errors that one joins.
@@ -195,7 +206,7 @@ func (s routeSection) rule(path string) (router.Rule, error) {
 	}
 	res, err := amounts(s.Set.CPU, s.Set.Memory, s.Set.Disk, s.Set.GPU, path+".set.")
 	errs = append(errs, err)
-	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Grace: s.Set.Grace}
+	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Nodes: s.Set.Nodes, Grace: s.Set.Grace, Start: s.Set.Start, MaxRun: s.Set.MaxRun}
 	for name, v := range s.Set.Env {
 		r.Set.Env = append(r.Set.Env, launcher.Env{Name: name, Value: v.Value, Secret: v.Secret})
 	}

@@ -173,6 +173,7 @@ type Request struct {
 	Image     string
 	Labels    map[string]string
 	Resources Resources
+	Nodes     map[string]string // labels that the worker's node must have; only for launchers that promise Nodes
 
 	Job, Location, Repository, DagsterVersion string
 
@@ -356,6 +357,7 @@ type Traits struct {
 	LocalFiles    bool // the worker sees the daemon's files
 	SignalsWorker bool // Terminate reaches the worker's process as SIGTERM
 	Gate          bool // its worker can be gated
+	Nodes         bool // it puts workers on nodes with the labels that are asked for
 	WritesStorage bool // the launcher writes Dagster's rows itself
 	OwnCommand    bool // it makes the worker's command itself, from Run and InstanceRef; Request has none
 	MaxCommand    int  // bytes that one argument may have; 0 is no known limit

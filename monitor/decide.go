@@ -1,13 +1,16 @@
 // Package monitor decides what to do about runs in flight, and does it.
 //
-// The decision is a pure function of the run, what its target says of the worker, and the run's own
-// events ([Decide]). It acts on proof alone: an exit record of that very worker. A target that does
-// not answer, or does not know the worker, is no proof; the run is left as it is.
+// The decision is a pure function of the run, what its target says of the worker, the run's own events, and the
+// time ([Decide]). It acts on proof: an exit record of that very worker. A target that does
+// not answer, or does not know the worker, is no proof; the run is left as it is. What has its time, as a start, a cancellation, a run that has a
+// longest one, ends when that is over: the worker is asked to stop, then killed, and only then is the run's end written.
 package monitor
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/launcher"
@@ -17,8 +20,10 @@ import (
 // Action is what to do about a run.
 type Action struct {
 	Do      Verb
-	Event   *dagster.Event // of Assert: it stands in the log already
-	Message string         // of Fail and Cancel
+	Event   *dagster.Event           // of Assert: it stands in the log already
+	Message string                   // of Fail, Cancel and Expire
+	Reason  dagster.RunFailureReason // of Fail; "" is none
+	Note    string                   // an engine event besides
 }
 
 // Verb says what to do.
@@ -31,34 +36,151 @@ const (
 	Fail      Verb = "fail"      // the worker is dead and the run is not finished
 	Cancel    Verb = "cancel"    // the worker is dead and the run was being canceled
 	Terminate Verb = "terminate" // ask the worker to stop
+	Kill      Verb = "kill"      // it was asked and has not stopped
+	Expire    Verb = "expire"    // the run has had its longest time: it is canceling from now on, and fails
 )
 
+// Times bound what a run may take. 0 is no bound.
+type Times struct {
+	Start      time.Duration // of a worker, from when its target took it (or went on to a next phase) to PIPELINE_START
+	Cancel     time.Duration // from PIPELINE_CANCELING to the worker's end
+	MaxRuntime time.Duration // from PIPELINE_START
+	Grace      time.Duration // between stop and kill
+}
+
+// Of lays the run's own tags over the times: dagster/max_runtime in seconds.
+func (t Times) Of(r dagster.Run) Times {
+	for _, tag := range []string{dagster.MaxRuntimeTag, "dagster/max_runtime_seconds"} {
+		text, ok := r.Tags[tag]
+		if !ok {
+			continue
+		}
+		seconds, err := strconv.ParseFloat(text, 64) // as Dagster: what cannot be read is no bound
+		if t.MaxRuntime = 0; err == nil && seconds > 0 {
+			t.MaxRuntime = time.Duration(seconds * float64(time.Second))
+		}
+		break
+	}
+	return t
+}
+
+// Watch is what the monitor itself has seen of a worker and done about it.
+type Watch struct {
+	Now           time.Time
+	Since         time.Time // the worker is in its phase
+	Asked, Killed time.Time // to stop; zero: not yet
+	Times         Times
+}
+
+// afterKill is how long a worker that was killed may take to be seen dead. A target may have gone away meanwhile: then the run ends, and its
+// log says that nobody saw the worker's end.
+const afterKill = 30 * time.Second
+
 // Decide says what to do about a run of ours, given its worker's health and its status events since the claim, oldest first.
-func Decide(r storage.Run, h launcher.Health, events []dagster.Event) Action {
+func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) Action {
 	if r.Launch == nil || r.Launch.State == storage.Void {
 		return Action{Do: Nothing}
 	}
 	if e := Sticky(*r.Launch, events); e != nil && e.Type.Status() != r.Status {
 		return Action{Do: Assert, Event: e}
 	}
+	canceling := newest(*r.Launch, events, dagster.RunCanceling)
+	expired, isExpired := expiry(canceling)
 	switch {
+	case r.Status == dagster.Canceled && isExpired: // its worker took it for a user's cancel
+		return Action{Do: Fail, Message: expired}
 	case r.Status.Finished() || !r.Status.Active():
 		return Action{Do: Nothing}
+	case h.Status.Ended() && isExpired:
+		return Action{Do: Fail, Message: expired}
 	case h.Status.Ended() && r.Status == dagster.Canceling:
 		return Action{Do: Cancel, Message: "The run was canceled: its worker ended (" + why(h) + ")."}
+	case h.Status.Ended() && r.Status == dagster.Starting && !w.Asked.IsZero():
+		return Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout}
 	case h.Status.Ended():
-		return Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + "."}
-	case r.Status == dagster.Canceling && h.Status != launcher.NotFound: // also a worker of which its target can tell nothing
-		return Action{Do: Terminate}
+		return Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination}
+	case r.Status == dagster.Canceling:
+		return w.cancel(h, canceling, isExpired, expired)
+	case r.Status == dagster.Starting && h.Status != launcher.Unknown && h.Status != "" && w.over(w.Since, w.Times.Start):
+		return w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
+		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}
 	}
 	return Action{Do: Nothing}
 }
 
+// cancel says what to do about a run that is canceling and whose worker has not been seen to end.
+func (w Watch) cancel(h launcher.Health, canceling *dagster.Event, isExpired bool, expired string) Action {
+	if w.Asked.IsZero() && h.Status != launcher.NotFound { // also a worker of which its target can tell nothing
+		return Action{Do: Terminate}
+	}
+	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) {
+		return Action{Do: Nothing}
+	}
+	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace
+	if isExpired {
+		return w.end(Action{Do: Fail, Message: expired})
+	}
+	return w.end(Action{Do: Cancel, Message: "Run timed out due to taking longer than " + seconds(w.Times.Cancel) + " to cancel."})
+}
+
+// end has a worker stopped and killed before what ends its run is written.
+func (w Watch) end(last Action) Action {
+	switch {
+	case w.Asked.IsZero():
+		return Action{Do: Terminate, Note: "[Slipway] " + last.Message + " Its worker is asked to stop."}
+	case w.Killed.IsZero() && w.Now.Sub(w.Asked) < w.Times.Grace+afterKill/3:
+		return Action{Do: Nothing}
+	case w.Killed.IsZero():
+		return Action{Do: Kill}
+	case w.Now.Sub(w.Killed) < afterKill:
+		return Action{Do: Nothing}
+	}
+	last.Note = "[Slipway] The run worker was asked to stop and killed, but nobody has seen its end: what it made on its target may be there still."
+	return last
+}
+
+// over says whether more than a time has passed.
+func (w Watch) over(since time.Time, limit time.Duration) bool {
+	return limit > 0 && !since.IsZero() && w.Now.Sub(since) >= limit
+}
+
+// Texts of dagster._daemon.monitoring.run_monitoring, 1.13.
+const expiryText = "Canceling due to exceeding maximum runtime of "
+
+func tooLongToStart(t Times) string {
+	return "Run timed out due to taking longer than " + seconds(t.Start) + " to start."
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%d seconds", int(d.Seconds())) }
+
+// expiry says whether a run is canceling since it has had its longest time, and with which words it fails then.
+func expiry(canceling *dagster.Event) (string, bool) {
+	if canceling == nil {
+		return "", false
+	}
+	rest, ok := strings.CutPrefix(canceling.Message, expiryText)
+	return "Exceeded maximum runtime of " + rest, ok
+}
+
+func newest(l storage.LaunchRow, events []dagster.Event, typ dagster.EventType) *dagster.Event {
+	for i := len(events) - 1; i >= 0; i-- {
+		if events[i].Type == typ && !events[i].Time.Before(l.At) {
+			return &events[i]
+		}
+	}
+	return nil
+}
+
 // Sticky is the event whose status wins over the column, if there is one: the first CANCELED; else a SUCCESS, which
-// only a worker writes, also over a FAILURE that we wrote; else the last FAILURE; else a CANCELING.
+// only a worker writes, also over a FAILURE that we wrote; else the last FAILURE; else a CANCELING. Of a run that has had its longest time
+// a FAILURE wins over what its worker took for a user's cancel.
 // Dagster itself checks no transitions, so that a late write may have undone any of them.
 func Sticky(l storage.LaunchRow, events []dagster.Event) *dagster.Event {
 	rank := map[dagster.EventType]int{dagster.RunCanceling: 1, dagster.RunFailure: 2, dagster.RunSuccess: 3, dagster.RunCanceled: 4}
+	if _, expired := expiry(newest(l, events, dagster.RunCanceling)); expired {
+		rank[dagster.RunFailure] = 5
+	}
 	var best *dagster.Event
 	for i, e := range events {
 		switch {

@@ -1,6 +1,7 @@
 package monitor_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -56,11 +57,78 @@ func TestDecide(t *testing.T) {
 		"a run that went back to the queue":                {dagster.Queued, dead, nil, storage.Open, monitor.Nothing},
 	} {
 		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status}, Launch: &storage.LaunchRow{Run: "r", At: claimed, State: c.state}}
-		if got := monitor.Decide(r, c.health, c.events); got.Do != c.want {
+		if got := monitor.Decide(r, c.health, c.events, monitor.Watch{}); got.Do != c.want {
 			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
 		}
 	}
-	if got := monitor.Decide(storage.Run{Run: dagster.Run{Status: dagster.Started}}, dead, nil); got.Do != monitor.Nothing {
+	if got := monitor.Decide(storage.Run{Run: dagster.Run{Status: dagster.Started}}, dead, nil, monitor.Watch{}); got.Do != monitor.Nothing {
 		t.Errorf("a run that we did not claim: Decide = %+v, want nothing", got)
+	}
+}
+
+// What has its time ends when that is over: the worker is asked to stop, then killed, and then the run's end is written, in Dagster's words.
+func TestDecideInTime(t *testing.T) {
+	now := claimed.Add(time.Hour)
+	ago := func(seconds int) time.Time { return now.Add(-time.Duration(seconds) * time.Second) }
+	zero := 0
+	running, starting := launcher.Health{Status: launcher.Running}, launcher.Health{Status: launcher.Starting}
+	dead, lost := launcher.Health{Status: launcher.Failed, Exit: &zero, Message: "signal 9"}, launcher.Health{Status: launcher.NotFound}
+	canceling := func(seconds int, text string) []dagster.Event {
+		return []dagster.Event{{Type: dagster.RunCanceling, Time: ago(seconds), Message: text}}
+	}
+	const expiring = "Canceling due to exceeding maximum runtime of 500 seconds."
+	expired := canceling(1, expiring)
+	for name, c := range map[string]struct {
+		status                dagster.Status
+		health                launcher.Health
+		since, asked, killed  int // seconds ago; 0: not
+		started               int
+		tags                  map[string]string
+		events                []dagster.Event
+		want                  monitor.Verb
+		message, reason, note string
+	}{
+		"a start in its time":                       {status: dagster.Starting, health: starting, since: 99, want: monitor.Nothing},
+		"a start that takes too long":               {status: dagster.Starting, health: starting, since: 100, want: monitor.Terminate, note: "longer than 100 seconds to start. Its worker is asked to stop"},
+		"a running worker that does not start":      {status: dagster.Starting, health: running, since: 100, want: monitor.Terminate},
+		"one that nobody can look at":               {status: dagster.Starting, health: launcher.Health{Status: launcher.Unknown}, since: 10000, want: monitor.Nothing},
+		"one that was not looked at":                {status: dagster.Starting, since: 10000, want: monitor.Nothing},
+		"it was asked just now":                     {status: dagster.Starting, health: running, since: 120, asked: 39, want: monitor.Nothing},
+		"it did not stop":                           {status: dagster.Starting, health: running, since: 150, asked: 40, want: monitor.Kill},
+		"it was killed just now":                    {status: dagster.Starting, health: running, since: 180, asked: 69, killed: 29, want: monitor.Nothing},
+		"it ended":                                  {status: dagster.Starting, health: dead, since: 180, asked: 69, want: monitor.Fail, message: "Run timed out due to taking longer than 100 seconds to start.", reason: "START_TIMEOUT"},
+		"nobody sees its end":                       {status: dagster.Starting, health: running, since: 180, asked: 70, killed: 30, want: monitor.Fail, message: "Run timed out due to taking longer than 100 seconds to start.", reason: "START_TIMEOUT", note: "nobody has seen its end"},
+		"one that its target does not know":         {status: dagster.Starting, health: lost, since: 180, asked: 70, killed: 30, want: monitor.Fail, reason: "START_TIMEOUT", note: "nobody has seen its end"},
+		"one that started meanwhile":                {status: dagster.Started, health: running, started: 5, asked: 5, want: monitor.Nothing},
+		"a run in its time":                         {status: dagster.Started, health: running, started: 499, want: monitor.Nothing},
+		"a run that takes too long":                 {status: dagster.Started, health: running, started: 500, want: monitor.Expire, message: expiring},
+		"by its tag":                                {status: dagster.Started, health: running, started: 31, tags: map[string]string{"dagster/max_runtime": "30.5"}, want: monitor.Expire, message: "Canceling due to exceeding maximum runtime of 30 seconds."},
+		"by its other tag":                          {status: dagster.Started, health: running, started: 31, tags: map[string]string{"dagster/max_runtime_seconds": "30"}, want: monitor.Expire},
+		"a tag of 0":                                {status: dagster.Started, health: running, started: 3000, tags: map[string]string{"dagster/max_runtime": "0"}, want: monitor.Nothing},
+		"a tag that is no number":                   {status: dagster.Started, health: running, started: 3000, tags: map[string]string{"dagster/max_runtime": "soon"}, want: monitor.Nothing},
+		"one that is to end":                        {status: dagster.Canceling, health: running, events: expired, want: monitor.Terminate},
+		"it has ended":                              {status: dagster.Canceling, health: dead, asked: 1, events: expired, want: monitor.Fail, message: "Exceeded maximum runtime of 500 seconds."},
+		"its worker took it for a cancel":           {status: dagster.Canceled, health: dead, asked: 1, events: append(expired[:1:1], dagster.Event{Type: dagster.RunCanceled, Time: now}), want: monitor.Fail, message: "Exceeded maximum runtime of 500 seconds."},
+		"and has failed":                            {status: dagster.Failure, health: dead, events: append(expired[:1:1], dagster.Event{Type: dagster.RunCanceled, Time: now}, dagster.Event{Type: dagster.RunFailure, Time: now}), want: monitor.Nothing},
+		"and a late CANCELED changes nothing":       {status: dagster.Canceled, health: dead, events: append(expired[:1:1], dagster.Event{Type: dagster.RunFailure, Time: now}, dagster.Event{Type: dagster.RunCanceled, Time: now}), want: monitor.Assert},
+		"it does not end":                           {status: dagster.Canceling, health: running, asked: 100, killed: 30, events: canceling(100, expiring), want: monitor.Fail, note: "nobody has seen its end"},
+		"a cancel in its time":                      {status: dagster.Canceling, health: running, asked: 99, events: canceling(99, ""), want: monitor.Nothing},
+		"a cancel that takes too long":              {status: dagster.Canceling, health: running, asked: 100, events: canceling(100, ""), want: monitor.Kill},
+		"of a worker that its target does not know": {status: dagster.Canceling, health: lost, events: canceling(100, ""), want: monitor.Kill},
+		"and kills nothing":                         {status: dagster.Canceling, health: lost, killed: 30, events: canceling(130, ""), want: monitor.Cancel, message: "Run timed out due to taking longer than 100 seconds to cancel.", note: "nobody has seen its end"},
+		"and kills":                                 {status: dagster.Canceling, health: dead, asked: 130, killed: 3, events: canceling(130, ""), want: monitor.Cancel, message: "The run was canceled: its worker ended"},
+	} {
+		at := func(seconds int) time.Time {
+			if seconds == 0 {
+				return time.Time{}
+			}
+			return ago(seconds)
+		}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status, Tags: c.tags}, Start: at(c.started), Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}
+		times := monitor.Times{Start: 100 * time.Second, Cancel: 100 * time.Second, MaxRuntime: 500 * time.Second, Grace: 30 * time.Second}.Of(r.Run)
+		got := monitor.Decide(r, c.health, c.events, monitor.Watch{Now: now, Since: at(c.since), Asked: at(c.asked), Killed: at(c.killed), Times: times})
+		if got.Do != c.want || !strings.HasPrefix(got.Message, c.message) || c.reason != "" && string(got.Reason) != c.reason || !strings.Contains(got.Note, c.note) || c.note == "" && strings.Contains(got.Note, "nobody") {
+			t.Errorf("%s: Decide = %+v, want %s %q %s %q", name, got, c.want, c.message, c.reason, c.note)
+		}
 	}
 }

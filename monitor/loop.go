@@ -20,7 +20,9 @@ const (
 	// netInterval is how often every worker in flight is asked about, whatever the target told by itself.
 	netInterval = 30 * time.Second
 	// watchRetry is the wait after a target's watch ended.
-	watchRetry     = time.Second
+	watchRetry = time.Second
+	// tick is how often times are looked at that runs may take.
+	tick           = time.Second
 	terminateTries = 5
 	writeTimeout   = 30 * time.Second
 )
@@ -43,7 +45,9 @@ type Loop struct {
 	Targets  map[string]*dispatch.Target
 	Inbox    *storage.Inbox // changed runs
 	Launched *storage.Inbox // runs whose handle was written; apart, so that older news of a run cannot take their place
-	Log      *slog.Logger
+	// Times are those of one run on its launcher.
+	Times func(r dagster.Run, launcher string) Times
+	Log   *slog.Logger
 
 	flights map[string]*flight
 	reports chan report
@@ -54,9 +58,36 @@ type Loop struct {
 
 // flight is a run of ours with a handle.
 type flight struct {
-	run     storage.Run
-	health  launcher.Health
-	stopped bool // Terminate was asked for
+	run           storage.Run
+	health        launcher.Health
+	since         time.Time // it is in its phase
+	asked, killed time.Time // to stop; zero: not yet
+	again         time.Time // before this it is not looked at again for the time that it takes
+}
+
+// watch is what was seen of a flight.
+func (l *Loop) seen(f *flight, now time.Time) Watch {
+	return Watch{Now: now, Since: f.since, Asked: f.asked, Killed: f.killed, Times: l.Times(f.run.Run, f.run.Launch.Launcher)}
+}
+
+// dueAgain is how long a run whose time is over is left alone between two looks at it.
+const dueAgain = 5 * time.Second
+
+// due says whether a run may have taken as long as it may. A look at its events decides.
+func (l *Loop) due(f *flight, now time.Time) bool {
+	if now.Before(f.again) {
+		return false
+	}
+	w := l.seen(f, now)
+	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel)
+	switch Decide(f.run, f.health, nil, w).Do {
+	case Terminate, Kill, Expire, Fail:
+		due = true
+	}
+	if due {
+		f.again = now.Add(dueAgain)
+	}
+	return due
 }
 
 type flightKey struct {
@@ -94,8 +125,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer l.calls.Wait()
 	defer cancel()
-	net := time.NewTicker(netInterval)
+	net, times := time.NewTicker(netInterval), time.NewTicker(tick)
 	defer net.Stop()
+	defer times.Stop()
 	for {
 		var again <-chan time.Time
 		if len(l.again) > 0 {
@@ -115,6 +147,14 @@ func (l *Loop) Run(ctx context.Context) error {
 			run := l.again[0].run
 			l.again = l.again[1:]
 			err = l.check(ctx, run)
+		case now := <-times.C:
+			var errs []error
+			for id, f := range l.flights {
+				if l.due(f, now) {
+					errs = append(errs, l.check(ctx, id))
+				}
+			}
+			err = errors.Join(errs...)
 		case <-net.C:
 			for _, f := range l.flights {
 				l.ask(f)
@@ -151,7 +191,7 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		if r.Handle == "" || !r.Status.Active() {
 			return nil
 		}
-		f = &flight{run: r}
+		f = &flight{run: r, since: time.Now()}
 		l.flights[r.ID] = f
 		l.ask(f) // it may have ended before we knew of it
 		return nil
@@ -159,9 +199,13 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	if r.Handle == "" {
 		r.Handle = f.run.Handle // read before the handle was written
 	}
+	if f.run.Status != r.Status {
+		f.since = time.Now()
+	}
+	was := f.run.Status
 	f.run = r
 	switch {
-	case r.Status == dagster.Canceling:
+	case r.Status == dagster.Canceling, was == dagster.Canceling && r.Status == dagster.Canceled: // it may have had its longest time
 		return l.check(ctx, r.ID)
 	case r.Status.Finished():
 		l.forget(r.ID)
@@ -186,6 +230,12 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return nil
 	}
 	was := f.health.Status
+	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
+		f.since = time.Now()
+	}
+	if s := rep.health.Started; rep.health.Status == launcher.Running && !s.IsZero() && f.run.Status == dagster.Starting {
+		f.since = s // also for a daemon that was started since
+	}
 	f.health = rep.health
 	if rep.health.Status.Ended() || f.run.Status == dagster.Canceling {
 		if was != rep.health.Status && rep.health.Status.Ended() {
@@ -230,7 +280,7 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	}
 	r.Handle = f.run.Handle
 	f.run = r
-	a := Decide(r, f.health, events)
+	a := Decide(r, f.health, events, l.seen(f, time.Now()))
 	if a.Do == Nothing && r.Status.Finished() {
 		l.forget(id)
 	}
@@ -245,18 +295,32 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	case Nothing:
 		return nil
 	case Terminate:
-		l.terminate(f)
+		f.asked = now
+		l.terminate(f, l.seen(f, now).Times.Grace)
+		if a.Note == "" {
+			return nil
+		}
+		t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now, a.Note, nil, nil)}
+	case Kill:
+		f.killed = now
+		l.terminate(f, 0)
 		return nil
+	case Expire:
+		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, a.Message)}
 	case Assert:
 		t.Stands = a.Event
 		if r.Status == dagster.Failure {
 			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now, "[Slipway] The run worker finished after all: its own last event stands.", nil, nil)}
 		}
 	case Cancel:
-		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, now, a.Message)}
+		t.Events = append(l.epitaph(f, a, now), dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), a.Message))
 	case Fail:
-		t.Events = append(l.epitaph(f, now), dagster.NewRunFailure(r.Run, now.Add(time.Microsecond), a.Message, dagster.UnexpectedTermination, nil))
-		t.Tags = map[string]string{dagster.FailureReasonTag: string(dagster.UnexpectedTermination)}
+		last := dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), a.Message)
+		if a.Reason != "" {
+			last = dagster.NewRunFailure(r.Run, now.Add(time.Microsecond), a.Message, a.Reason, nil)
+			t.Tags = map[string]string{dagster.FailureReasonTag: string(a.Reason)}
+		}
+		t.Events = append(l.epitaph(f, a, now), last)
 	}
 	failpoint.Here("finish.before")
 	out, err := l.Store.Move(ctx, l.Fence, t)
@@ -271,15 +335,29 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		l.later(r.ID, looksAgain[:1])
 		return nil
 	}
-	f.run.Status = out.Status
+	if out.Status != "" && out.Status != f.run.Status {
+		f.run.Status, f.since = out.Status, time.Now()
+	}
 	l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", string(a.Do), "message", a.Message)
-	l.later(r.ID, looksAgain)
 	failpoint.Here("finish.done")
+	switch a.Do {
+	case Expire:
+		return l.check(ctx, r.ID) // and asks the worker to stop
+	case Terminate:
+		return nil
+	}
+	l.later(r.ID, looksAgain)
 	return nil
 }
 
-// epitaph is the engine event that says how a worker died, with the last lines it wrote.
-func (l *Loop) epitaph(f *flight, now time.Time) []dagster.Event {
+// epitaph is the engine event that says how a worker died, with the last lines it wrote, or that nobody knows.
+func (l *Loop) epitaph(f *flight, a Action, now time.Time) []dagster.Event {
+	if a.Note != "" {
+		return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, a.Note, []dagster.Metadata{{Label: "Worker", Text: f.run.Handle}, {Label: "The target says", Text: string(f.health.Status) + " " + f.health.Message}}, nil)}
+	}
+	if a.Do == Cancel || !f.health.Status.Ended() {
+		return nil
+	}
 	meta := []dagster.Metadata{{Label: "Worker", Text: f.run.Handle}}
 	if f.health.Cause != "" {
 		meta = append(meta, dagster.Metadata{Label: "Cause", Text: string(f.health.Cause)})
@@ -307,28 +385,24 @@ func (l *Loop) later(run string, after []time.Duration) {
 	}
 }
 
-// terminate asks a worker to stop, once per flight, without waiting for the target.
-func (l *Loop) terminate(f *flight) {
-	if f.stopped {
-		return
-	}
-	f.stopped = true
+// terminate asks a worker to stop, without waiting for the target.
+func (l *Loop) terminate(f *flight, grace time.Duration) {
 	t, handle, run := l.Targets[f.run.Launch.Launcher], launcher.Handle(f.run.Handle), f.run.ID
 	l.calls.Go(func() {
 		// A stopping daemon still stops the worker: the calls have deadlines of their own.
 		ctx := context.Background()
 		was, err := backoff.Retry(ctx, func() (was bool, err error) {
 			err = t.Call(ctx, func(ctx context.Context) (err error) {
-				was, err = t.Launcher.Terminate(ctx, handle, t.Grace)
+				was, err = t.Launcher.Terminate(ctx, handle, grace)
 				return err
 			})
 			return was, err
 		}, backoff.WithMaxTries(terminateTries))
 		if err != nil {
-			l.Log.ErrorContext(ctx, "a worker could not be asked to stop, though its run is canceled", "run_id", run, "launcher", t.Name, "err", err)
+			l.Log.ErrorContext(ctx, "a worker could not be asked to stop, though its run is to end", "run_id", run, "launcher", t.Name, "err", err)
 			return
 		}
-		l.Log.InfoContext(ctx, "worker asked to stop, for its run is canceled", "run_id", run, "launcher", t.Name, "running", was)
+		l.Log.InfoContext(ctx, "worker asked to stop, for its run is to end", "run_id", run, "launcher", t.Name, "grace", grace, "running", was)
 	})
 }
 

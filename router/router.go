@@ -47,8 +47,11 @@ type Set struct {
 	Resources launcher.Resources // 0 says nothing
 	Env       []launcher.Env
 	Labels    map[string]string
-	Grace     time.Duration   // between stop and kill; 0 says nothing
-	Config    json.RawMessage // for the launcher to decode, as a code location's section of container_context; nil for none
+	Nodes     map[string]string // labels that the worker's node must have
+	Grace     time.Duration     // between stop and kill; 0 says nothing
+	Start     time.Duration     // most time until PIPELINE_START; 0 says nothing
+	MaxRun    time.Duration     // most time from then; 0 says nothing
+	Config    json.RawMessage   // for the launcher to decode, as a code location's section of container_context; nil for none
 }
 
 // When are the conditions of a rule. Lists fit if any member does; texts are globs, in which * is any text and ? any character.
@@ -88,6 +91,15 @@ type Router struct {
 type rule struct {
 	Rule
 	conditions []condition
+}
+
+// Rules are the rules, in order.
+func (r *Router) Rules() []Rule {
+	var out []Rule
+	for _, one := range r.rules {
+		out = append(out, one.Rule)
+	}
+	return out
 }
 
 // condition says whether a run fits, and if not, why not in words.

@@ -76,6 +76,9 @@ func (l Layer) apply(req *launcher.Request) {
 		}
 	}
 	req.Env = append(req.Env, s.Env...)
+	if s.Nodes != nil {
+		req.Nodes = s.Nodes
+	}
 	for k, v := range s.Labels {
 		if _, ours := req.Labels[k]; !ours { // nobody takes what tells whose worker it is
 			req.Labels[k] = v

@@ -48,6 +48,7 @@ type Promises struct {
 	StrongRead    bool `config:"strong_read" default:"false" help:"Health knows a worker as soon as launch has ended."`
 	Restarts      bool `config:"restarts" default:"false" help:"The target may start a worker again by itself."`
 	LocalFiles    bool `config:"local_files" default:"false" help:"Workers see this machine's files."`
+	Nodes         bool `config:"nodes" default:"false" help:"It puts workers on nodes with the labels that {node} or the request name."`
 	SignalsWorker bool `config:"signals_worker" default:"false" help:"Terminate reaches the worker as SIGTERM."`
 }
 
@@ -101,7 +102,7 @@ func open(c Config, v config.Values, log *slog.Logger) (*Launcher, error) {
 	kind := *Kind()
 	p := c.Promises
 	kind.Traits = launcher.Traits{
-		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles, SignalsWorker: p.SignalsWorker, Gate: true, Settle: c.Settle,
+		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles, SignalsWorker: p.SignalsWorker, Nodes: p.Nodes, Gate: true, Settle: c.Settle,
 	}
 	l.kind = &kind
 	return l, errors.Join(errs...)

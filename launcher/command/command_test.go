@@ -73,7 +73,7 @@ func must(t *testing.T, settings string) launcher.Launcher {
 func request() *launcher.Request {
 	return &launcher.Request{
 		ID: launcher.ID{Run: "11111111-2222-3333-4444-555555555555", Attempt: 2}, Token: "t", Instance: "prod", Command: []string{"dagster", "api", "execute run"}, At: time.Now(),
-		Env: []launcher.Env{{Name: "A", Value: "1"}, {Name: "B", Value: "hunter2", Secret: true}}, Labels: map[string]string{"x": "y"}, Job: "etl",
+		Env: []launcher.Env{{Name: "A", Value: "1"}, {Name: "B", Value: "hunter2", Secret: true}}, Labels: map[string]string{"x": "y"}, Nodes: map[string]string{"pool": "spot"}, Job: "etl",
 		Resources: launcher.Resources{CPUMillis: 1500, MemoryBytes: 1 << 30},
 	}
 }
@@ -84,7 +84,7 @@ const others = "health: [sh, -c, 'exit 66']\nterminate: [sh, -c, 'exit 66']\n"
 func TestPlaceholders(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "asked")
 	l := must(t, others+`launch: [sh, -c, '{{ printf "%s|" "$@"; echo; cat; echo; echo "$B $SLIPWAY_RUN_ID $OWN"; }} >`+file+`; echo "{{\"tags\": {{\"job\": \"7\"}}, \"notes\": [\"queued as 7\"]}}"', sh,
-  "--name={name}", "--cpus={cpus}", "--gpus={gpus}", "--setenv={env}", "--label={label}", "{{literal}}", "--", "{command}"]
+  "--name={name}", "--cpus={cpus}", "--gpus={gpus}", "--setenv={env}", "--label={label}", "--node={node}", "{{literal}}", "--", "{command}"]
 env: {OWN: mine}
 `)
 	got, err := l.Launch(t.Context(), request())
@@ -97,7 +97,7 @@ env: {OWN: mine}
 	}
 	args, rest, _ := strings.Cut(string(text), "\n")
 	stdin, env, _ := strings.Cut(rest, "\n")
-	if want := "--name=dagster-run-11111111-2222-3333-4444-555555555555-2|--cpus=1.5|--setenv=A|--setenv=B|--label=x=y|{literal}|--|dagster|api|execute run|"; args != want {
+	if want := "--name=dagster-run-11111111-2222-3333-4444-555555555555-2|--cpus=1.5|--setenv=A|--setenv=B|--label=x=y|--node=pool=spot|{literal}|--|dagster|api|execute run|"; args != want {
 		t.Errorf("arguments = %s\nwant        %s", args, want)
 	}
 	if env != "hunter2 11111111-2222-3333-4444-555555555555 mine\n" {

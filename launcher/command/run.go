@@ -29,7 +29,7 @@ var exits = map[int]error{
 }
 
 // lists are the placeholders that stand for several arguments.
-var lists = []string{"command", "env", "label"}
+var lists = []string{"command", "env", "label", "node"}
 
 // verb is an argument vector with placeholders, and which may stand in it.
 type verb struct {
@@ -59,8 +59,8 @@ func (v verb) check(arg string) error {
 	return nil
 }
 
-// fill gives the arguments for some values. An argument with a value that there is not is left out; one with {env} or {label} comes once
-// for each variable's name or label. Its error is [launcher.ErrInvalid]: a value that would be taken for an option or for several lines.
+// fill gives the arguments for some values. An argument with a value that there is not is left out; one with {env}, {label} or {node} comes once
+// for each variable's name, label, or label of a node. Its error is [launcher.ErrInvalid]: a value that would be taken for an option or for several lines.
 func (v verb) fill(vars map[string]string, req *launcher.Request) ([]string, error) {
 	var out []string
 	ended := false // what follows are no options
@@ -83,6 +83,10 @@ func (v verb) fill(vars map[string]string, req *launcher.Request) ([]string, err
 		case name == "label" && req != nil:
 			for _, k := range slices.Sorted(maps.Keys(req.Labels)) {
 				all = append(all, k+"="+req.Labels[k])
+			}
+		case name == "node" && req != nil:
+			for _, k := range slices.Sorted(maps.Keys(req.Nodes)) {
+				all = append(all, k+"="+req.Nodes[k])
 			}
 		case vars[name] != "":
 			all = []string{vars[name]}
@@ -139,7 +143,7 @@ func input(in any) ([]byte, error) {
 	}
 	return json.Marshal(map[string]any{
 		"name": req.ID.String(), "run_id": req.ID.Run, "attempt": req.ID.Attempt, "instance": req.Instance, "command": req.Command, "dir": req.Dir, "env": env,
-		"image": req.Image, "labels": req.Labels, "job": req.Job, "location": req.Location, "repository": req.Repository, "grace_s": req.Grace.Seconds(),
+		"image": req.Image, "labels": req.Labels, "nodes": req.Nodes, "job": req.Job, "location": req.Location, "repository": req.Repository, "grace_s": req.Grace.Seconds(),
 		"resources": map[string]any{"cpu_millis": req.Resources.CPUMillis, "memory_bytes": req.Resources.MemoryBytes, "gpus": req.Resources.GPUs, "disk_bytes": req.Resources.DiskBytes},
 		"resume":    req.Resume, "run": req.Run, "instance_ref": req.InstanceRef,
 	})

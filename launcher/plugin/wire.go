@@ -117,14 +117,14 @@ func span(us int64) time.Duration { return time.Duration(us) * time.Microsecond 
 
 func traitsOut(t launcher.Traits) *pb.Traits {
 	return &pb.Traits{
-		Unique: t.Unique, StrongRead: t.StrongRead, Restarts: t.Restarts, LocalFiles: t.LocalFiles, SignalsWorker: t.SignalsWorker, Gate: t.Gate,
+		Unique: t.Unique, StrongRead: t.StrongRead, Restarts: t.Restarts, LocalFiles: t.LocalFiles, SignalsWorker: t.SignalsWorker, Nodes: t.Nodes, Gate: t.Gate,
 		WritesStorage: t.WritesStorage, OwnCommand: t.OwnCommand, MaxCommand: int64(t.MaxCommand), KeepUs: t.Keep.Microseconds(), SettleUs: t.Settle.Microseconds(),
 	}
 }
 
 func traitsIn(t *pb.Traits) launcher.Traits {
 	return launcher.Traits{
-		Unique: t.GetUnique(), StrongRead: t.GetStrongRead(), Restarts: t.GetRestarts(), LocalFiles: t.GetLocalFiles(), SignalsWorker: t.GetSignalsWorker(), Gate: t.GetGate(),
+		Unique: t.GetUnique(), StrongRead: t.GetStrongRead(), Restarts: t.GetRestarts(), LocalFiles: t.GetLocalFiles(), SignalsWorker: t.GetSignalsWorker(), Nodes: t.GetNodes(), Gate: t.GetGate(),
 		WritesStorage: t.GetWritesStorage(), OwnCommand: t.GetOwnCommand(), MaxCommand: int(t.GetMaxCommand()), Keep: span(t.GetKeepUs()), Settle: span(t.GetSettleUs()),
 	}
 }
@@ -173,7 +173,7 @@ func requestOut(r *launcher.Request) *pb.Request {
 	out := &pb.Request{
 		Id: idOut(r.ID), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image, Labels: r.Labels, Resources: resourcesOut(r.Resources),
 		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion, GraceUs: r.Grace.Microseconds(), AtUs: micros(r.At),
-		Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
+		Nodes: r.Nodes, Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
 	}
 	for _, e := range r.Env {
 		out.Env = append(out.Env, &pb.Env{Name: e.Name, Value: e.Value, Secret: e.Secret})
@@ -188,7 +188,7 @@ func requestIn(r *pb.Request) *launcher.Request {
 	out := &launcher.Request{
 		ID: idIn(r.Id), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image, Labels: r.Labels, Resources: resourcesIn(r.Resources),
 		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion, Grace: span(r.GraceUs), At: moment(r.AtUs),
-		Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
+		Nodes: r.Nodes, Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
 	}
 	for _, e := range r.Env {
 		out.Env = append(out.Env, launcher.Env{Name: e.Name, Value: e.Value, Secret: e.Secret})

@@ -270,6 +270,7 @@ type Traits struct {
 	OwnCommand    bool                   `protobuf:"varint,8,opt,name=own_command,json=ownCommand,proto3" json:"own_command,omitempty"`          // it makes the worker's command itself, from run and instance_ref
 	MaxCommand    int64                  `protobuf:"varint,9,opt,name=max_command,json=maxCommand,proto3" json:"max_command,omitempty"`          // bytes that one argument may have; 0 is no known limit
 	KeepUs        int64                  `protobuf:"varint,10,opt,name=keep_us,json=keepUs,proto3" json:"keep_us,omitempty"`                     // how long the target keeps ended workers
+	Nodes         bool                   `protobuf:"varint,12,opt,name=nodes,proto3" json:"nodes,omitempty"`                                     // it puts workers on nodes with the labels that are asked for
 	SettleUs      int64                  `protobuf:"varint,11,opt,name=settle_us,json=settleUs,proto3" json:"settle_us,omitempty"`               // how long after a Launch without an answer the worker may still appear; 0: a second Launch is refused by the target
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -373,6 +374,13 @@ func (x *Traits) GetKeepUs() int64 {
 		return x.KeepUs
 	}
 	return 0
+}
+
+func (x *Traits) GetNodes() bool {
+	if x != nil {
+		return x.Nodes
+	}
+	return false
 }
 
 func (x *Traits) GetSettleUs() int64 {
@@ -737,9 +745,10 @@ type Request struct {
 	GraceUs        int64                  `protobuf:"varint,15,opt,name=grace_us,json=graceUs,proto3" json:"grace_us,omitempty"`
 	AtUs           int64                  `protobuf:"varint,16,opt,name=at_us,json=atUs,proto3" json:"at_us,omitempty"`
 	Warm           string                 `protobuf:"bytes,17,opt,name=warm,proto3" json:"warm,omitempty"`
-	Run            []byte                 `protobuf:"bytes,18,opt,name=run,proto3" json:"run,omitempty"`                                    // run body
-	InstanceRef    []byte                 `protobuf:"bytes,19,opt,name=instance_ref,json=instanceRef,proto3" json:"instance_ref,omitempty"` // InstanceRef
-	Resume         bool                   `protobuf:"varint,20,opt,name=resume,proto3" json:"resume,omitempty"`                             // go on with a run whose worker died
+	Run            []byte                 `protobuf:"bytes,18,opt,name=run,proto3" json:"run,omitempty"`                                                                               // run body
+	InstanceRef    []byte                 `protobuf:"bytes,19,opt,name=instance_ref,json=instanceRef,proto3" json:"instance_ref,omitempty"`                                            // InstanceRef
+	Resume         bool                   `protobuf:"varint,20,opt,name=resume,proto3" json:"resume,omitempty"`                                                                        // go on with a run whose worker died
+	Nodes          map[string]string      `protobuf:"bytes,21,rep,name=nodes,proto3" json:"nodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // labels that the worker's node must have; only where the launcher promises nodes
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -912,6 +921,13 @@ func (x *Request) GetResume() bool {
 		return x.Resume
 	}
 	return false
+}
+
+func (x *Request) GetNodes() map[string]string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
 }
 
 type Note struct {
@@ -2477,7 +2493,7 @@ const file_launcher_launcher_proto_rawDesc = "" +
 	"\x04help\x18\x04 \x01(\tR\x04help\x12\x1a\n" +
 	"\brequired\x18\x05 \x01(\bR\brequired\x120\n" +
 	"\x04item\x18\x06 \x01(\v2\x1c.slipway.launcher.v1.SettingR\x04item\x124\n" +
-	"\x06fields\x18\a \x03(\v2\x1c.slipway.launcher.v1.SettingR\x06fields\"\xd8\x02\n" +
+	"\x06fields\x18\a \x03(\v2\x1c.slipway.launcher.v1.SettingR\x06fields\"\xee\x02\n" +
 	"\x06Traits\x12\x16\n" +
 	"\x06unique\x18\x01 \x01(\bR\x06unique\x12\x1f\n" +
 	"\vstrong_read\x18\x02 \x01(\bR\n" +
@@ -2493,7 +2509,8 @@ const file_launcher_launcher_proto_rawDesc = "" +
 	"\vmax_command\x18\t \x01(\x03R\n" +
 	"maxCommand\x12\x17\n" +
 	"\akeep_us\x18\n" +
-	" \x01(\x03R\x06keepUs\x12\x1b\n" +
+	" \x01(\x03R\x06keepUs\x12\x14\n" +
+	"\x05nodes\x18\f \x01(\bR\x05nodes\x12\x1b\n" +
 	"\tsettle_us\x18\v \x01(\x03R\bsettleUs\"7\n" +
 	"\vOpenRequest\x12\x16\n" +
 	"\x06config\x18\x01 \x01(\fR\x06config\x12\x10\n" +
@@ -2517,7 +2534,7 @@ const file_launcher_launcher_proto_rawDesc = "" +
 	"disk_bytes\x18\x04 \x01(\x03R\tdiskBytes\"6\n" +
 	"\bOverride\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
-	"\x04json\x18\x02 \x01(\fR\x04json\"\xd2\x05\n" +
+	"\x04json\x18\x02 \x01(\fR\x04json\"\xcb\x06\n" +
 	"\aRequest\x12'\n" +
 	"\x02id\x18\x01 \x01(\v2\x17.slipway.launcher.v1.IDR\x02id\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1a\n" +
@@ -2541,8 +2558,13 @@ const file_launcher_launcher_proto_rawDesc = "" +
 	"\x04warm\x18\x11 \x01(\tR\x04warm\x12\x10\n" +
 	"\x03run\x18\x12 \x01(\fR\x03run\x12!\n" +
 	"\finstance_ref\x18\x13 \x01(\fR\vinstanceRef\x12\x16\n" +
-	"\x06resume\x18\x14 \x01(\bR\x06resume\x1a9\n" +
+	"\x06resume\x18\x14 \x01(\bR\x06resume\x12=\n" +
+	"\x05nodes\x18\x15 \x03(\v2'.slipway.launcher.v1.Request.NodesEntryR\x05nodes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
 	"\x04Note\x12\x12\n" +
@@ -2677,7 +2699,7 @@ func file_launcher_launcher_proto_rawDescGZIP() []byte {
 	return file_launcher_launcher_proto_rawDescData
 }
 
-var file_launcher_launcher_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_launcher_launcher_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_launcher_launcher_proto_goTypes = []any{
 	(*DeclareRequest)(nil),   // 0: slipway.launcher.v1.DeclareRequest
 	(*Declaration)(nil),      // 1: slipway.launcher.v1.Declaration
@@ -2720,9 +2742,10 @@ var file_launcher_launcher_proto_goTypes = []any{
 	(*Problem)(nil),          // 38: slipway.launcher.v1.Problem
 	(*Status)(nil),           // 39: slipway.launcher.v1.Status
 	nil,                      // 40: slipway.launcher.v1.Request.LabelsEntry
-	nil,                      // 41: slipway.launcher.v1.Launched.TagsEntry
-	nil,                      // 42: slipway.launcher.v1.AdoptRequest.TagsEntry
-	(*anypb.Any)(nil),        // 43: google.protobuf.Any
+	nil,                      // 41: slipway.launcher.v1.Request.NodesEntry
+	nil,                      // 42: slipway.launcher.v1.Launched.TagsEntry
+	nil,                      // 43: slipway.launcher.v1.AdoptRequest.TagsEntry
+	(*anypb.Any)(nil),        // 44: google.protobuf.Any
 }
 var file_launcher_launcher_proto_depIdxs = []int32{
 	2,  // 0: slipway.launcher.v1.Declaration.settings:type_name -> slipway.launcher.v1.Setting
@@ -2735,56 +2758,57 @@ var file_launcher_launcher_proto_depIdxs = []int32{
 	40, // 7: slipway.launcher.v1.Request.labels:type_name -> slipway.launcher.v1.Request.LabelsEntry
 	8,  // 8: slipway.launcher.v1.Request.resources:type_name -> slipway.launcher.v1.Resources
 	9,  // 9: slipway.launcher.v1.Request.overrides:type_name -> slipway.launcher.v1.Override
-	12, // 10: slipway.launcher.v1.Note.metadata:type_name -> slipway.launcher.v1.Metadata
-	41, // 11: slipway.launcher.v1.Launched.tags:type_name -> slipway.launcher.v1.Launched.TagsEntry
-	11, // 12: slipway.launcher.v1.Launched.notes:type_name -> slipway.launcher.v1.Note
-	13, // 13: slipway.launcher.v1.FindReply.launched:type_name -> slipway.launcher.v1.Launched
-	6,  // 14: slipway.launcher.v1.Worker.id:type_name -> slipway.launcher.v1.ID
-	18, // 15: slipway.launcher.v1.Worker.health:type_name -> slipway.launcher.v1.HealthReply
-	18, // 16: slipway.launcher.v1.HealthOfReply.health:type_name -> slipway.launcher.v1.HealthReply
-	32, // 17: slipway.launcher.v1.CheckReply.findings:type_name -> slipway.launcher.v1.Finding
-	8,  // 18: slipway.launcher.v1.FreeRequest.resources:type_name -> slipway.launcher.v1.Resources
-	42, // 19: slipway.launcher.v1.AdoptRequest.tags:type_name -> slipway.launcher.v1.AdoptRequest.TagsEntry
-	11, // 20: slipway.launcher.v1.ErrorDetail.notes:type_name -> slipway.launcher.v1.Note
-	38, // 21: slipway.launcher.v1.ErrorDetail.problems:type_name -> slipway.launcher.v1.Problem
-	43, // 22: slipway.launcher.v1.Status.details:type_name -> google.protobuf.Any
-	0,  // 23: slipway.launcher.v1.Launcher.Declare:input_type -> slipway.launcher.v1.DeclareRequest
-	4,  // 24: slipway.launcher.v1.Launcher.Open:input_type -> slipway.launcher.v1.OpenRequest
-	10, // 25: slipway.launcher.v1.Launcher.Launch:input_type -> slipway.launcher.v1.Request
-	15, // 26: slipway.launcher.v1.Launcher.Terminate:input_type -> slipway.launcher.v1.TerminateRequest
-	17, // 27: slipway.launcher.v1.Launcher.Health:input_type -> slipway.launcher.v1.HealthRequest
-	10, // 28: slipway.launcher.v1.Launcher.Find:input_type -> slipway.launcher.v1.Request
-	19, // 29: slipway.launcher.v1.Launcher.List:input_type -> slipway.launcher.v1.ListRequest
-	20, // 30: slipway.launcher.v1.Launcher.Watch:input_type -> slipway.launcher.v1.WatchRequest
-	22, // 31: slipway.launcher.v1.Launcher.HealthOf:input_type -> slipway.launcher.v1.HealthOfRequest
-	24, // 32: slipway.launcher.v1.Launcher.Remove:input_type -> slipway.launcher.v1.RemoveRequest
-	26, // 33: slipway.launcher.v1.Launcher.Logs:input_type -> slipway.launcher.v1.LogsRequest
-	28, // 34: slipway.launcher.v1.Launcher.Describe:input_type -> slipway.launcher.v1.DescribeRequest
-	10, // 35: slipway.launcher.v1.Launcher.Preview:input_type -> slipway.launcher.v1.Request
-	30, // 36: slipway.launcher.v1.Launcher.Check:input_type -> slipway.launcher.v1.CheckRequest
-	33, // 37: slipway.launcher.v1.Launcher.Free:input_type -> slipway.launcher.v1.FreeRequest
-	35, // 38: slipway.launcher.v1.Launcher.Adopt:input_type -> slipway.launcher.v1.AdoptRequest
-	1,  // 39: slipway.launcher.v1.Launcher.Declare:output_type -> slipway.launcher.v1.Declaration
-	5,  // 40: slipway.launcher.v1.Launcher.Open:output_type -> slipway.launcher.v1.OpenReply
-	13, // 41: slipway.launcher.v1.Launcher.Launch:output_type -> slipway.launcher.v1.Launched
-	16, // 42: slipway.launcher.v1.Launcher.Terminate:output_type -> slipway.launcher.v1.TerminateReply
-	18, // 43: slipway.launcher.v1.Launcher.Health:output_type -> slipway.launcher.v1.HealthReply
-	14, // 44: slipway.launcher.v1.Launcher.Find:output_type -> slipway.launcher.v1.FindReply
-	21, // 45: slipway.launcher.v1.Launcher.List:output_type -> slipway.launcher.v1.Worker
-	21, // 46: slipway.launcher.v1.Launcher.Watch:output_type -> slipway.launcher.v1.Worker
-	23, // 47: slipway.launcher.v1.Launcher.HealthOf:output_type -> slipway.launcher.v1.HealthOfReply
-	25, // 48: slipway.launcher.v1.Launcher.Remove:output_type -> slipway.launcher.v1.RemoveReply
-	27, // 49: slipway.launcher.v1.Launcher.Logs:output_type -> slipway.launcher.v1.LogsChunk
-	29, // 50: slipway.launcher.v1.Launcher.Describe:output_type -> slipway.launcher.v1.JSON
-	29, // 51: slipway.launcher.v1.Launcher.Preview:output_type -> slipway.launcher.v1.JSON
-	31, // 52: slipway.launcher.v1.Launcher.Check:output_type -> slipway.launcher.v1.CheckReply
-	34, // 53: slipway.launcher.v1.Launcher.Free:output_type -> slipway.launcher.v1.FreeReply
-	36, // 54: slipway.launcher.v1.Launcher.Adopt:output_type -> slipway.launcher.v1.AdoptReply
-	39, // [39:55] is the sub-list for method output_type
-	23, // [23:39] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	41, // 10: slipway.launcher.v1.Request.nodes:type_name -> slipway.launcher.v1.Request.NodesEntry
+	12, // 11: slipway.launcher.v1.Note.metadata:type_name -> slipway.launcher.v1.Metadata
+	42, // 12: slipway.launcher.v1.Launched.tags:type_name -> slipway.launcher.v1.Launched.TagsEntry
+	11, // 13: slipway.launcher.v1.Launched.notes:type_name -> slipway.launcher.v1.Note
+	13, // 14: slipway.launcher.v1.FindReply.launched:type_name -> slipway.launcher.v1.Launched
+	6,  // 15: slipway.launcher.v1.Worker.id:type_name -> slipway.launcher.v1.ID
+	18, // 16: slipway.launcher.v1.Worker.health:type_name -> slipway.launcher.v1.HealthReply
+	18, // 17: slipway.launcher.v1.HealthOfReply.health:type_name -> slipway.launcher.v1.HealthReply
+	32, // 18: slipway.launcher.v1.CheckReply.findings:type_name -> slipway.launcher.v1.Finding
+	8,  // 19: slipway.launcher.v1.FreeRequest.resources:type_name -> slipway.launcher.v1.Resources
+	43, // 20: slipway.launcher.v1.AdoptRequest.tags:type_name -> slipway.launcher.v1.AdoptRequest.TagsEntry
+	11, // 21: slipway.launcher.v1.ErrorDetail.notes:type_name -> slipway.launcher.v1.Note
+	38, // 22: slipway.launcher.v1.ErrorDetail.problems:type_name -> slipway.launcher.v1.Problem
+	44, // 23: slipway.launcher.v1.Status.details:type_name -> google.protobuf.Any
+	0,  // 24: slipway.launcher.v1.Launcher.Declare:input_type -> slipway.launcher.v1.DeclareRequest
+	4,  // 25: slipway.launcher.v1.Launcher.Open:input_type -> slipway.launcher.v1.OpenRequest
+	10, // 26: slipway.launcher.v1.Launcher.Launch:input_type -> slipway.launcher.v1.Request
+	15, // 27: slipway.launcher.v1.Launcher.Terminate:input_type -> slipway.launcher.v1.TerminateRequest
+	17, // 28: slipway.launcher.v1.Launcher.Health:input_type -> slipway.launcher.v1.HealthRequest
+	10, // 29: slipway.launcher.v1.Launcher.Find:input_type -> slipway.launcher.v1.Request
+	19, // 30: slipway.launcher.v1.Launcher.List:input_type -> slipway.launcher.v1.ListRequest
+	20, // 31: slipway.launcher.v1.Launcher.Watch:input_type -> slipway.launcher.v1.WatchRequest
+	22, // 32: slipway.launcher.v1.Launcher.HealthOf:input_type -> slipway.launcher.v1.HealthOfRequest
+	24, // 33: slipway.launcher.v1.Launcher.Remove:input_type -> slipway.launcher.v1.RemoveRequest
+	26, // 34: slipway.launcher.v1.Launcher.Logs:input_type -> slipway.launcher.v1.LogsRequest
+	28, // 35: slipway.launcher.v1.Launcher.Describe:input_type -> slipway.launcher.v1.DescribeRequest
+	10, // 36: slipway.launcher.v1.Launcher.Preview:input_type -> slipway.launcher.v1.Request
+	30, // 37: slipway.launcher.v1.Launcher.Check:input_type -> slipway.launcher.v1.CheckRequest
+	33, // 38: slipway.launcher.v1.Launcher.Free:input_type -> slipway.launcher.v1.FreeRequest
+	35, // 39: slipway.launcher.v1.Launcher.Adopt:input_type -> slipway.launcher.v1.AdoptRequest
+	1,  // 40: slipway.launcher.v1.Launcher.Declare:output_type -> slipway.launcher.v1.Declaration
+	5,  // 41: slipway.launcher.v1.Launcher.Open:output_type -> slipway.launcher.v1.OpenReply
+	13, // 42: slipway.launcher.v1.Launcher.Launch:output_type -> slipway.launcher.v1.Launched
+	16, // 43: slipway.launcher.v1.Launcher.Terminate:output_type -> slipway.launcher.v1.TerminateReply
+	18, // 44: slipway.launcher.v1.Launcher.Health:output_type -> slipway.launcher.v1.HealthReply
+	14, // 45: slipway.launcher.v1.Launcher.Find:output_type -> slipway.launcher.v1.FindReply
+	21, // 46: slipway.launcher.v1.Launcher.List:output_type -> slipway.launcher.v1.Worker
+	21, // 47: slipway.launcher.v1.Launcher.Watch:output_type -> slipway.launcher.v1.Worker
+	23, // 48: slipway.launcher.v1.Launcher.HealthOf:output_type -> slipway.launcher.v1.HealthOfReply
+	25, // 49: slipway.launcher.v1.Launcher.Remove:output_type -> slipway.launcher.v1.RemoveReply
+	27, // 50: slipway.launcher.v1.Launcher.Logs:output_type -> slipway.launcher.v1.LogsChunk
+	29, // 51: slipway.launcher.v1.Launcher.Describe:output_type -> slipway.launcher.v1.JSON
+	29, // 52: slipway.launcher.v1.Launcher.Preview:output_type -> slipway.launcher.v1.JSON
+	31, // 53: slipway.launcher.v1.Launcher.Check:output_type -> slipway.launcher.v1.CheckReply
+	34, // 54: slipway.launcher.v1.Launcher.Free:output_type -> slipway.launcher.v1.FreeReply
+	36, // 55: slipway.launcher.v1.Launcher.Adopt:output_type -> slipway.launcher.v1.AdoptReply
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_launcher_launcher_proto_init() }
@@ -2799,7 +2823,7 @@ func file_launcher_launcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_launcher_launcher_proto_rawDesc), len(file_launcher_launcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
