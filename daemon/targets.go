@@ -43,7 +43,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			errs = append(errs, err)
 			continue
 		}
-		t.Allow = worker.Allow{Images: l.Allow.Images, Max: limit}
+		t.Allow = worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}
 		for _, tag := range kind.Tags {
 			if slices.Contains(l.Allow.Tags, tag) {
 				t.Tags = append(t.Tags, tag)

@@ -17,6 +17,7 @@ import (
 type Allow struct {
 	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs; none: the tag is refused."`
 	Tags   []string `config:"tags" help:"Tags with raw settings that the launcher reads; none: they are ignored."`
+	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth, as privileged or volumes."`
 	CPU    string   `config:"max_cpu" help:"Most that slipway/cpu may ask for."`
 	Memory string   `config:"max_memory" help:"Most that slipway/memory may ask for."`
 	GPU    int      `config:"max_gpu" default:"0" help:"Most that slipway/gpu may ask for; 0 for no limit."`

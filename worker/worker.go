@@ -7,6 +7,7 @@ package worker
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -56,6 +57,7 @@ type Target struct {
 // Allow says what runs may ask of a launcher by their tags.
 type Allow struct {
 	Images []string           // globs of images for the tag slipway/image; none: the tag is refused
+	Forbid []string           // fields that raw settings of code locations and tags may not have
 	Max    launcher.Resources // 0 is no limit
 }
 
@@ -88,7 +90,9 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		l.apply(req)
 	}
 	req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job})
-	req.Overrides = overrides(r, t, layers)
+	if req.Overrides, err = overrides(r, t, layers); err != nil {
+		return nil, err
+	}
 	if t.Traits.OwnCommand {
 		return req, nil
 	}
@@ -167,12 +171,25 @@ func (b *Builder) python(req *launcher.Request, r dagster.Run, a Attempt, t Targ
 const sharedEnv = "env_vars"
 
 // overrides are the raw settings that stand on the run, for the launcher to decode.
-func overrides(r dagster.Run, t Target, layers []Layer) []launcher.Override {
+func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, error) {
 	var out []launcher.Override
+	untrusted := func(source string, text json.RawMessage) error {
+		var tree any
+		if err := json.Unmarshal(text, &tree); err == nil { // what is no JSON, the launcher refuses
+			if field := has(tree, t.Allow.Forbid); field != "" {
+				return fmt.Errorf("%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids", launcher.ErrInvalid, source, r.ID, field, t.Name)
+			}
+		}
+		out = append(out, launcher.Override{Source: source, JSON: text})
+		return nil
+	}
 	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" {
 		for _, section := range []string{sharedEnv, t.Context} {
-			if o[section] != nil {
-				out = append(out, launcher.Override{Source: "container_context." + section, JSON: o[section]})
+			if o[section] == nil {
+				continue
+			}
+			if err := untrusted("container_context."+section, o[section]); err != nil {
+				return nil, err
 			}
 		}
 	}
@@ -183,10 +200,34 @@ func overrides(r dagster.Run, t Target, layers []Layer) []launcher.Override {
 	}
 	for _, tag := range t.Tags {
 		if text, ok := r.Tags[tag]; ok {
-			out = append(out, launcher.Override{Source: "tag " + tag, JSON: json.RawMessage(text)})
+			if err := untrusted("tag "+tag, json.RawMessage(text)); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return out
+	return out, nil
+}
+
+// has is the first of some fields that a JSON value has, at any depth; "" for none.
+func has(v any, fields []string) string {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			if slices.Contains(fields, key) {
+				return key
+			}
+			if found := has(v[key], fields); found != "" {
+				return found
+			}
+		}
+	case []any:
+		for _, item := range v {
+			if found := has(item, fields); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
 }
 
 // arguments adds what says which run to execute: on the command line as Dagster's launchers do, or, where that would show a

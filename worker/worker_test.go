@@ -251,3 +251,27 @@ func TestLayers(t *testing.T) {
 		}
 	}
 }
+
+// What may not be set in raw settings of a code location or a tag fails the run; a rule's own settings are the administrator's.
+func TestForbiddenFields(t *testing.T) {
+	r := run(t, "/venv/python", "/abs.py", "", "dagster")
+	r.Code.Context = json.RawMessage(`{"env_vars": ["A=1"], "docker": {"container_kwargs": {"labels": {"a": "b"}, "ulimits": [{"privileged": true}]}}}`)
+	r.Tags = map[string]string{"docker/config": `{"volumes": ["/:/host"]}`}
+	target := worker.Target{Name: "docker", Context: "docker", Tags: []string{"docker/config"}}
+	for forbid, want := range map[string]string{
+		"":                 "",
+		"network_mode":     "",
+		"privileged":       "container_context.docker of run 0a sets privileged, which launchers.docker.allow.forbid in slipway.yaml forbids",
+		"volumes":          "tag docker/config of run 0a sets volumes",
+		"container_kwargs": "sets container_kwargs",
+	} {
+		target.Allow.Forbid = []string{forbid}
+		req, err := (&worker.Builder{Instance: "i", Files: files{}}).Request(r, attempt, target)
+		if want == "" && (err != nil || len(req.Overrides) != 3) {
+			t.Errorf("forbid %q: Request = %+v, %v, want three overrides", forbid, req, err)
+		}
+		if want != "" && (!errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("forbid %q: Request = %v, want %q", forbid, err, want)
+		}
+	}
+}
