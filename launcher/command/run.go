@@ -255,7 +255,7 @@ func failed(name string, err error, stdout []byte, text string) error {
 	}
 	meaning, ok := exits[exit.ExitCode()]
 	if !ok {
-		return fmt.Errorf("%s: %s (%s)", name, text, exit)
+		return fmt.Errorf("%s: %s (%w)", name, text, err)
 	}
 	out := fmt.Errorf("%w: %s: %s", meaning, name, text)
 	var more struct {
@@ -307,7 +307,7 @@ func (l *Launcher) follow(ctx context.Context, h launcher.Handle, vars map[strin
 		defer close(f.done)
 		switch err := cmd.Wait(); {
 		case err == nil, errors.Is(err, exec.ErrWaitDelay):
-			w.Close()
+			_ = w.Close() // never fails
 		case ctx.Err() != nil:
 			w.CloseWithError(ctx.Err())
 		default:

@@ -395,7 +395,26 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	default:
 		return none, unclear(err)
 	}
-	return l.find(ctx, req, name)
+	return l.appears(ctx, req, name)
+}
+
+// appears finds a container whose name is given away. The engine keeps the name a moment before it knows the container.
+func (l *Launcher) appears(ctx context.Context, req *launcher.Request, name string) (container.InspectResponse, error) {
+	const moment = 5 * time.Second
+	for began := time.Now(); ; {
+		c, err := l.find(ctx, req, name)
+		if !cerrdefs.IsNotFound(err) {
+			return c, err
+		}
+		if time.Since(began) > moment { // somebody has removed it again
+			return c, unclear(err)
+		}
+		select {
+		case <-ctx.Done():
+			return c, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // unclear is an error that says nothing of the outcome.

@@ -88,6 +88,9 @@ func (l *Launcher) healthOf(ctx context.Context, c container.InspectResponse) la
 // Health is what a container's state means for a worker.
 func Health(s *container.State) launcher.Health {
 	h := launcher.Health{Started: instant(s.StartedAt), Ended: instant(s.FinishedAt)}
+	if !h.Ended.IsZero() && h.Ended.Before(h.Started) { // of a container that ended at once: the engine notes the end, then the start
+		h.Ended = h.Started
+	}
 	switch s.Status {
 	case container.StateCreated:
 		h.Status, h.Phase, h.Started, h.Ended = launcher.Starting, launcher.Accepted, time.Time{}, time.Time{}

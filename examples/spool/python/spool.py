@@ -1,4 +1,4 @@
-"""A launcher for Slipway. Its target is the program spool beside it, a small batch system that keeps each worker in a folder of its own by its name.
+"""A launcher for Slipway. Its target is the program spool beside it, a small batch system that keeps each worker in a folder of its own.
 
 To try it: slipway launchers test --no-mtls --config settings.yaml -- python3 spool.py
 """
@@ -91,8 +91,11 @@ class Spool(Launcher):
 
 def health(said):
     """The contract's health of what the program says."""
-    times = {f"{k}_us": micros(datetime.fromisoformat(said.pop(k).replace("Z", "+00:00")).timestamp()) for k in ("started", "ended") if k in said}
-    return pb.HealthReply(**said, **times)
+    for key in ("started", "ended"):
+        if key in said:
+            at = datetime.fromisoformat(said.pop(key).replace("Z", "+00:00"))
+            said[key + "_us"] = micros(at.timestamp())
+    return pb.HealthReply(**said)
 
 
 if __name__ == "__main__":
