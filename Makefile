@@ -41,8 +41,7 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
 	@hack/venv .venv python/constraints.txt && hack/launchers
-	@hack/with-postgres hack/with-docker hack/test ./launcher/docker ./launcher/plugin
-	@hack/with-postgres hack/with-docker hack/test -run 'Docker' ./e2e
+	@hack/with-postgres hack/with-docker hack/targets
 
 .PHONY: soak
 soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)
