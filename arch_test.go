@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -30,9 +31,8 @@ var mayImport = map[string]string{
 	"storage/postgres":      "dagster storage failpoint config",
 	"instance":              "dagster config launcher router",
 	"launcher/process":      "launcher config agent failpoint",
-	"launcher/all":          "launcher launcher/process launcher/codeserver launcher/command launcher/docker launcher/plugin launcher/python",
+	"launcher/all":          "launcher launcher/*",
 	"launcher/codeserver":   "launcher config dagster proto/dagster",
-	"launcher/command":      "launcher config",
 	"launcher/docker":       "launcher config failpoint",
 	"launcher/plugin":       "launcher config proto/launcher",
 	"launcher/python":       "launcher config launcher/plugin",
@@ -54,6 +54,9 @@ var mayImport = map[string]string{
 	"launcher/launchertest": "launcher config",
 	"bench":                 "launcher launcher/process config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/webserver",
 }
+
+// anyLauncher is what a launcher may import that is not in the table.
+const anyLauncher = "launcher config"
 
 // standardOnly are the packages that run on targets and import nothing but the standard library.
 var standardOnly = []string{"agent", "cmd/slipway-agent"}
@@ -77,12 +80,15 @@ func TestImportsGoOneWay(t *testing.T) {
 		name := strings.TrimPrefix(p.ImportPath, module)
 		seen[name] = true
 		allowed, ok := mayImport[name]
+		if dir, _ := path.Split(name); dir == "launcher/" && !ok {
+			allowed, ok = anyLauncher, true
+		}
 		if !ok && len(p.Imports) > 0 {
 			t.Errorf("%s is not in this table", name)
 		}
 		for _, i := range p.Imports {
 			ours, isOurs := strings.CutPrefix(i, module)
-			if isOurs && !slices.Contains(strings.Fields(allowed), ours) {
+			if isOurs && !slices.ContainsFunc(strings.Fields(allowed), func(pattern string) bool { fits, _ := path.Match(pattern, ours); return fits }) {
 				t.Errorf("%s imports %s, which it may not", name, ours)
 			}
 			if !isOurs && slices.Contains(standardOnly, name) && strings.Contains(i, ".") {

@@ -130,6 +130,6 @@ func nextSteps(way, dir string, l scaffold.Launcher) []string {
 	}
 	pkg := strings.ReplaceAll(l.Name, "-", "")
 	return []string{
-		"add " + pkg + ".Kind() to launcher/all/all.go, a line to the table in docs/launchers/README.md and one to arch_test.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
+		"add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
 	}
 }

@@ -55,7 +55,7 @@ type Promises struct {
 // Kind declares launchers whose calls are commands.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
-		Name: "command", Help: "Launch by commands of your own, without code.", Schema: config.Fields(Config{}),
+		Name: "command", Help: "Run workers by commands of your own, without code.", Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{Gate: true},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			var c Config

@@ -103,7 +103,7 @@ const maxArgument = 128<<10 - 1
 // Kind declares the docker launcher.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
-		Name: "docker", Help: "Run workers as containers of a Docker engine.",
+		Name: "docker", Help: "Run workers as containers of a Docker engine, here or elsewhere.",
 		Schema: config.Fields(Config{}), Context: "docker",
 		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
 		Stock:  "dagster_docker.DockerRunLauncher",

@@ -39,7 +39,7 @@ type Config struct {
 // Kind declares launchers that are programs of their own.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
-		Name: "plugin", Help: "A launcher that is a program of its own, in any language.",
+		Name: "plugin", Help: "Run workers by a program of your own that serves the contract, in any language.",
 		Schema: config.Fields(Config{}),
 		Open: func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			var c Config

@@ -42,7 +42,7 @@ const startTime = 2 * time.Minute
 // Kind declares the launchers that are hosted classes.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
-		Name: "python", Help: "A RunLauncher class of Dagster's, hosted by a Python that has it.",
+		Name: "python", Help: "Run workers by a RunLauncher class of Dagster's, hosted by a Python that has it.",
 		Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{OwnCommand: true, WritesStorage: true, StrongRead: true},
 		Open:   open,
