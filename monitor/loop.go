@@ -59,26 +59,27 @@ type Loop struct {
 // flight is a run of ours with a handle.
 type flight struct {
 	run           storage.Run
+	times         Times
 	health        launcher.Health
 	since         time.Time // it is in its phase
 	asked, killed time.Time // to stop; zero: not yet
 	again         time.Time // before this it is not looked at again for the time that it takes
 }
 
-// watch is what was seen of a flight.
-func (l *Loop) seen(f *flight, now time.Time) Watch {
-	return Watch{Now: now, Since: f.since, Asked: f.asked, Killed: f.killed, Times: l.Times(f.run.Run, f.run.Launch.Launcher)}
+// seen is what was seen of a flight so far.
+func (f *flight) seen(now time.Time) Watch {
+	return Watch{Now: now, Since: f.since, Asked: f.asked, Killed: f.killed, Times: f.times}
 }
 
 // dueAgain is how long a run whose time is over is left alone between two looks at it.
 const dueAgain = 5 * time.Second
 
 // due says whether a run may have taken as long as it may. A look at its events decides.
-func (l *Loop) due(f *flight, now time.Time) bool {
+func (f *flight) due(now time.Time) bool {
 	if now.Before(f.again) {
 		return false
 	}
-	w := l.seen(f, now)
+	w := f.seen(now)
 	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel)
 	switch Decide(f.run, f.health, nil, w).Do {
 	case Terminate, Kill, Expire, Fail:
@@ -150,7 +151,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case now := <-times.C:
 			var errs []error
 			for id, f := range l.flights {
-				if l.due(f, now) {
+				if f.due(now) {
 					errs = append(errs, l.check(ctx, id))
 				}
 			}
@@ -191,7 +192,7 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		if r.Handle == "" || !r.Status.Active() {
 			return nil
 		}
-		f = &flight{run: r, since: time.Now()}
+		f = &flight{run: r, times: l.Times(r.Run, r.Launch.Launcher), since: time.Now()}
 		l.flights[r.ID] = f
 		l.ask(f) // it may have ended before we knew of it
 		return nil
@@ -280,7 +281,7 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	}
 	r.Handle = f.run.Handle
 	f.run = r
-	a := Decide(r, f.health, events, l.seen(f, time.Now()))
+	a := Decide(r, f.health, events, f.seen(time.Now()))
 	if a.Do == Nothing && r.Status.Finished() {
 		l.forget(id)
 	}
@@ -296,7 +297,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		return nil
 	case Terminate:
 		f.asked = now
-		l.terminate(f, l.seen(f, now).Times.Grace)
+		l.terminate(f, f.times.Grace)
 		if a.Note == "" {
 			return nil
 		}

@@ -18,7 +18,7 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 	}
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
 	l := &Loop{
-		Instance: "i", Log: slog.New(slog.DiscardHandler), flights: map[string]*flight{},
+		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
 	}
 	for _, step := range []struct {
