@@ -173,7 +173,7 @@ func (w *world) enqueue(tags map[string]string) string {
 func (w *world) ended(id string) storage.Run {
 	w.t.Helper()
 	var r storage.Run
-	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
+	testenv.Eventually(w.t, 3*time.Minute, func() (bool, string) {
 		runs, err := w.store.Runs(w.t.Context(), storage.Filter{IDs: []string{id}})
 		if err != nil || len(runs) != 1 {
 			return false, fmt.Sprint(len(runs), err)
