@@ -318,10 +318,7 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 		return got, err
 	}
 	failpoint.Here("launch.before")
-	err = t.Call(ctx, func(ctx context.Context) (err error) {
-		got, err = t.Launcher.Launch(ctx, req)
-		return err
-	})
+	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) { return t.Launcher.Launch(ctx, req) })
 	failpoint.Here("launch.after")
 	return got, err
 }
@@ -336,28 +333,27 @@ func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run, wanted 
 		if err != nil {
 			return got, false, err
 		}
-		err = t.Call(ctx, func(ctx context.Context) (err error) {
-			got, found, err = finder.Find(ctx, req)
-			return err
+		type answer struct {
+			launched launcher.Launched
+			found    bool
+		}
+		a, err := Call(ctx, t, func(ctx context.Context) (a answer, err error) {
+			a.launched, a.found, err = finder.Find(ctx, req)
+			return a, err
 		})
-		return got, found, err
+		return a.launched, a.found, err
 	}
 	lister, ok := launcher.As[launcher.Lister](t.Launcher)
 	if !ok {
 		return got, false, nil
 	}
 	id := launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt}
-	err = t.Call(ctx, func(ctx context.Context) error {
-		for w, err := range lister.List(ctx, launcher.Filter{Instance: d.Builder.Instance, Runs: []string{r.ID}}) {
-			if err != nil {
-				return err
-			}
-			if w.ID == id {
-				got, found = launcher.Launched{Handle: w.Handle}, true
-			}
+	workers, err := List(ctx, t, lister, launcher.Filter{Instance: d.Builder.Instance, Runs: []string{r.ID}})
+	for _, w := range workers {
+		if w.ID == id {
+			got, found = launcher.Launched{Handle: w.Handle}, true
 		}
-		return nil
-	})
+	}
 	return got, found, err
 }
 

@@ -214,3 +214,22 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 		t.Errorf("events = %+v, want an engine event with the cause and the failure", m.Events)
 	}
 }
+
+// A launcher that does not mind its context is left to itself when its time is over; what it says later is nobody's answer.
+func TestCallsThatGoOn(t *testing.T) {
+	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
+	release := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	got, err := dispatch.Call(ctx, target, func(context.Context) (string, error) {
+		<-release
+		return "late", nil
+	})
+	if got != "" || !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "goes on with a call whose time is over") {
+		t.Errorf("Call = %q, %v", got, err)
+	}
+	close(release)
+	if got, err := dispatch.Call(t.Context(), target, func(context.Context) (string, error) { return "in time", nil }); got != "in time" || err != nil {
+		t.Errorf("the next Call = %q, %v", got, err)
+	}
+}

@@ -3,6 +3,8 @@ package dispatch
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -19,6 +21,7 @@ type Target struct {
 	Launcher launcher.Launcher
 
 	limit   *rate.Limiter
+	left    atomic.Int32 // calls that go on although their time is over
 	breaker *gobreaker.CircuitBreaker[any]
 }
 
@@ -58,16 +61,68 @@ func answered(err error) bool {
 func (t *Target) Sick() bool { return t.breaker.State() == gobreaker.StateOpen }
 
 // Call does one call to the target: the one place where rate, deadline and breaker are. A sick target is not
-// asked; the error is [launcher.ErrTransient] then.
-func (t *Target) Call(ctx context.Context, f func(context.Context) error) error {
+// asked; the error is [launcher.ErrTransient] then, and also if the launcher goes on although its time is over: then it is left to itself.
+func Call[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
+	var none T
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	if err := t.limit.Wait(ctx); err != nil {
-		return errors.Join(launcher.ErrTransient, err)
+		return none, errors.Join(launcher.ErrTransient, err)
 	}
-	_, err := t.breaker.Execute(func() (any, error) { return nil, f(ctx) })
+	out, err := t.breaker.Execute(func() (any, error) { return inTime(ctx, t, f) })
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return errors.Join(launcher.ErrTransient, err)
+		err = errors.Join(launcher.ErrTransient, err)
 	}
-	return err
+	got, _ := out.(T)
+	return got, err
+}
+
+const (
+	// afterTime is how long a call may take to notice that its time is over.
+	afterTime = 2 * time.Second
+	// maxLeft is how many calls of one target that did not notice may go on; with so many, it is not asked any more.
+	maxLeft = 100
+)
+
+// inTime waits for a call no longer than its context lasts, and a moment.
+func inTime[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
+	var none T
+	if n := t.left.Load(); n >= maxLeft {
+		return none, fmt.Errorf("%w: %d calls go on although their time is over", launcher.ErrTransient, n)
+	}
+	type answer struct {
+		out T
+		err error
+	}
+	done := make(chan answer, 1)
+	go func() { // ends with the call, however long that takes
+		out, err := f(ctx)
+		done <- answer{out, err}
+	}()
+	select {
+	case a := <-done:
+		return a.out, a.err
+	case <-ctx.Done():
+	}
+	select {
+	case a := <-done:
+		return a.out, a.err
+	case <-time.After(afterTime):
+		t.left.Add(1)
+		go func() { <-done; t.left.Add(-1) }() // likewise
+		return none, fmt.Errorf("%w: the launcher goes on with a call whose time is over: %w", launcher.ErrTransient, ctx.Err())
+	}
+}
+
+// List gives the workers of a target that fit a filter.
+func List(ctx context.Context, t *Target, lister launcher.Lister, f launcher.Filter) ([]launcher.Worker, error) {
+	return Call(ctx, t, func(ctx context.Context) (all []launcher.Worker, err error) {
+		for w, err := range lister.List(ctx, f) {
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, w)
+		}
+		return all, nil
+	})
 }

@@ -392,12 +392,8 @@ func (l *Loop) terminate(f *flight, grace time.Duration) {
 	l.calls.Go(func() {
 		// A stopping daemon still stops the worker: the calls have deadlines of their own.
 		ctx := context.Background()
-		was, err := backoff.Retry(ctx, func() (was bool, err error) {
-			err = t.Call(ctx, func(ctx context.Context) (err error) {
-				was, err = t.Launcher.Terminate(ctx, handle, grace)
-				return err
-			})
-			return was, err
+		was, err := backoff.Retry(ctx, func() (bool, error) {
+			return dispatch.Call(ctx, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, handle, grace) })
 		}, backoff.WithMaxTries(terminateTries))
 		if err != nil {
 			l.Log.ErrorContext(ctx, "a worker could not be asked to stop, though its run is to end", "run_id", run, "launcher", t.Name, "err", err)
@@ -434,11 +430,7 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan flight
 		case <-ctx.Done():
 			return
 		case key := <-ask:
-			var h launcher.Health
-			err := t.Call(ctx, func(ctx context.Context) (err error) {
-				h, err = t.Launcher.Health(ctx, key.handle)
-				return err
-			})
+			h, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
 			if err != nil {
 				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)
 				continue

@@ -154,16 +154,7 @@ func (s *Sweeper) Look(ctx context.Context, t *dispatch.Target) ([]Finding, erro
 	if !ok {
 		return nil, nil
 	}
-	var all []launcher.Worker
-	err := t.Call(ctx, func(ctx context.Context) error {
-		for w, err := range lister.List(ctx, launcher.Filter{Instance: s.Instance}) {
-			if err != nil {
-				return err
-			}
-			all = append(all, w)
-		}
-		return nil
-	})
+	all, err := dispatch.List(ctx, t, lister, launcher.Filter{Instance: s.Instance})
 	if err != nil {
 		return nil, err
 	}
@@ -221,10 +212,7 @@ func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 	t := s.Targets[f.Launcher]
 	log := s.Log.With("launcher", f.Launcher, "run_id", f.Worker.ID.Run, "handle", string(f.Worker.Handle), "why", f.Why)
 	if f.Stop {
-		err := t.Call(ctx, func(ctx context.Context) error {
-			_, err := t.Launcher.Terminate(ctx, f.Worker.Handle, t.Grace)
-			return err
-		})
+		_, err := dispatch.Call(ctx, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, f.Worker.Handle, t.Grace) })
 		if err == nil {
 			log.WarnContext(ctx, "worker asked to stop, for no run needs it")
 		}
@@ -237,7 +225,7 @@ func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 	if err := s.keepLog(ctx, t, f.Worker); err != nil {
 		return err
 	}
-	err := t.Call(ctx, func(ctx context.Context) error { return remover.Remove(ctx, f.Worker.Handle) })
+	_, err := dispatch.Call(ctx, t, func(ctx context.Context) (struct{}, error) { return struct{}{}, remover.Remove(ctx, f.Worker.Handle) })
 	if err == nil {
 		log.InfoContext(ctx, "ended worker removed from its target")
 	}
@@ -256,14 +244,13 @@ func (s *Sweeper) keepLog(ctx context.Context, t *dispatch.Target, w launcher.Wo
 	if err := os.MkdirAll(s.Logs, 0o700); err != nil {
 		return err
 	}
-	var text []byte
-	err := t.Call(ctx, func(ctx context.Context) error {
+	text, err := dispatch.Call(ctx, t, func(ctx context.Context) ([]byte, error) {
 		rc, err := reader.Logs(ctx, w.Handle, launcher.LogOptions{})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		text, err = tail(rc, maxKeptLog)
-		return errors.Join(err, rc.Close())
+		text, err := tail(rc, maxKeptLog)
+		return text, errors.Join(err, rc.Close())
 	})
 	if errors.Is(err, launcher.ErrNotFound) || err == nil && len(text) == 0 {
 		return nil

@@ -216,7 +216,12 @@ func TestDeclarationCrossesTheWire(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		text := out.String()
-		return strings.Contains(text, `level=INFO msg="it is open"`) && strings.Contains(text, `env="from the settings" passed="passed on" kept=""`), "the program's log did not arrive:\n" + out.String()
+		for _, want := range []string{`level=INFO msg="it is open"`, `env="from the settings"`, `passed="passed on"`, `kept=""`} {
+			if !strings.Contains(text, want) {
+				return false, want + " did not arrive in the program's log:\n" + text
+			}
+		}
+		return true, ""
 	})
 }
 
