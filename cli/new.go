@@ -128,7 +128,7 @@ func nextSteps(way, dir string, l scaffold.Launcher) []string {
 	case "python":
 		return []string{"cd " + dir + " && python3 -m pip install grpcio protobuf, if your Python has no Dagster", settings, "slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
 	}
-	pkg := strings.ReplaceAll(l.Name, "-", "")
+	pkg := l.Package()
 	return []string{
 		"add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
 	}

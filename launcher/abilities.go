@@ -26,3 +26,41 @@ func has[T any](l Launcher) bool {
 	_, ok := As[T](l)
 	return ok
 }
+
+// Provide is for a launcher that has only some of the abilities that all implements, by its settings or at the other end of a wire. Its method As
+// calls it: has tells by name, as [Abilities] lists them, which there are.
+func Provide(ability, all any, has func(name string) bool) bool {
+	switch to := ability.(type) {
+	case *Lister:
+		return provide(to, all, has("list"))
+	case *Finder:
+		return provide(to, all, has("find"))
+	case *Watcher:
+		return provide(to, all, has("watch"))
+	case *Batcher:
+		return provide(to, all, has("batch"))
+	case *Remover:
+		return provide(to, all, has("remove"))
+	case *LogReader:
+		return provide(to, all, has("logs"))
+	case *Describer:
+		return provide(to, all, has("describe"))
+	case *Previewer:
+		return provide(to, all, has("preview"))
+	case *Checker:
+		return provide(to, all, has("check"))
+	case *Capacity:
+		return provide(to, all, has("capacity"))
+	case *Adopter:
+		return provide(to, all, has("adopt"))
+	}
+	return false
+}
+
+func provide[T any](to *T, all any, has bool) bool {
+	a, ok := all.(T)
+	if ok = ok && has; ok {
+		*to = a
+	}
+	return ok
+}

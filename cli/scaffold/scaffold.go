@@ -22,6 +22,9 @@ type Launcher struct {
 	Replace string // folder with Slipway's sources, in place of a version; "" for none
 }
 
+// Package is the name of its Go package.
+func (l Launcher) Package() string { return strings.ReplaceAll(l.Name, "-", "") }
+
 // File is one file, by its path below the folder of the launcher, or in Slipway's own sources for the way tree.
 type File struct {
 	Text    []byte
@@ -61,7 +64,7 @@ func Files(way string, l Launcher) (map[string]File, error) {
 	if !nameForm.MatchString(l.Name) {
 		return nil, fmt.Errorf("%q is no name of a launcher: small letters, digits and single hyphens are, as in my-batch", l.Name)
 	}
-	pkg := strings.ReplaceAll(l.Name, "-", "")
+	pkg := l.Package()
 	if l.Module == "" {
 		l.Module = "example.com/slipway-" + l.Name
 	}

@@ -123,32 +123,10 @@ func (l *Launcher) Declared() *launcher.Kind { return l.kind }
 
 // As gives the abilities for which there is a command.
 func (l *Launcher) As(ability any) bool {
-	has := func(name string) bool { _, ok := l.verbs[name]; return ok }
-	all := abilities{l}
-	switch a := ability.(type) {
-	case *launcher.Finder:
-		*a = all
-		return true
-	case *launcher.Previewer:
-		*a = all
-		return true
-	case *launcher.Lister:
-		*a = all
-		return has("list")
-	case *launcher.LogReader:
-		*a = all
-		return has("logs")
-	case *launcher.Describer:
-		*a = all
-		return has("describe")
-	case *launcher.Remover:
-		*a = all
-		return has("remove")
-	case *launcher.Checker:
-		*a = all
-		return has("check")
-	}
-	return false
+	return launcher.Provide(ability, abilities{l}, func(name string) bool {
+		_, ok := l.verbs[name]
+		return ok || name == "find" || name == "preview" // these need no command of their own
+	})
 }
 
 // abilities has them all; which of them there are is As's to say.

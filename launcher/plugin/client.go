@@ -73,44 +73,7 @@ func (r *Remote) Health(ctx context.Context, h launcher.Handle) (launcher.Health
 
 // As gives the abilities that the program has.
 func (r *Remote) As(ability any) bool {
-	all := abilities{r}
-	has := func(name string) bool { return slices.Contains(r.abilities, name) }
-	switch a := ability.(type) {
-	case *launcher.Finder:
-		*a = all
-		return has("find")
-	case *launcher.Lister:
-		*a = all
-		return has("list")
-	case *launcher.Watcher:
-		*a = all
-		return has("watch")
-	case *launcher.Batcher:
-		*a = all
-		return has("batch")
-	case *launcher.Remover:
-		*a = all
-		return has("remove")
-	case *launcher.LogReader:
-		*a = all
-		return has("logs")
-	case *launcher.Describer:
-		*a = all
-		return has("describe")
-	case *launcher.Previewer:
-		*a = all
-		return has("preview")
-	case *launcher.Checker:
-		*a = all
-		return has("check")
-	case *launcher.Capacity:
-		*a = all
-		return has("capacity")
-	case *launcher.Adopter:
-		*a = all
-		return has("adopt")
-	}
-	return false
+	return launcher.Provide(ability, abilities{r}, func(name string) bool { return slices.Contains(r.abilities, name) })
 }
 
 // abilities has them all; which of them the program has is Remote's to say.
