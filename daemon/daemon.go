@@ -184,9 +184,9 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 	}
 }
 
-// work recovers and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
+// work settles what is left of an earlier leader and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
-	if err := d.Store.Recover(ctx, fence); errors.Is(err, storage.ErrFenced) {
+	if err := d.Store.Settle(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
 	} else if err != nil { // of some runs; the others go on
 		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)

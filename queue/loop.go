@@ -34,6 +34,7 @@ type store interface {
 	storage.Pooler
 	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
 	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
+	Settle(ctx context.Context, f storage.Fence) error
 }
 
 // runLauncher launches the workers of claimed runs. Package dispatch provides it.
@@ -302,6 +303,9 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 		}
 		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt)
 		l.Launcher.Launch(r)
+	}
+	if err := l.Store.Settle(ctx, l.Fence); err != nil {
+		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)
 	}
 	return nil
 }

@@ -102,7 +102,8 @@ type Reader interface {
 type Writer interface {
 	// Claim turns queued runs to STARTING with a new launch row each, and says which of them it got. It
 	// is one transaction where the storage allows it: all outcomes, or an error and an unknown
-	// outcome, which the launch rows' tokens tell afterwards.
+	// outcome, which the launch rows' tokens tell afterwards. The events may wait for Settle, which the caller calls once
+	// it has handed the claims on.
 	Claim(ctx context.Context, f Fence, claims []Claim) ([]Outcome, error)
 	// Move carries out one transition.
 	Move(ctx context.Context, f Fence, t Transition) (Outcome, error)
@@ -132,9 +133,9 @@ type Store interface {
 	Adder
 	// Revision is the schema's, as alembic names it; "" if the storage says none.
 	Revision() string
-	// Recover finishes what a process that died in the middle of a write had committed, and must be called after taking
-	// the lead and before anything else.
-	Recover(ctx context.Context, f Fence) error
+	// Settle writes what committed writes have left to be written: of claims, and of a process that died in the middle of a
+	// write. It must be called after taking the lead, before anything else.
+	Settle(ctx context.Context, f Fence) error
 	// Hints yields a hint for each change it hears of, first one for everything, until ctx ends. An
 	// error means that hints may have been lost; the caller starts again.
 	Hints(ctx context.Context) iter.Seq2[Hint, error]

@@ -209,8 +209,8 @@ func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
 	return err
 }
 
-// Recover implements [storage.Store]; a transaction leaves nothing half written.
-func (s *Store) Recover(context.Context, storage.Fence) error { return nil }
+// Settle implements [storage.Store]; a transaction leaves nothing half written.
+func (s *Store) Settle(context.Context, storage.Fence) error { return nil }
 
 // InstanceID implements [storage.Reader].
 func (s *Store) InstanceID(ctx context.Context) (string, error) {

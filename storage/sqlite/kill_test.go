@@ -52,12 +52,15 @@ func life(home, run string, step int) error {
 			select {}
 		}
 	}
-	if err := s.Recover(ctx, fence); err != nil {
+	if err := s.Settle(ctx, fence); err != nil {
 		return err
 	}
 	out, err := s.Claim(ctx, fence, []storage.Claim{{Run: run, Launcher: "local", Instance: "i", Token: "t", At: time.Now()}})
 	if err != nil || !out[0].Done {
 		return errors.Join(err, fmt.Errorf("claim: %+v", out))
+	}
+	if err := s.Settle(ctx, fence); err != nil {
+		return err
 	}
 	r := dagster.Run{ID: run, Job: "light"}
 	for _, t := range []storage.Transition{
@@ -117,7 +120,7 @@ func TestKilledBetweenAnyTwoStatements(t *testing.T) {
 	t.Logf("%d kills, %d steps in a life", killed, lastStep)
 }
 
-// compare recovers and compares the three files for one run.
+// compare settles and compares the three files for one run.
 func compare(t *testing.T, s *Store, run string, step int) {
 	t.Helper()
 	ctx := t.Context()
@@ -125,8 +128,8 @@ func compare(t *testing.T, s *Store, run string, step int) {
 	if err != nil || !leads {
 		t.Fatalf("step %d: the dead leader's place is not free: %v, %v", step, leads, err)
 	}
-	if err := s.Recover(ctx, fence); err != nil {
-		t.Fatalf("step %d: Recover: %v", step, err)
+	if err := s.Settle(ctx, fence); err != nil {
+		t.Fatalf("step %d: Settle: %v", step, err)
 	}
 	if err := s.Yield(ctx, fence); err != nil {
 		t.Fatal(err)

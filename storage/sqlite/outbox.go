@@ -16,8 +16,8 @@ import (
 // outboxPrefix begins the keys of kvs under which committed events wait to be written to the shards.
 const outboxPrefix = "slipway/outbox/"
 
-// Recover implements [storage.Store]: it empties the outbox of a process that died.
-func (s *Store) Recover(ctx context.Context, _ storage.Fence) error { return s.drain(ctx) }
+// Settle implements [storage.Store]: it empties the outbox.
+func (s *Store) Settle(ctx context.Context, _ storage.Fence) error { return s.drain(ctx) }
 
 // drain writes every event of the outbox to its shards, in order, and then takes it out. What a process that
 // dies in the middle has written is found there again and not written twice.

@@ -102,6 +102,9 @@ func (f *fixture) claim(t *testing.T, fence storage.Fence, run string) storage.L
 	if err != nil || !out[0].Done {
 		t.Fatalf("Claim = %+v, %v, want it done", out, err)
 	}
+	if err := f.s.Settle(f.ctx, fence); err != nil {
+		t.Fatal(err)
+	}
 	return out[0].Launch
 }
 
@@ -138,8 +141,12 @@ func want[T comparable](t *testing.T, what string, got, want T) {
 func claimWrites(t *testing.T, f *fixture) {
 	run := f.enqueue(t, map[string]string{"team": "data"})
 	c := claimOf(run)
-	out, err := f.s.Claim(f.ctx, f.lead(t), []storage.Claim{c})
+	fence := f.lead(t)
+	out, err := f.s.Claim(f.ctx, fence, []storage.Claim{c})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.s.Settle(f.ctx, fence); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "Claim", out[0].Done, true)
@@ -200,6 +207,9 @@ func claimRace(t *testing.T, f *fixture) {
 		})
 	}
 	wg.Wait()
+	if err := f.s.Settle(f.ctx, fence); err != nil {
+		t.Fatal(err)
+	}
 	for _, r := range runs {
 		want(t, "claims of "+r, done[r], 1)
 		want(t, "events", f.types(t, r), "PIPELINE_ENQUEUED PIPELINE_STARTING")
