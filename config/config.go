@@ -127,9 +127,19 @@ func (v Values) Problem(setting, format string, args ...any) *Problem {
 		if key, rest, _ = strings.Cut(rest, "."); key == "" {
 			break
 		}
-		n = Child(n, key)
+		n = item(n, key)
 	}
 	return p
+}
+
+// item is the node of key, or, of key[i], the member of the list there.
+func item(n *yaml.Node, key string) *yaml.Node {
+	name, index, isItem := strings.Cut(strings.TrimSuffix(key, "]"), "[")
+	n = Child(n, name)
+	if i, err := strconv.Atoi(index); isItem && n != nil && err == nil && i < len(n.Content) {
+		return n.Content[i]
+	}
+	return n
 }
 
 type decoder struct {

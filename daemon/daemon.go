@@ -211,11 +211,17 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	}
 	dispatcher.Init(ctx, inFlightRuns)
 	loop := &queue.Loop{
-		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: d.Instance.Router.Launchers,
+		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: Route(d.Instance),
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
 	}
-	watch := &monitor.Loop{Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Inbox: inFlight, Launched: launched, Log: d.Log}
+	policy := Policy(d.Instance, d.targets)
+	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
+	watch := &monitor.Loop{
+		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
+		Inbox: inFlight, Launched: launched, Log: d.Log,
+	}
+	slots := &monitor.Slots{Store: d.Store, Fence: fence, After: d.Instance.Deaths().FreeSlots, Log: d.Log}
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
 		queued.Put(runs...)
@@ -232,6 +238,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return feed.Run(ctx) })
 	g.Go(func() error { return watch.Run(ctx) })
 	g.Go(func() error { return sweep.Run(ctx) })
+	g.Go(func() error { return slots.Run(ctx) })
 	g.Go(func() error { return d.beat(ctx) })
 	if d.address.network == "unix" {
 		g.Go(func() error { return d.serveAPI(ctx) })

@@ -23,7 +23,7 @@ func (d *Daemon) Observe(ctx context.Context) error {
 	queued := storage.NewInbox()
 	o := &observer{Store: d.Store, log: d.Log}
 	loop := &queue.Loop{
-		Store: o, Instance: "observer", Limits: limits, Route: d.Instance.Router.Launchers, DefaultPool: q.DefaultPool, Only: q.Only.Fits,
+		Store: o, Instance: "observer", Limits: limits, Route: Route(d.Instance), DefaultPool: q.DefaultPool, Only: q.Only.Fits,
 		Launcher: o, Inbox: queued, Freed: make(chan struct{}), Log: slog.New(slog.DiscardHandler),
 	}
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
@@ -52,6 +52,9 @@ func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Cl
 	}
 	return out, nil
 }
+
+// Settle leaves what a daemon has left.
+func (o *observer) Settle(context.Context, storage.Fence) error { return nil }
 
 // DefaultPools leaves the limits as they are.
 func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string, _ *int) (map[string]storage.Pool, error) {

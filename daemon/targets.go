@@ -87,8 +87,36 @@ func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.T
 		set := in.Router.Route(r).Set
 		return monitor.Times{
 			Start: cmp.Or(set.Start, seconds(t.Start)), Cancel: seconds(t.Cancel), MaxRuntime: cmp.Or(set.MaxRun, seconds(t.MaxRuntime)),
-			Grace: cmp.Or(set.Grace, in.Launchers[launcher].Grace),
+			Grace: cmp.Or(set.Grace, in.Launchers[launcher].Grace), Settle: in.Launchers[launcher].Settle, Silence: in.Settings.Monitoring.Silence,
 		}.Of(r)
+	}
+}
+
+// Policy says what becomes of runs whose workers are proved dead.
+func Policy(in *instance.Instance, targets map[string]*dispatch.Target) *monitor.Policy {
+	d := in.Deaths()
+	p := &monitor.Policy{Workers: d.Workers, Resumes: d.Resumes, Ladder: d.Memory, Route: in.Router.Launchers, Resumers: map[string]bool{}}
+	for _, r := range d.Rules {
+		rule := monitor.Rule{Do: monitor.Then(r.Do), Started: monitor.Then(r.Started)}
+		for _, c := range r.Causes {
+			rule.Causes = append(rule.Causes, launcher.Cause(c))
+		}
+		p.Rules = append(p.Rules, rule)
+	}
+	for name, t := range targets {
+		p.Resumers[name] = !t.Traits.OwnCommand
+	}
+	return p
+}
+
+// Route gives the launchers that a run may go to, but for those that it was to leave for the next one.
+func Route(in *instance.Instance) func(storage.Run) []string {
+	return func(r storage.Run) []string {
+		route := in.Router.Launchers(r.Run)
+		if left := monitor.Left(route, r.Deaths); len(left) > 0 {
+			return left
+		}
+		return route
 	}
 }
 

@@ -42,6 +42,8 @@ type Dispatcher struct {
 	Launched func(r storage.Run)
 	// Grace is how long Run finishes what it has after its context ended.
 	Grace time.Duration
+	// Memory is how much a worker gets whose request has base, after those that died; nil: base.
+	Memory func(base int64, deaths []storage.Death) int64
 	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
 	DeniedTimeout time.Duration
 	Log           *slog.Logger
@@ -108,6 +110,11 @@ func (d *Dispatcher) Room(name string) (room int, sick bool) {
 
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
 func (d *Dispatcher) Launch(r storage.Run) { d.jobs[r.Launch.Launcher] <- newJob(r, false) }
+
+// Relaunch launches the worker of a further attempt at a run in flight. It returns at once, and ends with ctx.
+func (d *Dispatcher) Relaunch(ctx context.Context, r storage.Run) {
+	go d.pause(ctx, d.Targets[r.Launch.Launcher], newJob(r, false), 0)
+}
 
 // Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
 func (d *Dispatcher) Run(ctx context.Context) error {
@@ -183,7 +190,8 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	r := j.run
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
 	// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
-	past := r.Status != dagster.Starting
+	resumes := r.Status == dagster.Started && r.Resumes()
+	past := r.Status != dagster.Starting && !resumes
 	settles := t.Traits.Settle > 0
 	got, found, err := d.look(ctx, t, r, j.begun || past || settles && !j.asked.IsZero())
 	if err == nil && !found {
@@ -208,7 +216,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	case errors.Is(err, launcher.ErrInvalid):
 		d.fail(ctx, r, err)
 		return
-	case errors.Is(err, launcher.ErrCapacity):
+	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
 		d.requeue(ctx, r, err)
 		return
 	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:
@@ -308,7 +316,11 @@ func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bo
 }
 
 func (d *Dispatcher) request(t *Target, r storage.Run) (*launcher.Request, error) {
-	return d.Builder.Request(r.Run, worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At}, t.Target)
+	a := worker.Attempt{Number: r.Launch.Attempt, Token: r.Launch.Token, At: r.Launch.At, Resume: r.Resumes()}
+	if d.Memory != nil {
+		a.Memory = func(base int64) int64 { return d.Memory(base, r.Deaths) }
+	}
+	return d.Builder.Request(r.Run, a, t.Target)
 }
 
 // ask asks the launcher for the worker.
@@ -410,11 +422,16 @@ func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
 	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
 	now := time.Now()
 	var meta []dagster.Metadata
+	var tags map[string]string
 	if c := launcher.CauseOf(cause); c != "" {
-		meta = append(meta, dagster.Metadata{Label: "Cause", Text: string(c)})
+		meta, tags = []dagster.Metadata{{Label: "Cause", Text: string(c)}}, map[string]string{storage.CauseTag: string(c)}
+	}
+	from := []dagster.Status{dagster.Starting}
+	if r.Resumes() {
+		from = append(from, dagster.Started)
 	}
 	d.move(ctx, storage.Transition{
-		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
+		Run: r.ID, From: from, Launch: r.Launch.Token, Void: true, Tags: tags,
 		Events: []dagster.Event{
 			dagster.NewEngineEvent(r.Run, now, unrecoverable, meta, cause),
 			dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), dagster.MarkedFailed),

@@ -109,7 +109,7 @@ func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status 
 		t.Fatal(err)
 	}
 	parsed.Status = status
-	r := storage.Run{Run: parsed, Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}}
+	r := storage.Run{Run: parsed, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}}}
 	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
 	traits := launcher.Traits{OwnCommand: true, Settle: settle}
 	d := &dispatch.Dispatcher{

@@ -93,6 +93,7 @@ type Launcher struct {
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
 	Cwd    map[string]string // working directory, likewise
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
+	Settle time.Duration     // how long its target must not know a worker for it to count as dead; 0 is for ever
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
 	Allow  Allow
@@ -157,6 +158,7 @@ type launcherSection struct {
 	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
 	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
 	Remove     string            `config:"remove" default:"24h" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
+	Settle     time.Duration     `config:"settle" default:"60s" help:"How long the target must not know a worker, asked again and again, and the run write nothing, for the worker to count as dead; 0: it never does."`
 	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
 	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
 	Config     config.Values     `config:"config" help:"Settings of that kind."`
@@ -186,6 +188,89 @@ type monitoringSection struct {
 	Start  *int `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
 	Cancel *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
 	MaxRun *int `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
+	Resumes *int           `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
+	Slots   *int           `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
+	Silence time.Duration  `config:"silence_timeout" default:"0" help:"A run of which nothing was heard for so long, and of whose worker the target says nothing either, is stopped and fails; 0: silence never fails a run."`
+	Workers int            `config:"launch_attempts" default:"3" help:"How many workers a run may have in all, by deaths: again and next; Dagster's run retries count apart."`
+	Memory  []string       `config:"memory" help:"Memory of the workers that replace one that died for want of it (oom), as [4Gi, 8Gi, 16Gi]: each time the next amount that is more than it had."`
+	Deaths  []deathSection `config:"deaths" help:"What becomes of a run whose worker was proved dead before it had finished the run, by cause; the first entry with the cause decides. By default, a run that had not started goes again if its worker was preempted, evicted, throttled or lost with its node; one that had started is resumed if max_resume_run_attempts allows; else it fails."`
+}
+
+type deathSection struct {
+	Causes  []string `config:"causes" required:"true" help:"Causes: oom, evicted, preempted, image_pull, unschedulable, quota, throttled, auth, node_lost, timeout, exit, unknown."`
+	Do      string   `config:"do" default:"fail" help:"If the run had not started: again, another worker; next, another one on the next launcher of the route; or fail."`
+	Started string   `config:"started" default:"fail" help:"If it had: resume, another worker goes on where this one ended; again or next, the run begins anew, and steps that had succeeded run once more; or fail."`
+}
+
+// Death says what becomes of a run whose worker died of one of some causes; none is all.
+type Death struct {
+	Causes      []string
+	Do, Started string
+}
+
+// Deaths are what dead workers lead to.
+type Deaths struct {
+	Rules            []Death
+	Workers, Resumes int
+	Memory           []int64       // bytes, rising
+	FreeSlots        time.Duration // negative: never
+}
+
+// slotsAfter is when places in pools are freed where nothing is said.
+const slotsAfter = 300
+
+// Deaths are the settings about dead workers, with the defaults behind what slipway.yaml says.
+func (in *Instance) Deaths() Deaths {
+	m := in.Settings.Monitoring
+	d := Deaths{Workers: m.Workers, Resumes: pick(m.Resumes, in.Monitoring.MaxResumeAttempts, 0)}
+	d.FreeSlots = time.Duration(pick(m.Slots, in.Monitoring.FreeSlotsAfter, slotsAfter)) * time.Second
+	for _, text := range m.Memory {
+		n, _ := config.ParseBytes(text) // Load has checked it
+		d.Memory = append(d.Memory, n)
+	}
+	for _, s := range m.Deaths {
+		d.Rules = append(d.Rules, Death(s))
+	}
+	started := "fail"
+	if d.Resumes > 0 {
+		started = "resume"
+	}
+	d.Rules = append(d.Rules,
+		Death{[]string{"preempted", "evicted", "node_lost", "throttled"}, "again", started},
+		Death{[]string{"user_code", "canceled"}, "fail", "fail"},
+		Death{nil, "fail", started})
+	return d
+}
+
+// check says what is wrong with the settings about dead workers.
+func (m monitoringSection) check(fail func(setting, format string, args ...any)) {
+	var last int64
+	for i, text := range m.Memory {
+		n, err := config.ParseBytes(text)
+		switch {
+		case err != nil:
+			fail(fmt.Sprintf("memory[%d]", i), "%q is no amount of memory such as 8Gi", text)
+		case n <= last:
+			fail(fmt.Sprintf("memory[%d]", i), "%s is not more than the amount before it", text)
+		}
+		last = n
+	}
+	for i, d := range m.Deaths {
+		for j, c := range d.Causes {
+			if !slices.Contains(launcher.Causes(), launcher.Cause(c)) {
+				fail(fmt.Sprintf("deaths[%d].causes[%d]", i, j), "%q is no cause; they are %v", c, launcher.Causes())
+			}
+		}
+		if !slices.Contains([]string{"again", "next", "fail"}, d.Do) {
+			fail(fmt.Sprintf("deaths[%d].do", i), "%q is none of again, next and fail", d.Do)
+		}
+		if !slices.Contains([]string{"resume", "again", "next", "fail"}, d.Started) {
+			fail(fmt.Sprintf("deaths[%d].started", i), "%q is none of resume, again, next and fail", d.Started)
+		}
+	}
+	if m.Workers < 1 {
+		fail("launch_attempts", "%d is less than 1", m.Workers)
+	}
 }
 
 // Timeouts are how long runs may take, in seconds; 0 is no bound.
@@ -196,16 +281,18 @@ const defaultTimeout = 180
 
 // Timeouts are those of slipway.yaml, else of dagster.yaml, else Dagster's defaults, key by key.
 func (in *Instance) Timeouts() Timeouts {
-	pick := func(ours, dagsters *int, other int) int {
-		if ours != nil {
-			return *ours
-		}
-		return or(dagsters, other)
-	}
 	s, d := in.Settings.Monitoring, in.Monitoring
 	return Timeouts{
 		Start: pick(s.Start, d.StartTimeout, defaultTimeout), Cancel: pick(s.Cancel, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRun, d.MaxRuntime, 0),
 	}
+}
+
+// pick is slipway.yaml's value, else dagster.yaml's, else another.
+func pick(ours, dagsters *int, other int) int {
+	if ours != nil {
+		return *ours
+	}
+	return or(dagsters, other)
 }
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.
@@ -503,7 +590,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.Env = env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Settle: section.Settle, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
 		if section.Steps {
 			if err := in.steps(doc, name); err != nil {
 				errs = append(errs, err)
@@ -516,6 +603,9 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:; there are %v", in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers))))
 	}
+	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
+		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))
+	})
 	errs = append(errs, in.routes(file, doc))
 	return errors.Join(errs...)
 }
@@ -590,8 +680,11 @@ func (in *Instance) Parks() bool {
 // defaultRemove is the default of remove.
 const defaultRemove = "24h"
 
-// defaultGrace is the default of stop_grace.
-const defaultGrace = 30 * time.Second
+// The defaults of stop_grace and settle.
+const (
+	defaultGrace  = 30 * time.Second
+	defaultSettle = time.Minute
+)
 
 var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
 

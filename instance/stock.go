@@ -18,15 +18,15 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 	section := path(in.doc, "run_launcher")
 	module, class := text(section, "module"), text(section, "class")
 	if section == nil || class == "DefaultRunLauncher" || class == "" {
-		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace}}
+		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace, Settle: defaultSettle}}
 		if slices.ContainsFunc(kinds, func(k *launcher.Kind) bool { return k.Name == "codeserver" }) {
-			in.Settings.Launchers["code-server"] = launcherSection{Kind: "codeserver", Grace: defaultGrace}
+			in.Settings.Launchers["code-server"] = launcherSection{Kind: "codeserver", Grace: defaultGrace, Settle: defaultSettle}
 			yes := true
 			in.implied = []router.Rule{{Name: "DefaultRunLauncher", When: router.When{CodeServer: &yes}, To: []string{"code-server"}}}
 		}
 		return nil
 	}
-	l := launcherSection{Grace: defaultGrace, Config: config.Values{File: in.file, Path: "run_launcher.config", Node: config.Child(section, "config")}}
+	l := launcherSection{Grace: defaultGrace, Settle: defaultSettle, Config: config.Values{File: in.file, Path: "run_launcher.config", Node: config.Child(section, "config")}}
 	name := "dagster"
 	i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool {
 		_, stock, ok := strings.Cut(k.Stock, ".")

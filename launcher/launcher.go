@@ -276,6 +276,14 @@ const (
 	CauseUnknown       Cause = "unknown"
 )
 
+// Causes lists all causes.
+func Causes() []Cause {
+	return []Cause{
+		CauseOOM, CauseEvicted, CausePreempted, CauseImagePull, CauseUnschedulable, CauseQuota, CauseThrottled, CauseAuth, CauseNodeLost, CauseTimeout,
+		CauseUserCode, CauseCanceled, CauseExit, CauseUnknown,
+	}
+}
+
 // Health is what the target says of one worker at one moment.
 type Health struct {
 	Status         Status

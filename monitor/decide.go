@@ -24,6 +24,7 @@ type Action struct {
 	Message string                   // of Fail, Cancel and Expire
 	Reason  dagster.RunFailureReason // of Fail; "" is none
 	Note    string                   // an engine event besides
+	Then    Then                     // of Again and Resume
 }
 
 // Verb says what to do.
@@ -38,6 +39,8 @@ const (
 	Terminate Verb = "terminate" // ask the worker to stop
 	Kill      Verb = "kill"      // it was asked and has not stopped
 	Expire    Verb = "expire"    // the run has had its longest time: it is canceling from now on, and fails
+	Again     Verb = "again"     // the worker is dead; back to the queue for another one
+	Resume    Verb = "resume"    // the worker is dead; another one goes on with the run
 )
 
 // Times bound what a run may take. 0 is no bound.
@@ -46,6 +49,8 @@ type Times struct {
 	Cancel     time.Duration // from PIPELINE_CANCELING to the worker's end
 	MaxRuntime time.Duration // from PIPELINE_START
 	Grace      time.Duration // between stop and kill
+	Settle     time.Duration // the target must not know a worker, asked again and again, for that to be proof
+	Silence    time.Duration // a run without an event, of whose worker the target says nothing; 0, the default, is for ever
 }
 
 // Of lays the run's own tags over the times: dagster/max_runtime in seconds.
@@ -68,8 +73,30 @@ func (t Times) Of(r dagster.Run) Times {
 type Watch struct {
 	Now           time.Time
 	Since         time.Time // the worker is in its phase
+	Answered      time.Time // the target's last answer
+	Heard         time.Time // the run's last event of any kind; only looked up where it matters
 	Asked, Killed time.Time // to stop; zero: not yet
 	Times         Times
+	Policy        *Policy
+}
+
+// Mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
+func (w Watch) Mute(h launcher.Health) bool {
+	return w.lost(h) || !h.Status.Alive() && !h.Status.Ended() && w.over(w.Since, w.Times.Silence)
+}
+
+// lost says whether the target, asked again after the time to settle, still knows no such worker.
+func (w Watch) lost(h launcher.Health) bool {
+	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() && w.Answered.Sub(w.Since) >= w.Times.Settle
+}
+
+// settled turns the answer that there is no such worker into the proof that it is dead, if it has held and the run was not heard of since.
+func (w Watch) settled(h launcher.Health) launcher.Health {
+	if w.lost(h) && !w.Heard.After(w.Since) {
+		h.Status, h.Cause = launcher.Failed, launcher.CauseUnknown
+		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time", w.Answered.Sub(w.Since).Round(time.Second))
+	}
+	return h
 }
 
 // afterKill is how long a worker that was killed may take to be seen dead. A target may have gone away meanwhile: then the run ends, and its
@@ -84,6 +111,7 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	if e := Sticky(*r.Launch, events); e != nil && e.Type.Status() != r.Status {
 		return Action{Do: Assert, Event: e}
 	}
+	h = w.settled(h)
 	canceling := newest(*r.Launch, events, dagster.RunCanceling)
 	expired, isExpired := expiry(canceling)
 	switch {
@@ -96,17 +124,49 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	case h.Status.Ended() && r.Status == dagster.Canceling:
 		return Action{Do: Cancel, Message: "The run was canceled: its worker ended (" + why(h) + ")."}
 	case h.Status.Ended() && r.Status == dagster.Starting && !w.Asked.IsZero():
-		return Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout}
+		return w.dead(r, h, events, Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
 	case h.Status.Ended():
-		return Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination}
+		return w.dead(r, h, events, Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination})
 	case r.Status == dagster.Canceling:
 		return w.cancel(h, canceling, isExpired, expired)
 	case r.Status == dagster.Starting && h.Status != launcher.Unknown && h.Status != "" && w.over(w.Since, w.Times.Start):
 		return w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !h.Status.Alive():
+		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination, Message: "Nothing was heard of the run, and its target told nothing of its worker, for " + seconds(w.Times.Silence) + "."})
 	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
 		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}
 	}
 	return Action{Do: Nothing}
+}
+
+// dead says what becomes of a run whose worker is proved dead: what the policy says of the cause, else last.
+func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, last Action) Action {
+	if h.Status != launcher.Failed { // it left by itself
+		return last
+	}
+	started := r.Status == dagster.Started || newest(*r.Launch, events, dagster.RunStart) != nil
+	then, but := w.Policy.Decide(r, causeOf(h, last.Reason), started)
+	switch then {
+	case ThenAgain, ThenNext:
+		return Action{Do: Again, Then: then, Message: last.Message}
+	case ThenResume:
+		return Action{Do: Resume, Then: then, Message: last.Message}
+	}
+	if but != "" {
+		last.Message = strings.TrimSuffix(last.Message, ".") + "; " + but + "."
+	}
+	return last
+}
+
+// causeOf is why a worker died.
+func causeOf(h launcher.Health, reason dagster.RunFailureReason) launcher.Cause {
+	switch {
+	case reason == dagster.StartTimeout:
+		return launcher.CauseTimeout
+	case h.Cause == "":
+		return launcher.CauseUnknown
+	}
+	return h.Cause
 }
 
 // cancel says what to do about a run that is canceling and whose worker has not been seen to end.

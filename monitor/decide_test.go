@@ -56,13 +56,61 @@ func TestDecide(t *testing.T) {
 		"a launch that was voided":                         {dagster.Started, dead, with(), storage.Void, monitor.Nothing},
 		"a run that went back to the queue":                {dagster.Queued, dead, nil, storage.Open, monitor.Nothing},
 	} {
-		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status}, Launch: &storage.LaunchRow{Run: "r", At: claimed, State: c.state}}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: c.state}}}
 		if got := monitor.Decide(r, c.health, c.events, monitor.Watch{}); got.Do != c.want {
 			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
 		}
 	}
 	if got := monitor.Decide(storage.Run{Run: dagster.Run{Status: dagster.Started}}, dead, nil, monitor.Watch{}); got.Do != monitor.Nothing {
 		t.Errorf("a run that we did not claim: Decide = %+v, want nothing", got)
+	}
+}
+
+// That a target knows no worker is proof once it has held for the time to settle, looked at again, while the run wrote nothing. Silence of
+// a target that cannot tell ends a run only where a setting says so, and after its worker was asked to stop.
+func TestDecideOnAbsence(t *testing.T) {
+	now := claimed.Add(time.Hour)
+	ago := func(seconds int) time.Time { return now.Add(-time.Duration(seconds) * time.Second) }
+	lost, unknown := launcher.Health{Status: launcher.NotFound}, launcher.Health{Status: launcher.Unknown}
+	for name, c := range map[string]struct {
+		health                 launcher.Health
+		since, answered, heard int // seconds ago
+		settle, silence        time.Duration
+		asked, killed          int
+		want                   monitor.Verb
+	}{
+		"absent for less than the time to settle":    {health: lost, since: 59, answered: 1, heard: 100, settle: time.Minute, want: monitor.Nothing},
+		"absent, and not looked at again":            {health: lost, since: 500, answered: 500, heard: 600, settle: time.Minute, want: monitor.Nothing},
+		"absent, and looked at again":                {health: lost, since: 61, answered: 1, heard: 100, settle: time.Minute, want: monitor.Fail},
+		"absent, and the run wrote since":            {health: lost, since: 61, answered: 1, heard: 30, settle: time.Minute, want: monitor.Nothing},
+		"absent where that never counts":             {health: lost, since: 5000, answered: 1, heard: 6000, want: monitor.Nothing},
+		"unknown for ever":                           {health: unknown, since: 50000, answered: 1, heard: 50000, settle: time.Minute, want: monitor.Nothing},
+		"unknown for longer than the silence":        {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, want: monitor.Terminate},
+		"unknown, and the run wrote since":           {health: unknown, since: 500, answered: 1, heard: 200, silence: 300 * time.Second, want: monitor.Nothing},
+		"asked to stop":                              {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 5, want: monitor.Nothing},
+		"not stopped":                                {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 60, want: monitor.Kill},
+		"killed, and nobody saw it":                  {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 90, killed: 31, want: monitor.Fail},
+		"a live worker of a run that writes nothing": {health: launcher.Health{Status: launcher.Running}, since: 5000, answered: 1, heard: 5000, silence: 300 * time.Second, want: monitor.Nothing},
+	} {
+		at := func(seconds int) time.Time {
+			if seconds == 0 {
+				return time.Time{}
+			}
+			return ago(seconds)
+		}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Started}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}}
+		w := monitor.Watch{
+			Now: now, Since: at(c.since), Answered: at(c.answered), Heard: at(c.heard), Asked: at(c.asked), Killed: at(c.killed),
+			Times:  monitor.Times{Settle: c.settle, Silence: c.silence, Grace: 30 * time.Second},
+			Policy: &monitor.Policy{Rules: []monitor.Rule{{Do: monitor.ThenAgain, Started: monitor.ThenAgain}}, Workers: 1},
+		}
+		if got := monitor.Decide(r, c.health, nil, w); got.Do != c.want {
+			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
+		}
+		w.Policy.Workers = 9
+		if got := monitor.Decide(r, c.health, nil, w); c.health.Status == launcher.Unknown && got.Do != c.want {
+			t.Errorf("%s: Decide = %+v under a policy of new workers, want %s: silence is no proof", name, got, c.want)
+		}
 	}
 }
 
@@ -124,7 +172,7 @@ func TestDecideInTime(t *testing.T) {
 			}
 			return ago(seconds)
 		}
-		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status, Tags: c.tags}, Start: at(c.started), Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status, Tags: c.tags}, Start: at(c.started), Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}}
 		times := monitor.Times{Start: 100 * time.Second, Cancel: 100 * time.Second, MaxRuntime: 500 * time.Second, Grace: 30 * time.Second}.Of(r.Run)
 		got := monitor.Decide(r, c.health, c.events, monitor.Watch{Now: now, Since: at(c.since), Asked: at(c.asked), Killed: at(c.killed), Times: times})
 		if got.Do != c.want || !strings.HasPrefix(got.Message, c.message) || c.reason != "" && string(got.Reason) != c.reason || !strings.Contains(got.Note, c.note) || c.note == "" && strings.Contains(got.Note, "nobody") {

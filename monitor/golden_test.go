@@ -81,7 +81,7 @@ func TestOutcomesOfTheRealMonitoring(t *testing.T) {
 				t.Errorf("%s: %s is not in the table", dir, name)
 				continue
 			}
-			r := storage.Run{Run: dagster.Run{ID: "r", Status: g.Before, Tags: g.Tags}, Start: ago(c.age), Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}
+			r := storage.Run{Run: dagster.Run{ID: "r", Status: g.Before, Tags: g.Tags}, Start: ago(c.age), Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}}
 			if c.foreign {
 				r.Launch = nil
 			}

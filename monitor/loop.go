@@ -2,12 +2,16 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/dispatch"
@@ -46,8 +50,13 @@ type Loop struct {
 	Inbox    *storage.Inbox // changed runs
 	Launched *storage.Inbox // runs whose handle was written; apart, so that older news of a run cannot take their place
 	// Times are those of one run on its launcher.
-	Times func(r dagster.Run, launcher string) Times
-	Log   *slog.Logger
+	Times  func(r dagster.Run, launcher string) Times
+	Policy *Policy
+	// Relaunch launches the worker of a further attempt that was just written.
+	Relaunch func(r storage.Run)
+	// Died is told of each worker whose death was proved and written. It must not block.
+	Died func(r storage.Run, cause launcher.Cause)
+	Log  *slog.Logger
 
 	flights map[string]*flight
 	reports chan report
@@ -64,11 +73,15 @@ type flight struct {
 	since         time.Time // it is in its phase
 	asked, killed time.Time // to stop; zero: not yet
 	again         time.Time // before this it is not looked at again for the time that it takes
+	answered      time.Time // by its target, the last time
+	heard         time.Time // the run's last event, where it was looked up
+	debug         string    // what the target says of a dead worker for people
+	fresh         bool      // launched by this process: its phases are news
 }
 
 // seen is what was seen of a flight so far.
 func (f *flight) seen(now time.Time) Watch {
-	return Watch{Now: now, Since: f.since, Asked: f.asked, Killed: f.killed, Times: f.times}
+	return Watch{Now: now, Since: f.since, Answered: f.answered, Heard: f.heard, Asked: f.asked, Killed: f.killed, Times: f.times}
 }
 
 // dueAgain is how long a run whose time is over is left alone between two looks at it.
@@ -80,7 +93,7 @@ func (f *flight) due(now time.Time) bool {
 		return false
 	}
 	w := f.seen(now)
-	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel)
+	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel) || w.Mute(f.health)
 	switch Decide(f.run, f.health, nil, w).Do {
 	case Terminate, Kill, Expire, Fail:
 		due = true
@@ -104,6 +117,7 @@ func (f *flight) key() flightKey {
 type report struct {
 	id     launcher.ID
 	health launcher.Health
+	debug  string
 }
 
 // look is a later look at a run.
@@ -139,9 +153,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Launched.Wake():
-			err = l.take(ctx, l.Launched)
+			err = l.take(ctx, l.Launched, true)
 		case <-l.Inbox.Wake():
-			err = l.take(ctx, l.Inbox)
+			err = l.take(ctx, l.Inbox, false)
 		case rep := <-l.reports:
 			err = l.reported(ctx, rep)
 		case <-again:
@@ -151,6 +165,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case now := <-times.C:
 			var errs []error
 			for id, f := range l.flights {
+				if f.health.Status == launcher.NotFound && f.answered.Sub(f.since) < f.times.Settle && now.Sub(f.since) >= f.times.Settle {
+					l.ask(f) // its absence counts only if it has held
+				}
 				if f.due(now) {
 					errs = append(errs, l.check(ctx, id))
 				}
@@ -170,10 +187,13 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-func (l *Loop) take(ctx context.Context, inbox *storage.Inbox) error {
+func (l *Loop) take(ctx context.Context, inbox *storage.Inbox, fresh bool) error {
 	var errs []error
 	for _, r := range inbox.Take() {
 		errs = append(errs, l.changed(ctx, r))
+		if f := l.flights[r.ID]; f != nil && fresh {
+			f.fresh = true
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -230,14 +250,18 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	if f == nil || f.run.Launch.Attempt != rep.id.Attempt {
 		return nil
 	}
-	was := f.health.Status
-	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
-		f.since = time.Now()
+	was, phase := f.health.Status, f.health.Phase
+	f.answered = time.Now()
+	if was != rep.health.Status || phase != rep.health.Phase {
+		f.since = f.answered
 	}
 	if s := rep.health.Started; rep.health.Status == launcher.Running && !s.IsZero() && f.run.Status == dagster.Starting {
 		f.since = s // also for a daemon that was started since
 	}
-	f.health = rep.health
+	f.health, f.debug = rep.health, rep.debug
+	if text := phases[rep.health.Phase]; text != "" && f.fresh && phase != rep.health.Phase && rep.health.Status == launcher.Starting {
+		return l.phase(ctx, f, text)
+	}
 	if rep.health.Status.Ended() || f.run.Status == dagster.Canceling {
 		if was != rep.health.Status && rep.health.Status.Ended() {
 			l.Log.InfoContext(ctx, "worker ended", "run_id", rep.id.Run, "launcher", f.run.Launch.Launcher, "status", rep.health.Status, "message", rep.health.Message)
@@ -245,6 +269,27 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return l.check(ctx, rep.id.Run)
 	}
 	return nil
+}
+
+// phases are those of a worker that is not running yet of which a run's log tells.
+var phases = map[launcher.Phase]string{
+	launcher.Scheduled: "The run worker has a place on its target", launcher.Pulling: "The image of the run worker is being pulled",
+	launcher.Pulled: "The image of the run worker has been pulled", launcher.PhaseStarted: "The run worker has been started",
+}
+
+// phase writes how far a worker has come into its run's log.
+func (l *Loop) phase(ctx context.Context, f *flight, text string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	meta := []dagster.Metadata{{Label: "Phase", Text: string(f.health.Phase)}}
+	if f.health.Message != "" {
+		meta = append(meta, dagster.Metadata{Label: "The target says", Text: f.health.Message})
+	}
+	_, err := l.Store.Move(ctx, l.Fence, storage.Transition{
+		Run: f.run.ID, From: []dagster.Status{dagster.Starting}, Launch: f.run.Launch.Token,
+		Events: []dagster.Event{dagster.NewEngineEvent(f.run.Run, time.Now(), "[Slipway] "+text+".", meta, nil)},
+	})
+	return err
 }
 
 // ask has the target's health of a worker reported.
@@ -281,11 +326,29 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	}
 	r.Handle = f.run.Handle
 	f.run = r
-	a := Decide(r, f.health, events, f.seen(time.Now()))
+	w := f.seen(time.Now())
+	w.Policy = l.Policy
+	if w.Mute(f.health) {
+		if f.heard, err = l.lastEvent(ctx, id); err != nil {
+			return err
+		}
+		w.Heard = f.heard
+	}
+	a := Decide(r, f.health, events, w)
 	if a.Do == Nothing && r.Status.Finished() {
 		l.forget(id)
 	}
 	return l.act(ctx, f, a)
+}
+
+// lastEvent is when a run wrote its last event.
+func (l *Loop) lastEvent(ctx context.Context, run string) (time.Time, error) {
+	events, err := l.Store.Events(ctx, run)
+	var last time.Time
+	for _, e := range events {
+		last = latest(last, e.Time)
+	}
+	return last, err
 }
 
 // act carries out a decision.
@@ -315,11 +378,13 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		}
 	case Cancel:
 		t.Events = append(l.epitaph(f, a, now), dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), a.Message))
+	case Again, Resume:
+		return l.replace(ctx, f, a, t, now)
 	case Fail:
 		last := dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), a.Message)
 		if a.Reason != "" {
 			last = dagster.NewRunFailure(r.Run, now.Add(time.Microsecond), a.Message, a.Reason, nil)
-			t.Tags = map[string]string{dagster.FailureReasonTag: string(a.Reason)}
+			t.Tags = map[string]string{dagster.FailureReasonTag: string(a.Reason), storage.CauseTag: string(causeOf(f.health, a.Reason))}
 		}
 		t.Events = append(l.epitaph(f, a, now), last)
 	}
@@ -341,6 +406,9 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	}
 	l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", string(a.Do), "message", a.Message)
 	failpoint.Here("finish.done")
+	if a.Do == Fail && f.health.Status == launcher.Failed && l.Died != nil {
+		l.Died(r, causeOf(f.health, a.Reason))
+	}
 	switch a.Do {
 	case Expire:
 		return l.check(ctx, r.ID) // and asks the worker to stop
@@ -348,6 +416,60 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		return nil
 	}
 	l.later(r.ID, looksAgain)
+	return nil
+}
+
+// Texts of dagster._daemon.monitoring.run_monitoring and dagster._core.instance, 1.13: the second one is counted by Dagster.
+const (
+	detected = "Detected run worker status %s: '%s'. Resuming run %s with a new worker."
+	resuming = "Launching a new run worker to resume run"
+)
+
+// replace gives the run of a dead worker another one: from the queue, where it begins anew, or at once, to go on where the dead one ended.
+func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Transition, now time.Time) error {
+	r, cause := f.run, causeOf(f.health, "")
+	if !f.asked.IsZero() && r.Status == dagster.Starting {
+		cause = launcher.CauseTimeout
+	}
+	t.Death = &storage.Death{Attempt: r.Launch.Attempt, Launcher: r.Launch.Launcher, Cause: string(cause), Then: string(a.Then)}
+	t.Tags = map[string]string{storage.CauseTag: string(cause)}
+	t.Events = l.epitaph(f, a, now)
+	say := func(format string, args ...any) {
+		at := now.Add(time.Duration(len(t.Events)) * time.Microsecond)
+		t.Events = append(t.Events, dagster.NewEngineEvent(r.Run, at, fmt.Sprintf(format, args...), nil, nil))
+	}
+	if a.Do == Resume {
+		say(detected, "FAILED", why(f.health), r.ID)
+		say(resuming)
+		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: uuid.NewString(), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
+	} else {
+		t.Void = true
+		where := "the same launcher"
+		if a.Then == ThenNext {
+			where = "the next launcher of its route"
+		}
+		say("[Slipway] The run goes back to the queue for a new run worker on %s (monitoring.deaths: %s: %s).", where, cause, a.Then)
+		t.Events = append(t.Events, dagster.NewRunEnqueued(r.Run, now.Add(time.Duration(len(t.Events))*time.Microsecond)))
+	}
+	failpoint.Here("replace.before")
+	out, err := l.Store.Move(ctx, l.Fence, t)
+	if err != nil || !out.Done {
+		if !errors.Is(err, storage.ErrFenced) {
+			l.later(r.ID, looksAgain[:1])
+		}
+		return err
+	}
+	failpoint.Here("replace.committed")
+	l.Log.InfoContext(ctx, "a dead worker is replaced", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "cause", cause, "then", a.Then, "message", a.Message)
+	if l.Died != nil {
+		l.Died(r, cause)
+	}
+	delete(l.flights, r.ID)
+	if a.Do == Resume {
+		r.Status, r.Handle, r.Launch = out.Status, "", &out.Launch
+		r.Deaths = append(slices.Clone(r.Deaths), *t.Death)
+		l.Relaunch(r)
+	}
 	return nil
 }
 
@@ -369,6 +491,9 @@ func (l *Loop) epitaph(f *flight, a Action, now time.Time) []dagster.Event {
 			text += line + "\n"
 		}
 		meta = append(meta, dagster.Metadata{Label: "Last lines of the worker", Text: text})
+	}
+	if f.debug != "" {
+		meta = append(meta, dagster.Metadata{Label: "Debug info", Text: f.debug})
 	}
 	return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, "[Slipway] The run worker ended: "+why(f.health)+".", meta, nil)}
 }
@@ -413,7 +538,7 @@ func (l *Loop) watch(ctx context.Context, t *dispatch.Target) {
 				break
 			}
 			if !worker.Synced && worker.Instance == l.Instance {
-				l.report(ctx, report{worker.ID, worker.Health})
+				l.report(ctx, t, worker.Handle, report{id: worker.ID, health: worker.Health})
 			}
 		}
 		select {
@@ -435,12 +560,22 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan flight
 				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)
 				continue
 			}
-			l.report(ctx, report{key.id, h})
+			l.report(ctx, t, key.handle, report{id: key.id, health: h})
 		}
 	}
 }
 
-func (l *Loop) report(ctx context.Context, r report) {
+// maxDebug is how much of a target's debug info stands in a run's log.
+const maxDebug = 16 << 10
+
+// report passes on what a target says of a worker; of a dead one, with the target's debug info.
+func (l *Loop) report(ctx context.Context, t *dispatch.Target, handle launcher.Handle, r report) {
+	if d, ok := launcher.As[launcher.Describer](t.Launcher); ok && r.health.Status == launcher.Failed {
+		text, err := dispatch.Call(ctx, t, func(ctx context.Context) (json.RawMessage, error) { return d.Describe(ctx, handle, false) })
+		if err == nil && len(text) <= maxDebug {
+			r.debug = string(text)
+		}
+	}
 	select {
 	case l.reports <- r:
 	case <-ctx.Done():

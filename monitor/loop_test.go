@@ -14,7 +14,7 @@ import (
 func TestStaleNewsEndsNoWatch(t *testing.T) {
 	claimed := time.Now()
 	run := func(status dagster.Status, updated time.Time, launch *storage.LaunchRow, handle string) storage.Run {
-		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Launch: launch, Handle: handle}
+		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
 	l := &Loop{

@@ -13,7 +13,7 @@ func TestJudge(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	run := func(status dagster.Status, attempt int, end time.Duration) *storage.Run {
-		r := &storage.Run{Run: dagster.Run{ID: "r", Status: status}, Launch: &storage.LaunchRow{Instance: "us", Attempt: attempt, At: ago(3 * time.Hour)}}
+		r := &storage.Run{Run: dagster.Run{ID: "r", Status: status}, Facts: storage.Facts{Launch: &storage.LaunchRow{Instance: "us", Attempt: attempt, At: ago(3 * time.Hour)}}}
 		if status.Finished() {
 			r.End, r.Updated = ago(end), ago(end)
 		}

@@ -56,7 +56,7 @@ type Loop struct {
 	// Only says which queued runs are ours; nil for all. Runs in flight count whoever's they are.
 	Only     func(dagster.Run) bool
 	Claims   map[string]string          // tags that a claim sets
-	Route    func(dagster.Run) []string // launchers of a run, the first choice first
+	Route    func(storage.Run) []string // launchers of a run, the first choice first
 	Launcher runLauncher
 	Inbox    *storage.Inbox  // changed runs of all statuses
 	Freed    <-chan struct{} // ready when a launcher has room again
@@ -226,7 +226,7 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.D
 			return false
 		}
 		if l.routes[r.ID] == nil {
-			l.routes[r.ID] = l.Route(r)
+			l.routes[r.ID] = l.Route(l.queued[r.ID])
 		}
 		for _, name := range l.routes[r.ID] {
 			if until := l.hold[r.ID][name]; until.After(now) {

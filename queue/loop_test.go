@@ -54,7 +54,7 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 	}
 	k := &taker{}
 	return &Loop{
-		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(dagster.Run) []string { return []string{"local"} },
+		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(storage.Run) []string { return []string{"local"} },
 		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
 		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{}, routes: map[string][]string{},
 	}, d, k
@@ -134,7 +134,7 @@ func TestNextLauncher(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l, d, k := newLoop(t, 10)
 			k.sick, k.busy = c.sick, c.busy
-			l.Route = func(dagster.Run) []string { return []string{"spot", "local"} }
+			l.Route = func(storage.Run) []string { return []string{"spot", "local"} }
 			if err := d.Enqueue("run-a", nil); err != nil {
 				t.Fatal(err)
 			}

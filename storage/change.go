@@ -26,6 +26,7 @@ type Change struct {
 	DeleteTags []int64 // ids of rows of run_tags
 	UpdateTags []Tag   // by id
 	SetTags    map[string]string
+	DropTags   []string
 	AddTags    []Tag // in order; their ids are not set
 	Events     []dagster.Event
 }
@@ -58,6 +59,10 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		r.Tags[k] = v
 	}
 	ch.SetTags = c.Tags
+	if _, ok := r.Tags[CauseTag]; ok { // of an earlier attempt, or copied from the run that this one retries
+		delete(r.Tags, CauseTag)
+		ch.DropTags = []string{CauseTag}
+	}
 	ch.Body = r.Body()
 	ch.Events = []dagster.Event{dagster.NewEvent(r, dagster.RunStarting, c.At, "")}
 	ch.Outcome = Outcome{Done: true, Status: dagster.Starting, Launch: launch}
@@ -74,7 +79,7 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	launch, _ := Ours(t.Run, ours, r.Tags)
+	launch := Ours(t.Run, ours, r.Tags).Launch
 	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) {
 		return refused, nil
 	}
@@ -99,16 +104,25 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	if launch != nil && t.Handle != "" {
 		ch.AddTags = append(ch.AddTags, Tag{Key: HandleKey, Value: HandleRow(*launch, t.Handle)})
 	}
-	if launch != nil && t.Void {
-		for _, row := range ours {
-			if row.Key == LaunchKey && row.Value == launch.String() {
-				ch.DeleteTags = append(ch.DeleteTags, row.ID)
-			}
-		}
-		launch.State = Void
-		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	if launch != nil && t.Death != nil {
+		ch.AddTags = append(ch.AddTags, Tag{Key: DeathKey, Value: deathRow(t.Run, *t.Death)})
 	}
 	ch.Outcome = Outcome{Done: true, Status: ch.Status}
+	if launch == nil || !t.Void && t.Next == nil {
+		return ch, nil
+	}
+	for _, row := range ours {
+		if row.Key == LaunchKey && row.Value == launch.String() {
+			ch.DeleteTags = append(ch.DeleteTags, row.ID)
+		}
+	}
+	launch.State = Void
+	ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	if n := t.Next; n != nil {
+		next := LaunchRow{Run: t.Run, Attempt: launch.Attempt + 1, Instance: launch.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Open}
+		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: next.String()})
+		ch.Outcome.Launch = next
+	}
 	return ch, nil
 }
 

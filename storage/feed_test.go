@@ -154,10 +154,10 @@ func TestRowsOfOurs(t *testing.T) {
 		{ID: 3, Key: storage.LaunchKey, Value: l.String()}, {ID: 4, Key: storage.HandleKey, Value: "r 1 late"},
 		{ID: 5, Key: storage.HandleKey, Value: "r 2 a b"},
 	}
-	if got, handle := storage.Ours("r", rows, nil); got == nil || *got != l || handle != "a b" {
-		t.Errorf("Ours = %v, %q, want attempt 2 with its own handle", got, handle)
+	if f := storage.Ours("r", rows, nil); f.Launch == nil || *f.Launch != l || f.Handle != "a b" {
+		t.Errorf("Ours = %v, %q, want attempt 2 with its own handle", f.Launch, f.Handle)
 	}
-	if got, _ := storage.Ours("r", rows[2:3], map[string]string{storage.LaunchKey: l.String()}); got != nil {
+	if got := storage.Ours("r", rows[2:3], map[string]string{storage.LaunchKey: l.String()}).Launch; got != nil {
 		t.Errorf("Ours = %v for a row that stands in the body", got)
 	}
 }

@@ -9,6 +9,10 @@ type Pooler interface {
 	// DefaultPools gives those of the named pools that have a limit, after it has brought the limit of each that has
 	// none of its own, or the default one, to the given default; nil takes it away. It writes only what differs.
 	DefaultPools(ctx context.Context, f Fence, names []string, limit *int) (map[string]Pool, error)
+	// Holders gives the runs whose steps have a place in a pool or wait for one.
+	Holders(ctx context.Context) ([]string, error)
+	// FreeSlots takes from a run all its places and gives each to the step that waits for it longest at the highest priority.
+	FreeSlots(ctx context.Context, f Fence, run string) error
 }
 
 // Pool is a pool with a limit.

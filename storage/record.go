@@ -22,7 +22,7 @@ func PlanTake(run string, attempt int, token string, row Row, ours []Tag) (Chang
 	if err != nil {
 		return Change{}, err
 	}
-	launch, _ := Ours(run, ours, r.Tags)
+	launch := Ours(run, ours, r.Tags).Launch
 	if launch == nil || launch.Attempt != attempt || launch.Token != token || launch.State != Open {
 		return Change{}, nil
 	}

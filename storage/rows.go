@@ -12,6 +12,8 @@ const (
 	RowPrefix = ".dagster/slipway/"
 	LaunchKey = RowPrefix + "launch"
 	HandleKey = RowPrefix + "handle"
+	DeathKey  = RowPrefix + "death"
+	CauseTag  = "slipway/cause"  // for people: why the run's worker died
 	LeaderKey = "slipway/leader" // of kvs: epoch and id
 	LeaseKey  = "slipway/lease"  // of kvs: when it ends, in µs
 )
@@ -72,15 +74,52 @@ func ParseHandle(l LaunchRow, value string) (string, bool) {
 	return handle, ok && handle != ""
 }
 
+// Death is the fact that the worker of an attempt was proved dead before it had finished its run, and what was decided then.
+type Death struct {
+	Attempt  int
+	Launcher string
+	Cause    string
+	Then     string // resume: the next attempt goes on where it ended; else it begins anew
+}
+
+// ThenResume is the [Death.Then] after which the next attempt goes on with the run.
+const ThenResume = "resume"
+
+func deathRow(run string, d Death) string {
+	return fmt.Sprintf("%s %d %s %s %s", run, d.Attempt, d.Launcher, d.Cause, d.Then)
+}
+
+func parseDeath(run, value string) (Death, bool) {
+	f := strings.Fields(value)
+	if len(f) != 5 || f[0] != run {
+		return Death{}, false
+	}
+	n, err := strconv.Atoi(f[1])
+	return Death{Attempt: n, Launcher: f[2], Cause: f[3], Then: f[4]}, err == nil
+}
+
+// Facts are what Slipway's rows of run_tags say of a run.
+type Facts struct {
+	Launch *LaunchRow // the current one
+	Handle string     // of it; "" if none is written
+	Deaths []Death    // of workers of earlier attempts, oldest first
+}
+
+// Resumes says whether the current attempt goes on with a run whose worker has died.
+func (f Facts) Resumes() bool {
+	n := len(f.Deaths)
+	return n > 0 && f.Launch != nil && f.Deaths[n-1].Then == ThenResume && f.Deaths[n-1].Attempt == f.Launch.Attempt-1
+}
+
 // Tag is one row of run_tags.
 type Tag struct {
 	ID         int64
 	Key, Value string
 }
 
-// Ours finds the current launch row and handle of a run among its rows of run_tags, in the order of their
+// Ours finds what is ours among a run's rows of run_tags, in the order of their
 // ids. A row whose text stands in the run's body as well was set by a user, not by a claim.
-func Ours(run string, rows []Tag, body map[string]string) (launch *LaunchRow, handle string) {
+func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 	for _, r := range rows {
 		if body[r.Key] == r.Value {
 			continue
@@ -88,18 +127,22 @@ func Ours(run string, rows []Tag, body map[string]string) (launch *LaunchRow, ha
 		switch r.Key {
 		case LaunchKey:
 			if l, ok := ParseLaunch(run, r.Value); ok {
-				launch, handle = &l, ""
+				f.Launch, f.Handle = &l, ""
 			}
 		case HandleKey:
-			if launch == nil {
+			if f.Launch == nil {
 				continue
 			}
-			if h, ok := ParseHandle(*launch, r.Value); ok {
-				handle = h
+			if h, ok := ParseHandle(*f.Launch, r.Value); ok {
+				f.Handle = h
+			}
+		case DeathKey:
+			if d, ok := parseDeath(run, r.Value); ok {
+				f.Deaths = append(f.Deaths, d)
 			}
 		}
 	}
-	return launch, handle
+	return f
 }
 
 // Alien says whether a row of run_tags with our prefix must go when its run is claimed: it names another run,

@@ -29,9 +29,8 @@ type Run struct {
 	Row              int64 // runs.id: the order of creation
 	Created, Updated time.Time
 	Start, End       time.Time // zero while there is none
-	Launch           *LaunchRow
-	Handle           string // of the current launch row; "" if none is written
-	Broken           error  // the body cannot be read; only ID, Row and Status are set then
+	Facts
+	Broken error // the body cannot be read; only ID, Row and Status are set then
 }
 
 // Filter selects runs. The zero value selects all of them.
@@ -59,7 +58,7 @@ type Claim struct {
 type Outcome struct {
 	Done   bool           // false: the run was not in an expected status, or its launch row is another
 	Status dagster.Status // of the run, after it; "" if the run is gone
-	Launch LaunchRow      // of a Claim that is Done
+	Launch LaunchRow      // of a Claim that is Done, or of a Transition with Next
 }
 
 // Transition is one change of a run, in one transaction.
@@ -74,6 +73,16 @@ type Transition struct {
 	// Stands is an event that the log holds already, whose status the run's row lacks.
 	Stands *dagster.Event
 	Tags   map[string]string // set in run_tags and in the body
+	Death  *Death            // of the worker of the current launch row
+	// Next replaces the current launch row by that of another attempt, while the run's status stays. [Outcome] has the row.
+	Next *Next
+}
+
+// Next asks for a further attempt at a run in flight.
+type Next struct {
+	Launcher, Token string
+	Epoch           int64
+	At              time.Time
 }
 
 // Hint says that a run may have changed. An empty Run means: look at everything.
@@ -116,6 +125,14 @@ type Heart interface {
 	Beat(ctx context.Context, h Heartbeat, since time.Time) (bool, error)
 }
 
+// Entries are texts of ours in the table kvs.
+type Entries interface {
+	// Entries gives those whose keys begin with a prefix.
+	Entries(ctx context.Context, prefix string) (map[string]string, error)
+	// SetEntry writes one; an empty value takes it away.
+	SetEntry(ctx context.Context, key, value string) error
+}
+
 // Heartbeat is one row of daemon_heartbeats.
 type Heartbeat struct {
 	Type, ID string
@@ -131,6 +148,7 @@ type Store interface {
 	Pooler
 	Recorder
 	Adder
+	Entries
 	// Revision is the schema's, as alembic names it; "" if the storage says none.
 	Revision() string
 	// Settle writes what committed writes have left to be written: of claims, and of a process that died in the middle of a

@@ -67,6 +67,8 @@ type Attempt struct {
 	Token  string
 	At     time.Time
 	Resume bool // go on with a run whose worker died
+	// Memory turns the bytes that the worker would get into those that it gets; nil leaves them.
+	Memory func(base int64) int64
 }
 
 // Request builds the request for one attempt at a run. Its error is [launcher.ErrInvalid].
@@ -88,6 +90,9 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	}
 	for _, l := range layers {
 		l.apply(req)
+	}
+	if a.Memory != nil {
+		req.Resources.MemoryBytes = a.Memory(req.Resources.MemoryBytes)
 	}
 	req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_RUN_JOB_NAME", Value: r.Job})
 	if req.Overrides, err = overrides(r, t, layers); err != nil {

@@ -91,3 +91,57 @@ func (s *Store) setDefault(ctx context.Context, tx pgx.Tx, name string, limit *i
 	_, err = tx.Exec(ctx, "UPDATE concurrency_slots SET deleted = true WHERE id IN (SELECT id FROM concurrency_slots WHERE concurrency_key = $1 AND NOT deleted ORDER BY id DESC LIMIT $2 FOR UPDATE)", name, have-places-int(gone.RowsAffected()))
 	return err
 }
+
+// Holders implements [storage.Pooler].
+func (s *Store) Holders(ctx context.Context) ([]string, error) {
+	if !s.hasPools {
+		return nil, nil
+	}
+	rows, err := s.pool.Query(ctx, "SELECT run_id FROM pending_steps UNION SELECT run_id FROM concurrency_slots WHERE run_id IS NOT NULL")
+	if err != nil {
+		return nil, fmt.Errorf("postgres: pools: %w", err)
+	}
+	runs, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("postgres: pools: %w", err)
+	}
+	return runs, nil
+}
+
+// FreeSlots implements [storage.Pooler].
+func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) error {
+	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "DELETE FROM concurrency_slots WHERE run_id = $1 AND deleted", run); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "UPDATE concurrency_slots SET run_id = NULL, step_key = NULL WHERE run_id = $1", run); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, "DELETE FROM pending_steps WHERE run_id = $1 RETURNING concurrency_key, assigned_timestamp IS NOT NULL", run)
+		if err != nil {
+			return err
+		}
+		var free []string
+		var pool string
+		var assigned bool
+		if _, err := pgx.ForEachRow(rows, []any{&pool, &assigned}, func() error {
+			if assigned {
+				free = append(free, pool)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		for _, pool := range free {
+			if _, err := tx.Exec(ctx, `UPDATE pending_steps SET assigned_timestamp = timezone('utc', now()) WHERE id = (SELECT id FROM pending_steps
+				WHERE concurrency_key = $1 AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1 FOR UPDATE)`, pool); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return wrap(err, "slots of run "+run)
+	}
+	return nil
+}

@@ -326,6 +326,9 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	for _, t := range ch.AddTags {
 		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, t.Key, t.Value)
 	}
+	if len(ch.DropTags) > 0 {
+		b.Queue("DELETE FROM run_tags WHERE run_id = $1 AND key = ANY($2)", run, ch.DropTags)
+	}
 	for k, v := range ch.SetTags {
 		b.Queue("DELETE FROM run_tags WHERE run_id = $1 AND key = $2", run, k)
 		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, k, v)

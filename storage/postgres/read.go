@@ -76,14 +76,12 @@ func scanRun(row pgx.CollectableRow) (storage.Run, error) {
 func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	var ids []string
 	for _, r := range runs {
-		if r.Status != dagster.Queued {
-			ids = append(ids, r.ID)
-		}
+		ids = append(ids, r.ID)
 	}
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key IN ($2, $3) ORDER BY id", ids, storage.LaunchKey, storage.HandleKey)
+	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key IN ($2, $3, $4) ORDER BY id", ids, storage.LaunchKey, storage.HandleKey, storage.DeathKey)
 	if err != nil {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}
@@ -97,7 +95,10 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}
 	for i := range runs {
-		runs[i].Launch, runs[i].Handle = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
+		runs[i].Facts = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
+		if runs[i].Status == dagster.Queued { // what an earlier launch left
+			runs[i].Launch, runs[i].Handle = nil, ""
+		}
 	}
 	return nil
 }

@@ -108,3 +108,63 @@ func (s *Store) setDefault(ctx context.Context, tx *sql.Tx, name string, limit *
 	}
 	return errors.Join(errs...)
 }
+
+// Holders implements [storage.Pooler].
+func (s *Store) Holders(ctx context.Context) ([]string, error) {
+	if !s.hasPools {
+		return nil, nil
+	}
+	rows, err := s.index.QueryContext(ctx, "SELECT run_id FROM pending_steps UNION SELECT run_id FROM concurrency_slots WHERE run_id IS NOT NULL")
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: pools: %w", err)
+	}
+	var runs []string
+	for rows.Next() {
+		var run string
+		if err := rows.Scan(&run); err != nil {
+			return nil, errors.Join(err, rows.Close())
+		}
+		runs = append(runs, run)
+	}
+	return runs, errors.Join(rows.Err(), rows.Close())
+}
+
+// FreeSlots implements [storage.Pooler]. The fence is read before, as for DefaultPools: who lost the lead in between does what the next leader does.
+func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) error {
+	if err := s.tx(ctx, &f, func(*sql.Tx) error { return nil }); err != nil {
+		return err
+	}
+	tx, err := s.index.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("sqlite: pools: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	rows, err := tx.QueryContext(ctx, "SELECT concurrency_key FROM pending_steps WHERE run_id = ? AND assigned_timestamp IS NOT NULL", run)
+	if err != nil {
+		return fmt.Errorf("sqlite: slots of run %s: %w", run, err)
+	}
+	var free []string
+	for rows.Next() {
+		var pool string
+		if err := rows.Scan(&pool); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		free = append(free, pool)
+	}
+	errs := []error{rows.Err(), rows.Close()}
+	exec := func(query string, args ...any) {
+		_, err := tx.ExecContext(ctx, query, args...)
+		errs = append(errs, err)
+	}
+	exec("DELETE FROM concurrency_slots WHERE run_id = ? AND deleted", run)
+	exec("UPDATE concurrency_slots SET run_id = NULL, step_key = NULL WHERE run_id = ?", run)
+	exec("DELETE FROM pending_steps WHERE run_id = ?", run)
+	for _, pool := range free {
+		exec(`UPDATE pending_steps SET assigned_timestamp = CURRENT_TIMESTAMP WHERE id = (SELECT id FROM pending_steps
+			WHERE concurrency_key = ? AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1)`, pool)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("sqlite: slots of run %s: %w", run, err)
+	}
+	return tx.Commit()
+}

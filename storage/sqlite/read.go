@@ -100,14 +100,12 @@ func scanRun(rows *sql.Rows) (storage.Run, error) {
 func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	var ids []string
 	for _, r := range runs {
-		if r.Status != dagster.Queued {
-			ids = append(ids, r.ID)
-		}
+		ids = append(ids, r.ID)
 	}
 	tags := map[string][]storage.Tag{}
 	for some := range slices.Chunk(ids, maxList) {
 		marks, args := list(some)
-		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN (?, ?) ORDER BY id", append(args, storage.LaunchKey, storage.HandleKey)...)
+		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN (?, ?, ?) ORDER BY id", append(args, storage.LaunchKey, storage.HandleKey, storage.DeathKey)...)
 		if err != nil {
 			return fmt.Errorf("sqlite: launch rows: %w", err)
 		}
@@ -124,7 +122,10 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 		}
 	}
 	for i := range runs {
-		runs[i].Launch, runs[i].Handle = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
+		runs[i].Facts = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
+		if runs[i].Status == dagster.Queued { // what an earlier launch left
+			runs[i].Launch, runs[i].Handle = nil, ""
+		}
 	}
 	return nil
 }

@@ -393,6 +393,9 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 	for _, t := range ch.AddTags {
 		errs = append(errs, exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, t.Key, t.Value))
 	}
+	for _, k := range ch.DropTags {
+		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k))
+	}
 	for k, v := range ch.SetTags {
 		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k), exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v))
 	}

@@ -113,6 +113,20 @@ func (d *Dagster) ExecIndex(query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
+// TextIndex is Text of those tables.
+func (d *Dagster) TextIndex(query string, args ...any) (string, error) {
+	if d.Postgres() {
+		return d.Text(query, args...)
+	}
+	db, err := openSQLite(filepath.Join(d.Location, "history/runs/index.db"))
+	if err != nil {
+		return "", err
+	}
+	var s sql.NullString
+	err = db.QueryRow(query, args...).Scan(&s)
+	return s.String, errors.Join(err, db.Close())
+}
+
 // EventColumn reads a column of a run's first event of a type.
 func (d *Dagster) EventColumn(run, typ, column string) (string, error) {
 	query := "SELECT " + column + " FROM event_logs WHERE run_id = ? AND dagster_event_type = ? ORDER BY id LIMIT 1"

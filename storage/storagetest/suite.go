@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,10 @@ func Run(t *testing.T, target Target) {
 		"one worker of an attempt passes the gate":             takeOnce,
 		"a worker records under the statuses it expects":       recordExpects,
 		"a run that is added is queued":                        addRun,
+		"a death leads to a new attempt, with its facts kept":  deaths,
+		"a claim takes away the cause of an earlier death":     causeGone,
+		"places of a run are freed and given on":               slotsFreed,
+		"entries are kept":                                     entries,
 		"pools are counted":                                    poolsCounted,
 		"pools follow their default limit":                     poolsDefault,
 	} {
@@ -721,4 +726,111 @@ func addRun(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	f.claim(t, f.lead(t), copied.ID)
+}
+
+func deaths(t *testing.T, f *fixture) {
+	run, fence := f.enqueue(t, nil), f.lead(t)
+	first := f.claim(t, fence, run)
+	start := dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunStart, time.Now(), "")
+	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: first.Token, Handle: "one", Events: []dagster.Event{start}}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := f.s.Move(f.ctx, fence, storage.Transition{
+		Run: run, From: []dagster.Status{dagster.Started}, Launch: first.Token, Death: &storage.Death{Attempt: 1, Launcher: "local", Cause: "oom", Then: storage.ThenResume},
+		Next: &storage.Next{Launcher: "other", Token: "second", Epoch: fence.Epoch, At: time.Now().UTC().Truncate(time.Microsecond)},
+	})
+	if err != nil || !out.Done {
+		t.Fatalf("Move = %+v, %v", out, err)
+	}
+	r := f.run(t, run)
+	want(t, "status", r.Status, dagster.Started)
+	want(t, "handle", r.Handle, "")
+	want(t, "launch row", *r.Launch, out.Launch)
+	want(t, "attempt", r.Launch.Attempt, 2)
+	want(t, "launcher", r.Launch.Launcher, "other")
+	want(t, "resumes", r.Resumes(), true)
+	want(t, "deaths", fmt.Sprint(r.Deaths), "[{1 local oom resume}]")
+	if took, err := f.s.Take(f.ctx, run, 1, first.Token); err != nil || took {
+		t.Errorf("the dead attempt's gate: %v, %v", took, err)
+	}
+	if took, err := f.s.Take(f.ctx, run, 2, "second"); err != nil || !took {
+		t.Errorf("the new attempt's gate: %v, %v", took, err)
+	}
+	out, err = f.s.Move(f.ctx, fence, storage.Transition{
+		Run: run, Launch: "second", Void: true, Death: &storage.Death{Attempt: 2, Launcher: "other", Cause: "exit", Then: "again"},
+		Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}, Tags: map[string]string{storage.CauseTag: "exit"},
+	})
+	if err != nil || !out.Done {
+		t.Fatalf("Move = %+v, %v", out, err)
+	}
+	third := f.claim(t, fence, run)
+	want(t, "attempt", third.Attempt, 3)
+	r = f.run(t, run)
+	want(t, "resumes", r.Resumes(), false)
+	want(t, "deaths", fmt.Sprint(r.Deaths), "[{1 local oom resume} {2 other exit again}]")
+	want(t, "cause", r.Tags[storage.CauseTag], "")
+}
+
+func causeGone(t *testing.T, f *fixture) {
+	run := f.enqueue(t, map[string]string{storage.CauseTag: "oom", "team": "data"})
+	f.claim(t, f.lead(t), run)
+	r := f.run(t, run)
+	want(t, "tags", fmt.Sprint(r.Tags), "map[team:data]")
+	rows, err := f.d.Text("SELECT count(*) FROM run_tags WHERE run_id = ? AND key = 'slipway/cause'", run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "rows", rows, "0")
+}
+
+func slotsFreed(t *testing.T, f *fixture) {
+	fence := f.lead(t)
+	for _, q := range []string{
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('db', 'dead', 'a', false), ('db', 'dead', 'b', true), ('db', 'alive', 'a', false)",
+		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('db', 'dead', 'a', 0, CURRENT_TIMESTAMP), ('db', 'alive', 'a', 0, CURRENT_TIMESTAMP)",
+		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority) VALUES ('db', 'dead', 'c', 0), ('db', 'low', 'a', 0), ('db', 'high', 'a', 5)",
+	} {
+		if err := f.d.ExecIndex(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holders, err := f.s.Holders(f.ctx)
+	slices.Sort(holders)
+	if err != nil || fmt.Sprint(holders) != "[alive dead high low]" {
+		t.Fatalf("Holders = %v, %v", holders, err)
+	}
+	if err := f.s.FreeSlots(f.ctx, storage.Fence{Leader: "other", Epoch: 1}, "dead"); !errors.Is(err, storage.ErrFenced) {
+		t.Errorf("FreeSlots of another leader = %v", err)
+	}
+	if err := f.s.FreeSlots(f.ctx, fence, "dead"); err != nil {
+		t.Fatal(err)
+	}
+	holders, err = f.s.Holders(f.ctx)
+	slices.Sort(holders)
+	if err != nil || fmt.Sprint(holders) != "[alive high low]" {
+		t.Errorf("Holders = %v, %v", holders, err)
+	}
+	got, err := f.d.TextIndex("SELECT run_id FROM pending_steps WHERE assigned_timestamp IS NOT NULL AND run_id <> 'alive'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "who has the place now", got, "high")
+	got, err = f.d.TextIndex("SELECT count(*) FROM concurrency_slots WHERE concurrency_key = 'db' AND run_id IS NULL AND NOT deleted")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "free places", got, "1")
+}
+
+func entries(t *testing.T, f *fixture) {
+	for _, e := range [][2]string{{"slipway/x/a", "1"}, {"slipway/x/b", "2"}, {"slipway/x/b", "3"}, {"slipway/y", "4"}, {"slipway/x/a", ""}} {
+		if err := f.s.SetEntry(f.ctx, e[0], e[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := f.s.Entries(f.ctx, "slipway/x/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "entries", fmt.Sprint(got), "map[slipway/x/b:3]")
 }
