@@ -40,7 +40,7 @@ func TestOutcomesOfTheRealMonitoring(t *testing.T) {
 		"started_RUNNING":                 {health: running, age: 60},
 		"started_SUCCESS":                 {health: succeeded, age: 60, row: "A worker that ends well without a word"},
 		"started_FAILED":                  {health: failed, age: 60, row: "A worker that dies"},
-		"started_NOT_FOUND":               {health: lost, age: 60, row: "A target that does not answer"},
+		"started_NOT_FOUND":               {health: lost, age: 60, row: "A target that does not know the worker"},
 		"started_UNKNOWN":                 {health: unknown, age: 60, row: "A target that does not answer"},
 		"started_too_long_terminate_true": {health: failed, age: 3600, first: "Canceling due to exceeding maximum runtime of 500 seconds."},
 		"started_too_long_terminate_false": {health: running, age: 3600, seen: killed, first: "Canceling due to exceeding maximum runtime of 500 seconds.",

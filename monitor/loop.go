@@ -70,14 +70,21 @@ type flight struct {
 	run           storage.Run
 	times         Times
 	health        launcher.Health
-	since         time.Time // it is in its phase
-	asked, killed time.Time // to stop; zero: not yet
-	again         time.Time // before this it is not looked at again for the time that it takes
-	answered      time.Time // by its target, the last time
-	heard         time.Time // the run's last event, where it was looked up
-	debug         string    // what the target says of a dead worker for people
-	fresh         bool      // launched by this process: its phases are news
+	since         time.Time      // it is in its phase
+	asked, killed time.Time      // to stop; zero: not yet
+	again         time.Time      // before this it is not looked at again for the time that it takes
+	answered      time.Time      // by its target, the last time
+	heard         time.Time      // the run's last event, where it was looked up
+	debug         string         // what the target says of a dead worker for people
+	told          launcher.Phase // the last one that stands in the run's log
+	over          time.Time      // the run was seen to be canceled, its worker not seen to end
 }
+
+// linger is how long a worker may go on after its run is canceled, which somebody may have written by force. Dagster's takes some seconds.
+const linger = 15 * time.Second
+
+// lingers says whether the worker of a canceled run has had its time to end.
+func (f *flight) lingers(now time.Time) bool { return !f.over.IsZero() && now.Sub(f.over) >= linger }
 
 // seen is what was seen of a flight so far.
 func (f *flight) seen(now time.Time) Watch {
@@ -153,9 +160,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Launched.Wake():
-			err = l.take(ctx, l.Launched, true)
+			err = l.take(ctx, l.Launched)
 		case <-l.Inbox.Wake():
-			err = l.take(ctx, l.Inbox, false)
+			err = l.take(ctx, l.Inbox)
 		case rep := <-l.reports:
 			err = l.reported(ctx, rep)
 		case <-again:
@@ -167,6 +174,13 @@ func (l *Loop) Run(ctx context.Context) error {
 			for id, f := range l.flights {
 				if f.health.Status == launcher.NotFound && f.answered.Sub(f.since) < f.times.Settle && now.Sub(f.since) >= f.times.Settle {
 					l.ask(f) // its absence counts only if it has held
+				}
+				if text := phases[f.health.Phase]; text != "" && f.told != f.health.Phase && f.health.Status == launcher.Starting && now.Sub(f.since) >= slowPhase {
+					f.told = f.health.Phase
+					errs = append(errs, l.phase(ctx, f, text))
+				}
+				if f.lingers(now) {
+					l.ask(f)
 				}
 				if f.due(now) {
 					errs = append(errs, l.check(ctx, id))
@@ -187,13 +201,10 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-func (l *Loop) take(ctx context.Context, inbox *storage.Inbox, fresh bool) error {
+func (l *Loop) take(ctx context.Context, inbox *storage.Inbox) error {
 	var errs []error
 	for _, r := range inbox.Take() {
 		errs = append(errs, l.changed(ctx, r))
-		if f := l.flights[r.ID]; f != nil && fresh {
-			f.fresh = true
-		}
 	}
 	return errors.Join(errs...)
 }
@@ -203,6 +214,10 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
 	if f != nil && r.Status == dagster.Queued && r.Updated.Before(f.run.Launch.At) {
 		return nil // read before it was claimed
+	}
+	if f != nil && r.Status == "" { // deleted: nobody needs its worker
+		l.Log.InfoContext(ctx, "a run in flight was deleted", "run_id", r.ID, "launcher", f.run.Launch.Launcher)
+		l.terminate(f, f.times.Grace)
 	}
 	if r.Broken != nil || r.Launch == nil || r.Launch.Instance != l.Instance || l.asks[r.Launch.Launcher] == nil {
 		delete(l.flights, r.ID)
@@ -241,6 +256,12 @@ func (l *Loop) forget(run string) {
 			return
 		}
 	}
+	if f := l.flights[run]; f != nil && f.run.Status == dagster.Canceled && !f.health.Status.Ended() {
+		if f.over.IsZero() {
+			f.over = time.Now()
+		}
+		return
+	}
 	delete(l.flights, run)
 }
 
@@ -250,17 +271,21 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	if f == nil || f.run.Launch.Attempt != rep.id.Attempt {
 		return nil
 	}
-	was, phase := f.health.Status, f.health.Phase
+	was := f.health.Status
 	f.answered = time.Now()
-	if was != rep.health.Status || phase != rep.health.Phase {
+	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
 		f.since = f.answered
 	}
 	if s := rep.health.Started; rep.health.Status == launcher.Running && !s.IsZero() && f.run.Status == dagster.Starting {
 		f.since = s // also for a daemon that was started since
 	}
 	f.health, f.debug = rep.health, rep.debug
-	if text := phases[rep.health.Phase]; text != "" && f.fresh && phase != rep.health.Phase && rep.health.Status == launcher.Starting {
-		return l.phase(ctx, f, text)
+	if f.lingers(f.answered) && rep.health.Status != launcher.Unknown {
+		if rep.health.Status.Alive() {
+			l.terminate(f, f.times.Grace)
+		}
+		delete(l.flights, rep.id.Run)
+		return nil
 	}
 	if rep.health.Status.Ended() || f.run.Status == dagster.Canceling {
 		if was != rep.health.Status && rep.health.Status.Ended() {
@@ -270,6 +295,9 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	}
 	return nil
 }
+
+// slowPhase is how long a worker must be in a phase for the run's log to tell of it.
+const slowPhase = 2 * time.Second
 
 // phases are those of a worker that is not running yet of which a run's log tells.
 var phases = map[launcher.Phase]string{
@@ -313,8 +341,7 @@ func (l *Loop) check(ctx context.Context, id string) error {
 		return err
 	}
 	if len(runs) == 0 { // deleted
-		delete(l.flights, id)
-		return nil
+		return l.changed(ctx, storage.Run{Run: dagster.Run{ID: id}})
 	}
 	r := runs[0]
 	if r.Launch == nil || r.Launch.Token != f.run.Launch.Token {

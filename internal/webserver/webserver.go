@@ -426,13 +426,71 @@ func (s *Server) Follow(ctx context.Context, run string) iter.Seq2[string, error
 
 // Terminate does what the run page's button does. It says whether Dagster reports success.
 func (s *Server) Terminate(ctx context.Context, run string) (bool, error) {
+	return s.terminate(ctx, run, "SAFE_TERMINATE")
+}
+
+// ForceTerminate marks a run as canceled at once, as the UI's check box does.
+func (s *Server) ForceTerminate(ctx context.Context, run string) (bool, error) {
+	return s.terminate(ctx, run, "MARK_AS_CANCELED_IMMEDIATELY")
+}
+
+// Delete deletes a run.
+func (s *Server) Delete(ctx context.Context, run string) error {
+	var got struct {
+		DeleteRun struct {
+			Typename string `json:"__typename"`
+		}
+	}
+	err := s.Query(ctx, `mutation ($run: String!) {deleteRun(runId: $run) {__typename}}`, map[string]any{"run": run}, &got)
+	if err == nil && got.DeleteRun.Typename != "DeletePipelineRunSuccess" {
+		err = fmt.Errorf("deleteRun: %s", got.DeleteRun.Typename)
+	}
+	return err
+}
+
+// Backfill launches a backfill of a job over partitions and gives its id.
+func (s *Server) Backfill(ctx context.Context, location, job string, partitions []string) (string, error) {
+	var got struct {
+		LaunchPartitionBackfill struct {
+			Typename   string `json:"__typename"`
+			BackfillID string `json:"backfillId"`
+			Message    string
+		}
+	}
+	err := s.Query(ctx, `mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {__typename ... on LaunchBackfillSuccess {backfillId} ... on PythonError {message}}}`,
+		map[string]any{"p": map[string]any{
+			"selector":       map[string]any{"partitionSetName": job + "_partition_set", "repositorySelector": map[string]any{"repositoryLocationName": location, "repositoryName": "__repository__"}},
+			"partitionNames": partitions,
+		}}, &got)
+	if err == nil && got.LaunchPartitionBackfill.BackfillID == "" {
+		err = fmt.Errorf("launchPartitionBackfill: %s %s", got.LaunchPartitionBackfill.Typename, got.LaunchPartitionBackfill.Message)
+	}
+	return got.LaunchPartitionBackfill.BackfillID, err
+}
+
+// CancelBackfill asks dagster-daemon to cancel a backfill and its runs.
+func (s *Server) CancelBackfill(ctx context.Context, id string) error {
+	var got struct {
+		CancelPartitionBackfill struct {
+			Typename string `json:"__typename"`
+			Message  string
+		}
+	}
+	err := s.Query(ctx, `mutation ($id: String!) {cancelPartitionBackfill(backfillId: $id) {__typename ... on PythonError {message}}}`, map[string]any{"id": id}, &got)
+	if err == nil && got.CancelPartitionBackfill.Typename != "CancelBackfillSuccess" {
+		err = fmt.Errorf("cancelPartitionBackfill: %s %s", got.CancelPartitionBackfill.Typename, got.CancelPartitionBackfill.Message)
+	}
+	return err
+}
+
+func (s *Server) terminate(ctx context.Context, run, policy string) (bool, error) {
 	var got struct {
 		TerminateRun struct {
 			Typename string `json:"__typename"`
 			Message  string
 		}
 	}
-	err := s.Query(ctx, `mutation ($run: String!) {terminateRun(runId: $run) {__typename ... on TerminateRunFailure {message} ... on PythonError {message}}}`, map[string]any{"run": run}, &got)
+	err := s.Query(ctx, `mutation ($run: String!, $policy: TerminateRunPolicy) {terminateRun(runId: $run, terminatePolicy: $policy) {__typename ... on TerminateRunFailure {message} ... on PythonError {message}}}`, map[string]any{"run": run, "policy": policy}, &got)
 	if got.TerminateRun.Message != "" {
 		err = errors.Join(err, errors.New(got.TerminateRun.Message))
 	}

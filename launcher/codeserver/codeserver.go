@@ -298,7 +298,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 }
 
 // Health implements [launcher.Launcher]. A server tells which runs it executes and keeps nothing of those that have ended: of those it says
-// itself, in the run's log, if they crashed.
+// itself, in the run's log, if they crashed. So a worker that it does not execute is Unknown: one of a server that was started anew goes on.
 func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
 	s, run, ok := parse(h)
 	if !ok {
@@ -312,7 +312,7 @@ func health(s server, there bool) launcher.Health {
 	if there {
 		return launcher.Health{Status: launcher.Running, Message: "the code server at " + s.String() + " executes it"}
 	}
-	return launcher.Health{Status: launcher.NotFound, Message: "the code server at " + s.String() + " does not execute it; it may have ended, or the server was started anew"}
+	return launcher.Health{Status: launcher.Unknown, Message: "the code server at " + s.String() + " does not execute it; it may have ended, or the server was started anew"}
 }
 
 // HealthOf implements [launcher.Batcher]: one call for each server. Of a server that does not answer the status is Unknown.
