@@ -88,7 +88,10 @@ slipway.yaml there, beside dagster.yaml.`,
 	flags.StringVar(&p.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.BoolVar(&p.logJSON, "log-json", false, "log as JSON")
 	flags.BoolVar(&p.json, "json", false, "print results as JSON")
-	root.AddCommand(p.adoptCommand(), p.daemonCommand(), p.demoCommand(), p.launchersCommand(), p.runsCommand(), p.sweepCommand(), p.versionCommand())
+	root.AddCommand(
+		p.adoptCommand(), p.daemonCommand(), p.demoCommand(), p.doctorCommand(), p.drainCommand(), p.launchersCommand(), p.pauseCommand(), p.runsCommand(),
+		p.statusCommand(), p.sweepCommand(), p.unpauseCommand(), p.versionCommand(),
+	)
 	return root
 }
 

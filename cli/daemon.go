@@ -6,6 +6,7 @@ import (
 	"github.com/slipway-run/slipway/daemon"
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/web"
 )
 
 func (p *program) daemonCommand() *cobra.Command {
@@ -35,7 +36,7 @@ slipway adopt prints these edits for your instance, also for some code locations
 				return err
 			}
 			err = p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
-				d := &daemon.Daemon{Instance: in, Store: s, Log: log, Worker: goWorker()}
+				d := &daemon.Daemon{Instance: in, Store: s, Log: log, Worker: goWorker(), Metrics: web.NewMetrics(Version)}
 				if observe {
 					return d.Observe(cmd.Context())
 				}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,23 +22,137 @@ import (
 	"github.com/slipway-run/slipway/storage"
 )
 
+// runFilter selects runs by what stands on them.
+type runFilter struct {
+	statuses, jobs, locations, tags []string
+	all, dry                        bool
+}
+
+func (f *runFilter) empty() bool {
+	return len(f.statuses)+len(f.jobs)+len(f.locations)+len(f.tags) == 0 && !f.all
+}
+
+// wants says whether a run fits each part that is given.
+func (f *runFilter) wants(r dagster.Run) bool {
+	part := func(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
+	for _, t := range f.tags {
+		key, value, exact := strings.Cut(t, "=")
+		if got, ok := r.Tags[key]; !ok || exact && got != value {
+			return false
+		}
+	}
+	return part(f.statuses, string(r.Status)) && part(f.jobs, r.Job) && part(f.locations, r.Remote.Location)
+}
+
 func (p *program) runsTerminateCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "terminate RUN...", Short: "Cancel runs", Args: cobra.MinimumNArgs(1),
+	f := &runFilter{}
+	cmd := &cobra.Command{
+		Use: "terminate [RUN...]", Short: "Cancel runs",
 		Long: `Cancels runs as Terminate in Dagster's UI does, and also those that are STARTING. A queued run is canceled
 at once. Of a run in flight the status turns CANCELING; the daemon that leads the instance sees that and
-stops its worker. A run that Slipway did not launch is left alone: terminate it where it was launched.`,
-		Example: "  slipway runs terminate 1a9ccfd4",
+stops its worker. A run that Slipway did not launch is left alone: terminate it where it was launched.
+
+With flags, every unfinished run that fits all of them is canceled, thousands in seconds.`,
+		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway runs terminate --tag dagster/backfill=abcdef --dry-run",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 == f.empty() {
+				return nil
+			}
+			return errors.New("either runs are named, or flags select them (--all for every unfinished run)")
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				name, err := daemon.Name(cmd.Context(), in, s)
 				if err != nil {
 					return err
 				}
-				return p.terminate(cmd.Context(), s, name, args)
+				if len(args) > 0 {
+					return p.terminate(cmd.Context(), s, name, args)
+				}
+				return p.terminateMany(cmd.Context(), s, name, f)
 			})
 		},
 	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.statuses, "status", nil, "of this status, as QUEUED; may be repeated, as the next ones")
+	flags.StringSliceVar(&f.jobs, "job", nil, "of this job")
+	flags.StringSliceVar(&f.locations, "location", nil, "of this code location")
+	flags.StringArrayVar(&f.tags, "tag", nil, "with this tag, KEY or KEY=VALUE; of several, all")
+	flags.BoolVar(&f.all, "all", false, "every unfinished run")
+	flags.BoolVar(&f.dry, "dry-run", false, "only show which ones")
+	return cmd
+}
+
+// terminateBatch is how many runs are canceled in one transaction.
+const terminateBatch = 200
+
+// terminateMany cancels the runs that fit a filter.
+func (p *program) terminateMany(ctx context.Context, s storage.Store, instance string, f *runFilter) error {
+	runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+	if err != nil {
+		return err
+	}
+	counts := map[string]int{}
+	views := []outcomeView{}
+	var batch []storage.Transition
+	flush := func() error {
+		out, err := s.RecordAll(ctx, batch)
+		for i, o := range out {
+			v := outcomeView{RunID: batch[i].Run, Status: o.Status}
+			if !o.Done {
+				v.Error = fmt.Sprintf("run %s has just become %s; try again", v.RunID, o.Status)
+				counts["not canceled"]++
+			} else {
+				counts[string(o.Status)]++
+			}
+			views = append(views, v)
+		}
+		if !p.json && err == nil && len(runs) > terminateBatch {
+			_, err = fmt.Fprintf(p.out, "%d runs done\n", len(views))
+		}
+		batch = batch[:0]
+		return err
+	}
+	now := time.Now()
+	for _, r := range runs {
+		if r.Broken != nil || !f.wants(r.Run) {
+			continue
+		}
+		t, err := cancellation(r, instance, now)
+		switch {
+		case err != nil:
+			counts["left alone"]++
+			views = append(views, outcomeView{RunID: r.ID, Status: r.Status, Error: err.Error()})
+		case f.dry:
+			counts[string(r.Status)]++
+			views = append(views, outcomeView{RunID: r.ID, Status: r.Status})
+		default:
+			batch = append(batch, t)
+		}
+		if len(batch) == terminateBatch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if len(batch) > 0 {
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	if p.json {
+		return p.printJSON(views)
+	}
+	what := "canceled or asked to stop"
+	if f.dry {
+		what = "would be canceled"
+	}
+	text := fmt.Sprintf("%d runs %s", len(views)-counts["left alone"]-counts["not canceled"], what)
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		text += fmt.Sprintf("; %s: %d", k, counts[k])
+	}
+	_, err = fmt.Fprintln(p.out, text)
+	return err
 }
 
 // outcomeView is what became of one run.
@@ -82,18 +199,9 @@ func terminateOne(ctx context.Context, s storage.Store, instance, id string) (ou
 		return outcomeView{RunID: id}, err
 	}
 	v := outcomeView{RunID: r.ID, Status: r.Status}
-	now := time.Now()
-	t := storage.Transition{Run: r.ID, From: []dagster.Status{r.Status}}
-	switch {
-	case r.Status == dagster.Queued || r.Status == dagster.NotStarted:
-		canceling := dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Canceling run from the queue.")
-		t.Events = []dagster.Event{canceling, dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), "This run has been marked as canceled from outside the execution context.")}
-	case r.Status.Finished() || r.Status == dagster.Canceling:
-		return v, fmt.Errorf("run %s is %s already", r.ID, r.Status)
-	case r.Launch == nil || r.Launch.Instance != instance || r.Launch.State == storage.Void:
-		return v, fmt.Errorf("run %s was not launched by this Slipway: terminate it where it was launched", r.ID)
-	default:
-		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Sending run termination request.")}
+	t, err := cancellation(r, instance, time.Now())
+	if err != nil {
+		return v, err
 	}
 	out, err := s.Record(ctx, t)
 	if err == nil && !out.Done {
@@ -103,6 +211,23 @@ func terminateOne(ctx context.Context, s storage.Store, instance, id string) (ou
 		v.Status = out.Status
 	}
 	return v, err
+}
+
+// cancellation is the change that cancels a run, or begins to.
+func cancellation(r storage.Run, instance string, now time.Time) (storage.Transition, error) {
+	t := storage.Transition{Run: r.ID, From: []dagster.Status{r.Status}}
+	switch {
+	case r.Status == dagster.Queued || r.Status == dagster.NotStarted:
+		canceling := dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Canceling run from the queue.")
+		t.Events = []dagster.Event{canceling, dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), "This run has been marked as canceled from outside the execution context.")}
+	case r.Status.Finished() || r.Status == dagster.Canceling:
+		return t, fmt.Errorf("run %s is %s already", r.ID, r.Status)
+	case r.Launch == nil || r.Launch.Instance != instance || r.Launch.State == storage.Void:
+		return t, fmt.Errorf("run %s was not launched by this Slipway: terminate it where it was launched", r.ID)
+	default:
+		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Sending run termination request.")}
+	}
+	return t, nil
 }
 
 func (p *program) runsLogsCommand() *cobra.Command {

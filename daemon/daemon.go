@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,9 +19,11 @@ import (
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/dispatch"
 	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/monitor"
 	"github.com/slipway-run/slipway/queue"
 	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/web"
 )
 
 const (
@@ -45,6 +48,13 @@ type Daemon struct {
 	Worker []string
 	// Deaf: hear no notices of the storage, for measurements.
 	Deaf bool
+	// Metrics are kept and served with the daemon's health and status; nil: neither.
+	Metrics *web.Metrics
+
+	pauses   atomic.Pointer[[]queue.Pause]
+	waiting  atomic.Pointer[queue.Waiting]
+	answered atomic.Pointer[time.Time] // the storage, the last time
+	web      string                    // address; "" for none
 
 	id      string // of this process
 	name    string // of the instance
@@ -69,9 +79,28 @@ func (d *Daemon) Run(ctx context.Context) error {
 			d.Log.Warn("a launcher did not close", "err", err)
 		}
 	}()
-	if err := d.checkStock(ctx); err != nil {
+	l, err := d.listenWeb(ctx)
+	if err != nil {
 		return err
 	}
+	now := time.Now()
+	d.answered.Store(&now)
+	g, ctx := errgroup.WithContext(ctx)
+	if l != nil {
+		d.web = "http://" + l.Addr().String()
+		g.Go(func() error { return d.serveWeb(ctx, l) })
+	}
+	g.Go(func() error {
+		if err := d.checkStock(ctx); err != nil {
+			return err
+		}
+		return d.begin(ctx)
+	})
+	return g.Wait()
+}
+
+// begin does the daemon's work until ctx ends.
+func (d *Daemon) begin(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if d.address.network != "unix" { // any daemon answers, from storage; a socket is the leader's
 		g.Go(func() error { return d.serveAPI(ctx) })
@@ -85,16 +114,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 func (d *Daemon) elect(ctx context.Context) error {
 	standing := false
 	for ctx.Err() == nil {
-		fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
+		fence, leads, err := d.askLead(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			d.Log.WarnContext(ctx, "the lead of the instance cannot be had; trying again", "err", err)
 		case leads:
 			standing = false
 			d.Log.InfoContext(ctx, "leading", "instance", d.name, "epoch", fence.Epoch)
+			d.Metrics.Leads(true, fence.Epoch)
 			if err := d.lead(ctx, fence); err != nil {
 				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
 			}
+			d.Metrics.Leads(false, 0)
 		case !standing:
 			standing = true
 			d.Log.InfoContext(ctx, "another daemon leads this instance; standing by", "leader", fence.Leader)
@@ -102,6 +133,20 @@ func (d *Daemon) elect(ctx context.Context) error {
 		sleep(ctx, leaseRenew)
 	}
 	return nil
+}
+
+// askLead takes or renews the lease, and measures it.
+func (d *Daemon) askLead(ctx context.Context) (storage.Fence, bool, error) {
+	asked := time.Now()
+	fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
+	now := time.Now()
+	if err == nil {
+		d.answered.Store(&now)
+	}
+	if ctx.Err() == nil || err == nil {
+		d.Metrics.Lease(now.Sub(asked), err)
+	}
+	return fence, leads, err
 }
 
 func sleep(ctx context.Context, t time.Duration) {
@@ -169,7 +214,7 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 		}
 		asked := time.Now()
 		try, cancel := context.WithDeadline(ctx, ends)
-		got, leads, err := d.Store.Lead(try, d.id, leaseTTL)
+		got, leads, err := d.askLead(try)
 		cancel()
 		switch {
 		case ctx.Err() != nil:
@@ -191,6 +236,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	} else if err != nil { // of some runs; the others go on
 		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
 	}
+	if err := d.readPauses(ctx); err != nil { // nothing is claimed before
+		return err
+	}
 	inFlightRuns, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
 	if err != nil {
 		return err
@@ -208,22 +256,47 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 			}
 		},
 		Launched: func(r storage.Run) { launched.Put(r) },
+		Done: func(launcher, outcome string, took time.Duration) {
+			if outcome == "rate_limited" {
+				d.Metrics.RateLimited(launcher)
+				return
+			}
+			d.Metrics.Launched(launcher, outcome, took)
+		},
 	}
 	dispatcher.Init(ctx, inFlightRuns)
 	loop := &queue.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: Route(d.Instance),
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
-		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log,
+		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log, Pauses: d.paused,
+		Waiting: func(w queue.Waiting) { d.waiting.Store(&w); d.Metrics.Waiting(w) },
+		Claimed: func(r storage.Run) { d.Metrics.Claimed(r.Launch.At.Sub(r.Created)) },
 	}
+	stop := &brake{set: d.Instance.Settings.Brake, pause: func(p queue.Pause) {
+		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until, "end_it", "slipway unpause --job "+p.Value)
+		if err := d.Store.SetEntry(ctx, p.Key(), p.Text()); err != nil {
+			d.Log.WarnContext(ctx, "the pause could not be written", "err", err)
+		}
+	}}
 	policy := Policy(d.Instance, d.targets)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
-		Inbox: inFlight, Launched: launched, Log: d.Log,
+		Inbox: inFlight, Launched: launched, Log: d.Log, Phase: d.Metrics.Phase,
+		Died: func(r storage.Run, cause launcher.Cause) {
+			d.Metrics.Died(r.Launch.Launcher, string(cause))
+			stop.died(r.Job, cause, time.Now())
+		},
 	}
 	slots := &monitor.Slots{Store: d.Store, Fence: fence, After: d.Instance.Deaths().FreeSlots, Log: d.Log}
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
+	sweep.Found = d.Metrics.Orphans
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
+		for _, r := range runs {
+			if r.Status.Finished() && r.Launch != nil && r.Launch.Instance == d.name {
+				d.Metrics.Ended(r.Launch.Launcher, string(r.Status))
+			}
+		}
 		queued.Put(runs...)
 		inFlight.Put(runs...)
 	}}
@@ -239,6 +312,12 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return watch.Run(ctx) })
 	g.Go(func() error { return sweep.Run(ctx) })
 	g.Go(func() error { return slots.Run(ctx) })
+	g.Go(func() error { return d.watchPauses(ctx) })
+	if d.web != "" {
+		if err := d.Store.SetEntry(ctx, webKey, d.id+" "+d.web); err != nil {
+			d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
+		}
+	}
 	g.Go(func() error { return d.beat(ctx) })
 	if d.address.network == "unix" {
 		g.Go(func() error { return d.serveAPI(ctx) })

@@ -121,7 +121,9 @@ func (w *world) mortals(settings string, fates ...fate) *mortal {
 	for _, name := range []string{"one", "two"} {
 		kinds = append(kinds, &launcher.Kind{
 			Name: name, Traits: launcher.Traits{Unique: true, StrongRead: true},
-			Open: func(context.Context, config.Values, *slog.Logger) (launcher.Launcher, error) { return mortalLauncher{m, name}, nil },
+			Open: func(context.Context, config.Values, *slog.Logger) (launcher.Launcher, error) {
+				return mortalLauncher{m, name}, nil
+			},
 		})
 		settings += "  " + name + ": {kind: " + name + ", settle: 1s}\n"
 	}

@@ -37,7 +37,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			continue
 		}
 		kind := launcher.KindOf(l.Kind, opened)
-		t := worker.Target{Name: name, Traits: kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: kind.Context}
+		t := worker.Target{Name: name, Traits: kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, LaunchRate: l.Rate, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: kind.Context}
 		limit, err := l.Allow.Max()
 		if err != nil {
 			errs = append(errs, err)

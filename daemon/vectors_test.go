@@ -103,7 +103,7 @@ func (v vector) decide(t *testing.T) []int {
 		}
 		known[name] = queue.Pool{Slots: limit, Pending: len(steps)}
 	}
-	picked, _ := queue.Pick(queued, active, limits, known, now, func(dagster.Run) bool { return false })
+	picked := queue.Pick(queued, active, limits, known, now, func(dagster.Run) queue.Reason { return "" }).Picked
 	launched := []int{}
 	for _, r := range picked {
 		var i int

@@ -44,6 +44,8 @@ type Dispatcher struct {
 	Grace time.Duration
 	// Memory is how much a worker gets whose request has base, after those that died; nil: base.
 	Memory func(base int64, deaths []storage.Death) int64
+	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
+	Done func(launcher, outcome string, took time.Duration)
 	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
 	DeniedTimeout time.Duration
 	Log           *slog.Logger
@@ -104,6 +106,9 @@ func (d *Dispatcher) Room(name string) (room int, sick bool) {
 	t := d.Targets[name]
 	if t == nil || t.Sick() {
 		return 0, true
+	}
+	if !t.budget.open(time.Now()) {
+		return 0, false
 	}
 	return max(0, 2*launches-len(d.jobs[name])), false
 }
@@ -211,15 +216,19 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	switch {
 	case err == nil:
 		log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(j.at))
+		d.done(t.Name, "launched", time.Since(j.at))
 		d.launched(ctx, t, r, got)
 		return
 	case errors.Is(err, launcher.ErrInvalid):
+		d.done(t.Name, "failed", time.Since(j.at))
 		d.fail(ctx, r, err)
 		return
 	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
+		d.done(t.Name, "requeued", time.Since(j.at))
 		d.requeue(ctx, r, err)
 		return
 	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:
+		d.done(t.Name, "failed", time.Since(j.at))
 		d.fail(ctx, r, err)
 		return
 	}
@@ -234,6 +243,12 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		pause = max(pause, after)
 	}
 	go d.pause(ctx, t, j, pause)
+}
+
+func (d *Dispatcher) done(launcher, outcome string, took time.Duration) {
+	if d.Done != nil {
+		d.Done(launcher, outcome, took)
+	}
 }
 
 // unclear says whether after an error of Launch there may be a worker.
@@ -329,9 +344,16 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 	if err != nil {
 		return got, err
 	}
+	if err := t.budget.limit.Wait(ctx); err != nil {
+		return got, errors.Join(launcher.ErrTransient, err)
+	}
 	failpoint.Here("launch.before")
 	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) { return t.Launcher.Launch(ctx, req) })
 	failpoint.Here("launch.after")
+	t.budget.learn(err, time.Now())
+	if _, slow := throttled(err); slow {
+		d.done(t.Name, "rate_limited", 0)
+	}
 	return got, err
 }
 

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ type Target struct {
 	Launcher launcher.Launcher
 
 	limit   *rate.Limiter
+	budget  *budget      // of launches
 	left    atomic.Int32 // calls that go on although their time is over
 	breaker *gobreaker.CircuitBreaker[any]
 }
@@ -42,7 +44,7 @@ const (
 func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Target {
 	return &Target{
 		Target: t, Kind: kind, Launcher: l,
-		limit: rate.NewLimiter(callsPerSecond, callsPerSecond),
+		limit: rate.NewLimiter(callsPerSecond, callsPerSecond), budget: newBudget(rate.Limit(cmp.Or(t.LaunchRate, callsPerSecond))),
 		breaker: gobreaker.NewCircuitBreaker[any](gobreaker.Settings{
 			Name: t.Name, Timeout: sickFor,
 			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= sickAfter },
@@ -56,6 +58,9 @@ func answered(err error) bool {
 	return err == nil || errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrCapacity) ||
 		errors.Is(err, launcher.ErrNotFound) || errors.Is(err, launcher.ErrPending) || errors.Is(err, context.Canceled)
 }
+
+// LaunchRate is how many launches per second the target takes now, as far as its refusals have taught.
+func (t *Target) LaunchRate() float64 { return float64(t.budget.limit.Limit()) }
 
 // Sick says whether the target's calls failed so often that it is left alone for now.
 func (t *Target) Sick() bool { return t.breaker.State() == gobreaker.StateOpen }

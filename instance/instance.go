@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/robfig/cron/v3"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
@@ -93,6 +95,7 @@ type Launcher struct {
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
 	Cwd    map[string]string // working directory, likewise
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
+	Rate   int               // most launches per second; 0 says nothing
 	Settle time.Duration     // how long its target must not know a worker for it to count as dead; 0 is for ever
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
@@ -141,6 +144,9 @@ type Settings struct {
 	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
 	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
 	Monitoring          monitoringSection          `config:"monitoring" help:"How long runs may take. What is not said is taken, key by key, from dagster.yaml's run_monitoring, whether that is enabled or not, else Dagster's defaults hold."`
+	Maintenance         []Window                   `config:"maintenance" help:"Times at which nothing, or a part of it, is launched. slipway pause does it by hand."`
+	Brake               Brake                      `config:"crash_loop" help:"Many workers of one job that die of one cause in a short time pause that job's launches."`
+	Web                 Web                        `config:"web" help:"Metrics for Prometheus, health and status over HTTP."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
@@ -158,6 +164,7 @@ type launcherSection struct {
 	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
 	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
 	Remove     string            `config:"remove" default:"24h" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
+	Rate       int               `config:"launch_rate" default:"0" help:"Most launches per second; 0: 500. It falls by itself while the target refuses calls for their rate, and rises again."`
 	Settle     time.Duration     `config:"settle" default:"60s" help:"How long the target must not know a worker, asked again and again, and the run write nothing, for the worker to count as dead; 0: it never does."`
 	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
 	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
@@ -185,9 +192,9 @@ type queueSection struct {
 }
 
 type monitoringSection struct {
-	Start  *int `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
-	Cancel *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
-	MaxRun *int `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
+	Start   *int           `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
+	Cancel  *int           `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
+	MaxRun  *int           `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
 	Resumes *int           `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
 	Slots   *int           `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
 	Silence time.Duration  `config:"silence_timeout" default:"0" help:"A run of which nothing was heard for so long, and of whose worker the target says nothing either, is stopped and fails; 0: silence never fails a run."`
@@ -293,6 +300,70 @@ func pick(ours, dagsters *int, other int) int {
 		return *ours
 	}
 	return or(dagsters, other)
+}
+
+// Window is a time at which launches are paused, again and again.
+type Window struct {
+	Cron     string        `config:"cron" required:"true" help:"When it begins, as cron has it: minute, hour, day, month, day of the week, as 0 2 * * 0; in this machine's time zone, or that of CRON_TZ=Europe/Berlin before it."`
+	For      time.Duration `config:"for" required:"true" help:"How long it lasts."`
+	Launcher string        `config:"launcher" help:"Only launches on this launcher; its runs go to the next one of their route."`
+	Location string        `config:"location" help:"Only runs of this code location."`
+	Job      string        `config:"job" help:"Only runs of this job."`
+	Tag      string        `config:"tag" help:"Only runs with this tag, KEY=VALUE."`
+	Why      string        `config:"why" help:"Is shown with it."`
+}
+
+// Begins is the schedule of a window's beginnings.
+func (w Window) Begins() (cron.Schedule, error) { return cron.ParseStandard(w.Cron) }
+
+// Brake says when a job's launches are paused for the deaths of its workers.
+type Brake struct {
+	Deaths int           `config:"deaths" default:"10" help:"So many deaths of one cause; 0: never."`
+	Within time.Duration `config:"within" default:"10m" help:"In this time."`
+	Pause  time.Duration `config:"pause" default:"10m" help:"How long the job's launches are paused then; slipway unpause ends it."`
+}
+
+// Web says where metrics, health and status are to be had.
+type Web struct {
+	Listen string        `config:"listen" help:"host:port; off for nowhere; default: 127.0.0.1:9870, or another port of 127.0.0.1 if that is taken."`
+	Token  config.Secret `config:"token" help:"What /metrics and /status ask for, as Authorization: Bearer TOKEN; needed where listen is no address of this machine alone. /healthz and /readyz ask for nothing and tell nothing else."`
+}
+
+// Loopback says whether only this machine can reach it.
+func (w Web) Loopback() bool {
+	host, _, err := net.SplitHostPort(w.Listen)
+	ip := net.ParseIP(host)
+	return w.Listen == "" || w.Listen == "off" || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// checkOperation gives what is wrong with the settings of operation.
+func (s Settings) checkOperation(fail func(setting, format string, args ...any)) {
+	for i, w := range s.Maintenance {
+		at := fmt.Sprintf("maintenance[%d].", i)
+		if _, err := w.Begins(); err != nil {
+			fail(at+"cron", "%q is no cron line of five fields, as 0 2 * * 0: %v", w.Cron, err)
+		}
+		if w.For <= 0 {
+			fail(at+"for", "%v is no time: write one, as 2h", w.For)
+		}
+		if w.Tag != "" && !strings.Contains(w.Tag, "=") {
+			fail(at+"tag", "%q is not KEY=VALUE", w.Tag)
+		}
+		set := 0
+		for _, v := range []string{w.Launcher, w.Location, w.Job, w.Tag} {
+			if v != "" {
+				set++
+			}
+		}
+		if set > 1 {
+			fail(fmt.Sprintf("maintenance[%d]", i), "one of launcher, location, job and tag at most: write an entry for each")
+		}
+	}
+	if _, _, err := net.SplitHostPort(s.Web.Listen); err != nil && s.Web.Listen != "" && s.Web.Listen != "off" {
+		fail("web.listen", "%q is not a host:port: write one, as 0.0.0.0:9870, or off", s.Web.Listen)
+	} else if !s.Web.Loopback() && s.Web.Token == "" {
+		fail("web.listen", "%s can be reached from other machines: set web.token, as {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+	}
 }
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.
@@ -590,7 +661,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.Env = env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Settle: section.Settle, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Settle: section.Settle, Rate: section.Rate, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
 		if section.Steps {
 			if err := in.steps(doc, name); err != nil {
 				errs = append(errs, err)
@@ -605,6 +676,9 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	}
 	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
 		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))
+	})
+	in.Settings.checkOperation(func(setting, format string, args ...any) {
+		errs = append(errs, config.Values{File: file, Node: doc}.Problem(setting, format, args...))
 	})
 	errs = append(errs, in.routes(file, doc))
 	return errors.Join(errs...)

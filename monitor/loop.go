@@ -56,7 +56,9 @@ type Loop struct {
 	Relaunch func(r storage.Run)
 	// Died is told of each worker whose death was proved and written. It must not block.
 	Died func(r storage.Run, cause launcher.Cause)
-	Log  *slog.Logger
+	// Phase is told how long a worker was in a phase; nil: nobody.
+	Phase func(launcher, phase string, took time.Duration)
+	Log   *slog.Logger
 
 	flights map[string]*flight
 	reports chan report
@@ -274,6 +276,9 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	was := f.health.Status
 	f.answered = time.Now()
 	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
+		if l.Phase != nil && was != "" {
+			l.Phase(f.run.Launch.Launcher, phaseOf(f.health), f.answered.Sub(f.since))
+		}
 		f.since = f.answered
 	}
 	if s := rep.health.Started; rep.health.Status == launcher.Running && !s.IsZero() && f.run.Status == dagster.Starting {
@@ -294,6 +299,14 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return l.check(ctx, rep.id.Run)
 	}
 	return nil
+}
+
+// phaseOf names what a worker is in.
+func phaseOf(h launcher.Health) string {
+	if h.Phase != "" && h.Status == launcher.Starting {
+		return string(h.Phase)
+	}
+	return string(h.Status)
 }
 
 // slowPhase is how long a worker must be in a phase for the run's log to tell of it.

@@ -104,6 +104,7 @@ type Sweeper struct {
 	Grace    time.Duration      // for workers whose run has ended
 	Logs     string             // folder for the output of workers that are removed
 	KeepLogs time.Duration
+	Found    func(launcher string, orphans int) // is told of each sweep; nil: nobody
 	Log      *slog.Logger
 
 	seen map[launcher.ID]time.Time // workers without a run, and since when
@@ -123,6 +124,15 @@ func (s *Sweeper) Run(ctx context.Context) error {
 				case <-time.After(sweepInterval):
 				}
 				found, err := s.Look(ctx, t)
+				orphans := 0
+				for _, f := range found {
+					if f.Stop {
+						orphans++
+					}
+				}
+				if err == nil && s.Found != nil {
+					s.Found(t.Name, orphans)
+				}
 				for _, f := range found {
 					if err == nil {
 						err = s.Act(ctx, f)

@@ -58,8 +58,11 @@ type Loop struct {
 	Claims   map[string]string          // tags that a claim sets
 	Route    func(storage.Run) []string // launchers of a run, the first choice first
 	Launcher runLauncher
-	Inbox    *storage.Inbox  // changed runs of all statuses
-	Freed    <-chan struct{} // ready when a launcher has room again
+	Pauses   func() []Pause    // that hold now; nil: none ever
+	Claimed  func(storage.Run) // is told of each claim; nil: nobody
+	Waiting  func(Waiting)     // is told what each pass leaves in the queue; nil: nobody
+	Inbox    *storage.Inbox    // changed runs of all statuses
+	Freed    <-chan struct{}   // ready when a launcher has room again
 	Log      *slog.Logger
 
 	queued map[string]storage.Run
@@ -67,6 +70,14 @@ type Loop struct {
 	hold   map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
 	choice map[string]string               // of the runs that were picked: the launcher
 	routes map[string][]string             // of the queued runs, once they were asked for
+}
+
+// Waiting is the queue after a pass.
+type Waiting struct {
+	Reasons  map[Reason]int
+	Queued   int
+	InFlight int
+	Oldest   time.Time // creation of the oldest queued run
 }
 
 // Requeued is a run that a launcher had no room for.
@@ -168,7 +179,11 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 		if err != nil { // as Dagster does: what cannot be told blocks nobody
 			l.Log.WarnContext(ctx, "the pools cannot be read; they hold back no run for now", "err", err)
 		}
-		picked, wait := l.pick(time.Now(), pools)
+		d, wait := l.pick(time.Now(), pools)
+		picked := d.Picked
+		if l.Waiting != nil {
+			l.Waiting(l.waiting(d))
+		}
 		if len(picked) == 0 {
 			return wait, nil
 		}
@@ -212,7 +227,7 @@ func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
 }
 
 // pick is one decision.
-func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.Duration) {
+func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Duration) {
 	var wait time.Duration
 	sooner := func(d time.Duration) {
 		if wait == 0 || d < wait {
@@ -221,16 +236,31 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.D
 	}
 	room, sick := map[string]int{}, map[string]bool{}
 	l.choice = map[string]string{}
-	held := func(r dagster.Run) bool {
+	var pauses []Pause
+	if l.Pauses != nil {
+		pauses = l.Pauses()
+	}
+	held := func(r dagster.Run) Reason {
 		if l.choice[r.ID] != "" {
-			return false
+			return ""
+		}
+		if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsRun(r) }) {
+			sooner(pauseRetry)
+			return Paused
 		}
 		if l.routes[r.ID] == nil {
 			l.routes[r.ID] = l.Route(l.queued[r.ID])
 		}
+		why := Sick
 		for _, name := range l.routes[r.ID] {
+			if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsLauncher(name) }) {
+				sooner(pauseRetry)
+				why = Paused
+				continue
+			}
 			if until := l.hold[r.ID][name]; until.After(now) {
 				sooner(until.Sub(now))
+				why = Backoff
 				continue
 			}
 			if _, ok := room[name]; !ok {
@@ -242,19 +272,30 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]dagster.Run, time.D
 				continue
 			case room[name] <= 0: // only busy: it says when it is not
 				sooner(roomRetry)
-				return true
+				return Busy
 			}
 			room[name]--
 			l.choice[r.ID] = name
-			return false
+			return ""
 		}
-		return true
+		return why
 	}
-	picked, pooled := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
-	if pooled && (wait == 0 || wait > poolRetry) {
-		wait = poolRetry
+	d := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
+	if d.Waits[PoolFull] > 0 {
+		sooner(poolRetry)
 	}
-	return picked, wait
+	return d, wait
+}
+
+// waiting is what a pass leaves in the queue.
+func (l *Loop) waiting(d Decision) Waiting {
+	w := Waiting{Reasons: d.Waits, Queued: len(l.queued), InFlight: len(l.active)}
+	for _, r := range l.queued {
+		if w.Oldest.IsZero() || r.Created.Before(w.Oldest) {
+			w.Oldest = r.Created
+		}
+	}
+	return w
 }
 
 func entriesOf(runs map[string]storage.Run) []Entry {
@@ -303,6 +344,9 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 		}
 		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt)
 		l.Launcher.Launch(r)
+		if l.Claimed != nil {
+			l.Claimed(r)
+		}
 	}
 	if err := l.Store.Settle(ctx, l.Fence); err != nil {
 		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,5 +167,35 @@ func TestBrokenRunHoldsUpNobody(t *testing.T) {
 	pass(t, l)
 	if !slices.Equal(k.taken, []string{"run-b"}) {
 		t.Errorf("launched %v, want run-b", k.taken)
+	}
+}
+
+// What is paused stays in the queue, what is not goes on, and a launcher that is paused leaves its runs to the next one of their route.
+func TestPausedRunsStayQueued(t *testing.T) {
+	l, d, k := newLoop(t, 10)
+	l.Route = func(storage.Run) []string { return []string{"local", "other"} }
+	pauses := []Pause{{Scope: OfTag, Value: "team=a"}, {Scope: OfLauncher, Value: "local"}}
+	l.Pauses = func() []Pause { return pauses }
+	var waiting Waiting
+	l.Waiting = func(w Waiting) { waiting = w }
+	for id, tags := range map[string]map[string]string{"a": {"team": "a"}, "b": {"team": "b"}} {
+		if err := d.Enqueue("00000000-0000-4000-8000-00000000000"+id, tags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runs, err := l.Store.Runs(t.Context(), storage.Filter{Statuses: []dagster.Status{dagster.Queued}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range runs {
+		l.changed(t.Context(), r)
+	}
+	wait, err := l.pass(t.Context())
+	if err != nil || len(k.taken) != 1 || !strings.HasSuffix(k.taken[0], "b") || k.launchers[0] != "other" || wait == 0 || waiting.Reasons[Paused] != 1 || waiting.Queued != 1 {
+		t.Fatalf("pass = %v, %v; launched %v on %v; %+v waits", wait, err, k.taken, k.launchers, waiting)
+	}
+	pauses = nil
+	if _, err := l.pass(t.Context()); err != nil || len(k.taken) != 2 || k.launchers[1] != "local" {
+		t.Errorf("after the pauses: %v; launched %v on %v", err, k.taken, k.launchers)
 	}
 }

@@ -50,41 +50,72 @@ type Entry struct {
 	Start time.Time // of one in flight; zero while it has not started
 }
 
-// Pick gives the queued runs that may be launched now, in the order to launch them. Held says of a
-// run that it must wait for a reason of its own. Pools are those that have a limit. Waits says whether a pool
-// holds back a run, which nothing tells when it ends.
-func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) bool) (picked []dagster.Run, waits bool) {
+// Reason is why a queued run waits.
+type Reason string
+
+// The reasons. The last four are those of a launcher or an operator.
+const (
+	Limit    Reason = "max_concurrent_runs"
+	TagFull  Reason = "tag_limit"
+	PoolFull Reason = "pool"
+	Paused   Reason = "paused"
+	Backoff  Reason = "backoff" // its launcher had no room for it a moment ago
+	Busy     Reason = "launcher_busy"
+	Sick     Reason = "launcher_sick"
+)
+
+// Decision says which queued runs may be launched now, in the order to launch them, and how many wait for which reason. A run that
+// a pool holds back is told by nothing when the pool has places again.
+type Decision struct {
+	Picked []dagster.Run
+	Waits  map[Reason]int
+}
+
+// Pick decides. Held gives the reason of its own for which a run must wait, "" for none. Pools are those that have a limit.
+func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) Reason) Decision {
+	d := Decision{Waits: map[Reason]int{}}
 	free := len(queued)
 	if limits.MaxConcurrentRuns >= 0 {
 		free = min(free, limits.MaxConcurrentRuns-len(active))
 	}
 	if free <= 0 {
-		return nil, false
+		if len(queued) > 0 {
+			d.Waits[Limit] = len(queued)
+		}
+		return d
 	}
 	if limits.Charge == ChargeDagster {
-		return pickAsDagster(queued, active, limits, pools, now, held, free)
+		d.asDagster(queued, active, limits, pools, now, held, free)
+		return d
 	}
 	tags, inPools := newCounter(limits.Tags, active), newPoolCounter(limits.Pools, pools, active, now)
-	for _, e := range byPriority(queued) {
-		if len(picked) == free {
+	for i, e := range byPriority(queued) {
+		if len(d.Picked) == free {
+			if more := len(queued) - i; more > 0 {
+				d.Waits[Limit] += more
+			}
 			break
 		}
 		switch {
 		case tags.full(e.Run):
+			d.Waits[TagFull]++
 		case inPools.full(e.Run):
-			waits = true
-		case held(e.Run):
+			d.Waits[PoolFull]++
 		default:
+			if why := held(e.Run); why != "" {
+				d.Waits[why]++
+				continue
+			}
 			tags.add(e.Run)
 			inPools.add(e.Run)
-			picked = append(picked, e.Run)
+			d.Picked = append(d.Picked, e.Run)
 		}
 	}
-	return picked, waits
+	return d
 }
 
-// pickAsDagster decides page by page, with fresh counts for each, in which a run that is dropped counts for tags.
-func pickAsDagster(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) bool, free int) (picked []dagster.Run, waits bool) {
+// asDagster decides page by page, with fresh counts for each, in which a run that is dropped counts for tags.
+func (d *Decision) asDagster(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) Reason, free int) {
 	page := limits.Page
 	if page == 0 {
 		page = defaultPage
@@ -96,24 +127,29 @@ func pickAsDagster(queued, active []Entry, limits Limits, pools map[string]Pool,
 		var kept []Entry
 		for _, e := range byPriority(append(batch, next...)) {
 			if tags.full(e.Run) {
+				d.Waits[TagFull]++
 				continue
 			}
 			tags.add(e.Run)
 			if inPools.full(e.Run) {
-				waits = true
+				d.Waits[PoolFull]++
 				continue
 			}
 			inPools.add(e.Run)
-			if !held(e.Run) {
-				kept = append(kept, e)
+			if why := held(e.Run); why != "" {
+				d.Waits[why]++
+				continue
 			}
+			kept = append(kept, e)
 		}
 		batch = kept[:min(free, len(kept))]
+		if more := len(kept) - len(batch); more > 0 {
+			d.Waits[Limit] += more
+		}
 	}
 	for _, e := range batch {
-		picked = append(picked, e.Run)
+		d.Picked = append(d.Picked, e.Run)
 	}
-	return picked, waits
 }
 
 // byPriority orders runs as Dagster launches them.

@@ -37,7 +37,7 @@ func ids(runs []dagster.Run) string {
 	return strings.Join(out, " ")
 }
 
-func nobody(dagster.Run) bool { return false }
+func nobody(dagster.Run) queue.Reason { return "" }
 
 func TestPick(t *testing.T) {
 	team := []queue.TagLimit{{Key: "team", Value: "x", Limit: 1}}
@@ -66,11 +66,21 @@ func TestPick(t *testing.T) {
 		"a held run leaves its place to the next": {"a b c", "", 1, nil, "a", "b"},
 		"a limit of zero keeps its runs for ever": {"a:team=x b", "", 10, []queue.TagLimit{{Key: "team", Limit: 0}}, "", "b"},
 	} {
-		got, _ := queue.Pick(entries(c.queued), entries(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, nil, time.Now(), func(r dagster.Run) bool {
-			return slices.Contains(strings.Fields(c.held), r.ID)
+		d := queue.Pick(entries(c.queued), entries(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, nil, time.Now(), func(r dagster.Run) queue.Reason {
+			if slices.Contains(strings.Fields(c.held), r.ID) {
+				return queue.Paused
+			}
+			return ""
 		})
-		if ids(got) != c.want {
-			t.Errorf("%s: Pick = %q, want %q", name, ids(got), c.want)
+		if ids(d.Picked) != c.want {
+			t.Errorf("%s: Pick = %q, want %q", name, ids(d.Picked), c.want)
+		}
+		waiting := 0
+		for _, n := range d.Waits {
+			waiting += n
+		}
+		if all := len(strings.Fields(c.queued)); waiting+len(d.Picked) != all {
+			t.Errorf("%s: %d picked and %v waiting of %d: each has its reason", name, len(d.Picked), d.Waits, all)
 		}
 	}
 }
@@ -86,7 +96,7 @@ func TestPickNeverPassesALimit(t *testing.T) {
 		}
 		active := entries(strings.Repeat("a:team=x ", rapid.IntRange(0, 5).Draw(t, "active")))
 		limits := queue.Limits{MaxConcurrentRuns: rapid.IntRange(-1, 12).Draw(t, "max"), Tags: []queue.TagLimit{{Key: "team", Value: "x", Limit: rapid.IntRange(0, 6).Draw(t, "limit")}}}
-		picked, _ := queue.Pick(entries(strings.Join(words, " ")), active, limits, nil, time.Now(), nobody)
+		picked := queue.Pick(entries(strings.Join(words, " ")), active, limits, nil, time.Now(), nobody).Picked
 		if limits.MaxConcurrentRuns >= 0 && len(picked) > max(0, limits.MaxConcurrentRuns-len(active)) {
 			t.Fatalf("%d picked beside %d in flight, limit %d", len(picked), len(active), limits.MaxConcurrentRuns)
 		}

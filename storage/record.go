@@ -14,6 +14,8 @@ type Recorder interface {
 	Take(ctx context.Context, run string, attempt int, token string) (bool, error)
 	// Record carries out one transition as [Writer.Move] does, without a fence.
 	Record(ctx context.Context, t Transition) (Outcome, error)
+	// RecordAll carries out transitions of several runs in one transaction, each as Record does; those that are refused hold up no other.
+	RecordAll(ctx context.Context, ts []Transition) ([]Outcome, error)
 }
 
 // PlanTake works out the passing of a gate.

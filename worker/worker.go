@@ -46,8 +46,10 @@ type Target struct {
 	Python map[string]string // by code location, "*" for the others
 	Cwd    map[string]string // likewise
 	Grace  time.Duration     // between stop and kill
-	Ref    json.RawMessage   // InstanceRef for its workers; nil: they have a dagster.yaml of their own
-	Gate   Gate
+	// LaunchRate is the most launches per second; 0 is no bound of its own.
+	LaunchRate int
+	Ref        json.RawMessage // InstanceRef for its workers; nil: they have a dagster.yaml of their own
+	Gate       Gate
 	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
 	Context string
 	Tags    []string

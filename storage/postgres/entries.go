@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -34,4 +35,11 @@ func (s *Store) SetEntry(ctx context.Context, key, value string) error {
 		return fmt.Errorf("postgres: entry %s: %w", key, err)
 	}
 	return nil
+}
+
+// Now is the database's clock.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	var t time.Time
+	err := s.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&t)
+	return t, err
 }

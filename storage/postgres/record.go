@@ -23,6 +23,39 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 	})
 }
 
+// RecordAll implements [storage.Recorder].
+func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]storage.Outcome, error) {
+	outcomes := make([]storage.Outcome, len(ts))
+	ids := make([]string, len(ts))
+	for i, t := range ts {
+		ids[i] = t.Run
+	}
+	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
+		rows, ours, err := lockRows(ctx, tx, ids)
+		if err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		for i, t := range ts {
+			if rows[t.Run].Status == "" {
+				continue
+			}
+			ch, err := storage.PlanMove(t, rows[t.Run], ours[t.Run])
+			if err != nil {
+				outcomes[i] = storage.Outcome{Status: rows[t.Run].Status}
+				continue
+			}
+			outcomes[i] = ch.Outcome
+			queue(b, t.Run, ch)
+		}
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
+		return nil, wrap(err, "runs")
+	}
+	return outcomes, nil
+}
+
 // change works out a change of one run under its lock and carries it out.
 func (s *Store) change(ctx context.Context, f *storage.Fence, run string, plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome

@@ -57,3 +57,33 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 	}
 	return out, s.drain(ctx)
 }
+
+// RecordAll implements [storage.Recorder].
+func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]storage.Outcome, error) {
+	outcomes := make([]storage.Outcome, len(ts))
+	err := s.tx(ctx, nil, func(tx *sql.Tx) error {
+		for i, t := range ts {
+			row, ours, err := s.row(ctx, tx, t.Run)
+			if err != nil {
+				return err
+			}
+			if row.Status == "" {
+				continue
+			}
+			ch, err := storage.PlanMove(t, row, ours)
+			if err != nil {
+				outcomes[i] = storage.Outcome{Status: row.Status}
+				continue
+			}
+			outcomes[i] = ch.Outcome
+			if err := s.apply(ctx, tx, t.Run, ch); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return outcomes, s.drain(ctx)
+}

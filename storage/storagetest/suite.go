@@ -55,6 +55,7 @@ func Run(t *testing.T, target Target) {
 		"a claim takes away the cause of an earlier death":     causeGone,
 		"places of a run are freed and given on":               slotsFreed,
 		"entries are kept":                                     entries,
+		"many are recorded at once":                            recordAll,
 		"pools are counted":                                    poolsCounted,
 		"pools follow their default limit":                     poolsDefault,
 	} {
@@ -833,4 +834,24 @@ func entries(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	want(t, "entries", fmt.Sprint(got), "map[slipway/x/b:3]")
+}
+
+func recordAll(t *testing.T, f *fixture) {
+	waiting, ended := f.enqueue(t, nil), f.enqueue(t, nil)
+	end := dagster.NewEvent(dagster.Run{ID: ended, Job: "light"}, dagster.RunCanceled, time.Now(), "")
+	if err := f.d.Event(end); err != nil {
+		t.Fatal(err)
+	}
+	var ts []storage.Transition
+	for _, run := range []string{waiting, ended, uuid.NewString()} {
+		ts = append(ts, storage.Transition{Run: run, From: []dagster.Status{dagster.Queued}, Events: []dagster.Event{dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunCanceled, time.Now(), "")}})
+	}
+	out, err := f.s.RecordAll(f.ctx, ts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "outcomes", fmt.Sprintf("%v %s, %v %s, %v %s", out[0].Done, out[0].Status, out[1].Done, out[1].Status, out[2].Done, out[2].Status), "true CANCELED, false CANCELED, false ")
+	want(t, "events", f.types(t, waiting), "PIPELINE_ENQUEUED PIPELINE_CANCELED")
+	want(t, "events", f.types(t, ended), "PIPELINE_ENQUEUED PIPELINE_CANCELED")
+	want(t, "status", f.run(t, waiting).Status, dagster.Canceled)
 }

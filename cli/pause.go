@@ -1,0 +1,310 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os/user"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/queue"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// what says which part of an instance a command is about; nothing is all of it.
+type what struct{ launcher, location, job, tag string }
+
+func (w *what) flags(f *pflag.FlagSet) {
+	f.StringVar(&w.launcher, "launcher", "", "only launches on this launcher; its runs go to the next one of their route, if there is one")
+	f.StringVar(&w.location, "location", "", "only runs of this code location")
+	f.StringVar(&w.job, "job", "", "only runs of this job")
+	f.StringVar(&w.tag, "tag", "", "only runs with this tag, KEY=VALUE")
+}
+
+// pause is the pause of it.
+func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
+	p := queue.Pause{Scope: queue.OfInstance}
+	n := 0
+	for _, o := range []struct {
+		scope queue.Scope
+		value string
+	}{{queue.OfLauncher, w.launcher}, {queue.OfLocation, w.location}, {queue.OfJob, w.job}, {queue.OfTag, w.tag}} {
+		if o.value != "" {
+			p.Scope, p.Value = o.scope, o.value
+			n++
+		}
+	}
+	if n > 1 {
+		return p, errors.New("one of --launcher, --location, --job and --tag at most: pause each by itself")
+	}
+	if _, ok := in.Launchers[w.launcher]; w.launcher != "" && !ok {
+		return p, fmt.Errorf("slipway.yaml has no launcher %q; slipway launchers list shows those it has", w.launcher)
+	}
+	if w.tag != "" && !strings.Contains(w.tag, "=") {
+		return p, fmt.Errorf("--tag %s: KEY=VALUE is expected", w.tag)
+	}
+	return p, nil
+}
+
+// me is who is asking, for those who look at a pause later.
+func me() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "unknown"
+}
+
+func (p *program) pauseCommand() *cobra.Command {
+	var w what
+	var by, why string
+	var long time.Duration
+	cmd := &cobra.Command{
+		Use: "pause", Short: "Hold back launches until they are let go", Args: cobra.NoArgs,
+		Long: `Holds back the launches of an instance, or of a part of it, until slipway unpause. Runs that wait stay QUEUED, runs in flight go on. It stands in Dagster's storage, so that it
+holds over restarts and for every daemon, and takes effect within a second or two.`,
+		Example: "  slipway pause --why 'database upgrade' --for 2h\n  slipway pause --launcher aci --why 'quota talks'\n  slipway pause --tag team=finance --why audit",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				pause, err := p.setPause(cmd.Context(), in, s, w, by, why, long)
+				if err != nil {
+					return err
+				}
+				return p.say(pause, "launches of %s are paused\n", pause)
+			})
+		},
+	}
+	w.flags(cmd.Flags())
+	pauseFlags(cmd.Flags(), &by, &why)
+	cmd.Flags().DurationVar(&long, "for", 0, "how long; by default until slipway unpause")
+	return cmd
+}
+
+func pauseFlags(f *pflag.FlagSet, by, why *string) {
+	f.StringVar(by, "by", "", "who pauses (default: this user)")
+	f.StringVar(why, "why", "", "why, for those who wonder later")
+}
+
+func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage.Store, w what, by, why string, long time.Duration) (queue.Pause, error) {
+	pause, err := w.pause(in)
+	if err != nil {
+		return pause, err
+	}
+	pause.By, pause.Why, pause.Since = cmp.Or(by, me()), why, time.Now().UTC().Truncate(time.Second)
+	if long > 0 {
+		pause.Until = pause.Since.Add(long)
+	}
+	return pause, s.SetEntry(ctx, pause.Key(), pause.Text())
+}
+
+// say prints a text, or a value as JSON.
+func (p *program) say(v any, format string, args ...any) error {
+	if p.json {
+		return p.printJSON(v)
+	}
+	_, err := fmt.Fprintf(p.out, format, args...)
+	return err
+}
+
+func (p *program) unpauseCommand() *cobra.Command {
+	var w what
+	var all bool
+	cmd := &cobra.Command{
+		Use: "unpause", Short: "Let launches go that were paused", Args: cobra.NoArgs,
+		Long:    "Takes away the pause of the instance, or of the part of it that the flags name, as it was set with the same flags; or all pauses. Maintenance windows of slipway.yaml stay.",
+		Example: "  slipway unpause\n  slipway unpause --launcher aci\n  slipway unpause --all",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.unpause(cmd.Context(), in, s, w, all) })
+		},
+	}
+	w.flags(cmd.Flags())
+	cmd.Flags().BoolVar(&all, "all", false, "all pauses")
+	return cmd
+}
+
+func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.Store, w what, all bool) error {
+	entries, err := s.Entries(ctx, queue.PausePrefix)
+	if err != nil {
+		return err
+	}
+	key := ""
+	if !all {
+		pause, err := w.pause(in)
+		if key = pause.Key(); err != nil {
+			return err
+		}
+		if _, ok := entries[key]; !ok {
+			return fmt.Errorf("launches of %s are not paused; slipway status shows what is", pause)
+		}
+	}
+	n := 0
+	for k := range entries {
+		if all || k == key {
+			if err := s.SetEntry(ctx, k, ""); err != nil {
+				return err
+			}
+			n++
+		}
+	}
+	return p.say(map[string]int{"taken_away": n}, "%d pauses taken away\n", n)
+}
+
+func (p *program) drainCommand() *cobra.Command {
+	var w what
+	var by, why string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "drain", Short: "Pause, and wait until nothing is in flight", Args: cobra.NoArgs,
+		Long: `Pauses as slipway pause does, and waits until none of the runs that are held back by it is in flight any more. The pause stays: slipway unpause ends it. Ended by Ctrl-C
+or --timeout, it stays as well.`,
+		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && slipway unpause --launcher docker",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				pause, err := p.setPause(cmd.Context(), in, s, w, by, cmp.Or(why, "drain"), 0)
+				if err != nil {
+					return err
+				}
+				return p.drain(cmd.Context(), s, pause, timeout)
+			})
+		},
+	}
+	w.flags(cmd.Flags())
+	pauseFlags(cmd.Flags(), &by, &why)
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer; 0: wait")
+	return cmd
+}
+
+// drainLook is how often drain looks.
+const drainLook = time.Second
+
+func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause, timeout time.Duration) error {
+	began, last := time.Now(), -1
+	for {
+		runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, r := range runs {
+			if pause.HoldsRun(r.Run) || r.Launch != nil && pause.HoldsLauncher(r.Launch.Launcher) {
+				n++
+			}
+		}
+		if n == 0 {
+			return p.say(pause, "nothing of %s is in flight any more; its launches stay paused\n", pause)
+		}
+		if n != last && !p.json {
+			if _, err := fmt.Fprintf(p.out, "%d runs in flight\n", n); err != nil {
+				return err
+			}
+		}
+		last = n
+		if timeout > 0 && time.Since(began) > timeout {
+			return fmt.Errorf("%d runs of %s are in flight after %s; its launches stay paused", n, pause, timeout)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(drainLook):
+		}
+	}
+}
+
+// pausesTable shows pauses.
+func pausesTable(w *tabwriter.Writer, pauses []queue.Pause) error {
+	_, err := fmt.Fprintln(w, "PAUSED\tSINCE\tUNTIL\tBY\tWHY")
+	for _, q := range pauses {
+		until := "unpaused"
+		if !q.Until.IsZero() {
+			until = q.Until.Local().Format(time.DateTime)
+		}
+		_, werr := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", q, q.Since.Local().Format(time.DateTime), until, q.By, dash(q.Why))
+		err = errors.Join(err, werr)
+	}
+	return err
+}
+
+func (p *program) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show what an instance is doing", Args: cobra.NoArgs,
+		Long: `Shows who leads the instance, its storage, how many runs wait and for what, what is paused, and its launchers. Part of it comes from the daemon that leads, where it
+can be reached. The exit code is 1 if no daemon leads.`,
+		Example: "  slipway status\n  slipway status --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				name, err := daemon.Name(cmd.Context(), in, s)
+				if err != nil {
+					return err
+				}
+				st, problem, err := daemon.FullStatus(cmd.Context(), in, name, s)
+				if err != nil {
+					return err
+				}
+				return p.showStatus(st, problem)
+			})
+		},
+	}
+}
+
+// errNoLeader ends slipway status where nobody launches runs.
+var errNoLeader = errors.New("no daemon leads this instance: start slipway daemon")
+
+func (p *program) showStatus(st daemon.Status, problem error) error {
+	var lead error
+	if st.Leader.Lease != "held" {
+		lead = errNoLeader
+	}
+	if p.json {
+		return errors.Join(p.printJSON(st), lead)
+	}
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	var errs []error
+	say := func(format string, args ...any) {
+		_, err := fmt.Fprintf(w, format, args...)
+		errs = append(errs, err)
+	}
+	say("instance\t%s\nhome\t%s\nstorage\t%s\n", st.Instance, st.Home, st.Storage)
+	if lead != nil {
+		say("leader\tnone; the last one was %s, epoch %d\n", dash(st.Leader.ID), st.Leader.Epoch)
+	} else {
+		say("leader\t%s, epoch %d\n", st.Leader.ID, st.Leader.Epoch)
+	}
+	for _, s := range dagster.UnfinishedStatuses() {
+		if n := st.Runs[string(s)]; n > 0 {
+			say("%s\t%d\n", s, n)
+		}
+	}
+	for _, r := range slices.Sorted(maps.Keys(st.Waiting)) {
+		if n := st.Waiting[r]; n > 0 {
+			say("waiting for %s\t%d\n", r, n)
+		}
+	}
+	if problem != nil && lead == nil {
+		say("the leader's part\tnot known: %v\n", problem)
+	}
+	if len(st.Launchers) > 0 {
+		say("\nLAUNCHER\tKIND\tSTATE\tLAUNCHES/S\n")
+		for _, l := range st.Launchers {
+			state := "well"
+			if l.Sick {
+				state = "sick: its calls fail; the daemon's log says why"
+			}
+			say("%s\t%s\t%s\t%g\n", l.Name, l.Kind, state, l.Rate)
+		}
+	}
+	if len(st.Pauses) > 0 {
+		say("\n")
+		errs = append(errs, pausesTable(w, st.Pauses))
+	}
+	return errors.Join(append(errs, w.Flush(), lead)...)
+}
