@@ -73,13 +73,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdown)
 	defer cancel()
-	if err := server.Shutdown(last); err != nil {
+	err := server.Shutdown(last)
+	if err != nil {
 		err = server.Close()
-		<-done
-		return err
 	}
-	<-done
-	return nil
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
 }
 
 // guarded asks for the token.
