@@ -279,10 +279,11 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		}
 	}}
 	policy := Policy(d.Instance, d.targets)
+	seen := d.list(ctx, inFlightRuns)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
-		Inbox: inFlight, Launched: launched, Log: d.Log, Phase: d.Metrics.Phase,
+		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase,
 		Died: func(r storage.Run, cause launcher.Cause) {
 			d.Metrics.Died(r.Launch.Launcher, string(cause))
 			stop.died(r.Job, cause, time.Now())
@@ -323,6 +324,60 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
 	return g.Wait()
+}
+
+// listTime is how long a target may take to list its workers before the first claim. One that takes longer is asked for each worker by itself.
+const listTime = time.Second
+
+// list asks each target that has runs in flight for its workers, all at once: what an earlier leader left is known before anything is claimed.
+func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.ID]launcher.Health {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	busy := map[string]bool{}
+	for _, r := range inFlight {
+		if r.Launch != nil && r.Launch.Instance == d.name {
+			busy[r.Launch.Launcher] = true
+		}
+	}
+	type answer struct {
+		name    string
+		workers []launcher.Worker
+		err     error
+	}
+	answers := make(chan answer, len(busy))
+	asked := 0
+	for name := range busy {
+		t := d.targets[name]
+		if t == nil {
+			continue
+		}
+		lister, ok := launcher.As[launcher.Lister](t.Launcher)
+		if !ok {
+			continue
+		}
+		asked++
+		go func() { // ends with its call, which has a deadline
+			all, err := dispatch.List(ctx, t, lister, launcher.Filter{Instance: d.name})
+			answers <- answer{name, all, err}
+		}()
+	}
+	seen := map[launcher.ID]launcher.Health{}
+	for range asked {
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself", "launcher", a.name, "err", a.err)
+			}
+			for _, w := range a.workers {
+				if w.Instance == d.name {
+					seen[w.ID] = w.Health
+				}
+			}
+			d.Log.InfoContext(ctx, "workers found on a target", "launcher", a.name, "workers", len(a.workers))
+		case <-ctx.Done():
+		}
+	}
+	return seen
 }
 
 // beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it.

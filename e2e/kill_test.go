@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\n", self))
+	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nweb: {listen: 'off'}\n", self))
 	w.env = []string{storagetest.LightStorage + "=" + d.Location}
 	if !d.Postgres() { // real Dagster's queued runs are not for light workers
 		if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
@@ -81,27 +82,56 @@ func enqueue(t *testing.T, d *storagetest.Dagster, n int, tags map[string]string
 // run that ended while no daemon led need not have a handle row.
 func (w *world) exactlyOnce(want dagster.Status, ids ...string) {
 	w.t.Helper()
+	w.exactly(1, want, ids...)
+}
+
+// exactly is exactlyOnce for runs of which all workers but the last one of so many attempts died.
+func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
+	w.t.Helper()
 	end := map[dagster.Status]dagster.EventType{dagster.Success: dagster.RunSuccess, dagster.Failure: dagster.RunFailure}[want]
 	for _, id := range ids {
 		r := w.run(id)
 		if r.Status != want {
 			w.t.Errorf("run %s is %s, want %s", id, r.Status, want)
 		}
-		if r.Launch == nil || r.Launch.Attempt != 1 {
-			w.t.Errorf("run %s: launch row %v, want one attempt", id, r.Launch)
+		if r.Launch == nil || r.Launch.Attempt != attempts || len(r.Deaths) != attempts-1 {
+			w.t.Errorf("run %s: launch row %v, deaths %v, want %d attempts", id, r.Launch, r.Deaths, attempts)
 		}
-		for _, typ := range []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart, end} {
-			if n := w.count(id, typ); n != 1 {
-				w.t.Errorf("run %s has %d events %s, want 1", id, n, typ)
+		for typ, n := range map[dagster.EventType]int{dagster.RunEnqueued: attempts, dagster.RunStarting: attempts, dagster.RunStart: attempts, end: 1} {
+			if got := w.count(id, typ); got != n {
+				w.t.Errorf("run %s has %d events %s, want %d", id, got, typ, n)
 			}
 		}
 		if s, ok := w.open().(*sqlite.Store); ok {
 			index, err := s.Mirrored(w.t.Context(), id)
-			if err != nil || len(index) != 4 {
-				w.t.Errorf("run %s: index.db has %d status events, %v, want 4", id, len(index), err)
+			if want := 3*attempts + 1; err != nil || len(index) != want {
+				w.t.Errorf("run %s: index.db has %d status events, %v, want %d", id, len(index), err, want)
 			}
 		}
 	}
+}
+
+// fated enqueues runs that pass a failpoint, with how many attempts they take and how they end.
+func (w *world) fated(d *storagetest.Dagster, point string) (ids []string, attempts int, want dagster.Status) {
+	w.t.Helper()
+	policy := "monitoring: {deaths: []}\n"
+	tags, script := map[string]string(nil), "true"
+	attempts, want = 1, dagster.Success
+	switch {
+	case strings.HasPrefix(point, "finish."):
+		tags, script, want = map[string]string{"fate": "die"}, "kill -9 $PPID", dagster.Failure
+	case strings.HasPrefix(point, "replace."):
+		mark := filepath.Join(w.t.TempDir(), "died")
+		tags, script, attempts = map[string]string{"fate": "die once"}, "[ -e "+mark+" ] || { touch "+mark+"; kill -9 $PPID; }", 2
+		policy = "monitoring: {deaths: [{causes: [exit], do: again, started: again}]}\n"
+	}
+	text, err := os.ReadFile(filepath.Join(w.home, "slipway.yaml"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	rest, _, _ := strings.Cut(string(text), "monitoring:")
+	w.write("slipway.yaml", rest+policy)
+	return append(enqueue(w.t, d, 2, tags), enqueueGo(w.t, d, 1, script)...), attempts, want
 }
 
 func TestKilledAtEveryFailpoint(t *testing.T) {
@@ -110,16 +140,12 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 			d := s.make(t)
 			w := lightWorld(t, d)
 			for _, point := range failpoint.Points() {
-				tags, want := map[string]string(nil), dagster.Success
-				if strings.HasPrefix(point, "finish.") {
-					tags, want = map[string]string{"fate": "die"}, dagster.Failure
-				}
-				ids := append(enqueue(t, d, 2, tags), enqueueGo(t, d, 1, map[bool]string{true: "true", false: "kill -9 $PPID"}[tags == nil])...)
+				ids, attempts, want := w.fated(d, point)
 				w.slipway(armed(point)).killed()
 				p := w.slipway()
 				w.ended(time.Minute, p, ids...)
 				p.stop()
-				w.exactlyOnce(want, ids...)
+				w.exactly(attempts, want, ids...)
 				if t.Failed() {
 					t.Fatalf("after a kill at %s; the next daemon's log:\n%s", point, p.output())
 				}

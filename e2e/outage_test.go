@@ -18,6 +18,7 @@ type proxy struct {
 	server   string
 	mu       sync.Mutex
 	cut      bool
+	hole     chan struct{} // closed: everything is swallowed
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
 }
@@ -28,7 +29,7 @@ func newProxy(t *testing.T, server string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: l, server: server, conns: map[net.Conn]bool{}}
+	p := &proxy{listener: l, server: server, conns: map[net.Conn]bool{}, hole: make(chan struct{})}
 	p.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -58,6 +59,24 @@ func (p *proxy) set(cut bool) {
 	}
 }
 
+// swallow lets nothing through any more in either direction, and closes nothing: what a broken network looks like.
+func (p *proxy) swallow() { close(p.hole) }
+
+// holed is a writer that passes on until everything is swallowed.
+type holed struct {
+	io.Writer
+	hole <-chan struct{}
+}
+
+func (h holed) Write(b []byte) (int, error) {
+	select {
+	case <-h.hole:
+		return len(b), nil
+	default:
+		return h.Writer.Write(b)
+	}
+}
+
 // keep notes a connection; false if it is cut at once.
 func (p *proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
@@ -82,10 +101,10 @@ func (p *proxy) pass(client net.Conn) {
 		return
 	}
 	p.wg.Go(func() {
-		_, _ = io.Copy(server, client) // until one of them is closed
+		_, _ = io.Copy(holed{server, p.hole}, client) // until one of them is closed
 		_ = server.Close()
 	})
-	_, _ = io.Copy(client, server)
+	_, _ = io.Copy(holed{client, p.hole}, server)
 }
 
 // While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.

@@ -1,6 +1,7 @@
-// Package failpoint lets tests kill a real daemon at a named line, to show that nothing is lost
-// whatever dies where. It does nothing unless the environment variable SLIPWAY_FAILPOINT names a
-// point: NAME, or NAME:N for its N-th passing.
+// Package failpoint lets tests kill or stop a real daemon at a named line, to show that nothing is lost
+// whatever dies or sleeps where. It does nothing unless the environment variable SLIPWAY_FAILPOINT names a
+// point: NAME, or NAME:N for its N-th passing; with "stop " before it the process is stopped, as SIGSTOP
+// does, until somebody lets it go on.
 package failpoint
 
 import (
@@ -15,8 +16,9 @@ import (
 const Env = "SLIPWAY_FAILPOINT"
 
 var (
-	name, nth = parse(os.Getenv(Env))
-	passed    atomic.Int64
+	point, stops = strings.CutPrefix(os.Getenv(Env), "stop ")
+	name, nth    = parse(point)
+	passed       atomic.Int64
 )
 
 func parse(s string) (string, int64) {
@@ -27,9 +29,13 @@ func parse(s string) (string, int64) {
 	return name, 1
 }
 
-// Here kills this process, as kill -9 would, if the point is armed.
+// Here kills or stops this process if the point is armed.
 func Here(point string) {
 	if point != name || passed.Add(1) != nth {
+		return
+	}
+	if stops {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		return
 	}
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

@@ -7,5 +7,6 @@ func Points() []string {
 		"claim.begun", "claim.committed", "claim.done",
 		"launch.before", "launch.dir", "launch.spawned", "launch.after",
 		"handle.committed", "finish.before", "finish.committed", "finish.done",
+		"replace.before", "replace.committed",
 	}
 }

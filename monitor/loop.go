@@ -49,6 +49,8 @@ type Loop struct {
 	Targets  map[string]*dispatch.Target
 	Inbox    *storage.Inbox // changed runs
 	Launched *storage.Inbox // runs whose handle was written; apart, so that older news of a run cannot take their place
+	// Seen is what targets said of their workers just before Run; of those they are not asked again at once. Nil: nothing is known.
+	Seen map[launcher.ID]launcher.Health
 	// Times are those of one run on its launcher.
 	Times  func(r dagster.Run, launcher string) Times
 	Policy *Policy
@@ -231,6 +233,10 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		}
 		f = &flight{run: r, times: l.Times(r.Run, r.Launch.Launcher), since: time.Now()}
 		l.flights[r.ID] = f
+		if h, ok := l.Seen[f.key().id]; ok {
+			delete(l.Seen, f.key().id)
+			return l.reported(ctx, report{id: f.key().id, health: h})
+		}
 		l.ask(f) // it may have ended before we knew of it
 		return nil
 	}

@@ -507,7 +507,8 @@ func (l *Launcher) names(f launcher.Filter) ([]string, error) {
 	return names, nil
 }
 
-// worker observes one worker by name; false if there is none.
+// worker observes one worker by name; false if there is none. One whose supervisor has not begun is none yet: the launch that is at it may be given up, and
+// who launches the same name waits for the outcome.
 func (l *Launcher) worker(ctx context.Context, name string) (launcher.Worker, bool, error) {
 	id, ok := launcher.ParseID(name)
 	if !ok {
@@ -520,6 +521,9 @@ func (l *Launcher) worker(ctx context.Context, name string) (launcher.Worker, bo
 	}
 	if err != nil {
 		return launcher.Worker{}, false, fmt.Errorf("process: %w", err)
+	}
+	if !exists(agent.PathsOf(l.root, name).Begun) {
+		return launcher.Worker{}, false, nil
 	}
 	h, err := l.Health(ctx, launcher.Handle(name))
 	if err != nil || h.Status == launcher.NotFound {

@@ -53,6 +53,10 @@ const maxConns = 6
 // channel is where every stored event is announced, as "<run id>_<event id>".
 const channel = "run_events"
 
+// idleInTransaction, in ms, is when the server ends a session that does nothing within a transaction. A daemon that is stopped there, or that
+// lost its network, holds the lock of the leader row: no other could take over.
+const idleInTransaction = "1000"
+
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
 func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	c, err := pgxpool.ParseConfig(string(address))
@@ -62,6 +66,10 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	c.MaxConns = maxConns
 	if c.ConnConfig.ConnectTimeout == 0 {
 		c.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+idleInTransaction)
+		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/storage"
 )
 
 // LightStorage is the variable with the storage that the light worker writes to. A daemon hands it on.
@@ -29,7 +30,7 @@ func Main(m *testing.M) int {
 }
 
 // lightWorker does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
-// PIPELINE_START, and then what the tag "fate" says: nothing is a success, "die" is an end without a word.
+// PIPELINE_START, and then what the tag "fate" says: nothing is a success, "die" is an end without a word, "die once" that of the first worker.
 func lightWorker(argv []string) error {
 	if len(argv) != 6 || argv[2] != "dagster" || argv[3] != "api" || argv[4] != "execute_run" {
 		return fmt.Errorf("unexpected command %q", argv)
@@ -59,7 +60,11 @@ func lightWorker(argv []string) error {
 	if err != nil {
 		return err
 	}
-	if fate == "die" {
+	deaths, err := d.Text("SELECT count(*) FROM run_tags WHERE run_id = ? AND key = ?", id, storage.DeathKey)
+	if err != nil {
+		return err
+	}
+	if fate == "die" || fate == "die once" && deaths == "0" {
 		return errors.New("dying without a word")
 	}
 	return d.Event(dagster.NewEvent(r, dagster.RunSuccess, time.Now(), ""))
