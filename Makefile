@@ -56,6 +56,10 @@ bench: ## Measure; fails if a bound is missed
 bench-stock: venv ## Measure beside stock Dagster, on both storages (a quarter of an hour)
 	@hack/with-postgres go run ./bench stock
 
+.PHONY: bench-deaths
+bench-deaths: venv ## Measure from kill -9 of a worker to FAILURE, beside stock Dagster (five minutes)
+	@hack/with-postgres hack/with-docker go run ./bench deaths
+
 .PHONY: lint
 lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff
 	@hack/lint

@@ -53,7 +53,7 @@ var mayImport = map[string]string{
 	"internal/pgserver":     "",
 	"storage/storagetest":   "dagster storage internal/testenv",
 	"launcher/launchertest": "launcher config",
-	"bench":                 "launcher launcher/process config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/webserver",
+	"bench":                 "agent launcher launcher/process launcher/docker config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/webserver",
 }
 
 // anyLauncher is what a launcher may import that is not in the table.

@@ -31,6 +31,7 @@ type world struct {
 	writer         *storagetest.Dagster // as Dagster's webserver writes
 	store          storage.Store
 	drop           func() error
+	worker         []string // command of slipway-worker
 }
 
 // storages are those that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG names a server.
@@ -134,7 +135,7 @@ func (w *world) slipway(ctx context.Context, kind *launcher.Kind, deaf bool, f f
 	}
 	ctx, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	d := &daemon.Daemon{Instance: in, Store: w.store, Log: slog.New(slog.NewTextHandler(log, nil)), Deaf: deaf}
+	d := &daemon.Daemon{Instance: in, Store: w.store, Log: slog.New(slog.NewTextHandler(log, nil)), Deaf: deaf, Worker: w.worker}
 	go func() { done <- d.Run(ctx) }()
 	err = f(ctx)
 	stop()

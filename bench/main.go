@@ -1,5 +1,6 @@
 // Bench measures what Slipway promises in figures, prints it as a table and as JSON, and exits 1 if a bound is
-// missed: go run ./bench, or make bench. Beside stock Dagster: go run ./bench stock, or make bench-stock.
+// missed: go run ./bench, or make bench. Beside stock Dagster: go run ./bench stock, or make bench-stock. From a worker's death to its run's FAILURE, beside stock
+// Dagster: go run ./bench deaths, or make bench-deaths.
 package main
 
 import (
@@ -55,6 +56,15 @@ func main() {
 		ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 		defer cancel()
 		if err := compare(ctx, os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1) //nolint:gocritic // nothing is left to cancel
+		}
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "deaths" {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+		defer cancel()
+		if err := deaths(ctx, os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1) //nolint:gocritic // nothing is left to cancel
 		}
