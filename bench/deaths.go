@@ -108,7 +108,7 @@ func deaths(ctx context.Context, args []string) error {
 		}
 	}
 	if image := os.Getenv("SLIPWAY_TEST_IMAGE"); image != "" && len(storages()) > 1 {
-		conf := fmt.Sprintf("launchers: {local: {kind: docker, config: {image: %q, network: host}}}\nallow_secrets_in_argv: true\n", image)
+		conf := fmt.Sprintf("launchers: {local: {kind: docker, config: {image: %q, network: host, env_vars: [\"PATH=/opt/app:/usr/bin:/bin\"]}}}\nallow_secrets_in_argv: true\n", image)
 		if err := add(slipwayDeaths(ctx, dir, "postgres", "slipway, docker, postgres", conf, docker.Kind(), nil, min(*n, 10), killContainer)); err != nil {
 			return fmt.Errorf("docker: %w", err)
 		}

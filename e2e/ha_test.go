@@ -12,6 +12,7 @@ import (
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/internal/faultproxy"
 	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/storage/storagetest"
@@ -128,7 +129,7 @@ func TestTakeOver(t *testing.T) {
 			t.Parallel()
 			d := s.make(t)
 			w := lightWorld(t, d)
-			var p *proxy
+			var p *faultproxy.Proxy
 			if d.Postgres() {
 				u, err := url.Parse(d.Location)
 				if err != nil {
@@ -158,14 +159,14 @@ func TestTakeOver(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				u.Host = p.listener.Addr().String()
+				u.Host = p.Addr()
 				w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
 				third := w.slipway()
 				third.says("msg=leading")
 				w.write("dagster.yaml", parked+w.storageYAML())
 				second = w.slipway()
 				second.says("standing by")
-				p.swallow()
+				p.Swallow(true)
 				at = time.Now()
 				second.says("msg=leading")
 				t.Logf("led %s after the packets of the leader were dropped", time.Since(at).Round(time.Millisecond))

@@ -12,10 +12,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/dagster"
@@ -142,13 +145,38 @@ func open(ctx context.Context, ref dagster.InstanceRef, env config.Lookup) (stor
 	if err != nil {
 		return nil, err
 	}
-	if s.URL != "" {
-		return postgres.Open(ctx, s.URL)
+	if s.URL == "" {
+		return sqlite.Open(ctx, s.BaseDir)
 	}
-	return sqlite.Open(ctx, s.BaseDir)
+	return insist(ctx, func(ctx context.Context) (store, error) {
+		s, err := postgres.Open(ctx, s.URL)
+		if err != nil && !postgres.Away(err) {
+			err = backoff.Permanent(err)
+		}
+		return s, err
+	})
 }
 
-// pass lets this worker pass its gate, if it may.
+const (
+	// patience is how long a worker tries again while the storage is away: what its steps have done is not to be lost.
+	patience = 5 * time.Minute
+	// longestPause is between two tries.
+	longestPause = 5 * time.Second
+)
+
+// insist does something with the storage again and again until it is done or patience has ended, also when ctx has.
+func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, longestPause
+	ctx = context.WithoutCancel(ctx)
+	return backoff.Retry(ctx, func() (T, error) {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		return f(ctx)
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
+}
+
+// pass lets this worker pass its gate, if it may. It asks once: whether a try without an answer was done nobody can tell, and then nothing is executed.
 func pass(ctx context.Context, s storage.Recorder, run, gate string) (bool, error) {
 	attempt, token, _ := strings.Cut(gate, " ")
 	n, err := strconv.Atoi(attempt)
@@ -173,9 +201,30 @@ type worker struct {
 
 // record writes events that must follow one of some statuses, and says whether they did.
 func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	return w.store.Record(ctx, storage.Transition{Run: w.events.Run.ID, From: from, Events: events, Tags: tags})
+	t, again := storage.Transition{Run: w.events.Run.ID, From: from, Events: events, Tags: tags}, false
+	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
+		if again { // the first try may have been done, and its answer lost
+			if out, ok, err := w.wrote(ctx, events); ok || err != nil {
+				return out, err
+			}
+		}
+		again = true
+		return w.store.Record(ctx, t)
+	})
+}
+
+// wrote says whether the last of some events stands in the run's log, and the run's status.
+func (w *worker) wrote(ctx context.Context, events []dagster.Event) (storage.Outcome, bool, error) {
+	last := events[len(events)-1]
+	stored, err := w.store.Events(ctx, last.RunID, last.Type)
+	if err != nil || !slices.ContainsFunc(stored, func(e dagster.Event) bool { return e.JSON() == last.JSON() }) {
+		return storage.Outcome{}, false, err
+	}
+	runs, err := w.store.Runs(ctx, storage.Filter{IDs: []string{last.RunID}})
+	if err != nil || len(runs) == 0 {
+		return storage.Outcome{}, false, err
+	}
+	return storage.Outcome{Done: true, Status: runs[0].Status}, true, nil
 }
 
 // log writes events that change no status.
@@ -186,9 +235,9 @@ func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
 
 // status reads the run's status.
 func (w *worker) read(ctx context.Context, id string) (storage.Run, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	runs, err := w.store.Runs(ctx, storage.Filter{IDs: []string{id}})
+	runs, err := insist(ctx, func(ctx context.Context) ([]storage.Run, error) {
+		return w.store.Runs(ctx, storage.Filter{IDs: []string{id}})
+	})
 	if err != nil {
 		return storage.Run{}, err
 	}
@@ -245,7 +294,9 @@ func reason(r dagster.RunFailureReason) map[string]string {
 func (w *worker) begin(ctx context.Context) (map[string]bool, error) {
 	done := map[string]bool{}
 	if w.resume {
-		events, err := w.store.Events(ctx, w.events.Run.ID, dagster.StepSuccess)
+		events, err := insist(ctx, func(ctx context.Context) ([]dagster.Event, error) {
+			return w.store.Events(ctx, w.events.Run.ID, dagster.StepSuccess)
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -9,6 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -226,6 +229,12 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
 		const read = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
 		err := tx.QueryRow(ctx, read).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) { // of several that find none at once, one makes it
+			if _, err := tx.Exec(ctx, "LOCK TABLE instance_info IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+				return err
+			}
+			err = tx.QueryRow(ctx, read).Scan(&id)
+		}
 		if errors.Is(err, pgx.ErrNoRows) {
 			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)", uuid.NewString()); err != nil {
 				return err
@@ -351,4 +360,15 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 				VALUES ($1, $2, nullif($3, ''), $4, nullif($5, '')) RETURNING id)
 			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC(), e.StepKey)
 	}
+}
+
+// Away says whether an error of Open is that the server cannot be reached now, or is just starting or stopping; not that it refuses us.
+func Away(err error) bool {
+	var said *pgconn.PgError
+	if errors.As(err, &said) {
+		return strings.HasPrefix(said.Code, "57P") || strings.HasPrefix(said.Code, "53") // shutdown, starting, too many connections
+	}
+	var failed *pgconn.ConnectError
+	var network net.Error
+	return errors.As(err, &failed) || errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

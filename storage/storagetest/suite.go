@@ -559,6 +559,23 @@ func instanceID(t *testing.T, f *fixture) {
 	if err != nil || a != b || len(a) != 36 {
 		t.Errorf("InstanceID = %q, then %q, %v", a, b, err)
 	}
+	// Of several daemons that begin at once on a fresh storage, all have the same.
+	if err := f.d.Exec("DELETE FROM instance_info"); err != nil {
+		t.Fatal(err)
+	}
+	ids := make(chan string, 8)
+	for range cap(ids) {
+		go func() {
+			id, err := f.s.InstanceID(f.ctx)
+			ids <- fmt.Sprint(id, err)
+		}()
+	}
+	first := <-ids
+	for range cap(ids) - 1 {
+		if id := <-ids; id != first {
+			t.Errorf("one has the id %s, another %s", first, id)
+		}
+	}
 }
 
 func claimTags(t *testing.T, f *fixture) {

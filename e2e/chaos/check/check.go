@@ -1,0 +1,372 @@
+// Package check looks at what a chaos run has left, and says what must not be there. It shares no code with Slipway: its own SQL, what the steps of the
+// workers themselves wrote, the list of processes, and a journal of what was done to whom.
+package check
+
+import (
+	"bufio"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
+	_ "modernc.org/sqlite"             // driver "sqlite"
+)
+
+// Entry is one line of the journal: something that was done.
+type Entry struct {
+	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete
+	Run  string `json:"run,omitempty"`  // to which run
+	Fate string `json:"fate,omitempty"` // of enqueue: ok or fail
+	Note string `json:"note,omitempty"` // of foreign: what its row was
+}
+
+// World is what a chaos run has left.
+type World struct {
+	Location string // folder of SQLite files, or a Postgres address
+	Witness  string // folder in which each run's step writes "begin PID" and "end"
+	Journal  string // file
+	Mark     string // stands in the command line of every worker and step of this world
+	Proc     string // /proc
+}
+
+// run is what is known of one.
+type run struct {
+	fate, foreign                         string
+	killed, orphaned                      int
+	canceled, forced, deleted             bool
+	status                                string
+	starts, successes, failures, attempts int
+	epochs                                []int64
+	begins, ends                          int
+}
+
+// Check gives every violation; an error is that it could not look.
+func Check(w World) ([]string, error) {
+	runs, err := w.journal()
+	if err != nil {
+		return nil, err
+	}
+	db, err := open(w.Location)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = db.Close() }() // it was only read
+	var bad []string
+	say := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
+	if err := w.rows(db, runs, say); err != nil {
+		return nil, err
+	}
+	if err := w.events(db, runs, say); err != nil {
+		return nil, err
+	}
+	if err := w.witnesses(runs, say); err != nil {
+		return nil, err
+	}
+	if err := w.slots(db, runs, say); err != nil {
+		return nil, err
+	}
+	for _, id := range sorted(runs) {
+		judge(id, runs[id], say)
+	}
+	alive, err := w.alive()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range alive {
+		say("a worker lives on: %s", p)
+	}
+	return bad, nil
+}
+
+func sorted(runs map[string]*run) []string {
+	var ids []string
+	for id := range runs {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// judge says what is wrong with one run.
+func judge(id string, r *run, say func(string, ...any)) {
+	if r.foreign != "" {
+		if r.status != r.foreign || r.attempts > 0 {
+			say("foreign run %s was touched: it is %s with %d launch rows, was %s", id, r.status, r.attempts, r.foreign)
+		}
+		return
+	}
+	if r.deleted {
+		return
+	}
+	hurt := r.killed + r.orphaned
+	switch {
+	case r.status == "":
+		say("run %s is lost: it has no row", id)
+	case r.status != "SUCCESS" && r.status != "FAILURE" && r.status != "CANCELED":
+		say("run %s has not ended: it is %s", id, r.status)
+	case r.status == "CANCELED" && !r.canceled && !r.forced:
+		say("run %s is CANCELED, and nobody has canceled it", id)
+	case r.status == "FAILURE" && r.fate == "ok" && !r.canceled:
+		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
+	case r.status == "SUCCESS" && r.fate == "fail":
+		say("run %s is SUCCESS, and its step fails", id)
+	case r.status == "SUCCESS" && r.ends == 0:
+		say("run %s is SUCCESS, and its step has not come to its end", id)
+	}
+	if r.successes > 0 && r.status == "FAILURE" {
+		say("run %s was reported as a success by its worker, and is FAILURE", id)
+	}
+	if r.starts > r.attempts {
+		say("run %s was started %d times with %d launch rows", id, r.starts, r.attempts)
+	}
+	if r.begins > 1+hurt {
+		say("run %s: %d workers past their gate, of which %d were killed", id, r.begins, hurt)
+	}
+	if !slices.IsSorted(r.epochs) {
+		say("run %s: launch rows of epochs %v: an old leader has written after a new one", id, r.epochs)
+	}
+}
+
+func (w World) journal() (map[string]*run, error) {
+	f, err := os.Open(w.Journal)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	runs := map[string]*run{}
+	of := func(id string) *run {
+		if runs[id] == nil {
+			runs[id] = &run{}
+		}
+		return runs[id]
+	}
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var e Entry
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return nil, err
+		}
+		switch e.Do {
+		case "enqueue":
+			of(e.Run).fate = e.Fate
+		case "foreign":
+			of(e.Run).foreign = e.Note
+		case "kill_worker":
+			of(e.Run).killed++
+		case "kill_supervisor":
+			of(e.Run).orphaned++
+		case "cancel":
+			of(e.Run).canceled = true
+		case "force":
+			of(e.Run).forced = true
+		case "delete":
+			of(e.Run).deleted = true
+		}
+	}
+	return runs, lines.Err()
+}
+
+func open(location string) (*sql.DB, error) {
+	if strings.HasPrefix(location, "postgresql://") {
+		return sql.Open("pgx", location)
+	}
+	return sql.Open("sqlite", "file:"+filepath.Join(location, "history/runs.db")+"?mode=ro&_pragma=busy_timeout(30000)")
+}
+
+// index is the database of pools and events of all runs.
+func (w World) index(db *sql.DB) (*sql.DB, func(), error) {
+	if strings.HasPrefix(w.Location, "postgresql://") {
+		return db, func() {}, nil
+	}
+	i, err := sql.Open("sqlite", "file:"+filepath.Join(w.Location, "history/runs/index.db")+"?mode=ro&_pragma=busy_timeout(30000)")
+	return i, func() { _ = i.Close() }, err
+}
+
+// each calls f with the texts of each row.
+func each(db *sql.DB, query string, f func(row []string)) error {
+	rows, err := db.Query(query)
+	if err != nil {
+		return fmt.Errorf("%s: %w", query, err)
+	}
+	defer func() { _ = rows.Close() }() // Err tells
+	names, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		cells := make([]sql.NullString, len(names))
+		into := make([]any, len(names))
+		for i := range cells {
+			into[i] = &cells[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return err
+		}
+		row := make([]string, len(names))
+		for i, c := range cells {
+			row[i] = c.String
+		}
+		f(row)
+	}
+	return rows.Err()
+}
+
+func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
+	err := each(db, "SELECT run_id, status FROM runs", func(row []string) {
+		if r := runs[row[0]]; r != nil {
+			r.status = row[1]
+		}
+	})
+	if err != nil {
+		return err
+	}
+	last, lastRun := int64(0), ""
+	return each(db, "SELECT run_id, value FROM run_tags WHERE key = '.dagster/slipway/launch' ORDER BY id", func(row []string) {
+		f := strings.Fields(row[1])
+		r := runs[row[0]]
+		if r == nil || len(f) != 8 {
+			return
+		}
+		epoch, err := strconv.ParseInt(f[5], 10, 64)
+		if err != nil {
+			say("run %s has a launch row that cannot be read: %s", row[0], row[1])
+			return
+		}
+		r.attempts++
+		r.epochs = append(r.epochs, epoch)
+		if f[7] == "void" { // written anew by who ended it
+			return
+		}
+		if epoch < last {
+			say("the launch row of run %s has epoch %d, and stands after that of run %s of epoch %d", row[0], epoch, lastRun, last)
+		}
+		last, lastRun = max(last, epoch), row[0]
+	})
+}
+
+// events counts what workers wrote, and on SQLite compares a run's row with its own log.
+func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
+	count := func(id, typ string) {
+		r := runs[id]
+		if r == nil {
+			return
+		}
+		switch typ {
+		case "PIPELINE_START":
+			r.starts++
+		case "PIPELINE_SUCCESS":
+			r.successes++
+		case "PIPELINE_FAILURE":
+			r.failures++
+		}
+	}
+	if strings.HasPrefix(w.Location, "postgresql://") {
+		return each(db, "SELECT run_id, dagster_event_type FROM event_logs WHERE dagster_event_type LIKE 'PIPELINE_%'", func(row []string) { count(row[0], row[1]) })
+	}
+	index, done, err := w.index(db)
+	if err != nil {
+		return err
+	}
+	defer done()
+	mirrored := map[string]int{}
+	const query = "SELECT run_id, dagster_event_type FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
+	if err := each(index, query, func(row []string) { mirrored[row[0]]++ }); err != nil {
+		return err
+	}
+	for id, r := range runs {
+		file := filepath.Join(w.Location, "history/runs", id+".db")
+		if _, err := os.Stat(file); err != nil || r.deleted {
+			continue
+		}
+		shard, err := sql.Open("sqlite", "file:"+file+"?mode=ro&_pragma=busy_timeout(30000)")
+		if err != nil {
+			return err
+		}
+		n := 0
+		err = each(shard, query, func(row []string) { n++; count(row[0], row[1]) })
+		if err = errors.Join(err, shard.Close()); err != nil {
+			return err
+		}
+		if n != mirrored[id] && r.foreign == "" {
+			say("run %s has %d events of status in its own log and %d in index.db", id, n, mirrored[id])
+		}
+	}
+	return nil
+}
+
+// witnesses reads what the steps themselves wrote.
+func (w World) witnesses(runs map[string]*run, say func(string, ...any)) error {
+	for id, r := range runs {
+		text, err := os.ReadFile(filepath.Join(w.Witness, id))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		open := ""
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			switch {
+			case strings.HasPrefix(line, "begin"):
+				r.begins++
+				if open != "" && r.killed+r.orphaned == 0 {
+					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed", id, line, open)
+				}
+				open = line
+			case line == "end":
+				r.ends++
+				open = ""
+			}
+		}
+		if r.foreign != "" && r.begins > 0 {
+			say("foreign run %s was executed", id)
+		}
+	}
+	return nil
+}
+
+func (w World) slots(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
+	index, done, err := w.index(db)
+	if err != nil {
+		return err
+	}
+	defer done()
+	for _, table := range []string{"concurrency_slots", "pending_steps"} {
+		err := each(index, "SELECT run_id FROM "+table+" WHERE run_id IS NOT NULL", func(row []string) {
+			if r := runs[row[0]]; r != nil && r.foreign == "" {
+				say("run %s, which is %q, holds a place of a pool (%s)", row[0], r.status, table)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alive gives the processes of workers and steps of this world.
+func (w World) alive() ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(w.Proc, "[0-9]*", "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		line := strings.ReplaceAll(string(text), "\x00", " ")
+		if strings.Contains(line, w.Mark) && (strings.Contains(line, "execute_run") || strings.Contains(line, "resume_run") || strings.Contains(line, "begin $$")) {
+			found = append(found, strings.TrimSpace(filepath.Base(filepath.Dir(f))+" "+line[:min(len(line), 200)]))
+		}
+	}
+	return found, nil
+}

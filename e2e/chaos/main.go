@@ -1,0 +1,553 @@
+// Chaos runs an instance while it breaks everything around it, and then has an independent checker look at what is left:
+//
+//	go run ./e2e/chaos -storage sqlite -runs 1000
+//	hack/with-postgres go run ./e2e/chaos -storage postgres -runs 1000 -seed 7
+//
+// Two daemons, random command jobs on the process launcher, and, at random: daemons killed or stopped for longer than their lease, workers and supervisors killed,
+// runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres crashed. The exit
+// code is 1 if the checker finds anything. A seed repeats the choices, not the moments.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/e2e/chaos/check"
+	"github.com/slipway-run/slipway/internal/faultproxy"
+	"github.com/slipway-run/slipway/storage/postgres"
+	"github.com/slipway-run/slipway/storage/sqlite"
+	"github.com/slipway-run/slipway/storage/storagetest"
+)
+
+func main() {
+	var o options
+	flag.StringVar(&o.storage, "storage", "sqlite", "sqlite, or postgres, of which SLIPWAY_TEST_PG names a server")
+	flag.IntVar(&o.runs, "runs", 1000, "how many runs")
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the choices")
+	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
+	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := chaos(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1) //nolint:gocritic // nothing is left to stop
+	}
+}
+
+type options struct {
+	storage, dir string
+	runs         int
+	seed         uint64
+	settle       time.Duration
+}
+
+// world is the instance and what happens to it.
+type world struct {
+	options
+	home, location, witness string
+	bin                     string
+	d                       *storagetest.Dagster
+	proxy                   *faultproxy.Proxy
+	journal                 *os.File
+
+	mu      sync.Mutex
+	daemons [2]*exec.Cmd
+	runs    map[string]string // by ID: how far Chaos has gone with it
+	counts  map[string]int
+}
+
+const settings = `queue: {max_concurrent_runs: 20}
+terminate: {local_only: true}
+allow_secrets_in_argv: true
+monitoring:
+  launch_attempts: 50
+  free_slots_after_run_end_seconds: 1
+  deaths: [{causes: [exit, unknown], do: again, started: again}]
+crash_loop: {deaths: 0}
+launchers: {local: {kind: process, stop_grace: 1s, settle: 5s}}
+`
+
+func chaos(ctx context.Context, o options) (err error) {
+	fmt.Printf("chaos: %s, %d runs, seed %d\n", o.storage, o.runs, o.seed)
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "slipway-chaos-"); err != nil {
+			return err
+		}
+	}
+	w := &world{options: o, runs: map[string]string{}, counts: map[string]int{}}
+	began := time.Now()
+	bad, err := w.run(ctx)
+	var parts []string
+	for k, n := range w.counts {
+		parts = append(parts, fmt.Sprintf("%s %d", k, n))
+	}
+	slices.Sort(parts)
+	fmt.Printf("chaos: done in %s: %s\n", time.Since(began).Round(time.Second), strings.Join(parts, ", "))
+	if err != nil || len(bad) > 0 {
+		for _, b := range bad {
+			fmt.Println("VIOLATION", b)
+		}
+		return errors.Join(err, fmt.Errorf("%d violations on %s with seed %d; everything is kept in %s", len(bad), o.storage, o.seed, o.dir))
+	}
+	fmt.Printf("chaos: the checker has found nothing\n")
+	return os.RemoveAll(o.dir)
+}
+
+func (w *world) run(ctx context.Context) ([]string, error) {
+	if err := w.prepare(ctx); err != nil {
+		return nil, err
+	}
+	defer w.stopAll()
+	faults, heal := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for i := range w.daemons {
+		if err := w.start(i); err != nil {
+			heal()
+			return nil, err
+		}
+	}
+	if err := w.leads(ctx); err != nil {
+		heal()
+		return nil, err
+	}
+	wg.Go(func() { w.breaks(faults, rand.New(rand.NewPCG(w.seed, 1))) })
+	wg.Go(func() { w.meddles(faults, rand.New(rand.NewPCG(w.seed, 2))) })
+	err := w.enqueues(ctx, rand.New(rand.NewPCG(w.seed, 3)))
+	if err == nil { // the faults go on while the last ones are at work
+		_ = w.wait(ctx, 30*time.Second, w.options.runs/50) // else they end here
+	}
+	heal()
+	wg.Wait()
+	w.mend()
+	if err != nil {
+		return nil, err
+	}
+	if werr := w.wait(ctx, w.settle, 0); werr != nil {
+		fmt.Println("chaos:", werr)
+	}
+	time.Sleep(8 * time.Second) // what comes late: places in pools, workers of runs that were ended by force
+	testedAt := time.Now()
+	bad, err := w.check()
+	for err == nil && len(bad) > 0 && time.Since(testedAt) < 30*time.Second { // a worker that is being stopped has its grace
+		time.Sleep(time.Second)
+		bad, err = w.check()
+	}
+	return bad, err
+}
+
+func (w *world) check() ([]string, error) {
+	return check.Check(check.World{Location: w.location, Witness: w.witness, Journal: w.journal.Name(), Mark: w.dir, Proc: "/proc"})
+}
+
+func (w *world) prepare(ctx context.Context) (err error) {
+	w.home, w.witness = filepath.Join(w.dir, "home"), filepath.Join(w.dir, "witness")
+	for _, dir := range []string{w.home, w.witness, filepath.Join(w.dir, "bin")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	w.bin = filepath.Join(w.dir, "bin", "slipway")
+	if out, err := exec.CommandContext(ctx, "hack/build", w.bin).CombinedOutput(); err != nil {
+		return fmt.Errorf("hack/build: %w\n%s", err, out)
+	}
+	if w.journal, err = os.OpenFile(filepath.Join(w.dir, "journal"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return err
+	}
+	w.location = w.home
+	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+	if w.storage == "postgres" {
+		through, err := w.database(ctx)
+		if err != nil {
+			return err
+		}
+		yaml += fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", through)
+	} else if err := sqlite.Create(ctx, w.home); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": settings, "workspace.yaml": "load_from: []\n"} {
+		if err := os.WriteFile(filepath.Join(w.home, name), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	if w.d, err = storagetest.Connect(w.location); err != nil {
+		return err
+	}
+	for range 5 { // runs of somebody else
+		r := dagster.NewCommandRun(uuid.NewString(), "foreign", dagster.Encode(map[string]any{}), nil)
+		err := errors.Join(w.d.EnqueueRun(r), w.d.Event(dagster.NewEvent(r, dagster.RunStarting, time.Now(), "")), w.d.Event(dagster.NewEvent(r, dagster.RunStart, time.Now(), "")))
+		if err != nil {
+			return err
+		}
+		w.note(check.Entry{Do: "foreign", Run: r.ID, Note: "STARTED"})
+	}
+	return nil
+}
+
+// database makes one on the server, and a proxy before it; it gives the address through that.
+func (w *world) database(ctx context.Context) (string, error) {
+	server := os.Getenv("SLIPWAY_TEST_PG")
+	if server == "" {
+		return "", errors.New("SLIPWAY_TEST_PG names no server: hack/with-postgres starts one")
+	}
+	admin, err := storagetest.Connect(server)
+	if err != nil {
+		return "", err
+	}
+	name := "chaos_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := admin.Exec("CREATE DATABASE " + name); err != nil {
+		return "", err
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return "", err
+	}
+	u.Path = "/" + name
+	w.location = u.String()
+	if err := postgres.Create(ctx, config.Secret(w.location)); err != nil {
+		return "", err
+	}
+	if w.proxy, err = faultproxy.New(u.Host); err != nil {
+		return "", err
+	}
+	u.Host = w.proxy.Addr()
+	return u.String(), nil
+}
+
+// note writes down what was done, before it is done.
+func (w *world) note(e check.Entry) {
+	text, _ := json.Marshal(e) // it has nothing that cannot be marshaled
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts[e.Do]++
+	_, _ = w.journal.Write(append(text, '\n')) // a journal that is not whole shows as violations
+}
+
+func (w *world) start(i int) error {
+	log, err := os.OpenFile(filepath.Join(w.dir, fmt.Sprintf("daemon-%d.log", i)), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(w.bin, "daemon", "--home", w.home)
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setpgid: true}
+	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // reaped; its fate is looked at by signals
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.daemons[i] = cmd
+	return nil
+}
+
+// leads waits until a daemon leads, so that one that cannot even start is no riddle.
+func (w *world) leads(ctx context.Context) error {
+	for range 300 {
+		if text, err := w.d.Text("SELECT value FROM kvs WHERE key = 'slipway/leader'"); err == nil && text != "" {
+			return nil
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
+	log, _ := os.ReadFile(filepath.Join(w.dir, "daemon-0.log")) // only for the message
+	return fmt.Errorf("no daemon leads: %s", log)
+}
+
+func (w *world) daemon(i int) *os.Process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.daemons[i].Process
+}
+
+func (w *world) stopAll() {
+	for i := range w.daemons {
+		if w.daemons[i] == nil {
+			continue
+		}
+		p := w.daemon(i)
+		_ = p.Signal(syscall.SIGCONT)
+		_ = p.Signal(syscall.SIGTERM)
+	}
+	time.Sleep(500 * time.Millisecond)
+	for i := range w.daemons {
+		if w.daemons[i] != nil {
+			_ = w.daemon(i).Kill()
+		}
+	}
+	if w.proxy != nil {
+		_ = w.proxy.Close()
+	}
+}
+
+// again tries until the storage takes it: it may be down.
+func again(f func() error) {
+	for range 600 {
+		if f() == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// enqueues puts the runs into the queue, some at a time.
+func (w *world) enqueues(ctx context.Context, r *rand.Rand) error {
+	for n := 0; n < w.options.runs && ctx.Err() == nil; {
+		if open, err := w.unfinished(); err != nil || open > 60 {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		for range 1 + r.IntN(8) {
+			if n == w.options.runs {
+				break
+			}
+			n++
+			w.enqueue(r)
+		}
+	}
+	return ctx.Err()
+}
+
+func (w *world) enqueue(r *rand.Rand) {
+	id, fate := uuid.NewString(), "ok"
+	seconds, code := float64(r.IntN(400))/1000, 0
+	if r.IntN(10) == 0 {
+		fate, code = "fail", 3
+	}
+	if r.IntN(8) == 0 {
+		seconds += 1.5
+	}
+	file := filepath.Join(w.witness, id)
+	script := fmt.Sprintf("echo begin $$ >> %s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
+	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
+	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, nil)
+	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
+	again(func() error { return w.d.EnqueueRun(run) })
+	w.mu.Lock()
+	w.runs[id] = ""
+	w.mu.Unlock()
+	if r.IntN(20) == 0 { // a place in a pool, as a step of Dagster's takes it and a killed one leaves it
+		again(func() error {
+			return errors.Join(
+				w.d.ExecIndex("INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('chaos', ?, 'only', false)", id),
+				w.d.ExecIndex("INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('chaos', ?, 'only', 0, CURRENT_TIMESTAMP)", id))
+		})
+		w.count("slot")
+	}
+}
+
+func (w *world) count(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts[what]++
+}
+
+const unfinished = "SELECT count(*) FROM runs WHERE pipeline_name <> 'foreign' AND status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED')"
+
+func (w *world) unfinished() (int, error) {
+	text, err := w.d.Text(unfinished)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
+// wait waits until at most so many runs are unfinished.
+func (w *world) wait(ctx context.Context, within time.Duration, most int) error {
+	ends := time.Now().Add(within)
+	for {
+		n, err := w.unfinished()
+		if err == nil && n <= most {
+			return nil
+		}
+		if time.Now().After(ends) || ctx.Err() != nil {
+			return fmt.Errorf("%d runs are unfinished after %s, %v", n, within, errors.Join(err, ctx.Err()))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// victims are processes of this world whose command lines hold a text, with their runs.
+func (w *world) victims(text string) map[int]string {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is good
+	found := map[int]string{}
+	for _, f := range files {
+		line, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(line, []byte(text)) || !bytes.Contains(line, []byte(w.dir)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			continue
+		}
+		w.mu.Lock()
+		for id := range w.runs {
+			if bytes.Contains(line, []byte(id)) {
+				found[pid] = id
+			}
+		}
+		w.mu.Unlock()
+	}
+	return found
+}
+
+// meddles does to runs and workers what users, kernels and machines do.
+func (w *world) meddles(ctx context.Context, r *rand.Rand) {
+	for ctx.Err() == nil {
+		pause(ctx, time.Duration(30+r.IntN(250))*time.Millisecond)
+		switch n := r.IntN(10); {
+		case n < 4:
+			w.killOne(r, "kill_worker", "execute_run")
+		case n < 5:
+			w.killOne(r, "kill_supervisor", "\x00dagster-run-")
+		default:
+			w.end(r, n)
+		}
+	}
+}
+
+func (w *world) killOne(r *rand.Rand, do, text string) {
+	victims := w.victims(text)
+	pids := slices.Sorted(maps.Keys(victims))
+	if len(pids) == 0 {
+		return
+	}
+	pid := pids[r.IntN(len(pids))]
+	w.note(check.Entry{Do: do, Run: victims[pid]})
+	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+}
+
+// end cancels a run, cancels it by force, or deletes it.
+func (w *world) end(r *rand.Rand, n int) {
+	statuses := "'STARTED', 'STARTING', 'QUEUED'"
+	if n < 7 {
+		statuses = "'STARTED'"
+	}
+	id, err := w.d.Text("SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN (" + statuses + ") ORDER BY random() LIMIT 1")
+	if err != nil || id == "" || r.IntN(3) > 0 {
+		return
+	}
+	run := dagster.NewCommandRun(id, "job", dagster.Encode(map[string]any{}), nil)
+	switch {
+	case n < 7:
+		w.note(check.Entry{Do: "cancel", Run: id})
+		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceling, time.Now(), "")) // as Dagster writes it, in two steps; it may fail
+	case n < 9:
+		w.note(check.Entry{Do: "force", Run: id})
+		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceled, time.Now(), "")) // likewise
+	default:
+		w.note(check.Entry{Do: "delete", Run: id})
+		again(func() error {
+			return errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
+		})
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// breaks breaks daemons, network and database.
+func (w *world) breaks(ctx context.Context, r *rand.Rand) {
+	for ctx.Err() == nil {
+		pause(ctx, time.Duration(500+r.IntN(3000))*time.Millisecond)
+		if ctx.Err() != nil {
+			return
+		}
+		faults := 2
+		if w.proxy != nil {
+			faults = 8
+		}
+		switch i := r.IntN(2); r.IntN(faults) {
+		case 0:
+			w.note(check.Entry{Do: "kill_daemon"})
+			_ = w.daemon(i).Kill()
+			pause(ctx, time.Duration(r.IntN(1000))*time.Millisecond)
+			if err := w.start(i); err != nil {
+				fmt.Println("chaos:", err)
+			}
+		case 1:
+			w.note(check.Entry{Do: "stop_daemon"})
+			_ = w.daemon(i).Signal(syscall.SIGSTOP)
+			pause(ctx, time.Duration(500+r.IntN(3500))*time.Millisecond)
+			_ = w.daemon(i).Signal(syscall.SIGCONT)
+		case 2:
+			w.during(ctx, r, "cut", w.proxy.Cut)
+		case 3:
+			w.during(ctx, r, "swallow", w.proxy.Swallow)
+		case 4:
+			w.during(ctx, r, "lose_answers", func(on bool) {
+				w.proxy.LoseAnswers(on)
+				if !on { // what was asked has been done, and nobody knows
+					w.proxy.Cut(true)
+					w.proxy.Cut(false)
+				}
+			})
+		case 5:
+			w.during(ctx, r, "delay", func(on bool) {
+				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
+			})
+		case 6:
+			w.note(check.Entry{Do: "notices"}) // again, late, and of runs that there are not
+			for range 50 {
+				id, _ := w.d.Text("SELECT run_id FROM runs ORDER BY random() LIMIT 1") // a notice of nothing is one as well
+				_ = w.d.Exec("SELECT pg_notify('run_events', ?)", fmt.Sprintf("%s_%d", id, r.IntN(1000)))
+			}
+		case 7:
+			if crash := os.Getenv("SLIPWAY_TEST_PG_CRASH"); crash != "" && r.IntN(3) == 0 {
+				w.note(check.Entry{Do: "crash_postgres"})
+				if out, err := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", crash).CombinedOutput(); err != nil {
+					fmt.Printf("chaos: crash of Postgres: %v\n%s", err, out)
+				}
+			}
+		}
+	}
+}
+
+// during has a fault hold for a time.
+func (w *world) during(ctx context.Context, r *rand.Rand, what string, set func(bool)) {
+	w.note(check.Entry{Do: what})
+	set(true)
+	pause(ctx, time.Duration(100+r.IntN(3000))*time.Millisecond)
+	set(false)
+}
+
+// mend ends every fault.
+func (w *world) mend() {
+	if w.proxy != nil {
+		w.proxy.Swallow(false)
+		w.proxy.LoseAnswers(false)
+		w.proxy.Delay(0)
+		w.proxy.Cut(false)
+	}
+	for i := range w.daemons {
+		_ = w.daemon(i).Signal(syscall.SIGCONT)
+		if w.daemon(i).Signal(syscall.Signal(0)) != nil { // it has ended
+			if err := w.start(i); err != nil {
+				fmt.Println("chaos:", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,129 @@
+// Package faultproxy is a TCP proxy that a test puts between a program and a server to cut, delay and swallow what they say.
+package faultproxy
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Proxy passes connections on to a server. Its methods may be called from many goroutines at once.
+type Proxy struct {
+	listener net.Listener
+	server   string
+	mu       sync.Mutex
+	cut      bool
+	conns    map[net.Conn]bool
+	wg       sync.WaitGroup
+
+	delay         atomic.Int64 // ns, of each piece in either direction
+	hole, deafens atomic.Bool
+}
+
+// New opens a proxy on a free port of this machine.
+func New(server string) (*Proxy, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{listener: l, server: server, conns: map[net.Conn]bool{}}
+	p.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.wg.Go(func() { p.pass(c) })
+		}
+	})
+	return p, nil
+}
+
+// Addr is where it listens.
+func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+
+// Close cuts everything and waits for it.
+func (p *Proxy) Close() error {
+	err := p.listener.Close()
+	p.Cut(true)
+	p.wg.Wait()
+	return err
+}
+
+// Cut cuts all connections and refuses new ones, or lets them through again.
+func (p *Proxy) Cut(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut = on
+	for c := range p.conns {
+		if on {
+			_ = c.Close()
+		}
+	}
+}
+
+// Swallow lets nothing through any more in either direction, and closes nothing: what a broken network looks like; or lets it through again.
+func (p *Proxy) Swallow(on bool) { p.hole.Store(on) }
+
+// LoseAnswers lets through what is asked and swallows what is answered.
+func (p *Proxy) LoseAnswers(on bool) { p.deafens.Store(on) }
+
+// Delay holds up everything for a time.
+func (p *Proxy) Delay(d time.Duration) { p.delay.Store(int64(d)) }
+
+// keep notes a connection; false if it is cut at once.
+func (p *Proxy) keep(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.cut {
+		p.conns[c] = true
+	}
+	return !p.cut
+}
+
+// forget drops a connection that has ended.
+func (p *Proxy) forget(c net.Conn) {
+	_ = c.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+}
+
+// faulty is a writer that does what the proxy is told.
+type faulty struct {
+	net.Conn
+	p      *Proxy
+	answer bool
+}
+
+func (f faulty) Write(b []byte) (int, error) {
+	if d := f.p.delay.Load(); d > 0 {
+		time.Sleep(time.Duration(d))
+	}
+	if f.p.hole.Load() || f.answer && f.p.deafens.Load() {
+		return len(b), nil
+	}
+	return f.Conn.Write(b)
+}
+
+func (p *Proxy) pass(client net.Conn) {
+	defer p.forget(client)
+	if !p.keep(client) {
+		return
+	}
+	server, err := net.Dial("tcp", p.server)
+	if err != nil {
+		return
+	}
+	defer p.forget(server)
+	if !p.keep(server) {
+		return
+	}
+	p.wg.Go(func() {
+		_, _ = io.Copy(faulty{server, p, false}, client) // until one of them is closed
+		_ = server.Close()
+	})
+	_, _ = io.Copy(faulty{client, p, true}, server)
+}
