@@ -36,7 +36,7 @@ test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
 .PHONY: test-releases
 test-releases: .tools/gotestsum ## Run one run of each fate with older releases of Dagster, installed into .venvs
 	@for f in python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
-	@hack/with-postgres hack/test -run 'TestReleases|TestEachLocation' ./e2e
+	@SLIPWAY_TEST_OLDER=1 hack/with-postgres hack/test -run 'TestReleases|TestEachLocation|TestRollingUpgrade' ./e2e
 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
@@ -47,6 +47,11 @@ test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker e
 soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)
 	@hack/launchers
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
+
+.PHONY: chaos
+chaos: ## Break everything around an instance, 10,000 runs on each storage (half an hour)
+	@go run ./e2e/chaos -storage sqlite -runs 10000
+	@hack/with-postgres go run ./e2e/chaos -storage postgres -runs 10000
 
 .PHONY: bench
 bench: ## Measure; fails if a bound is missed

@@ -380,7 +380,7 @@ func (w *world) wait(ctx context.Context, within time.Duration, most int) error 
 			return nil
 		}
 		if time.Now().After(ends) || ctx.Err() != nil {
-			return fmt.Errorf("%d runs are unfinished after %s, %v", n, within, errors.Join(err, ctx.Err()))
+			return errors.Join(fmt.Errorf("%d runs are unfinished after %s", n, within), err, ctx.Err())
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
