@@ -348,8 +348,12 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 		return got, errors.Join(launcher.ErrTransient, err)
 	}
 	failpoint.Here("launch.before")
+	failpoint.Trace("launch", r.ID, r.Launch.Attempt)
 	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) { return t.Launcher.Launch(ctx, req) })
 	failpoint.Here("launch.after")
+	if err == nil {
+		failpoint.Trace("launched", r.ID, r.Launch.Attempt)
+	}
 	t.budget.learn(err, time.Now())
 	if _, slow := throttled(err); slow {
 		d.done(t.Name, "rate_limited", 0)

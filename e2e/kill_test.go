@@ -26,7 +26,7 @@ func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nweb: {listen: 'off'}\n", self))
+	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nweb: {listen: 'off'}\ncrash_loop: {deaths: 0}\n", self))
 	w.env = []string{storagetest.LightStorage + "=" + d.Location}
 	if !d.Postgres() { // real Dagster's queued runs are not for light workers
 		if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {

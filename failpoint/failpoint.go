@@ -5,6 +5,7 @@
 package failpoint
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -14,6 +15,29 @@ import (
 
 // Env is the variable that arms one point.
 const Env = "SLIPWAY_FAILPOINT"
+
+// TraceEnv is the variable with a file to which each [Trace] adds a line: the process, the step, the run and its attempt.
+const TraceEnv = "SLIPWAY_TRACE"
+
+var trace = openTrace(os.Getenv(TraceEnv))
+
+func openTrace(file string) *os.File {
+	if file == "" {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil
+	}
+	return f
+}
+
+// Trace records a step of the protocol, where a test asks for it.
+func Trace(step, run string, attempt int) {
+	if trace != nil {
+		_, _ = fmt.Fprintf(trace, "%d %s %s %d\n", os.Getpid(), step, run, attempt) // one write; a trace that is not whole is refused
+	}
+}
 
 var (
 	point, stops = strings.CutPrefix(os.Getenv(Env), "stop ")

@@ -108,6 +108,9 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		ch.AddTags = append(ch.AddTags, Tag{Key: DeathKey, Value: deathRow(t.Run, *t.Death)})
 	}
 	ch.Outcome = Outcome{Done: true, Status: ch.Status}
+	if launch != nil {
+		ch.Outcome.Launch = *launch
+	}
 	if launch == nil || !t.Void && t.Next == nil {
 		return ch, nil
 	}
@@ -118,6 +121,7 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	}
 	launch.State = Void
 	ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	ch.Outcome.Launch = *launch
 	if n := t.Next; n != nil {
 		next := LaunchRow{Run: t.Run, Attempt: launch.Attempt + 1, Instance: launch.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Open}
 		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: next.String()})
@@ -152,4 +156,17 @@ func ParseFence(value string) Fence {
 		return Fence{}
 	}
 	return Fence{Leader: leader, Epoch: n}
+}
+
+// Step names what a transition is to the protocol; "" for what it does not know of.
+func (t Transition) Step() string {
+	switch {
+	case t.Handle != "":
+		return "handle"
+	case t.Death != nil && t.Void:
+		return "again"
+	case slices.ContainsFunc(t.Events, func(e dagster.Event) bool { return e.Type == dagster.RunFailure }):
+		return "end"
+	}
+	return ""
 }

@@ -58,7 +58,7 @@ type Claim struct {
 type Outcome struct {
 	Done   bool           // false: the run was not in an expected status, or its launch row is another
 	Status dagster.Status // of the run, after it; "" if the run is gone
-	Launch LaunchRow      // of a Claim that is Done, or of a Transition with Next
+	Launch LaunchRow      // the current one, after what is Done; zero if there is none
 }
 
 // Transition is one change of a run, in one transaction.

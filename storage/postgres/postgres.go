@@ -277,6 +277,11 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 	if err != nil {
 		return nil, wrap(err, "claim")
 	}
+	for _, o := range outcomes {
+		if o.Done {
+			failpoint.Trace("claim", o.Launch.Run, o.Launch.Attempt)
+		}
+	}
 	failpoint.Here("claim.committed")
 	return outcomes, nil
 }
@@ -288,6 +293,9 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 	})
 	if err != nil {
 		return out, err
+	}
+	if step := t.Step(); step != "" && out.Done {
+		failpoint.Trace(step, t.Run, out.Launch.Attempt)
 	}
 	if t.Handle != "" {
 		failpoint.Here("handle.committed")

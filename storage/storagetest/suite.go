@@ -318,7 +318,7 @@ func moveWrites(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Starting})
+	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Starting, Launch: l})
 	r = f.run(t, run)
 	want(t, "handle", r.Handle, "a handle with spaces")
 	if d := cmp.Diff(r.Tags, map[string]string{"k": "new", "docker/container_id": "c1"}); d != "" {
@@ -342,7 +342,8 @@ func moveVoid(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Queued})
+	l.State = storage.Void
+	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Queued, Launch: l})
 	next := f.claim(t, fence, run)
 	want(t, "attempt", next.Attempt, 2)
 	want(t, "current launch row", f.run(t, run).Launch.Token, next.Token)

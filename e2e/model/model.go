@@ -1,0 +1,522 @@
+// Package model is Slipway's protocol, by which a run becomes exactly one worker, as a state machine small enough to be looked at in every state: one run, daemons
+// that lead one after the other and may crash, stall or lose answers at any step, a target, and workers that write in two steps.
+//
+// [Explore] visits every state and says which rule is broken where. [Replay] says whether the machine can do what a real daemon has recorded.
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Row is the run's status.
+type Row uint8
+
+// The statuses.
+const (
+	Queued Row = iota
+	Starting
+	Started
+	Succeeded
+	Failed
+	Canceled
+	Deleted
+)
+
+func (r Row) finished() bool { return r >= Succeeded }
+
+// At is how far a daemon has come with the run.
+type At uint8
+
+// The places.
+const (
+	Idle    At = iota
+	Holding    // it has the launch row and is to launch
+	Asking     // its request has left
+	Told       // it knows of the worker, and is to write the handle
+)
+
+// Object is what the target has of an attempt.
+type Object uint8
+
+// The objects.
+const (
+	None Object = iota
+	Running
+	Ended
+	Removed
+)
+
+// Life is how far a worker has come.
+type Life uint8
+
+// The lives.
+const (
+	Unborn  Life = iota
+	Born         // it was started
+	Checked      // without a gate: it has read the status, and goes on
+	Past         // past its gate
+	Working      // the row says so
+	Wrote        // its success stands in the log, and not yet in the row
+	Dead
+)
+
+const (
+	maxDaemons  = 4
+	maxAttempts = 2
+	maxWorkers  = 3
+	maxFlying   = 2 // at once, of one attempt
+)
+
+// Daemon is one process.
+type Daemon struct {
+	At      At
+	Attempt uint8
+	Epoch   uint8 // of its lead; 0 if it never led
+}
+
+// Worker is one worker.
+type Worker struct {
+	Attempt uint8
+	Life    Life
+}
+
+// State is everything.
+type State struct {
+	Row     Row
+	Epoch   uint8 // of the leader row
+	Leader  int8  // who holds the lease; -1 is nobody
+	Daemons [maxDaemons]Daemon
+
+	Attempt      uint8 // of the newest launch row; 0 is none
+	Taken, Void  bool
+	Handle       bool
+	Objects      [maxAttempts + 1]Object
+	Flying       [maxAttempts + 1]uint8 // requests on their way
+	Workers      [maxWorkers]Worker
+	Pasts        [maxAttempts + 1]uint8 // workers that passed their gate, ever
+	Success      bool                   // stands in the log
+	Forced, Gone bool                   // a user has canceled by force, or deleted
+}
+
+// Rules are the world's.
+type Rules struct {
+	Daemons int
+	Epochs  int
+	Unique  bool // the target refuses a second worker of one name, as long as it keeps the first
+	Gate    bool // workers pass a gate
+	Removes bool // ended objects are removed
+	Foreign bool // the run is STARTED without a launch row
+	Calm    bool // no user cancels or deletes
+}
+
+// Step is one transition.
+type Step struct {
+	What    string
+	Daemon  int // -1: nobody's
+	Attempt int
+}
+
+func (s Step) String() string {
+	if s.Daemon < 0 {
+		return s.What
+	}
+	return fmt.Sprintf("daemon %d: %s %d", s.Daemon, s.What, s.Attempt)
+}
+
+// Begin is the first state.
+func Begin(r Rules) State {
+	s := State{Leader: -1}
+	if r.Foreign {
+		s.Row = Started
+	}
+	return s
+}
+
+// alive says whether a worker lives and is past its gate.
+func (w Worker) past() bool { return w.Life == Past || w.Life == Working || w.Life == Wrote }
+
+func (w Worker) alive() bool { return w.Life != Unborn && w.Life != Dead }
+
+// norm is the state without what can no longer matter.
+func (s State) norm() State {
+	for d, me := range s.Daemons {
+		if me.At == Idle && me.Epoch != s.Epoch {
+			s.Daemons[d] = Daemon{}
+		}
+	}
+	alive := s.Workers[:0:0]
+	for _, w := range s.Workers {
+		if w.alive() {
+			alive = append(alive, w)
+		}
+	}
+	slices.SortFunc(alive, func(a, b Worker) int { return cmp.Or(cmp.Compare(a.Attempt, b.Attempt), cmp.Compare(a.Life, b.Life)) })
+	s.Workers = [maxWorkers]Worker{}
+	copy(s.Workers[:], alive)
+	return s
+}
+
+// Next calls f with every step and what it leads to.
+func Next(s State, r Rules, f func(Step, State)) {
+	say := f
+	f = func(step Step, n State) { say(step, n.norm()) }
+	for d := range r.Daemons {
+		s.daemon(d, r, f)
+	}
+	for a := 1; a <= maxAttempts; a++ {
+		if s.Flying[a] > 0 {
+			f(Step{"arrives", -1, a}, s.arrive(a, r))
+		}
+	}
+	for i, w := range s.Workers {
+		if w.alive() {
+			s.worker(i, r, f)
+		}
+	}
+	if r.Calm {
+		return
+	}
+	if !s.Forced && !s.Row.finished() && !r.Foreign {
+		n := s
+		n.Row, n.Forced = Canceled, true
+		f(Step{"user cancels by force", -1, 0}, n)
+	}
+	if !s.Gone && s.Row.finished() {
+		n := s
+		n.Row, n.Gone = Deleted, true
+		f(Step{"user deletes", -1, 0}, n)
+	}
+}
+
+// crash is the state after a daemon's death.
+func (s State) crash(d int) State {
+	s.Daemons[d] = Daemon{}
+	if s.Leader == int8(d) {
+		s.Leader = -1
+	}
+	return s
+}
+
+// leads says whether a daemon's writes pass the fence.
+func (s State) leads(d int) bool { return s.Daemons[d].Epoch == s.Epoch && s.Epoch > 0 }
+
+func (s State) daemon(d int, r Rules, f func(Step, State)) {
+	me := s.Daemons[d]
+	if s.Leader != int8(d) && int(s.Epoch) < r.Epochs { // the lease of the other one has ended, whether it knows or not
+		n := s
+		n.Epoch++
+		n.Leader, n.Daemons[d] = int8(d), Daemon{Epoch: n.Epoch}
+		f(Step{"leads", d, 0}, n)
+	}
+	if me != (Daemon{}) {
+		f(Step{"crashes", d, 0}, s.crash(d))
+	}
+	a := int(me.Attempt)
+	switch me.At {
+	case Idle:
+		if s.leads(d) {
+			s.idle(d, r, f)
+		}
+	case Holding:
+		n := s
+		if s.Objects[a] == Running || s.Objects[a] == Ended { // looked for, and found
+			n.Daemons[d].At = Told
+			f(Step{"finds", d, a}, n)
+		}
+		if r.Unique || s.Objects[a] == None || s.Objects[a] == Removed { // who looks at a target without unique names may look too early
+			n = s
+			n.Daemons[d].At = Asking
+			n.Flying[a] = min(n.Flying[a]+1, maxFlying)
+			f(Step{"launch", d, a}, n)
+		}
+	case Asking:
+		n := s
+		n.Daemons[d].At = Holding
+		f(Step{"loses the answer", d, a}, n)
+		if s.Objects[a] != None {
+			n = s
+			n.Daemons[d].At = Told
+			f(Step{"launched", d, a}, n)
+		}
+	case Told:
+		n := s
+		n.Daemons[d] = Daemon{Epoch: me.Epoch}
+		if s.leads(d) && int(s.Attempt) == a && !s.Void && s.Row != Deleted {
+			n.Handle = true
+			f(Step{"handle", d, a}, n)
+			f(Step{"writes the handle and crashes", d, a}, n.crash(d))
+		} else {
+			f(Step{"is fenced", d, a}, n)
+		}
+	}
+}
+
+// idle is what a leader does that has nothing at hand.
+func (s State) idle(d int, r Rules, f func(Step, State)) {
+	a := int(s.Attempt)
+	if s.Row == Queued && a < maxAttempts {
+		n := s
+		n.Row, n.Attempt, n.Taken, n.Void, n.Handle = Starting, s.Attempt+1, false, false, false
+		lost := n
+		n.Daemons[d].At, n.Daemons[d].Attempt = Holding, n.Attempt
+		f(Step{"claim", d, a + 1}, n)
+		f(Step{"claims, and loses the answer", d, a + 1}, lost)
+	}
+	if a == 0 || s.Void || s.Row == Deleted {
+		return // foreign, or nothing of ours
+	}
+	if !s.Handle && s.Row == Starting {
+		n := s
+		n.Daemons[d].At, n.Daemons[d].Attempt = Holding, s.Attempt
+		f(Step{"takes up", d, a}, n)
+	}
+	if !s.Handle && s.Row == Started && s.Objects[a] != None {
+		n := s
+		n.Daemons[d].At, n.Daemons[d].Attempt = Told, s.Attempt
+		f(Step{"finds", d, a}, n)
+	}
+	n := s
+	switch {
+	case s.Forced && s.Row != Canceled:
+		n.Row = Canceled
+		f(Step{"asserts", d, a}, n)
+	case s.Forced:
+	case s.Success && s.Row != Succeeded:
+		n.Row = Succeeded
+		f(Step{"asserts", d, a}, n)
+	case s.Handle && s.Objects[a] == Ended && (s.Row == Starting || s.Row == Started):
+		if a < maxAttempts {
+			n.Row, n.Void, n.Handle = Queued, true, false
+			f(Step{"again", d, a}, n)
+			f(Step{"replaces the worker and crashes", d, a}, n.crash(d))
+		}
+		n = s
+		n.Row = Failed
+		f(Step{"end", d, a}, n)
+		f(Step{"ends the run and crashes", d, a}, n.crash(d))
+	}
+	if r.Removes {
+		s.remove(d, f)
+	}
+}
+
+// remove takes away ended objects that no run needs. They are kept longer than any call takes, so that no request for the name is on its way.
+func (s State) remove(d int, f func(Step, State)) {
+	for a := 1; a <= maxAttempts; a++ {
+		busy := s.Flying[a] > 0
+		for _, other := range s.Daemons {
+			busy = busy || int(other.Attempt) == a && (other.At == Holding || other.At == Asking)
+		}
+		if s.Objects[a] == Ended && !busy && (s.Row.finished() || a < int(s.Attempt)) {
+			n := s
+			n.Objects[a] = Removed
+			f(Step{"removes", d, a}, n)
+		}
+	}
+}
+
+// arrive is a request that reaches the target.
+func (s State) arrive(a int, r Rules) State {
+	s.Flying[a]--
+	if r.Unique && (s.Objects[a] == Running || s.Objects[a] == Ended) {
+		return s
+	}
+	for i, w := range s.Workers {
+		if w.Life == Unborn {
+			s.Workers[i] = Worker{uint8(a), Born}
+			s.Objects[a] = Running
+			break
+		}
+	}
+	return s
+}
+
+func (s State) worker(i int, r Rules, f func(Step, State)) {
+	w := s.Workers[i]
+	a := int(w.Attempt)
+	say := func(what string, change func(*State)) {
+		n := s
+		change(&n)
+		if n.Workers[i].Life == Dead {
+			n.Objects[a] = Ended
+			for _, other := range n.Workers {
+				if other.alive() && int(other.Attempt) == a {
+					n.Objects[a] = Running
+				}
+			}
+		}
+		f(Step{what, -1, a}, n)
+	}
+	die := func(n *State) { n.Workers[i].Life = Dead }
+	say("worker dies", die)
+	pass := func(n *State) {
+		n.Workers[i].Life = Past
+		n.Pasts[a]++
+	}
+	switch w.Life {
+	case Born:
+		switch {
+		case r.Gate && int(s.Attempt) == a && !s.Taken && !s.Void && s.Row != Deleted:
+			say("worker passes", func(n *State) { n.Taken = true; pass(n) })
+		case r.Gate:
+			say("worker leaves", die)
+		case s.Row == Starting:
+			say("worker checks", func(n *State) { n.Workers[i].Life = Checked })
+		default:
+			say("worker leaves", die)
+		}
+	case Checked:
+		say("worker starts", pass)
+	case Past:
+		if s.Row == Deleted || s.Row == Canceled && r.Gate { // a gated worker of ours names the status it expects
+			say("worker leaves", die)
+			return
+		}
+		say("worker works", func(n *State) { n.Workers[i].Life, n.Row = Working, Started })
+	case Working:
+		say("worker writes its success", func(n *State) { n.Workers[i].Life, n.Success = Wrote, true })
+	case Wrote:
+		say("worker ends", func(n *State) {
+			die(n)
+			if n.Row != Deleted {
+				n.Row = Succeeded
+			}
+		})
+	}
+}
+
+// Broken says which rule a state breaks; "" for none.
+func Broken(s State, r Rules) string {
+	past := 0
+	for _, w := range s.Workers {
+		if w.alive() && w.past() {
+			past++
+		}
+	}
+	for a, n := range s.Pasts {
+		if n > 1 {
+			return fmt.Sprintf("%d workers of attempt %d passed their gate", n, a)
+		}
+	}
+	switch {
+	case past > 1:
+		return fmt.Sprintf("%d workers are past their gate at once", past)
+	case r.Foreign && (s.Attempt > 0 || s.Row != Started && s.Row != Deleted):
+		return "a foreign run was touched"
+	}
+	return ""
+}
+
+// Found is what [Explore] has found.
+type Found struct {
+	States int
+	Broken string // the first rule that is broken, with the way there
+	Trace  []Step
+	Lost   *State // a state from which the run can never end; nil if there is none
+}
+
+// Explore visits every state.
+func Explore(r Rules) Found {
+	type from struct {
+		state State
+		step  Step
+	}
+	first := Begin(r)
+	came := map[State]from{first: {}}
+	back := map[State][]State{}
+	todo := []State{first}
+	var ends []State
+	trace := func(s State) (steps []Step) {
+		for s != first {
+			steps = append([]Step{came[s].step}, steps...)
+			s = came[s].state
+		}
+		return steps
+	}
+	for len(todo) > 0 {
+		s := todo[0]
+		todo = todo[1:]
+		if why := Broken(s, r); why != "" {
+			return Found{States: len(came), Broken: why, Trace: trace(s)}
+		}
+		if s.Row.finished() {
+			ends = append(ends, s)
+		}
+		Next(s, r, func(step Step, n State) {
+			back[n] = append(back[n], s)
+			if _, seen := came[n]; !seen {
+				came[n] = from{s, step}
+				todo = append(todo, n)
+			}
+		})
+	}
+	if r.Foreign {
+		return Found{States: len(came)}
+	}
+	// Whatever has happened, the run can still end, unless there are no more leaders to come.
+	can := map[State]bool{}
+	for _, s := range ends {
+		can[s] = true
+	}
+	for len(ends) > 0 {
+		s := ends[0]
+		ends = ends[1:]
+		for _, b := range back[s] {
+			if !can[b] {
+				can[b] = true
+				ends = append(ends, b)
+			}
+		}
+	}
+	for s := range came {
+		if !can[s] && int(s.Epoch) < r.Epochs {
+			lost := s
+			return Found{States: len(came), Lost: &lost, Trace: trace(s)}
+		}
+	}
+	return Found{States: len(came)}
+}
+
+// visible are the steps that a daemon records.
+var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "finds": false, "handle": true, "again": true, "end": true}
+
+// Replay says whether the machine can take the steps that were recorded, in their order, with any others in between; if not, it gives how many it could.
+func Replay(r Rules, steps []Step) (int, bool) {
+	states := closure(map[State]bool{Begin(r): true}, r)
+	for i, want := range steps {
+		next := map[State]bool{}
+		for s := range states {
+			Next(s, r, func(step Step, n State) {
+				if step == want {
+					next[n] = true
+				}
+			})
+		}
+		if len(next) == 0 {
+			return i, false
+		}
+		states = closure(next, r)
+	}
+	return len(steps), true
+}
+
+// closure adds what can be reached by steps that nobody records.
+func closure(states map[State]bool, r Rules) map[State]bool {
+	var todo []State
+	for s := range states {
+		todo = append(todo, s)
+	}
+	for len(todo) > 0 {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		Next(s, r, func(step Step, n State) {
+			if !visible[step.What] && !states[n] {
+				states[n] = true
+				todo = append(todo, n)
+			}
+		})
+	}
+	return states
+}

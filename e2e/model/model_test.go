@@ -1,0 +1,60 @@
+package model_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/slipway-run/slipway/e2e/model"
+)
+
+// Two daemons, three leads, crashes and lost answers at every step: no attempt has two workers past their gate, no two are past theirs at once, no run is lost,
+// no foreign one touched. Without a gate, a target that can hold two workers of one name breaks that: the model shows how.
+func TestEveryState(t *testing.T) {
+	for name, c := range map[string]struct {
+		rules  model.Rules
+		broken string
+	}{
+		"unique names, gate":                 {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
+		"unique names, no gate":              {model.Rules{Unique: true, Removes: true}, ""},
+		"names that can be doubled, gate":    {model.Rules{Gate: true, Removes: true}, ""},
+		"names that can be doubled, no gate": {model.Rules{Removes: true}, "workers"},
+		"a foreign run":                      {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.rules.Daemons, c.rules.Epochs = 2, 3
+			got := model.Explore(c.rules)
+			t.Logf("%d states", got.States)
+			switch {
+			case c.broken == "" && got.Broken != "":
+				t.Errorf("%s, after %v", got.Broken, got.Trace)
+			case c.broken != "" && !strings.Contains(got.Broken, c.broken):
+				t.Errorf("nothing is broken: the model is too kind")
+			case got.Lost != nil:
+				t.Errorf("from %+v the run can never end; it came there by %v", *got.Lost, got.Trace)
+			}
+			if c.broken != "" {
+				t.Logf("%s: %v", got.Broken, got.Trace)
+			}
+		})
+	}
+}
+
+func TestReplay(t *testing.T) {
+	rules := model.Rules{Daemons: 2, Epochs: 3, Unique: true, Gate: true, Removes: true}
+	step := func(what string, daemon, attempt int) model.Step {
+		return model.Step{What: what, Daemon: daemon, Attempt: attempt}
+	}
+	good := []model.Step{step("claim", 0, 1), step("launch", 0, 1), step("launch", 1, 1), step("launched", 1, 1), step("handle", 1, 1), step("again", 1, 1), step("claim", 0, 2), step("launch", 0, 2), step("launched", 0, 2), step("handle", 0, 2), step("end", 0, 2)}
+	if n, ok := model.Replay(rules, good); !ok {
+		t.Fatalf("refused at %v", good[n])
+	}
+	for i := range len(good) - 1 {
+		swapped := append([]model.Step{}, good...)
+		swapped[i], swapped[i+1] = swapped[i+1], swapped[i]
+		n, ok := model.Replay(rules, swapped)
+		// Two daemons' requests may come in either order.
+		if free := good[i].What == "launch" && good[i+1].What == "launch"; ok != free {
+			t.Errorf("with %v and %v swapped: taken %v, as far as step %d", good[i], good[i+1], ok, n)
+		}
+	}
+}
