@@ -233,7 +233,7 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err := d.Store.Settle(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
-	} else if err != nil { // of some runs; the others go on
+	} else if err != nil && ctx.Err() == nil { // of some runs; the others go on
 		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
 	}
 	if err := d.readPauses(ctx); err != nil { // nothing is claimed before

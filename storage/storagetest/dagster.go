@@ -301,7 +301,7 @@ func (d *Dagster) Locked(runs ...string) (bool, error) {
 		if cerr := db.Close(); cerr != nil {
 			return false, cerr
 		}
-		if err != nil && strings.Contains(err.Error(), "SQLITE_BUSY") {
+		if err != nil && (strings.Contains(err.Error(), "SQLITE_BUSY") || strings.Contains(err.Error(), "locking protocol")) {
 			return true, nil
 		}
 		if err != nil {
