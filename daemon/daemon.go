@@ -243,6 +243,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err != nil {
 		return err
 	}
+	if inFlightRuns, err = d.adopt(ctx, fence, inFlightRuns); err != nil {
+		return err
+	}
 	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
 	requeued := make(chan queue.Requeued, 64)
 	dispatcher := &dispatch.Dispatcher{

@@ -107,6 +107,12 @@ func (m mortalLauncher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, er
 	}
 }
 
+// Adopt knows workers of another launcher by the tag elsewhere/worker, which is their handle.
+func (m mortalLauncher) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
+	h, ok := f.Tags["elsewhere/worker"]
+	return launcher.Handle(h), ok && m.name == "one"
+}
+
 // Describe implements [launcher.Describer].
 func (m mortalLauncher) Describe(context.Context, launcher.Handle, bool) (json.RawMessage, error) {
 	return json.RawMessage(`{"seen_by": "the target"}`), nil
@@ -224,5 +230,40 @@ func TestSilenceFailsARunOnlyWhereASettingSaysSo(t *testing.T) {
 	}
 	if w.says(busy, "Nothing was heard") || len(m.asked) != 2 {
 		t.Errorf("workers %v; story of the run that writes %s", m.asked, w.story(busy))
+	}
+}
+
+// A run that another launcher started is adopted if the target shows its worker, and watched from then on; one whose worker is not to be seen, or that no launcher
+// knows, is left alone.
+func TestRunsOfOtherLaunchersAreAdopted(t *testing.T) {
+	w := newWorld(t, parked, "")
+	m := w.mortals("")
+	var ids []string
+	for _, tags := range []map[string]string{{"elsewhere/worker": "theirs"}, {"elsewhere/worker": "gone"}, nil} {
+		id := w.enqueue(tags)
+		for _, typ := range []dagster.EventType{dagster.RunStarting, dagster.RunStart} {
+			if err := w.d.Event(dagster.NewEvent(dagster.Run{ID: id, Job: "light"}, typ, time.Now(), "")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ids = append(ids, id)
+	}
+	m.workers["theirs"] = launcher.Worker{ID: launcher.ID{Run: ids[0], Attempt: 1}, Handle: "theirs", Health: launcher.Health{Status: launcher.Failed, Cause: launcher.CauseOOM, Message: "out of memory"}}
+	err := w.run(func() {
+		if r := w.ended(ids[0]); r.Status != dagster.Failure || r.Handle != "theirs" || r.Tags[storage.CauseTag] != "oom" {
+			t.Errorf("the adopted run is %s, handle %q, tags %v: %s", r.Status, r.Handle, r.Tags, w.story(ids[0]))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !w.says(ids[0], "[Slipway] Adopted the run worker") {
+		t.Errorf("its log does not say so: %s", w.story(ids[0]))
+	}
+	for _, id := range ids[1:] {
+		runs, err := w.store.Runs(t.Context(), storage.Filter{IDs: []string{id}})
+		if err != nil || runs[0].Status != dagster.Started || runs[0].Launch != nil {
+			t.Errorf("run %s was touched: %+v, %v", id, runs[0], err)
+		}
 	}
 }

@@ -80,10 +80,16 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		return Change{}, err
 	}
 	launch := Ours(t.Run, ours, r.Tags).Launch
-	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) {
+	adopts := t.Next != nil && t.Next.Instance != ""
+	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) || adopts && launch != nil {
 		return refused, nil
 	}
 	ch := Change{Status: row.Status, Events: t.Events, SetTags: t.Tags}
+	if adopts { // its worker is past every gate
+		n := t.Next
+		launch = &LaunchRow{Run: t.Run, Attempt: 1, Instance: n.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Taken}
+		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	}
 	status := t.Events
 	if t.Stands != nil {
 		status = append([]dagster.Event{*t.Stands}, status...)
@@ -111,7 +117,7 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	if launch != nil {
 		ch.Outcome.Launch = *launch
 	}
-	if launch == nil || !t.Void && t.Next == nil {
+	if launch == nil || adopts || !t.Void && t.Next == nil {
 		return ch, nil
 	}
 	for _, row := range ours {

@@ -78,9 +78,11 @@ type Transition struct {
 	Next *Next
 }
 
-// Next asks for a further attempt at a run in flight.
+// Next asks for a further attempt at a run in flight; with an Instance, for the first one at a run that somebody else has launched and
+// whose worker is known: it is adopted, if it has no launch row of ours.
 type Next struct {
 	Launcher, Token string
+	Instance        string
 	Epoch           int64
 	At              time.Time
 }

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/dispatch"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/storage"
+)
+
+// adopt takes over runs in flight that Dagster's own launchers started, where a launcher of ours knows them by their tags and its target shows the worker, with
+// this run's ID on it. The others are left alone. It gives the runs as they are then.
+func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []storage.Run) ([]storage.Run, error) {
+	runs := slices.Clone(inFlight)
+	for i, r := range runs {
+		if r.Broken != nil || r.Launch != nil || r.Status == dagster.Starting && len(r.Tags) == 0 {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(d.targets)) {
+			t := d.targets[name]
+			adopter, ok := launcher.As[launcher.Adopter](t.Launcher)
+			if !ok {
+				continue
+			}
+			handle, ok := adopter.Adopt(launcher.Foreign{Run: r.ID, Tags: r.Tags})
+			if !ok {
+				continue
+			}
+			asking, cancel := context.WithTimeout(ctx, listTime)
+			h, err := dispatch.Call(asking, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, handle) })
+			cancel()
+			if err != nil || !h.Status.Alive() && !h.Status.Ended() {
+				d.Log.WarnContext(ctx, "a run that another launcher started is left alone: its worker is not to be seen", "run_id", r.ID, "launcher", name, "handle", string(handle), "status", h.Status, "err", err)
+				continue
+			}
+			now := time.Now()
+			out, err := d.Store.Move(ctx, fence, storage.Transition{
+				Run: r.ID, From: []dagster.Status{r.Status}, Handle: string(handle),
+				Next:   &storage.Next{Instance: d.name, Launcher: name, Token: uuid.NewString(), Epoch: fence.Epoch, At: r.Created.UTC().Truncate(time.Microsecond)},
+				Events: []dagster.Event{dagster.NewEngineEvent(r.Run, now, "[Slipway] Adopted the run worker, which another launcher had started.", []dagster.Metadata{{Label: "Worker", Text: string(handle)}, {Label: "Launcher", Text: name}}, nil)},
+			})
+			if err != nil {
+				return runs, err
+			}
+			if out.Done {
+				row := out.Launch
+				runs[i].Launch, runs[i].Handle = &row, string(handle)
+				d.Log.InfoContext(ctx, "a run was adopted that another launcher had started", "run_id", r.ID, "job", r.Job, "launcher", name, "handle", string(handle))
+			}
+			break
+		}
+	}
+	return runs, nil
+}
