@@ -38,6 +38,11 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 	@for f in python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
 	@SLIPWAY_TEST_OLDER=1 hack/with-postgres hack/test -run 'TestReleases|TestEachLocation|TestRollingUpgrade' ./e2e
 
+.PHONY: test-faults
+test-faults: .tools/gotestsum ## Run the long tests of faults: daemons killed and stopped at every step, workers that die and are replaced
+	@hack/venv .venv python/constraints.txt
+	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestTakeOver|TestTraces|TestKilledAtRandom' ./e2e
+
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
 	@hack/venv .venv python/constraints.txt && hack/launchers

@@ -16,6 +16,7 @@ import (
 // A run whose worker is killed in the middle goes on with another worker of Dagster's: resumed, it waits for the step that was under way, and no step runs
 // twice; begun anew, all run again.
 func TestDeadWorkersAreReplaced(t *testing.T) {
+	testenv.Faults(t)
 	for name, c := range map[string]struct {
 		monitoring   string
 		job, second  string
@@ -55,6 +56,7 @@ func TestDeadWorkersAreReplaced(t *testing.T) {
 
 // Workers end whose runs are ended without them: marked as canceled by force, deleted, and those of a backfill that dagster-daemon cancels.
 func TestStoppedFromEverywhere(t *testing.T) {
+	testenv.Faults(t)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 4}\n")
 	server := w.webserver("e2e/fates/fates.py")

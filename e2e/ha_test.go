@@ -21,6 +21,7 @@ import (
 // A leader that is stopped between any two steps for longer than its lease, and goes on when a standby has taken over and done its work: it
 // commits nothing any more, and what it had begun on the target leaves one worker.
 func TestStoppedAtEveryFailpoint(t *testing.T) {
+	testenv.Faults(t)
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
 			t.Run(name+"/"+point, func(t *testing.T) {
@@ -123,6 +124,7 @@ func (w *world) rows(d *storagetest.Dagster, ids ...string) string {
 // A standby leads within 3 s of the leader's death, and within a second after the lease of one has ended that cannot reach the storage any more; what was in flight
 // is adopted, and no worker notices.
 func TestTakeOver(t *testing.T) {
+	testenv.Faults(t)
 	const most = 3 * time.Second // a figure of an issue is bench's to show; here a machine may be slow
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {

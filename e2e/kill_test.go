@@ -155,6 +155,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 }
 
 func TestKilledAtRandomMoments(t *testing.T) {
+	testenv.Faults(t)
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
 			d := s.make(t)

@@ -13,11 +13,13 @@ import (
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/e2e/model"
 	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
 // What real daemons do, killed at random moments, the model of the protocol can do as well; with two of their steps swapped, it cannot.
 func TestTracesFitTheModel(t *testing.T) {
+	testenv.Faults(t)
 	d := storagetest.NewSQLite(t)
 	w := lightWorld(t, d)
 	w.fated(d, "replace.before") // dead workers are replaced

@@ -78,7 +78,7 @@ type world struct {
 	counts  map[string]int
 }
 
-const settings = `queue: {max_concurrent_runs: 20}
+const settings = `queue: {max_concurrent_runs: 40}
 terminate: {local_only: true}
 allow_secrets_in_argv: true
 monitoring:
@@ -312,7 +312,7 @@ func again(f func() error) {
 // enqueues puts the runs into the queue, some at a time.
 func (w *world) enqueues(ctx context.Context, r *rand.Rand) error {
 	for n := 0; n < w.options.runs && ctx.Err() == nil; {
-		if open, err := w.unfinished(); err != nil || open > 60 {
+		if open, err := w.unfinished(); err != nil || open > 120 {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
@@ -333,7 +333,7 @@ func (w *world) enqueue(r *rand.Rand) {
 	if r.IntN(10) == 0 {
 		fate, code = "fail", 3
 	}
-	if r.IntN(8) == 0 {
+	if r.IntN(16) == 0 {
 		seconds += 1.5
 	}
 	file := filepath.Join(w.witness, id)

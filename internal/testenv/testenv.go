@@ -34,6 +34,17 @@ func Missing(t testing.TB, target, reason string) {
 	t.Skipf("no %s: %s", target, reason)
 }
 
+// FaultsEnv is the variable that has the long tests of faults run.
+const FaultsEnv = "SLIPWAY_TEST_FAULTS"
+
+// Faults skips the test where the long tests of faults are not wanted.
+func Faults(t testing.TB) {
+	t.Helper()
+	if os.Getenv(FaultsEnv) == "" && os.Getenv("SLIPWAY_SOAK") == "" {
+		Missing(t, "faults", "make test-faults runs the long tests of kills, stalls and replaced workers")
+	}
+}
+
 // PostgresEnv is the variable with the address of a server on which databases may be made.
 const PostgresEnv = "SLIPWAY_TEST_PG"
 
