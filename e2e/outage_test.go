@@ -1,12 +1,17 @@
 package e2e_test
 
 import (
+	"errors"
+	"fmt"
 	"net/url"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/internal/faultproxy"
+	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
@@ -45,4 +50,87 @@ func TestStorageIsAwayForSomeSeconds(t *testing.T) {
 	daemon.stop()
 	w.exactlyOnce(dagster.Success, append(before, during...)...)
 	w.exactlyOnce(dagster.Failure, after...)
+}
+
+// Whatever the storage does for some seconds, the daemon goes on when it has ended, and so do workers: nothing crashes, no run is lost, none runs twice.
+func TestStorageTrouble(t *testing.T) {
+	testenv.Faults(t)
+	type trouble struct{ name, begin, end string }
+	const setting = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I %s', current_database()); END $$"
+	const away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+	for _, c := range []trouble{
+		{"read-only", fmt.Sprintf(setting, "SET default_transaction_read_only = on"), fmt.Sprintf(setting, "RESET default_transaction_read_only")},
+		{"statements that are timed out", fmt.Sprintf(setting, "SET statement_timeout = ''1ms''"), fmt.Sprintf(setting, "RESET statement_timeout")},
+	} {
+		t.Run("postgres/"+c.name, func(t *testing.T) {
+			t.Parallel()
+			d := storagetest.NewPostgres(t)
+			w := lightWorld(t, d)
+			w.troubled(d, func() {
+				for _, q := range []string{c.begin, away} { // new sessions have it
+					if err := d.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}, func() {
+				for _, q := range []string{c.end, away} {
+					if err := d.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+	t.Run("sqlite/locked", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		lock := exec.Command(filepath.Join(testenv.DagsterBin(t), "python"), "-c", `
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+`, filepath.Join(w.home, "history/runs.db"))
+		in, err := lock.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := lock.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.troubled(d, func() {
+			if err := lock.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}, func() {
+			if err := errors.Join(in.Close(), lock.Wait()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+}
+
+// troubled runs a daemon through a trouble of the storage that is longer than its lease.
+func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
+	w.t.Helper()
+	p := w.slipway()
+	p.says("msg=leading")
+	hold := filepath.Join(w.home, "go")
+	held := enqueueGo(w.t, d, 2, "while [ ! -e "+hold+" ]; do sleep 0.05; done")
+	for _, id := range held {
+		w.status(p, id, dagster.Started)
+	}
+	begin()
+	w.write("go", "")           // their workers end in the middle of it
+	time.Sleep(4 * time.Second) // longer than the lease
+	end()
+	after := enqueue(w.t, d, 2, nil)
+	w.ended(2*time.Minute, p, append(after, held...)...)
+	p.stop()
+	w.exactlyOnce(dagster.Success, append(after, held...)...)
 }
