@@ -1,6 +1,6 @@
 // Bench measures what Slipway promises in figures, prints it as a table and as JSON, and exits 1 if a bound is
 // missed: go run ./bench, or make bench. Beside stock Dagster: go run ./bench stock, or make bench-stock. From a worker's death to its run's FAILURE, beside stock
-// Dagster: go run ./bench deaths, or make bench-deaths.
+// Dagster: go run ./bench deaths, or make bench-deaths. Thousands of queued runs canceled: go run ./bench terminate.
 package main
 
 import (
@@ -61,10 +61,10 @@ func main() {
 		}
 		return
 	}
-	if len(os.Args) > 1 && os.Args[1] == "deaths" {
+	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations}; len(os.Args) > 1 && more[os.Args[1]] != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 		defer cancel()
-		if err := deaths(ctx, os.Args[2:]); err != nil {
+		if err := more[os.Args[1]](ctx, os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1) //nolint:gocritic // nothing is left to cancel
 		}

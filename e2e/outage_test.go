@@ -91,7 +91,7 @@ db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
 sys.stdin.read()
-`, filepath.Join(w.home, "history/runs.db"))
+`, filepath.Join(d.Location, "history/runs.db"))
 		in, err := lock.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
