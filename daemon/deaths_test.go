@@ -267,3 +267,40 @@ func TestRunsOfOtherLaunchersAreAdopted(t *testing.T) {
 		}
 	}
 }
+
+// A run that is canceled just when its dead worker is to be replaced, by somebody who took it for one that runs, is CANCELED: nothing else would ever end it.
+func TestCanceledBetweenTwoWorkers(t *testing.T) {
+	w := newWorld(t, parked, "")
+	w.mortals("")
+	id := w.enqueue(nil)
+	name, err := w.store.InstanceID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fence, leads, err := w.store.Lead(t.Context(), "slipway-before", time.Second)
+	if err != nil || !leads {
+		t.Fatal(leads, err)
+	}
+	out, err := w.store.Claim(t.Context(), fence, []storage.Claim{{Run: id, Launcher: "one", Instance: name, Token: "t", At: time.Now()}})
+	if err != nil || !out[0].Done {
+		t.Fatal(out, err)
+	}
+	r := dagster.Run{ID: id, Job: "light"}
+	if _, err := w.store.Move(t.Context(), fence, storage.Transition{Run: id, Launch: "t", Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(r, time.Now())}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.d.Event(dagster.NewEvent(r, dagster.RunCanceling, time.Now(), "")); err != nil { // it had seen the run STARTED
+		t.Fatal(err)
+	}
+	if err := w.store.Yield(t.Context(), fence); err != nil {
+		t.Fatal(err)
+	}
+	err = w.run(func() {
+		if r := w.ended(id); r.Status != dagster.Canceled {
+			t.Errorf("the run is %s: %s", r.Status, w.story(id))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

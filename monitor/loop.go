@@ -227,6 +227,10 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		delete(l.flights, r.ID)
 		return nil
 	}
+	if r.Launch.State == storage.Void {
+		delete(l.flights, r.ID)
+		return l.unlaunched(ctx, r)
+	}
 	if f == nil || f.run.Launch.Token != r.Launch.Token {
 		if r.Handle == "" || !r.Status.Active() {
 			return nil
@@ -255,6 +259,24 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		l.forget(r.ID)
 	}
 	return nil
+}
+
+// unlaunched ends a run that was canceled just when its worker had died and was to be replaced: whoever canceled it took it for one that runs, and there is nothing
+// to stop.
+func (l *Loop) unlaunched(ctx context.Context, r storage.Run) error {
+	if r.Status != dagster.Canceling {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	out, err := l.Store.Move(ctx, l.Fence, storage.Transition{
+		Run: r.ID, From: []dagster.Status{dagster.Canceling}, Launch: r.Launch.Token,
+		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(), "The run was canceled: its worker had ended, and no other one was launched.")},
+	})
+	if err == nil && out.Done {
+		l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", "it was canceled while it had no worker")
+	}
+	return err
 }
 
 // forget drops a run unless it is to be looked at again.
