@@ -341,7 +341,13 @@ func (w *world) enqueue(r *rand.Rand) {
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, nil)
 	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
-	again(func() error { return w.d.EnqueueRun(run) })
+	again(func() error {
+		err := w.d.EnqueueRun(run)
+		if err != nil { // it may have come half way
+			_ = errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
+		}
+		return err
+	})
 	w.mu.Lock()
 	w.runs[id] = ""
 	w.mu.Unlock()
