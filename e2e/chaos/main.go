@@ -216,7 +216,8 @@ func (w *world) database(ctx context.Context) (string, error) {
 		return "", err
 	}
 	name := "chaos_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if err := admin.Exec("CREATE DATABASE " + name); err != nil {
+	// The test server commits before it writes; what a crash must not take back has to be written.
+	if err := errors.Join(admin.Exec("CREATE DATABASE "+name), admin.Exec("ALTER DATABASE "+name+" SET synchronous_commit = on")); err != nil {
 		return "", err
 	}
 	u, err := url.Parse(server)
