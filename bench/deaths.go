@@ -29,29 +29,10 @@ import (
 const deathBound = time.Second
 
 // sleepPython is a launcher of processes that sleep, whose health stock Dagster can check.
-const sleepPython = `import os, subprocess
-from dagster import DagsterEvent, DagsterEventType
-from dagster._core.launcher import RunLauncher
-from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
-from dagster._serdes import ConfigurableClass
+const sleepPython = launcherPython + `
 
-
-class SleepLauncher(RunLauncher, ConfigurableClass):
-    def __init__(self, inst_data=None):
-        self._inst_data = inst_data
-        self._workers = {}
-        super().__init__()
-
-    inst_data = property(lambda self: self._inst_data)
+class SleepLauncher(Launcher):
     supports_check_run_worker_health = True
-
-    @classmethod
-    def config_type(cls):
-        return {}
-
-    @classmethod
-    def from_config_value(cls, inst_data, config_value):
-        return cls(inst_data=inst_data)
 
     def launch_run(self, context):
         run = context.dagster_run
@@ -67,9 +48,6 @@ class SleepLauncher(RunLauncher, ConfigurableClass):
         if code is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "exit code %d" % code)
-
-    def terminate(self, run_id):
-        return False
 `
 
 // deaths measures the time from kill -9 of a worker to its run's FAILURE, beside stock Dagster.

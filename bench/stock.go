@@ -24,15 +24,18 @@ import (
 	"github.com/slipway-run/slipway/storage"
 )
 
-// nullPython is a launcher that does nothing but note when it was asked, for stock Dagster.
-const nullPython = `import os, time
+// launcherPython is what launchers of ours for stock Dagster have in common: no settings, and nothing that they terminate.
+const launcherPython = `import os, subprocess, time
+from dagster import DagsterEvent, DagsterEventType
 from dagster._core.launcher import RunLauncher
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._serdes import ConfigurableClass
 
 
-class NullLauncher(RunLauncher, ConfigurableClass):
+class Launcher(RunLauncher, ConfigurableClass):
     def __init__(self, inst_data=None):
         self._inst_data = inst_data
+        self._workers = {}
         super().__init__()
 
     inst_data = property(lambda self: self._inst_data)
@@ -45,14 +48,19 @@ class NullLauncher(RunLauncher, ConfigurableClass):
     def from_config_value(cls, inst_data, config_value):
         return cls(inst_data=inst_data)
 
+    def terminate(self, run_id):
+        return False
+`
+
+// nullPython is a launcher that does nothing but note when it was asked.
+const nullPython = launcherPython + `
+
+class NullLauncher(Launcher):
     def launch_run(self, context):
         line = "%s %.6f\n" % (context.dagster_run.run_id, time.time())
         fd = os.open(os.environ["NULL_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(fd, line.encode())
         os.close(fd)
-
-    def terminate(self, run_id):
-        return False
 `
 
 // comparison is one line of the comparison. Times are in milliseconds from when a run could be read as QUEUED.

@@ -259,13 +259,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 			}
 		},
 		Launched: func(r storage.Run) { launched.Put(r) },
-		Done: func(launcher, outcome string, took time.Duration) {
-			if outcome == "rate_limited" {
-				d.Metrics.RateLimited(launcher)
-				return
-			}
-			d.Metrics.Launched(launcher, outcome, took)
-		},
+		Done:     d.Metrics.Launched, RateLimited: d.Metrics.RateLimited,
 	}
 	dispatcher.Init(ctx, inFlightRuns)
 	loop := &queue.Loop{
@@ -275,12 +269,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Waiting: func(w queue.Waiting) { d.waiting.Store(&w); d.Metrics.Waiting(w) },
 		Claimed: func(r storage.Run) { d.Metrics.Claimed(r.Launch.At.Sub(r.Created)) },
 	}
-	stop := &brake{set: d.Instance.Settings.Brake, pause: func(p queue.Pause) {
-		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until, "end_it", "slipway unpause --job "+p.Value)
-		if err := d.Store.SetEntry(ctx, p.Key(), p.Text()); err != nil {
-			d.Log.WarnContext(ctx, "the pause could not be written", "err", err)
-		}
-	}}
+	stop := d.brake(ctx)
 	policy := Policy(d.Instance, d.targets)
 	seen := d.list(ctx, inFlightRuns)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
@@ -296,11 +285,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
 	sweep.Found = d.Metrics.Orphans
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
-		for _, r := range runs {
-			if r.Status.Finished() && r.Launch != nil && r.Launch.Instance == d.name {
-				d.Metrics.Ended(r.Launch.Launcher, string(r.Status))
-			}
-		}
+		d.countEnded(runs)
 		queued.Put(runs...)
 		inFlight.Put(runs...)
 	}}
@@ -317,70 +302,12 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return sweep.Run(ctx) })
 	g.Go(func() error { return slots.Run(ctx) })
 	g.Go(func() error { return d.watchPauses(ctx) })
-	if d.web != "" {
-		if err := d.Store.SetEntry(ctx, webKey, d.id+" "+d.web); err != nil {
-			d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
-		}
-	}
+	d.announceWeb(ctx)
 	g.Go(func() error { return d.beat(ctx) })
 	if d.address.network == "unix" {
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
 	return g.Wait()
-}
-
-// listTime is how long a target may take to list its workers before the first claim. One that takes longer is asked for each worker by itself.
-const listTime = time.Second
-
-// list asks each target that has runs in flight for its workers, all at once: what an earlier leader left is known before anything is claimed.
-func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.ID]launcher.Health {
-	ctx, cancel := context.WithTimeout(ctx, listTime)
-	defer cancel()
-	busy := map[string]bool{}
-	for _, r := range inFlight {
-		if r.Launch != nil && r.Launch.Instance == d.name {
-			busy[r.Launch.Launcher] = true
-		}
-	}
-	type answer struct {
-		name    string
-		workers []launcher.Worker
-		err     error
-	}
-	answers := make(chan answer, len(busy))
-	asked := 0
-	for name := range busy {
-		t := d.targets[name]
-		if t == nil {
-			continue
-		}
-		lister, ok := launcher.As[launcher.Lister](t.Launcher)
-		if !ok {
-			continue
-		}
-		asked++
-		go func() { // ends with its call, which has a deadline
-			all, err := dispatch.List(ctx, t, lister, launcher.Filter{Instance: d.name})
-			answers <- answer{name, all, err}
-		}()
-	}
-	seen := map[launcher.ID]launcher.Health{}
-	for range asked {
-		select {
-		case a := <-answers:
-			if a.err != nil {
-				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself", "launcher", a.name, "err", a.err)
-			}
-			for _, w := range a.workers {
-				if w.Instance == d.name {
-					seen[w.ID] = w.Health
-				}
-			}
-			d.Log.InfoContext(ctx, "workers found on a target", "launcher", a.name, "workers", len(a.workers))
-		case <-ctx.Done():
-		}
-	}
-	return seen
 }
 
 // beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it.

@@ -129,11 +129,7 @@ func stockSymptoms(ctx context.Context, in *instance.Instance, s storage.Store) 
 		return []Symptom{{Bad, fmt.Sprintf("the heartbeats cannot be read: %v", err), ""}}
 	}
 	var out []Symptom
-	d := &Daemon{Instance: in, Store: s}
-	foreign := func(typ string) bool {
-		b, err := d.foreignBeat(ctx, typ)
-		return err == nil && time.Since(b.At) < beatAge
-	}
+	foreign := func(daemonType string) bool { return time.Since(foreignBeat(beats, daemonType).At) < beatAge }
 	file := in.Home + "/dagster.yaml"
 	switch {
 	case in.Settings.Coexist:

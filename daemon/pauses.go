@@ -10,22 +10,12 @@ import (
 	"github.com/slipway-run/slipway/instance"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/queue"
-	"github.com/slipway-run/slipway/storage"
 )
 
 // pausesInterval is how often pauses are read, which others write.
 const pausesInterval = time.Second
 
-// Pauses are those that hold at a time: the ones in storage, and the windows of slipway.yaml. What cannot be read is an error each and holds nothing.
-func Pauses(ctx context.Context, in *instance.Instance, s storage.Entries, now time.Time) ([]queue.Pause, []error) {
-	entries, err := s.Entries(ctx, queue.PausePrefix)
-	if err != nil {
-		return nil, []error{err}
-	}
-	return holding(in, entries, now)
-}
-
-// holding are the pauses among entries, and the windows, that hold at a time.
+// holding are the pauses among entries of kvs, and the windows of slipway.yaml, that hold at a time. What cannot be understood is an error each and holds nothing.
 func holding(in *instance.Instance, entries map[string]string, now time.Time) ([]queue.Pause, []error) {
 	pauses, bad := queue.ParsePauses(entries)
 	pauses = slices.DeleteFunc(pauses, func(p queue.Pause) bool { return p.Over(now) })
@@ -97,6 +87,16 @@ func (d *Daemon) paused() []queue.Pause {
 		return *p
 	}
 	return nil
+}
+
+// brake makes the brake of this lead, whose pauses are written to the storage.
+func (d *Daemon) brake(ctx context.Context) *brake {
+	return &brake{set: d.Instance.Settings.Brake, pause: func(p queue.Pause) {
+		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until, "end_it", "slipway unpause --job "+p.Value)
+		if err := d.Store.SetEntry(ctx, p.Key(), p.Text()); err != nil {
+			d.Log.WarnContext(ctx, "the pause could not be written", "err", err)
+		}
+	}}
 }
 
 // brake pauses the launches of a job whose workers die again and again.

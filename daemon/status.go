@@ -83,7 +83,8 @@ func ReadStatus(ctx context.Context, in *instance.Instance, name string, s stora
 	for _, r := range runs {
 		st.Runs[string(r.Status)]++
 	}
-	pauses, bad := Pauses(ctx, in, s, time.Now())
+	maps.DeleteFunc(entries, func(key, _ string) bool { return !strings.HasPrefix(key, queue.PausePrefix) })
+	pauses, bad := holding(in, entries, time.Now())
 	st.Pauses = append(st.Pauses, pauses...)
 	return st, errors.Join(bad...)
 }
@@ -141,6 +142,25 @@ func (d *Daemon) listenWeb(ctx context.Context) (net.Listener, error) {
 	}
 	d.Log.InfoContext(ctx, "metrics and status are served", "address", "http://"+l.Addr().String())
 	return l, nil
+}
+
+// announceWeb says in the storage where this leader is to be asked.
+func (d *Daemon) announceWeb(ctx context.Context) {
+	if d.web == "" {
+		return
+	}
+	if err := d.Store.SetEntry(ctx, webKey, d.id+" "+d.web); err != nil {
+		d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
+	}
+}
+
+// countEnded counts runs of ours that have ended.
+func (d *Daemon) countEnded(runs []storage.Run) {
+	for _, r := range runs {
+		if r.Status.Finished() && r.Launch != nil && r.Launch.Instance == d.name {
+			d.Metrics.Ended(r.Launch.Launcher, string(r.Status))
+		}
+	}
 }
 
 // serveWeb serves metrics, health and status until ctx ends.

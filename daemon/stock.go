@@ -26,14 +26,14 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 		return nil
 	}
 	file := d.Instance.Home + "/dagster.yaml"
-	queue, err := d.foreignBeat(ctx, queueDaemon)
+	queue, err := d.beatOf(ctx, queueDaemon)
 	if err != nil {
 		return err
 	}
 	if age := time.Since(queue.At); age < beatAge && !d.Instance.Parks() {
 		return fmt.Errorf("dagster-daemon dequeues runs of this instance (heartbeat %s ago) and would race with Slipway: set max_concurrent_runs: 0 under run_queue in %s and restart dagster-daemon; Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}; or set coexist: true there if you know better", age.Round(time.Second), file)
 	}
-	monitor, err := d.foreignBeat(ctx, monitorDaemon)
+	monitor, err := d.beatOf(ctx, monitorDaemon)
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 		d.Log.InfoContext(ctx, "a run monitor of dagster-daemon wrote a heartbeat lately; waiting to see whether it is still on", "ago", age.Round(time.Second), "at_most", (beatAge - age).Round(time.Second))
 		for time.Since(monitor.At) < beatAge && ctx.Err() == nil {
 			sleep(ctx, stockLook)
-			now, err := d.foreignBeat(ctx, monitorDaemon)
+			now, err := d.beatOf(ctx, monitorDaemon)
 			if err != nil {
 				return err
 			}
@@ -56,17 +56,19 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 	return nil
 }
 
-// foreignBeat is the heartbeat of a daemon type that is not ours; the zero one if there is none.
-func (d *Daemon) foreignBeat(ctx context.Context, daemonType string) (storage.Heartbeat, error) {
+// beatOf reads the heartbeat of a daemon type that is not ours; the zero one if there is none.
+func (d *Daemon) beatOf(ctx context.Context, daemonType string) (storage.Heartbeat, error) {
 	beats, err := d.Store.Heartbeats(ctx)
-	if err != nil {
-		return storage.Heartbeat{}, err
-	}
+	return foreignBeat(beats, daemonType), err
+}
+
+// foreignBeat is the heartbeat of a daemon type that is not ours; the zero one if there is none.
+func foreignBeat(beats []storage.Heartbeat, daemonType string) storage.Heartbeat {
 	i := slices.IndexFunc(beats, func(b storage.Heartbeat) bool {
 		return b.Type == daemonType && !strings.HasPrefix(b.ID, idPrefix)
 	})
 	if i < 0 {
-		return storage.Heartbeat{}, nil
+		return storage.Heartbeat{}
 	}
-	return beats[i], nil
+	return beats[i]
 }

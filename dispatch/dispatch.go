@@ -46,6 +46,8 @@ type Dispatcher struct {
 	Memory func(base int64, deaths []storage.Death) int64
 	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
 	Done func(launcher, outcome string, took time.Duration)
+	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
+	RateLimited func(launcher string)
 	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
 	DeniedTimeout time.Duration
 	Log           *slog.Logger
@@ -355,8 +357,8 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 		failpoint.Trace("launched", r.ID, r.Launch.Attempt)
 	}
 	t.budget.learn(err, time.Now())
-	if _, slow := throttled(err); slow {
-		d.done(t.Name, "rate_limited", 0)
+	if _, slow := throttled(err); slow && d.RateLimited != nil {
+		d.RateLimited(t.Name)
 	}
 	return got, err
 }

@@ -125,7 +125,7 @@ func (w *world) rows(d *storagetest.Dagster, ids ...string) string {
 // is adopted, and no worker notices.
 func TestTakeOver(t *testing.T) {
 	testenv.Faults(t)
-	const most = 3 * time.Second // a figure of an issue is bench's to show; here a machine may be slow
+	const most = 30 * time.Second // ten times what it takes at most: a machine may be slow
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -152,7 +152,7 @@ func TestTakeOver(t *testing.T) {
 			at := time.Now()
 			second.says("msg=leading")
 			t.Logf("led %s after the kill", time.Since(at).Round(time.Millisecond))
-			if since := time.Since(at); since > 10*most {
+			if since := time.Since(at); since > most {
 				t.Errorf("the standby led %s after the leader was killed", since)
 			}
 			if p != nil { // the third one reaches the storage through a proxy that then swallows everything

@@ -25,6 +25,7 @@ type Action struct {
 	Reason  dagster.RunFailureReason // of Fail; "" is none
 	Note    string                   // an engine event besides
 	Then    Then                     // of Again and Resume
+	Cause   launcher.Cause           // likewise
 }
 
 // Verb says what to do.
@@ -80,8 +81,8 @@ type Watch struct {
 	Policy        *Policy
 }
 
-// Mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
-func (w Watch) Mute(h launcher.Health) bool {
+// mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
+func (w Watch) mute(h launcher.Health) bool {
 	return w.lost(h) || !h.Status.Alive() && !h.Status.Ended() && w.over(w.Since, w.Times.Silence)
 }
 
@@ -145,12 +146,13 @@ func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, la
 		return last
 	}
 	started := r.Status == dagster.Started || newest(*r.Launch, events, dagster.RunStart) != nil
-	then, but := w.Policy.Decide(r, causeOf(h, last.Reason), started)
+	cause := causeOf(h, last.Reason)
+	then, but := w.Policy.Decide(r, cause, started)
 	switch then {
 	case ThenAgain, ThenNext:
-		return Action{Do: Again, Then: then, Message: last.Message}
+		return Action{Do: Again, Then: then, Cause: cause, Message: last.Message}
 	case ThenResume:
-		return Action{Do: Resume, Then: then, Message: last.Message}
+		return Action{Do: Resume, Then: then, Cause: cause, Message: last.Message}
 	}
 	if but != "" {
 		last.Message = strings.TrimSuffix(last.Message, ".") + "; " + but + "."

@@ -104,7 +104,7 @@ func (f *flight) due(now time.Time) bool {
 		return false
 	}
 	w := f.seen(now)
-	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel) || w.Mute(f.health)
+	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel) || w.mute(f.health)
 	switch Decide(f.run, f.health, nil, w).Do {
 	case Terminate, Kill, Expire, Fail:
 		due = true
@@ -396,7 +396,7 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	f.run = r
 	w := f.seen(time.Now())
 	w.Policy = l.Policy
-	if w.Mute(f.health) {
+	if w.mute(f.health) {
 		if f.heard, err = l.lastEvent(ctx, id); err != nil {
 			return err
 		}
@@ -495,10 +495,7 @@ const (
 
 // replace gives the run of a dead worker another one: from the queue, where it begins anew, or at once, to go on where the dead one ended.
 func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Transition, now time.Time) error {
-	r, cause := f.run, causeOf(f.health, "")
-	if !f.asked.IsZero() && r.Status == dagster.Starting {
-		cause = launcher.CauseTimeout
-	}
+	r, cause := f.run, a.Cause
 	t.Death = &storage.Death{Attempt: r.Launch.Attempt, Launcher: r.Launch.Launcher, Cause: string(cause), Then: string(a.Then)}
 	t.Tags = map[string]string{storage.CauseTag: string(cause)}
 	t.Events = l.epitaph(f, a, now)

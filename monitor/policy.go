@@ -29,10 +29,10 @@ type Rule struct {
 
 // Policy decides about the runs of dead workers. Only proof of death brings a run to it.
 type Policy struct {
-	Rules    []Rule // the first that has the cause decides; without one the run fails
-	Workers  int    // how many workers a run may have in all, but for resumes
-	Resumes  int    // how many times it may be resumed
-	Ladder   []int64
+	Rules    []Rule                     // the first that has the cause decides; without one the run fails
+	Workers  int                        // how many workers a run may have in all, but for resumes
+	Resumes  int                        // how many times it may be resumed
+	Ladder   []int64                    // memory of workers that replace one that died for want of it, rising
 	Route    func(dagster.Run) []string // launchers of a run, the first choice first
 	Resumers map[string]bool            // launchers whose workers can resume runs
 }
@@ -83,19 +83,19 @@ func ooms(deaths []storage.Death) (n int) {
 
 // Memory is how much a run's next worker gets that would have base, after those that died for want of it.
 func Memory(ladder []int64, base int64, deaths []storage.Death) int64 {
-	return max(base, Rung(ladder, base, ooms(deaths)))
+	return max(base, rung(ladder, base, ooms(deaths)))
 }
 
-// Rung is the n-th step of a ladder that is higher than base; the last one if there are less, 0 if there is none or n is 0.
-func Rung(ladder []int64, base int64, n int) int64 {
-	var rung int64
+// rung is the n-th step of a ladder that is higher than base; the last one if there are less, 0 if there is none or n is 0.
+func rung(ladder []int64, base int64, n int) int64 {
+	var last int64
 	for _, bytes := range ladder {
 		if bytes > base && n > 0 {
-			rung = bytes
+			last = bytes
 			n--
 		}
 	}
-	return rung
+	return last
 }
 
 // Left are the launchers of a route but for those that a run was to leave for the next one, and those named besides.

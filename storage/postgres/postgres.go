@@ -252,27 +252,12 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 // Claim implements [storage.Writer].
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	failpoint.Here("claim.begun")
-	outcomes := make([]storage.Outcome, len(claims))
-	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
-		ids := make([]string, len(claims))
-		for i, c := range claims {
-			ids[i] = c.Run
-		}
-		rows, ours, err := lockRows(ctx, tx, ids)
-		if err != nil {
-			return err
-		}
-		b := &pgx.Batch{}
-		for i, c := range claims {
-			ch, err := storage.PlanClaim(f, c, rows[c.Run], ours[c.Run])
-			if err != nil { // a body that cannot be read is no reason to hold up the others
-				outcomes[i] = storage.Outcome{Status: rows[c.Run].Status}
-				continue
-			}
-			outcomes[i] = ch.Outcome
-			queue(b, c.Run, ch)
-		}
-		return tx.SendBatch(ctx, b).Close()
+	ids := make([]string, len(claims))
+	for i, c := range claims {
+		ids[i] = c.Run
+	}
+	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanClaim(f, claims[i], row, ours)
 	})
 	if err != nil {
 		return nil, wrap(err, "claim")

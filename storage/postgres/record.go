@@ -25,35 +25,40 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 
 // RecordAll implements [storage.Recorder].
 func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]storage.Outcome, error) {
-	outcomes := make([]storage.Outcome, len(ts))
 	ids := make([]string, len(ts))
 	for i, t := range ts {
 		ids[i] = t.Run
 	}
-	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
-		rows, ours, err := lockRows(ctx, tx, ids)
-		if err != nil {
-			return err
-		}
-		b := &pgx.Batch{}
-		for i, t := range ts {
-			if rows[t.Run].Status == "" {
-				continue
-			}
-			ch, err := storage.PlanMove(t, rows[t.Run], ours[t.Run])
-			if err != nil {
-				outcomes[i] = storage.Outcome{Status: rows[t.Run].Status}
-				continue
-			}
-			outcomes[i] = ch.Outcome
-			queue(b, t.Run, ch)
-		}
-		return tx.SendBatch(ctx, b).Close()
+	outcomes, err := s.changeAll(ctx, nil, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(ts[i], row, ours)
 	})
 	if err != nil {
 		return nil, wrap(err, "runs")
 	}
 	return outcomes, nil
+}
+
+// changeAll works out the changes of several runs under their locks and carries them out.
+func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
+	outcomes := make([]storage.Outcome, len(runs))
+	err := s.tx(ctx, f, func(tx pgx.Tx) error {
+		rows, ours, err := lockRows(ctx, tx, runs)
+		if err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		for i, run := range runs {
+			ch, err := plan(i, rows[run], ours[run])
+			if err != nil { // a body that cannot be read is no reason to hold up the others
+				outcomes[i] = storage.Outcome{Status: rows[run].Status}
+				continue
+			}
+			outcomes[i] = ch.Outcome
+			queue(b, run, ch)
+		}
+		return tx.SendBatch(ctx, b).Close()
+	})
+	return outcomes, err
 }
 
 // change works out a change of one run under its lock and carries it out.

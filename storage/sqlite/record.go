@@ -60,23 +60,35 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 
 // RecordAll implements [storage.Recorder].
 func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]storage.Outcome, error) {
-	outcomes := make([]storage.Outcome, len(ts))
-	err := s.tx(ctx, nil, func(tx *sql.Tx) error {
-		for i, t := range ts {
-			row, ours, err := s.row(ctx, tx, t.Run)
+	ids := make([]string, len(ts))
+	for i, t := range ts {
+		ids[i] = t.Run
+	}
+	outcomes, err := s.changeAll(ctx, nil, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(ts[i], row, ours)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return outcomes, s.drain(ctx)
+}
+
+// changeAll works out the changes of several runs under the write lock and carries them out, but for their events, which wait in the outbox.
+func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
+	outcomes := make([]storage.Outcome, len(runs))
+	err := s.tx(ctx, f, func(tx *sql.Tx) error {
+		for i, run := range runs {
+			row, ours, err := s.row(ctx, tx, run)
 			if err != nil {
 				return err
 			}
-			if row.Status == "" {
-				continue
-			}
-			ch, err := storage.PlanMove(t, row, ours)
-			if err != nil {
+			ch, err := plan(i, row, ours)
+			if err != nil { // a body that cannot be read is no reason to hold up the others
 				outcomes[i] = storage.Outcome{Status: row.Status}
 				continue
 			}
 			outcomes[i] = ch.Outcome
-			if err := s.apply(ctx, tx, t.Run, ch); err != nil {
+			if err := s.apply(ctx, tx, run, ch); err != nil {
 				return err
 			}
 		}
@@ -85,5 +97,5 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	if err != nil {
 		return nil, err
 	}
-	return outcomes, s.drain(ctx)
+	return outcomes, nil
 }

@@ -304,24 +304,12 @@ func parseStamp(s string) time.Time {
 // Move or Record makes them too.
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	failpoint.Here("claim.begun")
-	outcomes := make([]storage.Outcome, len(claims))
-	err := s.tx(ctx, &f, func(tx *sql.Tx) error {
-		for i, c := range claims {
-			row, ours, err := s.row(ctx, tx, c.Run)
-			if err != nil {
-				return err
-			}
-			ch, err := storage.PlanClaim(f, c, row, ours)
-			if err != nil { // a body that cannot be read is no reason to hold up the others
-				outcomes[i] = storage.Outcome{Status: row.Status}
-				continue
-			}
-			outcomes[i] = ch.Outcome
-			if err := s.apply(ctx, tx, c.Run, ch); err != nil {
-				return err
-			}
-		}
-		return nil
+	ids := make([]string, len(claims))
+	for i, c := range claims {
+		ids[i] = c.Run
+	}
+	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanClaim(f, claims[i], row, ours)
 	})
 	if err != nil {
 		return nil, err

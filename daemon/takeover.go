@@ -14,12 +14,66 @@ import (
 	"github.com/slipway-run/slipway/storage"
 )
 
+// listTime is how long a target may take to list its workers before the first claim. One that takes longer is asked for each worker by itself.
+const listTime = time.Second
+
+// list asks each target that has runs in flight for its workers, all at once: what an earlier leader left is known before anything is claimed.
+func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.ID]launcher.Health {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	busy := map[string]bool{}
+	for _, r := range inFlight {
+		if r.Launch != nil && r.Launch.Instance == d.name {
+			busy[r.Launch.Launcher] = true
+		}
+	}
+	type answer struct {
+		name    string
+		workers []launcher.Worker
+		err     error
+	}
+	answers := make(chan answer, len(busy))
+	asked := 0
+	for name := range busy {
+		t := d.targets[name]
+		if t == nil {
+			continue
+		}
+		lister, ok := launcher.As[launcher.Lister](t.Launcher)
+		if !ok {
+			continue
+		}
+		asked++
+		go func() { // ends with its call, which has a deadline
+			all, err := dispatch.List(ctx, t, lister, launcher.Filter{Instance: d.name})
+			answers <- answer{name, all, err}
+		}()
+	}
+	seen := map[launcher.ID]launcher.Health{}
+	for range asked {
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself", "launcher", a.name, "err", a.err)
+			}
+			for _, w := range a.workers {
+				if w.Instance == d.name {
+					seen[w.ID] = w.Health
+				}
+			}
+			d.Log.InfoContext(ctx, "workers found on a target", "launcher", a.name, "workers", len(a.workers))
+		case <-ctx.Done():
+		}
+	}
+	return seen
+}
+
 // adopt takes over runs in flight that Dagster's own launchers started, where a launcher of ours knows them by their tags and its target shows the worker, with
 // this run's ID on it. The others are left alone. It gives the runs as they are then.
 func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []storage.Run) ([]storage.Run, error) {
 	runs := slices.Clone(inFlight)
 	for i, r := range runs {
-		if r.Broken != nil || r.Launch != nil || r.Status == dagster.Starting && len(r.Tags) == 0 {
+		if r.Broken != nil || r.Launch != nil {
 			continue
 		}
 		for _, name := range slices.Sorted(maps.Keys(d.targets)) {
