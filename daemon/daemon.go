@@ -283,7 +283,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	}
 	slots := &monitor.Slots{Store: d.Store, Fence: fence, After: d.Instance.Deaths().FreeSlots, Log: d.Log}
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
-	sweep.Found = d.Metrics.Orphans
+	sweep.Found, sweep.Bill, dispatcher.Full = d.Metrics.Orphans, d.bill(fence), sweep.Full
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
 		d.countEnded(runs)
 		queued.Put(runs...)

@@ -46,6 +46,8 @@ type Dispatcher struct {
 	Memory func(base int64, deaths []storage.Death) int64
 	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
 	Done func(launcher, outcome string, took time.Duration)
+	// Full is told of each launch for which a target had no room; nil: nobody. It must not block.
+	Full func(launcher string)
 	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
 	RateLimited func(launcher string)
 	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
@@ -112,11 +114,14 @@ func (d *Dispatcher) Room(name string) (room int, sick bool) {
 	if !t.budget.open(time.Now()) {
 		return 0, false
 	}
-	return max(0, 2*launches-len(d.jobs[name])), false
+	return t.room.free(max(0, 2*launches-len(d.jobs[name]))), false
 }
 
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
-func (d *Dispatcher) Launch(r storage.Run) { d.jobs[r.Launch.Launcher] <- newJob(r, false) }
+func (d *Dispatcher) Launch(r storage.Run) {
+	d.Targets[r.Launch.Launcher].room.take()
+	d.jobs[r.Launch.Launcher] <- newJob(r, false)
+}
 
 // Relaunch launches the worker of a further attempt at a run in flight. It returns at once, and ends with ctx.
 func (d *Dispatcher) Relaunch(ctx context.Context, r storage.Run) {
@@ -227,6 +232,10 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		return
 	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
 		d.done(t.Name, "requeued", time.Since(j.at))
+		d.full(ctx, t)
+		if d.Full != nil {
+			d.Full(t.Name)
+		}
 		d.requeue(ctx, r, err)
 		return
 	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:

@@ -22,7 +22,8 @@ type Target struct {
 	Launcher launcher.Launcher
 
 	limit   *rate.Limiter
-	budget  *budget      // of launches
+	budget  *budget // of launches
+	room    room
 	left    atomic.Int32 // calls that go on although their time is over
 	breaker *gobreaker.CircuitBreaker[any]
 }

@@ -140,6 +140,7 @@ type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
+	RunLauncher         config.Values              `config:"run_launcher" help:"A run_launcher section as guides for Dagster show it, module, class and config; it takes the place of dagster.yaml's where launchers: is empty."`
 	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of dagster.yaml's run_launcher, where launchers: is empty and Slipway has no launcher of its own for it."`
 	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
 	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
@@ -156,14 +157,16 @@ type Settings struct {
 }
 
 type launcherSection struct {
-	Kind       string            `config:"kind" required:"true" help:"Kind of launcher."`
+	Kind       string            `config:"kind" help:"Kind of launcher; required, unless class says it."`
+	Module     string            `config:"module" help:"In place of kind, with class: a launcher of Dagster that a kind stands for."`
+	Class      string            `config:"class" help:"Its class, as AzureContainerInstanceRunLauncher."`
 	Python     map[string]string `config:"python" help:"Python that has a code location's packages where its workers run, by location; * for all others. By default that of the code location."`
 	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
 	Grace      time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
 	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
 	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
 	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
-	Remove     string            `config:"remove" default:"24h" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
+	Remove     string            `config:"remove" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration (default: 24h; 10m for aci, where it holds quota) after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
 	Rate       int               `config:"launch_rate" default:"0" help:"Most launches per second; 0: 500. It falls by itself while the target refuses calls for their rate, and rises again."`
 	Settle     time.Duration     `config:"settle" default:"60s" help:"How long the target must not know a worker, asked again and again, and the run write nothing, for the worker to count as dead; 0: it never does."`
 	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
@@ -637,6 +640,23 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	in.Launchers = map[string]Launcher{}
 	var errs []error
 	for name, section := range in.Settings.Launchers {
+		if section.Class != "" {
+			if section.Kind != "" {
+				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class", "set either kind or module and class, not both"))
+				continue
+			}
+			if i := known(kinds, section.Module, section.Class); i >= 0 {
+				section.Kind = kinds[i].Name
+			}
+		}
+		if section.Kind == "" {
+			text := "required: Kind of launcher."
+			if section.Class != "" {
+				text = fmt.Sprintf("required: no kind stands for %s.%s; kind: python hosts the class itself", section.Module, section.Class)
+			}
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name+".kind", "%s", text))
+			continue
+		}
 		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
 		if i < 0 {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q; there are %v", section.Kind, kindNames(kinds)))
@@ -648,7 +668,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
 		}
-		remove, err := removal(cmp.Or(section.Remove, defaultRemove))
+		remove, err := removal(cmp.Or(section.Remove, kinds[i].Remove, defaultRemove))
 		if err != nil {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "remove"), "launchers."+name+".remove", "%v", err))
 		}
@@ -656,7 +676,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if err != nil {
 			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
 		}
-		if section.Config.File != in.file { // that of run_launcher
+		if section.Config.Path != "run_launcher.config" {
 			section.Config.File, section.Config.Path = file, "launchers."+name+".config"
 		}
 		section.Config.Env = env

@@ -15,7 +15,10 @@ import (
 // of this machine and, for locations that have one, their own code server; in place of a launcher that a kind knows, that kind with the
 // same config; any other class is hosted by Python, if slipway.yaml says by which.
 func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml.Node) error {
-	section := path(in.doc, "run_launcher")
+	where, section := in.file, path(in.doc, "run_launcher")
+	if own := in.Settings.RunLauncher.Node; own != nil {
+		where, section = file, own
+	}
 	module, class := text(section, "module"), text(section, "class")
 	if section == nil || class == "DefaultRunLauncher" || class == "" {
 		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace, Settle: defaultSettle}}
@@ -26,12 +29,9 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		}
 		return nil
 	}
-	l := launcherSection{Grace: defaultGrace, Settle: defaultSettle, Config: config.Values{File: in.file, Path: "run_launcher.config", Node: config.Child(section, "config")}}
+	l := launcherSection{Grace: defaultGrace, Settle: defaultSettle, Config: config.Values{File: where, Path: "run_launcher.config", Node: config.Child(section, "config")}}
 	name := "dagster"
-	i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool {
-		_, stock, ok := strings.Cut(k.Stock, ".")
-		return ok && stock == class && strings.HasPrefix(module, "dagster")
-	})
+	i := known(kinds, module, class)
 	switch {
 	case i >= 0:
 		l.Kind, name = kinds[i].Name, kinds[i].Name
@@ -39,13 +39,21 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		l.Kind = "python"
 		l.Config.Node = mapping(l.Config.Node, "module", module, "class", class, "python", in.Settings.HostPython)
 	default:
-		return problem(in.file, section, "run_launcher", "Slipway does not know %s.%s; either write launchers: in %s, which then take its place, or have the class itself hosted: set run_launcher_python in that file to a Python that has it and Dagster", module, class, file)
+		return problem(where, section, "run_launcher", "Slipway does not know %s.%s; either write launchers: in %s, which then take its place, or have the class itself hosted: set run_launcher_python in that file to a Python that has it and Dagster", module, class, file)
 	}
 	in.Settings.Launchers = map[string]launcherSection{name: l}
 	if config.Child(doc, "default") == nil {
 		in.Settings.Default = name
 	}
 	return nil
+}
+
+// known is the kind that stands for a class of Dagster, or of a guide; -1 if none does.
+func known(kinds []*launcher.Kind, module, class string) int {
+	return slices.IndexFunc(kinds, func(k *launcher.Kind) bool {
+		of, stock, ok := strings.Cut(k.Stock, ".")
+		return ok && stock == class && (of == "*" || strings.HasPrefix(module, "dagster"))
+	})
 }
 
 func text(n *yaml.Node, key string) string {

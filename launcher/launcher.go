@@ -100,6 +100,10 @@ type (
 	Capacity interface {
 		Free(ctx context.Context, r Resources) (n int, known bool, err error)
 	}
+	// A Meter tells what a worker has cost so far, or in all once it has ended.
+	Meter interface {
+		Cost(ctx context.Context, h Handle) (Cost, error)
+	}
 	// An Adopter finds workers that another launcher started, from the tags it left. It is pure.
 	Adopter interface {
 		Adopt(f Foreign) (Handle, bool)
@@ -303,6 +307,14 @@ type Usage struct {
 	MaxMemoryBytes int64
 }
 
+// Cost is what a target bills for a worker.
+type Cost struct {
+	CPUSeconds, GBSeconds float64
+	Amount                float64 // 0: the price is not known
+	Currency              string
+	AsOf                  string // date of the prices
+}
+
 // Worker is one worker of a List or Watch.
 type Worker struct {
 	ID       ID
@@ -382,7 +394,8 @@ type Kind struct {
 	Tags       []string // run tags with overrides for it
 	Context    string   // its section of container_context
 	Traits     Traits
-	// Stock is Dagster's own launcher whose config this kind takes as it is, as module.Class; "" for none.
+	Remove     string // default of a launcher's setting remove; "" is a day
+	// Stock is Dagster's own launcher whose config this kind takes as it is, as module.Class; *.Class if guides have people write it. "" for none.
 	Stock string
 	// Steps gives the class of Dagster's own launcher, with its config, that step executors of the target look for in the
 	// instance that a worker sees; nil where there is none.

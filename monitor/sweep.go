@@ -105,11 +105,37 @@ type Sweeper struct {
 	Logs     string             // folder for the output of workers that are removed
 	KeepLogs time.Duration
 	Found    func(launcher string, orphans int) // is told of each sweep; nil: nobody
-	Log      *slog.Logger
+	// Bill is told what an ended worker of a finished run has cost, again and again; nil: nobody.
+	Bill func(ctx context.Context, r storage.Run, w launcher.Worker, c launcher.Cost) error
+	Log  *slog.Logger
 
+	full map[string]chan struct{}  // by target
 	seen map[launcher.ID]time.Time // workers without a run, and since when
 	mu   sync.Mutex
 }
+
+// Full has a target that has no room swept soon, of all ended workers that may go: what is kept of them may be what takes the room.
+func (s *Sweeper) Full(launcher string) {
+	select {
+	case s.fullOf(launcher) <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Sweeper) fullOf(launcher string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.full == nil {
+		s.full = map[string]chan struct{}{}
+	}
+	if s.full[launcher] == nil {
+		s.full[launcher] = make(chan struct{}, 1)
+	}
+	return s.full[launcher]
+}
+
+// fullInterval is how far apart the sweeps of a target without room are.
+const fullInterval = 5 * time.Second
 
 // Run sweeps now and then until ctx ends.
 func (s *Sweeper) Run(ctx context.Context) error {
@@ -118,12 +144,20 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	for _, t := range s.Targets {
 		wg.Go(func() {
 			for {
+				rule := s.Removal[t.Name]
 				select {
 				case <-ctx.Done():
 					return
+				case <-s.fullOf(t.Name):
+					select {
+					case <-ctx.Done():
+						return
+					case <-time.After(fullInterval):
+						rule.After = 0
+					}
 				case <-time.After(sweepInterval):
 				}
-				found, err := s.Look(ctx, t)
+				found, err := s.look(ctx, t, rule)
 				orphans := 0
 				for _, f := range found {
 					if f.Stop {
@@ -160,6 +194,10 @@ func (s *Sweeper) Run(ctx context.Context) error {
 
 // Look finds the workers of a target about which something is to be done. A target without a list has none.
 func (s *Sweeper) Look(ctx context.Context, t *dispatch.Target) ([]Finding, error) {
+	return s.look(ctx, t, s.Removal[t.Name])
+}
+
+func (s *Sweeper) look(ctx context.Context, t *dispatch.Target, rule Removal) ([]Finding, error) {
 	lister, ok := launcher.As[launcher.Lister](t.Launcher)
 	if !ok {
 		return nil, nil
@@ -177,7 +215,11 @@ func (s *Sweeper) Look(ctx context.Context, t *dispatch.Target) ([]Finding, erro
 		}
 		for _, w := range batch {
 			r := runs[w.ID.Run]
-			f, ok := Judge(w, r, Terms{s.Instance, s.Removal[t.Name], t.Traits.Keep, s.Grace}, s.since(w.ID, r == nil, now), now)
+			if err := s.bill(ctx, t, r, w); err != nil && ctx.Err() == nil {
+				s.Log.WarnContext(ctx, "what a worker has cost was not written; it will be", "launcher", t.Name, "run_id", w.ID.Run, "err", err)
+				continue // it is not removed before
+			}
+			f, ok := Judge(w, r, Terms{s.Instance, rule, t.Traits.Keep, s.Grace}, s.since(w.ID, r == nil, now), now)
 			if ok && w.Instance == s.Instance {
 				f.Launcher = t.Name
 				found = append(found, f)
@@ -185,6 +227,22 @@ func (s *Sweeper) Look(ctx context.Context, t *dispatch.Target) ([]Finding, erro
 		}
 	}
 	return found, nil
+}
+
+// bill passes on what an ended worker has cost, once its run is finished.
+func (s *Sweeper) bill(ctx context.Context, t *dispatch.Target, r *storage.Run, w launcher.Worker) error {
+	m, ok := launcher.As[launcher.Meter](t.Launcher)
+	if !ok || s.Bill == nil || r == nil || r.Broken != nil || !w.Health.Status.Ended() || !r.Status.Finished() {
+		return nil
+	}
+	cost, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Cost, error) { return m.Cost(ctx, w.Handle) })
+	if errors.Is(err, launcher.ErrNotFound) || err == nil && cost.CPUSeconds == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.Bill(ctx, *r, w, cost)
 }
 
 func (s *Sweeper) runs(ctx context.Context, workers []launcher.Worker) (map[string]*storage.Run, error) {

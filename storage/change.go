@@ -59,9 +59,15 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		r.Tags[k] = v
 	}
 	ch.SetTags = c.Tags
-	if _, ok := r.Tags[CauseTag]; ok { // of an earlier attempt, or copied from the run that this one retries
-		delete(r.Tags, CauseTag)
-		ch.DropTags = []string{CauseTag}
+	stale := []string{CauseTag} // of an earlier attempt, or copied from the run that this one retries
+	if attempt == 0 {
+		stale = append(stale, CostTag, BillTag)
+	}
+	for _, tag := range stale {
+		if _, ok := r.Tags[tag]; ok {
+			delete(r.Tags, tag)
+			ch.DropTags = append(ch.DropTags, tag)
+		}
 	}
 	ch.Body = r.Body()
 	ch.Events = []dagster.Event{dagster.NewEvent(r, dagster.RunStarting, c.At, "")}

@@ -13,9 +13,11 @@ const (
 	LaunchKey = RowPrefix + "launch"
 	HandleKey = RowPrefix + "handle"
 	DeathKey  = RowPrefix + "death"
-	CauseTag  = "slipway/cause"  // for people: why the run's worker died
-	LeaderKey = "slipway/leader" // of kvs: epoch and id
-	LeaseKey  = "slipway/lease"  // of kvs: when it ends, in µs
+	CauseTag  = "slipway/cause"         // for people: why the run's worker died
+	CostTag   = "slipway/cost"          // for people: what its workers have cost
+	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
+	LeaderKey = "slipway/leader"        // of kvs: epoch and id
+	LeaseKey  = "slipway/lease"         // of kvs: when it ends, in µs
 )
 
 // LaunchRow is the fact that a run was claimed: the write that must precede any worker. The

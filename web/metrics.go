@@ -21,6 +21,7 @@ type Metrics struct {
 	queued                     prometheus.Histogram
 	phases                     *prometheus.HistogramVec
 	ended, deaths, rateLimited *prometheus.CounterVec
+	cost, seconds              *prometheus.CounterVec
 	orphans                    *prometheus.GaugeVec
 	lease                      *prometheus.HistogramVec
 	leads, epoch, pauses       prometheus.Gauge
@@ -60,6 +61,8 @@ func NewMetrics(version string) *Metrics {
 	m.ended = counters("ended_runs_total", "Runs of Slipway's that ended, by launcher and status.", "launcher", "status")
 	m.deaths = counters("worker_deaths_total", "Workers that were proved dead before their run was finished, by launcher and cause.", "launcher", "cause")
 	m.rateLimited = counters("rate_limited_total", "Calls to a target that it refused for their rate, by launcher.", "launcher")
+	m.cost = counters("cost_total", "What workers have cost on targets that bill them, by launcher and currency.", "launcher", "currency")
+	m.seconds = counters("billed_seconds_total", "Seconds that targets bill, by launcher and what (cpu, gb).", "launcher", "what")
 	m.orphans = gauges("orphans", "Workers that no run needs, at the last sweep, by launcher.", "launcher")
 	m.lease = times("storage_seconds", "Time of a small write to the storage, the renewal of the lease, by outcome (ok, error).", 0.0005, "outcome")
 	m.leads = gauge("leader", "1 while this daemon leads the instance.")
@@ -122,6 +125,18 @@ func (m *Metrics) Ended(launcher, status string) {
 func (m *Metrics) Died(launcher, cause string) {
 	if m != nil {
 		m.deaths.WithLabelValues(launcher, cause).Inc()
+	}
+}
+
+// Cost takes in what a worker has cost.
+func (m *Metrics) Cost(launcher, currency string, amount, cpu, gb float64) {
+	if m == nil {
+		return
+	}
+	m.seconds.WithLabelValues(launcher, "cpu").Add(cpu)
+	m.seconds.WithLabelValues(launcher, "gb").Add(gb)
+	if currency != "" {
+		m.cost.WithLabelValues(launcher, currency).Add(amount)
 	}
 }
 
