@@ -34,3 +34,16 @@ func Generated(t testing.TB, file, text string) {
 		t.Errorf("%s is out of date; run the tests of this package with -update", file)
 	}
 }
+
+// GeneratedFile compares a whole file with a text, or, with -update, replaces it.
+func GeneratedFile(t testing.TB, file, text string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != text {
+		t.Errorf("%s is out of date (%v); run the tests of this package with -update", file, err)
+	}
+}

@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/aci"
 	"github.com/slipway-run/slipway/launcher/codeserver"
 	"github.com/slipway-run/slipway/launcher/command"
 	"github.com/slipway-run/slipway/launcher/docker"
@@ -13,5 +14,5 @@ import (
 
 // Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor, none for this program itself.
 func Kinds(agent ...string) []*launcher.Kind {
-	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
+	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), aci.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
 }

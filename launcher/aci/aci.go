@@ -1,0 +1,375 @@
+// Package aci launches run workers as container groups of Azure Container Instances.
+//
+// Azure takes a second PUT of one name for an update, which runs a finished worker again, so the launcher looks before it writes and never writes over
+// what there is. What the service does is described, with sources, in docs/launchers/aci.md.
+package aci
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Config holds the settings of the aci launcher.
+type Config struct {
+	ResourceGroup  string                   `config:"resource_group" required:"true" help:"Resource group of the container groups."`
+	SubscriptionID string                   `config:"subscription_id" required:"true" help:"Subscription."`
+	Image          string                   `config:"image" help:"Image of workers whose code location names none."`
+	CPU            string                   `config:"cpu" default:"1.0" help:"Processors of one worker; a run's tag slipway/cpu wins."`
+	Memory         string                   `config:"memory" default:"1.0" help:"Memory of one worker in GB; a run's tag slipway/memory wins."`
+	Env            map[string]config.Text   `config:"environment_variables" help:"Environment of workers. A value from ${NAME}, {env: NAME} or {file: PATH}, and one whose name has PASSWORD, SECRET, TOKEN or KEY in it, is sent as secureValue."`
+	SecureEnv      map[string]config.Secret `config:"secure_environment_variables" help:"Environment of workers that is always sent as secureValue."`
+
+	Location   string            `config:"location" default:"eastus" help:"Region of the groups, as westeurope."`
+	Locations  []string          `config:"locations" help:"Further regions, in this order, for when the ones before have no quota or capacity left."`
+	Priority   string            `config:"priority" default:"regular" help:"regular, spot, or spot_then_regular: regular where spot has no room, and for every attempt after the first."`
+	SKU        string            `config:"sku" default:"Standard" help:"Standard, Dedicated or Confidential."`
+	GPUs       int               `config:"gpus" default:"0" help:"Not available any more: Azure retired GPUs in container groups on 2025-07-14."`
+	Zone       string            `config:"zone" help:"Availability zone. Not with spot."`
+	NamePrefix string            `config:"name_prefix" default:"dagster-run" help:"Begins the names of groups: at most 14 lower case letters, digits and -."`
+	Tags       map[string]string `config:"tags" help:"Further tags of groups."`
+
+	Cloud      string        `config:"cloud" default:"public" help:"public, government, china, or custom, which needs endpoint, audience and authority_host."`
+	Endpoint   string        `config:"endpoint" help:"Address of Azure Resource Manager in a custom cloud, or of an emulator."`
+	Audience   string        `config:"audience" help:"Audience of its tokens; default: the endpoint."`
+	Authority  string        `config:"authority_host" help:"Address of Microsoft Entra there."`
+	AllowHTTP  bool          `config:"allow_http" default:"false" help:"Let the endpoint be http, on this machine only."`
+	CAFile     string        `config:"ca_file" help:"File with a certificate of the authority that the endpoint's certificate is by."`
+	Tenant     string        `config:"tenant_id" help:"Tenant; default: the credential's own."`
+	Credential string        `config:"credential" default:"default" help:"default (the chain of Azure's SDK), managed_identity, workload_identity, service_principal, cli, or token."`
+	ClientID   string        `config:"client_id" help:"Of a user-assigned managed identity, a workload identity or a service principal."`
+	Secret     config.Secret `config:"client_secret" help:"Of a service principal."`
+	Cert       string        `config:"client_certificate" help:"File with a service principal's certificate and key, in place of client_secret."`
+	Token      config.Secret `config:"token" help:"A bearer token for credential: token, as for an emulator."`
+
+	Identities   []string         `config:"identities" help:"Identities of groups: resource IDs of user-assigned ones, or system."`
+	Registries   []registry       `config:"registries" help:"Logins for pulling images."`
+	Subnet       string           `config:"subnet_id" help:"Resource ID of a delegated subnet for the groups."`
+	DNS          *dns             `config:"dns" help:"Name servers of groups in a subnet."`
+	Volumes      []volume         `config:"volumes" help:"Volumes of workers."`
+	LogAnalytics *analytics       `config:"log_analytics" help:"Workspace to which Azure sends what workers write."`
+	Poll         time.Duration    `config:"poll" default:"5s" help:"How often a young worker is looked at; from its second minute on every three times as long, from its eleventh six times."`
+	PullPatience time.Duration    `config:"pull_patience" default:"2m" help:"How long an image may fail to be pulled, where the registry has not said that it never will be."`
+	Prices       map[string]price `config:"prices" help:"Prices by location, for the cost of runs; default: those of eastus as published on 2026-08-27."`
+	Currency     string           `config:"currency" default:"USD" help:"Of the prices."`
+	PricesAsOf   string           `config:"prices_as_of" help:"Date of the prices, which stands beside each cost."`
+}
+
+type registry struct {
+	Server   string        `config:"server" required:"true" help:"Host name, as myregistry.azurecr.io."`
+	Username string        `config:"username" help:"User name."`
+	Password config.Secret `config:"password" help:"Password."`
+	Identity string        `config:"identity" help:"Resource ID of a user-assigned identity that may pull, in place of user name and password."`
+}
+
+type dns struct {
+	Servers []string `config:"name_servers" required:"true" help:"Addresses."`
+	Search  []string `config:"search_domains" help:"Search domains."`
+	Options []string `config:"options" help:"Options, as ndots:2."`
+}
+
+type volume struct {
+	Name     string                   `config:"name" required:"true" help:"Name of the volume."`
+	Mount    string                   `config:"mount_path" required:"true" help:"Folder in the container."`
+	ReadOnly bool                     `config:"read_only" default:"false" help:"It cannot be written."`
+	Share    string                   `config:"share" help:"Azure file share."`
+	Account  string                   `config:"storage_account" help:"Its storage account."`
+	Key      config.Secret            `config:"storage_account_key" help:"Its key."`
+	Secret   map[string]config.Secret `config:"secret" help:"Files with secret contents."`
+	Empty    bool                     `config:"empty_dir" default:"false" help:"An empty folder that ends with the group."`
+	Git      string                   `config:"git_repository" help:"A repository that is cloned."`
+	Revision string                   `config:"git_revision" help:"Its revision."`
+	Folder   string                   `config:"git_directory" help:"The folder of the volume into which it is cloned."`
+}
+
+type analytics struct {
+	Workspace string        `config:"workspace_id" required:"true" help:"ID of the workspace."`
+	Key       config.Secret `config:"workspace_key" required:"true" help:"Its key."`
+	Type      string        `config:"log_type" default:"ContainerInsights" help:"ContainerInsights or ContainerInstanceLogs."`
+}
+
+// Launcher launches container groups. It is safe for use by many goroutines.
+type Launcher struct {
+	c       Config
+	api     *api
+	base    layer
+	prices  map[string]rates
+	env     config.Lookup
+	log     *slog.Logger
+	workers workers
+	regions regions
+	images  sync.Map // groups whose image a PUT has called inaccessible once
+}
+
+var (
+	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Lister    = (*Launcher)(nil)
+	_ launcher.Watcher   = (*Launcher)(nil)
+	_ launcher.Batcher   = (*Launcher)(nil)
+	_ launcher.Remover   = (*Launcher)(nil)
+	_ launcher.LogReader = (*Launcher)(nil)
+	_ launcher.Describer = (*Launcher)(nil)
+	_ launcher.Previewer = (*Launcher)(nil)
+	_ launcher.Checker   = (*Launcher)(nil)
+	_ launcher.Capacity  = (*Launcher)(nil)
+	_ launcher.Finder    = (*Launcher)(nil)
+	_ launcher.Meter     = (*Launcher)(nil)
+)
+
+// settle is how long after a PUT without an answer a group may still appear.
+const settle = time.Minute
+
+// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN); Azure documents no limit.
+const maxArgument = 128<<10 - 1
+
+// Kind declares the aci launcher.
+func Kind() *launcher.Kind {
+	return &launcher.Kind{
+		Name: "aci", Help: "Run workers as container groups of Azure Container Instances.",
+		Schema: config.Fields(Config{}), Context: "aci", Tags: []string{"slipway/aci"}, Remove: "10m",
+		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: maxArgument, Settle: settle},
+		Stock:  "*.AzureContainerInstanceRunLauncher",
+		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+			return open(v, log)
+		},
+	}
+}
+
+var (
+	prefixPattern   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,12}[a-z0-9])?$`)
+	resourcePattern = regexp.MustCompile(`(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/`)
+)
+
+func open(v config.Values, log *slog.Logger) (*Launcher, error) {
+	var c Config
+	if err := v.Decode(&c); err != nil {
+		return nil, err
+	}
+	var errs []error
+	bad := func(setting, format string, args ...any) { errs = append(errs, v.Problem(setting, format, args...)) }
+	one := func(setting, value string, of ...string) {
+		if !slices.Contains(of, value) {
+			bad(setting, "%q is none of %s", value, strings.Join(of, ", "))
+		}
+	}
+	one("priority", c.Priority, "regular", "spot", "spot_then_regular")
+	one("sku", c.SKU, "Standard", "Dedicated", "Confidential")
+	one("cloud", c.Cloud, "public", "government", "china", "custom")
+	one("credential", c.Credential, "default", "managed_identity", "workload_identity", "service_principal", "cli", "token")
+	l := &Launcher{c: c, env: v.Env, log: log}
+	var err error
+	if l.base.CPU, err = positive(c.CPU); err != nil {
+		bad("cpu", "%v", err)
+	}
+	if l.base.Memory, err = positive(c.Memory); err != nil {
+		bad("memory", "%v: write gigabytes, as 1.5", err)
+	}
+	if c.GPUs != 0 {
+		bad("gpus", "Azure retired GPUs in container groups on 2025-07-14: leave it out, and route runs that need one to another launcher")
+	}
+	if !prefixPattern.MatchString(c.NamePrefix) {
+		bad("name_prefix", "%q: 1 to 14 lower case letters, digits and - are expected, - not first or last", c.NamePrefix)
+	}
+	for i, id := range c.Identities {
+		if id != "system" && !resourcePattern.MatchString(id) {
+			bad(fmt.Sprintf("identities[%d]", i), "%q is neither system nor the resource ID of an identity, /subscriptions/…/userAssignedIdentities/NAME", id)
+		}
+	}
+	if c.Subnet != "" && !resourcePattern.MatchString(c.Subnet) {
+		bad("subnet_id", "%q is not the resource ID of a subnet, /subscriptions/…/virtualNetworks/NAME/subnets/NAME", c.Subnet)
+	}
+	if strings.HasPrefix(c.Priority, "spot") {
+		switch {
+		case c.Subnet != "":
+			bad("subnet_id", "a spot group cannot be in a subnet: leave it out, or set priority: regular")
+		case c.SKU != "Standard":
+			bad("sku", "a spot group is of SKU Standard only")
+		case c.Zone != "":
+			bad("zone", "a spot group has no zone")
+		}
+	}
+	for i, r := range c.Registries {
+		if (r.Identity == "") == (r.Username == "") {
+			bad(fmt.Sprintf("registries[%d]", i), "set username and password, or identity")
+		}
+	}
+	l.base.Locations = unique(c.Location, c.Locations)
+	l.base.Priority, l.base.Image, l.base.SKU = c.Priority, c.Image, c.SKU
+	for name, value := range c.Env {
+		l.base.env = append(l.base.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret})
+	}
+	for name, value := range c.SecureEnv {
+		l.base.env = append(l.base.env, launcher.Env{Name: name, Value: string(value), Secret: true})
+	}
+	slices.SortFunc(l.base.env, func(a, b launcher.Env) int { return cmp.Compare(a.Name, b.Name) })
+	for _, e := range l.base.env {
+		if !validVariable.MatchString(e.Name) {
+			bad("environment_variables."+e.Name, "Azure takes letters, digits and _ in the names of variables, at most 63, no digit first")
+		}
+	}
+	for i, vol := range c.Volumes {
+		if _, err := vol.azure(); err != nil {
+			bad(fmt.Sprintf("volumes[%d]", i), "%v", err)
+		}
+	}
+	if l.prices, err = priceTable(c); err != nil {
+		bad("prices", "%v", err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if l.api, err = connect(c); err != nil {
+		var s *settingError
+		if errors.As(err, &s) {
+			return nil, v.Problem(s.setting, "%v", s.err)
+		}
+		return nil, v.Problem("credential", "%v", err)
+	}
+	l.workers.init(c.Poll)
+	return l, nil
+}
+
+type settingError struct {
+	setting string
+	err     error
+}
+
+func (e *settingError) Error() string { return e.setting + ": " + e.err.Error() }
+
+func unique(first string, more []string) []string {
+	var out []string
+	for _, place := range append([]string{first}, more...) {
+		if place = plain(place); place != "" && !slices.Contains(out, place) {
+			out = append(out, place)
+		}
+	}
+	return out
+}
+
+// plain is a location's name as the API answers it: East US is eastus.
+func plain(place string) string { return strings.ToLower(strings.ReplaceAll(place, " ", "")) }
+
+func positive(s string) (float64, error) {
+	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	if err != nil || f <= 0 || f > 1e6 {
+		return 0, fmt.Errorf("%q is no number above 0", s)
+	}
+	return f, nil
+}
+
+// Close frees the connections.
+func (l *Launcher) Close() error {
+	l.api.http.CloseIdleConnections()
+	return nil
+}
+
+// val is what a pointer of the SDK points to, or the zero value.
+func val[T any](p *T) T {
+	var none T
+	if p == nil {
+		return none
+	}
+	return *p
+}
+
+// Tags of groups. The first four are those that guides for Dagster on Azure use.
+const (
+	runTag      = "dagster-run-id"
+	jobTag      = "dagster-job"
+	byTag       = "created-by"
+	atTag       = "created-at"
+	instanceTag = "slipway-instance"
+	attemptTag  = "slipway-attempt"
+	endTag      = "slipway-end" // how the worker ended, where the platform forgets it
+)
+
+// workerOf is what a group's tags say of the worker in it; false if it is none of ours.
+func (l *Launcher) workerOf(g *arm.ContainerGroup) (launcher.Worker, bool) {
+	attempt, err := strconv.Atoi(val(g.Tags[attemptTag]))
+	w := launcher.Worker{ID: launcher.ID{Run: val(g.Tags[runTag]), Attempt: attempt}, Instance: val(g.Tags[instanceTag]), Handle: launcher.Handle(val(g.Name))}
+	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(string(w.Handle), l.prefix(w.ID))
+}
+
+// prefix begins the names of all groups that may be the worker of an ID; the place where it was put follows.
+func (l *Launcher) prefix(id launcher.ID) string {
+	return fmt.Sprintf("%s-%s-%d-", l.c.NamePrefix, id.Run, id.Attempt)
+}
+
+var handlePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// name is the group that a handle names.
+func (l *Launcher) name(h launcher.Handle) (string, error) {
+	if s := string(h); handlePattern.MatchString(s) && strings.HasPrefix(s, l.c.NamePrefix+"-") {
+		return s, nil
+	}
+	return "", fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+}
+
+// regions is what is known of locations.
+type regions struct {
+	mu    sync.Mutex
+	known map[string]*region
+}
+
+type region struct {
+	closed time.Time // no capacity until then
+	why    string
+	read   time.Time // of its quotas
+	groups int       // that may still be made; -1: not known
+	cores  float64
+	spot   float64
+}
+
+// of gives what is known of a location, under the mutex.
+func (r *regions) of(location string) *region {
+	if r.known == nil {
+		r.known = map[string]*region{}
+	}
+	if r.known[location] == nil {
+		r.known[location] = &region{groups: -1}
+	}
+	return r.known[location]
+}
+
+// tagsOf are the tags of a worker's group, within Azure's rules.
+func (l *Launcher) tagsOf(req *launcher.Request) map[string]*string {
+	all := map[string]string{}
+	maps.Copy(all, l.c.Tags)
+	maps.Copy(all, req.Labels)
+	all[runTag], all[jobTag], all[byTag], all[atTag] = req.ID.Run, req.Job, cmp.Or(req.Labels[byTag], "slipway"), strconv.FormatInt(req.At.Unix(), 10)
+	all[instanceTag], all[attemptTag] = req.Instance, strconv.Itoa(req.ID.Attempt)
+	out := map[string]*string{}
+	for k, v := range all {
+		k = strings.Map(func(r rune) rune {
+			if strings.ContainsRune(`<>%&\?/`, r) || r < ' ' {
+				return '-'
+			}
+			return r
+		}, k)
+		v = cut(v, 256)
+		out[cut(k, 512)] = &v
+	}
+	return out
+}
+
+func cut(s string, n int) string {
+	for len(s) > n {
+		r := []rune(s)
+		s = string(r[:len(r)-1])
+	}
+	return s
+}

@@ -1,0 +1,102 @@
+package aci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+var (
+	// errUnclear: a write of which it is not known whether it was carried out.
+	errUnclear = errors.New("the answer was lost")
+	// errBusy: another operation is going on with the group.
+	errBusy = errors.New("the group is in transition")
+	// errImage: the image is inaccessible, says a PUT, which it says also when a registry has a bad minute.
+	errImage = errors.New("the image is inaccessible")
+)
+
+// Pauses that the service does not name itself.
+const (
+	busyPause     = 10 * time.Second // between operations on one group
+	capacityPause = time.Minute      // of a location without capacity
+	fraudPause    = 30 * time.Minute // of one that takes us for a fraud
+)
+
+// classify says what an error of the SDK means. Four things are HTTP 409, so the code and the text decide, not the status.
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("azure: %w: %w", errUnclear, err)
+	}
+	var auth *azidentity.AuthenticationFailedError
+	var required interface{ NonRetriable() }
+	var r *azcore.ResponseError
+	switch {
+	case errors.As(err, &auth):
+		return fmt.Errorf("%w: azure: no token: %w", launcher.ErrDenied, err)
+	case !errors.As(err, &r):
+		if errors.As(err, &required) { // no credential at all
+			return fmt.Errorf("%w: azure: %w", launcher.ErrDenied, err)
+		}
+		return fmt.Errorf("%w: azure: %w: %w", launcher.ErrTransient, errUnclear, err)
+	}
+	text := message(r)
+	say := func(sentinel error) error { return fmt.Errorf("%w: azure: %s: %s", sentinel, r.ErrorCode, text) }
+	switch r.ErrorCode {
+	case "ContainerGroupQuotaReached":
+		return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota), capacityPause/4)
+	case "ServiceUnavailable":
+		if strings.Contains(text, "Limit: '0'") {
+			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota), fraudPause)
+		}
+		if r.StatusCode == http.StatusConflict || strings.Contains(text, "not available in the location") {
+			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseUnschedulable), capacityPause)
+		}
+	case "ContainerGroupTransitioning":
+		return launcher.WithRetryAfter(fmt.Errorf("%w: azure: %w: %s", launcher.ErrTransient, errBusy, text), busyPause)
+	case "InaccessibleImage":
+		return launcher.WithCause(fmt.Errorf("azure: %w: %s", errImage, text), launcher.CauseImagePull)
+	case "RegistryErrorResponse":
+		return say(launcher.ErrTransient)
+	case "ResourceNotFound", "ContainerLogNotAvailable", "ContainerGroupDeploymentNotReady", "ContainerGroupStopped", "ContainerNotFound":
+		return say(launcher.ErrNotFound)
+	case "ScopeLocked", "ResourceGroupBeingDeleted", "MissingSubscriptionRegistration":
+		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
+	}
+	switch {
+	case r.StatusCode == http.StatusTooManyRequests:
+		err := launcher.WithCause(say(launcher.ErrTransient), launcher.CauseThrottled)
+		if r.RawResponse != nil {
+			err = launcher.WithRetryAfter(err, max(time.Second, seconds(r.RawResponse.Header.Get("Retry-After"))))
+		}
+		return err
+	case r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden, r.StatusCode == http.StatusNotFound: // the group of resources, the subscription
+		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
+	case r.StatusCode >= 500, r.StatusCode == http.StatusRequestTimeout:
+		return fmt.Errorf("%w: azure: %w: %s %s", launcher.ErrTransient, errUnclear, r.ErrorCode, text)
+	case r.StatusCode < 300: // an answer that cannot be read
+		return fmt.Errorf("%w: azure: %w: %w", launcher.ErrTransient, errUnclear, err)
+	}
+	return say(launcher.ErrInvalid)
+}
+
+var messagePattern = regexp.MustCompile(`(?s)"message":\s*"((?:[^"\\]|\\.)*)"`)
+
+// message is the service's own words. The whole error would show the request's address and headers.
+func message(r *azcore.ResponseError) string {
+	if m := messagePattern.FindStringSubmatch(r.Error()); m != nil {
+		return strings.NewReplacer(`\"`, `"`, `\n`, " ").Replace(m[1])
+	}
+	return fmt.Sprintf("HTTP %d", r.StatusCode)
+}

@@ -1,0 +1,273 @@
+package aci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// launching makes launches of one worker, by any launcher of this process, one: looking and writing are two calls.
+var launching singleflight.Group
+
+// Launch implements [launcher.Launcher]: it looks whether the group is there, in every place where it may be, writes it only if not, and looks again if the
+// answer was lost. Places are tried one after the other.
+func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	cs, err := l.candidates(req)
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	got, err, _ := launching.Do(l.c.SubscriptionID+"/"+l.c.ResourceGroup+"/"+cs[0].name, func() (any, error) { return l.launch(ctx, req, cs) })
+	if err != nil {
+		return launcher.Launched{}, err
+	}
+	return got.(launcher.Launched), nil //nolint:errcheck,forcetypeassert // what launch gives
+}
+
+// Find implements [launcher.Finder].
+func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
+	cs, err := l.candidates(req)
+	if err != nil {
+		return launcher.Launched{}, false, err
+	}
+	return l.find(ctx, req, cs)
+}
+
+// find looks for the group of a request.
+func (l *Launcher) find(ctx context.Context, req *launcher.Request, cs []candidate) (launcher.Launched, bool, error) {
+	for _, c := range cs {
+		g, err := l.api.get(ctx, c.name)
+		if errors.Is(err, launcher.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return launcher.Launched{}, false, transient(err)
+		}
+		if val(g.Tags[instanceTag]) != req.Instance || val(g.Tags[runTag]) != req.ID.Run {
+			return launcher.Launched{}, false, fmt.Errorf("%w: there is a container group %s that is not of this instance; it is left alone", launcher.ErrInvalid, c.name)
+		}
+		l.workers.found(c.name, g, time.Now())
+		return l.launched(c), true, nil
+	}
+	return launcher.Launched{}, false, nil
+}
+
+// transient makes of an error of a look that it says nothing of the worker: a request that Azure finds invalid is our fault, not the run's.
+func transient(err error) error {
+	if errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrCapacity) {
+		return fmt.Errorf("%w: %w", launcher.ErrTransient, errors.New(err.Error()))
+	}
+	return err
+}
+
+func (l *Launcher) launched(c candidate) launcher.Launched {
+	return launcher.Launched{
+		Handle: launcher.Handle(c.name),
+		Tags:   map[string]string{"azure/container_group": c.name, "azure/location": c.String()},
+		Notes: []launcher.Note{{
+			Text:     fmt.Sprintf("[AzureContainerInstanceRunLauncher] Launching run in container group %s in %s", c.name, c),
+			Metadata: [][2]string{{"Resource group", l.c.ResourceGroup}, {"Image", val(c.group.Properties.Containers[0].Properties.Image)}},
+		}},
+	}
+}
+
+func (l *Launcher) launch(ctx context.Context, req *launcher.Request, cs []candidate) (any, error) {
+	got, ok, err := l.find(ctx, req, cs)
+	if err != nil || ok {
+		return got, err
+	}
+	if l.workers.ended(cs) { // we have removed it ourselves; a read may be older
+		return nil, fmt.Errorf("%w: container group %s has ended and was removed", launcher.ErrInvalid, cs[0].name)
+	}
+	var full []string
+	var wait time.Duration
+	var last error
+	later := func(c candidate, err error) {
+		after, _ := launcher.RetryAfter(err)
+		if full = append(full, c.String()); wait == 0 || after < wait {
+			wait = after
+		}
+		last = err
+	}
+	for _, c := range cs {
+		if err := l.regions.room(ctx, l, c); err != nil {
+			later(c, err)
+			continue
+		}
+		failpoint.Here("aci.put")
+		switch err := l.put(ctx, req, c); {
+		case err == nil:
+			l.regions.took(c)
+			l.workers.put(c.name, time.Now())
+			return l.launched(c), nil
+		case errors.Is(err, launcher.ErrCapacity):
+			l.regions.refused(c, err)
+			later(c, err)
+		default:
+			return nil, err
+		}
+	}
+	if len(full) > 1 {
+		last = fmt.Errorf("%w (nor in %s)", last, strings.Join(full[:len(full)-1], ", "))
+	}
+	return nil, launcher.WithRetryAfter(last, wait)
+}
+
+// looks is when it is looked whether a group is there whose PUT had no answer.
+var looks = []time.Duration{0, 300 * time.Millisecond, 700 * time.Millisecond, 2 * time.Second}
+
+// put writes a group that is not there.
+func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) error {
+	err := l.api.put(ctx, c.name, c.group)
+	switch {
+	case errors.Is(err, errUnclear), errors.Is(err, errBusy):
+		for _, after := range looks {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%w: azure: %w", launcher.ErrTransient, ctx.Err())
+			case <-time.After(after):
+			}
+			if _, ok, err := l.find(ctx, req, []candidate{c}); ok || errors.Is(err, launcher.ErrInvalid) {
+				return err
+			}
+		}
+	case errors.Is(err, errImage): // as a registry's bad minute
+		if _, again := l.images.LoadOrStore(c.name, true); !again {
+			return fmt.Errorf("%w: %w", launcher.ErrTransient, err)
+		}
+		l.images.Delete(c.name)
+		return fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
+	}
+	return err
+}
+
+// quotaAge is how old what is known of a location's quotas may be.
+const quotaAge = 15 * time.Second
+
+// room says whether a location may take a group, as far as is known; its error is [launcher.ErrCapacity].
+func (r *regions) room(ctx context.Context, l *Launcher, c candidate) error {
+	r.mu.Lock()
+	at := r.of(c.location)
+	now := time.Now()
+	closed, why, stale := at.closed, at.why, now.Sub(at.read) > quotaAge
+	if stale {
+		at.read = now // one reads it
+	}
+	r.mu.Unlock()
+	if now.Before(closed) {
+		return launcher.WithRetryAfter(fmt.Errorf("%w: %s", launcher.ErrCapacity, why), closed.Sub(now))
+	}
+	if stale {
+		if err := r.read(ctx, l, c.location); err != nil {
+			l.log.DebugContext(ctx, "aci: quotas are not known", "location", c.location, "err", err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at.groups < 0 {
+		return nil
+	}
+	want, cores, name := val(c.group.Properties.Containers[0].Properties.Resources.Requests.CPU), at.cores, "StandardCores"
+	if c.spot {
+		cores, name = at.spot, "StandardSpotCores"
+	}
+	switch {
+	case at.groups < 1:
+		name = "ContainerGroups"
+	case cores >= want:
+		return nil
+	}
+	err := fmt.Errorf("%w: quota %s of %s is used up", launcher.ErrCapacity, name, c.location)
+	return launcher.WithRetryAfter(launcher.WithCause(err, launcher.CauseQuota), quotaAge)
+}
+
+// read reads a location's quotas.
+func (r *regions) read(ctx context.Context, l *Launcher, location string) error {
+	all, err := l.api.usages(ctx, location)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.of(location)
+	if at.read = time.Now(); err != nil {
+		at.groups = -1
+		return err
+	}
+	for _, u := range all {
+		if u.Name == nil {
+			continue
+		}
+		left := val(u.Limit) - val(u.CurrentValue)
+		switch val(u.Name.Value) {
+		case "ContainerGroups":
+			at.groups = int(max(0, left))
+		case "StandardCores":
+			at.cores = float64(left)
+		case "StandardSpotCores":
+			at.spot = float64(left)
+		}
+	}
+	return nil
+}
+
+// took notes that a group was accepted.
+func (r *regions) took(c candidate) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.of(c.location)
+	if at.groups > 0 {
+		at.groups--
+	}
+	want := val(c.group.Properties.Containers[0].Properties.Resources.Requests.CPU)
+	if c.spot {
+		at.spot -= want
+	} else {
+		at.cores -= want
+	}
+}
+
+// refused notes that a location has no room. A quota is read again before the next launch there; without capacity it is left alone for a while.
+func (r *regions) refused(c candidate, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.of(c.location)
+	after, _ := launcher.RetryAfter(err)
+	if launcher.CauseOf(err) == launcher.CauseQuota && after < fraudPause {
+		at.read = time.Time{}
+		return
+	}
+	at.closed, at.why = time.Now().Add(after), fmt.Sprintf("%s is left alone after: %v", c.location, err)
+}
+
+// Free implements [launcher.Capacity].
+func (l *Launcher) Free(ctx context.Context, r launcher.Resources) (int, bool, error) {
+	cpu := l.base.CPU
+	if r.CPUMillis > 0 {
+		cpu = float64(r.CPUMillis) / 1000
+	}
+	total := 0
+	for _, location := range l.base.Locations {
+		if err := l.regions.read(ctx, l, location); err != nil {
+			return 0, false, err
+		}
+		l.regions.mu.Lock()
+		at := l.regions.of(location)
+		groups, cores := at.groups, at.cores
+		if l.base.Priority == "spot" {
+			cores = at.spot
+		}
+		if l.base.Priority == "spot_then_regular" {
+			cores += at.spot
+		}
+		if time.Now().Before(at.closed) {
+			groups = 0
+		}
+		l.regions.mu.Unlock()
+		total += max(0, min(groups, int(cores/cpu)))
+	}
+	return total, true, nil
+}

@@ -1,0 +1,490 @@
+package aci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// worker is what this process knows of one group beyond what the service says now. Another process can do without.
+type worker struct {
+	health  launcher.Health
+	group   *arm.ContainerGroup // the last answer
+	seen    time.Time           // when that was; zero: not yet, or no longer to be relied on
+	written time.Time           // by a PUT of ours
+	since   time.Time           // first heard of
+	first   time.Time           // its first start
+	stopped time.Time           // asked to stop
+	deleted time.Time           // asked to be deleted
+	removed bool                // it had ended before
+	doom    *launcher.Health    // what it will have died of when it is gone
+	tail    []string            // last lines, taken before they went
+	looking sync.Mutex          // one look at a time
+}
+
+// workers are those that this process has to do with.
+type workers struct {
+	mu    sync.Mutex
+	known map[string]*worker
+	poll  time.Duration
+	wake  chan struct{} // something new is to be looked at
+}
+
+func (w *workers) init(poll time.Duration) {
+	w.known, w.poll, w.wake = map[string]*worker{}, max(poll, 10*time.Millisecond), make(chan struct{}, 1)
+}
+
+func (w *workers) of(name string) *worker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.known[name]
+	if k == nil {
+		k = &worker{since: time.Now()}
+		w.known[name] = k
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+	return k
+}
+
+// put notes that a group was written.
+func (w *workers) put(name string, at time.Time) {
+	k := w.of(name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k.written, k.seen = at, time.Time{}
+}
+
+// found notes a group as it was read.
+func (w *workers) found(name string, g *arm.ContainerGroup, at time.Time) {
+	k := w.of(name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if at.After(k.seen) {
+		k.group = g
+	}
+}
+
+// ended says whether one of some groups was removed by us after its end.
+func (w *workers) ended(cs []candidate) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range cs {
+		if k := w.known[c.name]; k != nil && (k.removed || !k.deleted.IsZero()) {
+			return true
+		}
+	}
+	return false
+}
+
+// keepKnown is how long a worker that has gone is remembered, so that an older read is not believed.
+const keepKnown = 10 * time.Minute
+
+// prune forgets what has long gone.
+func (w *workers) prune(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.known, func(_ string, k *worker) bool {
+		gone := k.removed || k.health.Status == launcher.NotFound
+		return gone && now.Sub(k.since) > keepKnown && now.Sub(k.deleted) > keepKnown && now.Sub(k.seen) > keepKnown
+	})
+}
+
+// interval is how far apart looks at a worker are, by its age.
+func (w *workers) interval(age time.Duration, by time.Duration) time.Duration {
+	switch {
+	case age > 10*time.Minute:
+		return 6 * w.poll * by
+	case age > time.Minute:
+		return 3 * w.poll * by
+	}
+	return w.poll * by
+}
+
+// stale is how long after our PUT a read may not know of the group yet.
+const stale = time.Minute
+
+// look gives a worker's health: what is known if that is no older than a look is apart, else by one GET.
+func (l *Launcher) look(ctx context.Context, name string, fresh bool) (launcher.Health, error) {
+	w := l.workers.of(name)
+	w.looking.Lock()
+	defer w.looking.Unlock()
+	now := time.Now()
+	l.workers.mu.Lock()
+	health, seen := w.health, w.seen
+	every := l.workers.interval(now.Sub(w.since), l.api.pace.stretch())
+	if health.Status.Ended() && w.doom == nil {
+		every = 10 * every // it stays so; a platform that starts it again is no second life
+	}
+	removed := w.removed
+	l.workers.mu.Unlock()
+	if removed {
+		return launcher.Health{Status: launcher.NotFound, Message: "the container group has ended and was removed"}, nil
+	}
+	if !fresh && !seen.IsZero() && now.Sub(seen) < every {
+		return health, nil
+	}
+	g, err := l.api.get(ctx, name)
+	if err != nil && !errors.Is(err, launcher.ErrNotFound) {
+		return launcher.Health{}, transient(err)
+	}
+	return l.took(ctx, name, w, g)
+}
+
+// took takes in the answer to a GET; nil: there is no such group.
+func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.ContainerGroup) (launcher.Health, error) {
+	now := time.Now()
+	l.workers.mu.Lock()
+	defer l.workers.mu.Unlock()
+	w.seen = now
+	if g == nil {
+		switch {
+		case w.doom != nil:
+			w.health = *w.doom
+		case !w.written.IsZero() && now.Sub(w.written) < stale && w.deleted.IsZero() && w.group == nil:
+			w.health = launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted, Message: "accepted, and not visible yet"}
+		default:
+			w.health = launcher.Health{Status: launcher.NotFound, Message: "there is no such container group"}
+		}
+		return w.health, nil
+	}
+	w.group = g
+	h := Health(g)
+	start := h.Started
+	if w.first.IsZero() && h.Status == launcher.Running {
+		w.first = start
+	}
+	moved := !w.first.IsZero() && !start.IsZero() && start.After(w.first)
+	if moved && h.Incarnation == "" { // the platform does not say so itself
+		switch h.Status {
+		case launcher.Running:
+			h.Incarnation, h.Message = start.UTC().Format(time.RFC3339Nano), "the platform has started the container again"
+		case launcher.Succeeded, launcher.Failed:
+			again := ended(g, &arm.ContainerState{StartTime: &start, FinishTime: &h.Ended, ExitCode: new(int32)}, true)
+			h = again
+		}
+	}
+	if h.Status == launcher.Failed && !w.stopped.IsZero() {
+		h.Cause = launcher.CauseCanceled
+	}
+	if h.Status == launcher.Failed {
+		h.Tail = w.tail
+	}
+	w.health = h
+	if w.doom == nil && w.stopped.IsZero() && w.deleted.IsZero() {
+		w.doom = l.doomed(g, h, w)
+	}
+	need := w.doom != nil && !h.Status.Ended()
+	tail := h.Status == launcher.Failed && w.tail == nil && w.deleted.IsZero()
+	if !need && !tail {
+		return w.health, nil
+	}
+	l.workers.mu.Unlock()
+	defer l.workers.mu.Lock()
+	if tail {
+		lines := l.lines(ctx, name, tailLines)
+		l.workers.mu.Lock()
+		w.tail, w.health.Tail = lines, lines
+		h = w.health
+		l.workers.mu.Unlock()
+		return h, nil
+	}
+	return l.finish(ctx, name, w, g, h), nil
+}
+
+// tailLines is how many of its last lines the health of an ended worker has.
+const tailLines = 20
+
+// doomed says what a worker will have died of that will never run, or that the platform has started again; nil if it is well.
+func (l *Launcher) doomed(g *arm.ContainerGroup, h launcher.Health, w *worker) *launcher.Health {
+	dead := launcher.Health{Status: launcher.Failed, Ended: time.Now(), Message: h.Message}
+	view := containerOf(g).InstanceView
+	if h.Incarnation != "" { // whatever runs now, the worker is dead; the gate keeps a second one out
+		state := (*arm.ContainerState)(nil)
+		if view != nil {
+			state = view.PreviousState
+		}
+		if state == nil {
+			finish := time.Now().UTC()
+			state = &arm.ContainerState{StartTime: &w.first, FinishTime: &finish, ExitCode: new(int32)}
+		}
+		dead = ended(g, state, true)
+		return &dead
+	}
+	if h.Status != launcher.Starting || g.Properties == nil {
+		return nil
+	}
+	var events []*arm.Event
+	if view != nil {
+		events = view.Events
+	}
+	pull, start := pullFailed(events), failedStart(events)
+	switch {
+	case start != nil:
+		dead.Cause = launcher.CauseExit
+	case pull != nil && (final(val(pull.Message)) || val(pull.LastTimestamp).Sub(val(pull.FirstTimestamp)) > l.c.PullPatience):
+		dead.Cause = launcher.CauseImagePull
+	case val(g.Properties.ProvisioningState) == "Failed":
+		dead.Cause = launcher.CauseUnschedulable
+		if pull != nil {
+			dead.Cause = launcher.CauseImagePull
+		}
+		if strings.Contains(h.Message, "quota") {
+			dead.Cause = launcher.CauseQuota
+		}
+	default:
+		return nil
+	}
+	return &dead
+}
+
+// final says whether a registry's words mean that it will say the same next time.
+func final(text string) bool {
+	for _, sign := range []string{"manifest unknown", "not found", "access denied", "unauthorized", "authentication required", "denied:", "no matching manifest", "invalid reference"} {
+		if strings.Contains(text, sign) {
+			return true
+		}
+	}
+	return false
+}
+
+// tryAgain is how long after a stop or a deletion that had no effect yet it is asked for again.
+const tryAgain = 10 * time.Second
+
+// finish ends a doomed worker's group: one that the platform started again is stopped, with a note of how the worker ended; one that never ran is deleted, for
+// it may still start. Until that is done the worker counts as alive.
+func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.ContainerGroup, h launcher.Health) launcher.Health {
+	l.workers.mu.Lock()
+	last := w.deleted
+	if w.stopped.After(last) {
+		last = w.stopped
+	}
+	due := time.Since(last) > tryAgain
+	doom := *w.doom
+	l.workers.mu.Unlock()
+	if due {
+		lines := l.lines(ctx, name, tailLines)
+		var err error
+		if h.Incarnation != "" {
+			err = l.note(ctx, name, g, doom)
+			if err == nil {
+				err = l.api.stop(ctx, name)
+			}
+		} else {
+			err = l.api.delete(ctx, name)
+		}
+		l.workers.mu.Lock()
+		if len(lines) > 0 {
+			w.tail = lines
+			w.doom.Tail = lines
+		}
+		if err == nil || errors.Is(err, errBusy) {
+			if h.Incarnation == "" {
+				w.deleted = time.Now()
+			} else {
+				w.seen = time.Time{}
+			}
+		}
+		l.workers.mu.Unlock()
+		if err != nil {
+			l.log.WarnContext(ctx, "aci: a container group that is of no use was not ended; it will be", "group", name, "err", err)
+		}
+	}
+	h.Message = cut("being ended: "+h.Message, 1000)
+	return h
+}
+
+// note writes into a group's tags how its worker ended.
+func (l *Launcher) note(ctx context.Context, name string, g *arm.ContainerGroup, h launcher.Health) error {
+	if _, ok := g.Tags[endTag]; ok {
+		return nil
+	}
+	text, err := json.Marshal(endOf(h))
+	if err != nil {
+		return err
+	}
+	tags := maps.Clone(g.Tags)
+	s := string(text)
+	tags[endTag] = &s
+	return l.api.patch(ctx, name, tags)
+}
+
+// Health implements [launcher.Launcher].
+func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
+	name, err := l.name(h)
+	if err != nil {
+		return launcher.Health{Status: launcher.NotFound, Message: err.Error()}, nil //nolint:nilerr // it is the answer
+	}
+	return l.look(ctx, name, false)
+}
+
+// HealthOf implements [launcher.Batcher]: one GET a group, for a list does not tell how groups are.
+func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
+	out := make([]launcher.Health, len(hs))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for i, h := range hs {
+		g.Go(func() (err error) {
+			out[i], err = l.Health(ctx, h)
+			return err
+		})
+	}
+	return out, g.Wait()
+}
+
+// atOnce is how many groups are looked at together.
+const atOnce = 8
+
+// List implements [launcher.Lister].
+func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launcher.Worker, error] {
+	return func(yield func(launcher.Worker, error) bool) {
+		if f.Runs != nil && len(f.Runs) == 0 {
+			return
+		}
+		groups, err := l.api.list(ctx)
+		if err != nil {
+			yield(launcher.Worker{}, transient(err))
+			return
+		}
+		var found []launcher.Worker
+		for _, g := range groups {
+			if w, ok := l.workerOf(g); ok && (f.Instance == "" || w.Instance == f.Instance) && f.Wants(w.ID.Run) {
+				found = append(found, w)
+			}
+		}
+		eg, look := errgroup.WithContext(ctx)
+		eg.SetLimit(atOnce)
+		for i, w := range found {
+			eg.Go(func() (err error) {
+				found[i].Health, err = l.look(look, string(w.Handle), false)
+				return err
+			})
+		}
+		if err := eg.Wait(); err != nil {
+			yield(launcher.Worker{}, err)
+			return
+		}
+		for _, w := range found {
+			if w.Health.Status != launcher.NotFound && !yield(w, nil) { // removed in between
+				return
+			}
+		}
+	}
+}
+
+// relist is how often a watch looks for groups that other processes have made.
+const relist = time.Minute
+
+// Watch implements [launcher.Watcher]. Azure tells nothing by itself: each group is looked at when its next look is due.
+func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
+	return func(yield func(launcher.Worker, error) bool) {
+		ids := map[string]launcher.Worker{}
+		told := map[string]launcher.Health{}
+		report := func(w launcher.Worker) bool {
+			last, ok := told[string(w.Handle)]
+			if ok && last.Status == w.Health.Status && last.Phase == w.Health.Phase && last.Incarnation == w.Health.Incarnation && last.Message == w.Health.Message {
+				return true
+			}
+			told[string(w.Handle)] = w.Health
+			return yield(w, nil)
+		}
+		listed := func() bool {
+			for w, err := range l.List(ctx, launcher.Filter{}) {
+				if err != nil {
+					if ctx.Err() == nil {
+						yield(launcher.Worker{}, err)
+					}
+					return false
+				}
+				ids[string(w.Handle)] = w
+				if !report(w) {
+					return false
+				}
+			}
+			return true
+		}
+		if !listed() || !yield(launcher.Worker{Synced: true}, nil) {
+			return
+		}
+		last := time.Now()
+		for {
+			next := min(l.workers.poll, time.Second)
+			select {
+			case <-ctx.Done():
+				return
+			case <-l.workers.wake:
+			case <-time.After(next):
+			}
+			if time.Since(last) > relist {
+				if !listed() {
+					return
+				}
+				last = time.Now()
+				l.workers.prune(last)
+			}
+			for _, name := range l.workers.names() {
+				h, err := l.look(ctx, name, false)
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					l.log.DebugContext(ctx, "aci: a container group could not be looked at; it will be", "group", name, "err", err)
+					continue
+				}
+				w, ok := ids[name]
+				if !ok {
+					if w, ok = l.known(name); !ok {
+						continue // nothing is known of it yet
+					}
+					ids[name] = w
+				}
+				w.Health = h
+				if !report(w) {
+					return
+				}
+			}
+			maps.DeleteFunc(told, func(name string, _ launcher.Health) bool { return !l.workers.has(name) })
+		}
+	}
+}
+
+func (w *workers) names() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]string, 0, len(w.known))
+	for name, k := range w.known {
+		if !k.removed && (k.doom != nil || !k.health.Status.Ended()) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func (w *workers) has(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.known[name] != nil
+}
+
+// known is the worker of a group as it was last read.
+func (l *Launcher) known(name string) (launcher.Worker, bool) {
+	l.workers.mu.Lock()
+	defer l.workers.mu.Unlock()
+	k := l.workers.known[name]
+	if k == nil || k.group == nil {
+		return launcher.Worker{}, false
+	}
+	return l.workerOf(k.group)
+}

@@ -1,0 +1,434 @@
+package aci
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// containerName is that of the worker's container in its group.
+const containerName = "run"
+
+// A layer is what the launcher's settings, a code location, a rule or a run say; later layers are laid over earlier ones.
+type layer struct {
+	Image     string            `json:"image"`
+	CPU       float64           `json:"-"`
+	Memory    float64           `json:"-"`
+	Locations []string          `json:"locations"`
+	Priority  string            `json:"priority"`
+	SKU       string            `json:"sku"`
+	Subnet    *string           `json:"subnet_id"`
+	Tags      map[string]string `json:"tags"`
+	env       []launcher.Env
+}
+
+// overrides is a layer as it stands on a code location or a run.
+type overrides struct {
+	layer
+	CPU      any            `json:"cpu"`
+	Memory   any            `json:"memory"`
+	Location string         `json:"location"`
+	Env      map[string]any `json:"environment_variables"`
+	EnvVars  []string       `json:"env_vars"`
+}
+
+// over lays what an override says over l.
+func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
+	var later overrides
+	text := bytes.TrimSpace(o.JSON)
+	if bytes.HasPrefix(text, []byte("[")) { // env_vars, which all launchers share
+		text = slices.Concat([]byte(`{"env_vars":`), text, []byte("}"))
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	d.UseNumber()
+	if err := d.Decode(&later); err != nil {
+		return l, fmt.Errorf("%w; image, cpu, memory, location, locations, priority, sku, subnet_id, tags, environment_variables and env_vars are known", err)
+	}
+	l.Image, l.Priority, l.SKU = cmp.Or(later.Image, l.Image), cmp.Or(later.Priority, l.Priority), cmp.Or(later.SKU, l.SKU)
+	for what, at := range map[string]struct {
+		from any
+		to   *float64
+	}{"cpu": {later.CPU, &l.CPU}, "memory": {later.Memory, &l.Memory}} {
+		if at.from == nil {
+			continue
+		}
+		f, err := positive(fmt.Sprint(at.from))
+		if *at.to = f; err != nil {
+			return l, fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if places := unique(later.Location, later.Locations); len(places) > 0 {
+		l.Locations = places
+	}
+	if l.Priority != "regular" && l.Priority != "spot" && l.Priority != "spot_then_regular" {
+		return l, fmt.Errorf("priority: %q is none of regular, spot and spot_then_regular", l.Priority)
+	}
+	if later.Subnet != nil {
+		l.Subnet = later.Subnet
+	}
+	if later.Tags != nil {
+		l.Tags = later.Tags
+	}
+	l.env = slices.Clone(l.env)
+	for _, name := range sortedKeys(later.Env) {
+		l.env = append(l.env, launcher.Env{Name: name, Value: fmt.Sprint(later.Env[name])})
+	}
+	for _, text := range later.EnvVars {
+		name, value, given := strings.Cut(text, "=")
+		if !given {
+			var ok bool
+			if env == nil {
+				return l, fmt.Errorf("env_vars: %s has no value", name)
+			}
+			if value, ok = env(name); !ok {
+				return l, fmt.Errorf("env_vars: environment variable %s is not set where slipway runs", name)
+			}
+		}
+		l.env = append(l.env, launcher.Env{Name: name, Value: value, Secret: !given})
+	}
+	return l, nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// place is where a group may be put.
+type place struct {
+	location string
+	spot     bool
+}
+
+// key is the part of a group's name that tells the place: one name must not be made in two regions.
+func (p place) key() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %v", p.location, p.spot))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:4]
+}
+
+func (p place) String() string {
+	if p.spot {
+		return p.location + " (spot)"
+	}
+	return p.location
+}
+
+// candidate is a group that may become a request's worker.
+type candidate struct {
+	place
+	name  string
+	group arm.ContainerGroup
+}
+
+var (
+	validVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
+	// secretName is the name of a variable whose value does not show.
+	secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
+)
+
+// candidates are the groups that a request may become, in the order in which they are tried. For equal requests they are equal to the byte.
+func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
+	invalid := func(format string, args ...any) ([]candidate, error) {
+		return nil, fmt.Errorf("%w: "+format, append([]any{launcher.ErrInvalid}, args...)...)
+	}
+	if err := req.Check(); err != nil {
+		return nil, err
+	}
+	all := l.base
+	var err error
+	for _, o := range req.Overrides {
+		if all, err = all.over(o, l.env); err != nil {
+			return invalid("%s: %w", o.Source, err)
+		}
+	}
+	all.Image = cmp.Or(req.Image, all.Image)
+	if all.Image == "" {
+		return invalid("code location %s names no image, and the launcher's settings have none: set image, or container_image in the code location", req.Location)
+	}
+	if req.Resources.CPUMillis > 0 {
+		all.CPU = float64(req.Resources.CPUMillis) / 1000
+	}
+	if req.Resources.MemoryBytes > 0 {
+		all.Memory = math.Ceil(float64(req.Resources.MemoryBytes)/(1<<30)*10) / 10 // Azure counts tenths
+	}
+	if req.Resources.GPUs != 0 {
+		return invalid("the run asks for %d GPUs: Azure retired them in container groups on 2025-07-14", req.Resources.GPUs)
+	}
+	vars, err := environment(all.env, req.Env)
+	if err != nil {
+		return invalid("%w", err)
+	}
+	var out []candidate
+	for _, p := range all.places(req.ID.Attempt) {
+		c := candidate{place: p, name: l.prefix(req.ID) + p.key()}
+		if !handlePattern.MatchString(c.name) || len(c.name) > 63 {
+			return invalid("%q is no name for a container group", c.name)
+		}
+		if c.group, err = l.group(req, all, p, vars); err != nil {
+			return invalid("%w", err)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// places are where the worker of an attempt may go.
+func (l layer) places(attempt int) []place {
+	var out []place
+	add := func(spot bool) {
+		for _, at := range l.Locations {
+			out = append(out, place{at, spot})
+		}
+	}
+	switch {
+	case l.Priority == "spot":
+		add(true)
+	case l.Priority == "spot_then_regular" && attempt == 1:
+		add(true)
+		add(false)
+	default:
+		add(false)
+	}
+	return out
+}
+
+// environment are a worker's variables, the last of equal names winning. No secret is in a value.
+func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) {
+	var names []string
+	last := map[string]launcher.Env{}
+	for _, e := range slices.Concat(base, more) {
+		if !validVariable.MatchString(e.Name) {
+			return nil, fmt.Errorf("environment variable %q: Azure takes letters, digits and _ in names, at most 63, no digit first", e.Name)
+		}
+		was, ok := last[e.Name]
+		if !ok {
+			names = append(names, e.Name)
+		}
+		e.Secret = e.Secret || was.Secret || secretName.MatchString(e.Name)
+		last[e.Name] = e
+	}
+	out := []*arm.EnvironmentVariable{}
+	for _, name := range names {
+		e := last[name]
+		if e.Secret {
+			out = append(out, &arm.EnvironmentVariable{Name: &name, SecureValue: &e.Value})
+		} else {
+			out = append(out, &arm.EnvironmentVariable{Name: &name, Value: &e.Value})
+		}
+	}
+	return out, nil
+}
+
+// group is what is PUT.
+func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm.EnvironmentVariable) (arm.ContainerGroup, error) {
+	name, sku := containerName, arm.ContainerGroupSKU(all.SKU)
+	c := &arm.ContainerProperties{
+		Image: &all.Image, Command: to.SliceOfPtrs(req.Command...), EnvironmentVariables: vars,
+		Resources: &arm.ResourceRequirements{Requests: &arm.ResourceRequests{CPU: &all.CPU, MemoryInGB: &all.Memory}},
+	}
+	p := &arm.ContainerGroupPropertiesProperties{
+		OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever), SKU: &sku,
+		Containers: []*arm.Container{{Name: &name, Properties: c}},
+	}
+	tags := l.tagsOf(req)
+	for k, v := range all.Tags {
+		if tags[k] == nil {
+			v = cut(v, 256)
+			tags[k] = &v
+		}
+	}
+	g := arm.ContainerGroup{Location: to.Ptr(at.location), Tags: tags, Properties: p}
+	if at.spot {
+		p.Priority = to.Ptr(arm.ContainerGroupPrioritySpot)
+	}
+	if l.c.Zone != "" {
+		g.Zones = []*string{&l.c.Zone}
+	}
+	for _, id := range l.c.Identities {
+		if g.Identity == nil {
+			g.Identity = &arm.ContainerGroupIdentity{Type: to.Ptr(arm.ResourceIdentityTypeUserAssigned)}
+		}
+		if id == "system" {
+			g.Identity.Type = to.Ptr(arm.ResourceIdentityTypeSystemAssigned)
+			continue
+		}
+		if g.Identity.UserAssignedIdentities == nil {
+			g.Identity.UserAssignedIdentities = map[string]*arm.UserAssignedIdentities{}
+		}
+		g.Identity.UserAssignedIdentities[id] = &arm.UserAssignedIdentities{}
+	}
+	if g.Identity != nil && len(g.Identity.UserAssignedIdentities) > 0 && *g.Identity.Type == arm.ResourceIdentityTypeSystemAssigned {
+		g.Identity.Type = to.Ptr(arm.ResourceIdentityTypeSystemAssignedUserAssigned)
+	}
+	for _, r := range l.c.Registries {
+		login := &arm.ImageRegistryCredential{Server: &r.Server}
+		if r.Identity != "" {
+			login.Identity = &r.Identity
+		} else {
+			login.Username, login.Password = &r.Username, to.Ptr(string(r.Password))
+		}
+		p.ImageRegistryCredentials = append(p.ImageRegistryCredentials, login)
+	}
+	subnet := l.c.Subnet
+	if all.Subnet != nil {
+		subnet = *all.Subnet
+	}
+	if subnet != "" {
+		p.SubnetIDs = []*arm.ContainerGroupSubnetID{{ID: &subnet}}
+	}
+	if d := l.c.DNS; d != nil {
+		p.DNSConfig = &arm.DNSConfiguration{NameServers: to.SliceOfPtrs(d.Servers...)}
+		if len(d.Search) > 0 {
+			p.DNSConfig.SearchDomains = to.Ptr(strings.Join(d.Search, " "))
+		}
+		if len(d.Options) > 0 {
+			p.DNSConfig.Options = to.Ptr(strings.Join(d.Options, " "))
+		}
+	}
+	for _, v := range l.c.Volumes {
+		vol, err := v.azure()
+		if err != nil {
+			return g, err
+		}
+		p.Volumes = append(p.Volumes, vol)
+		c.VolumeMounts = append(c.VolumeMounts, &arm.VolumeMount{Name: &v.Name, MountPath: &v.Mount, ReadOnly: &v.ReadOnly})
+	}
+	if a := l.c.LogAnalytics; a != nil {
+		p.Diagnostics = &arm.ContainerGroupDiagnostics{LogAnalytics: &arm.LogAnalytics{
+			WorkspaceID: &a.Workspace, WorkspaceKey: to.Ptr(string(a.Key)), LogType: to.Ptr(arm.LogAnalyticsLogType(a.Type)),
+		}}
+	}
+	return g, nil
+}
+
+var volumeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{3,61}[a-z0-9])$`)
+
+// azure is a volume as it is PUT.
+func (v volume) azure() (*arm.Volume, error) {
+	out := &arm.Volume{Name: &v.Name}
+	if !volumeName.MatchString(v.Name) || strings.Contains(v.Name, "--") {
+		return nil, fmt.Errorf("name %q: 5 to 63 lower case letters, digits and - are expected, - not first, last or twice", v.Name)
+	}
+	if !strings.HasPrefix(v.Mount, "/") || strings.Contains(v.Mount, ":") {
+		return nil, fmt.Errorf("mount_path %q: the path of a folder in the container, without a colon, is expected", v.Mount)
+	}
+	n := 0
+	if v.Share != "" {
+		n++
+		if v.Account == "" || v.Key == "" {
+			return nil, errors.New("share needs storage_account and storage_account_key")
+		}
+		out.AzureFile = &arm.AzureFileVolume{ShareName: &v.Share, StorageAccountName: &v.Account, StorageAccountKey: to.Ptr(string(v.Key)), ReadOnly: &v.ReadOnly}
+	}
+	if v.Empty {
+		n++
+		out.EmptyDir = map[string]any{}
+	}
+	if len(v.Secret) > 0 {
+		n++
+		out.Secret = map[string]*string{}
+		for file, text := range v.Secret {
+			out.Secret[file] = to.Ptr(base64.StdEncoding.EncodeToString([]byte(text)))
+		}
+	}
+	if v.Git != "" {
+		n++
+		out.GitRepo = &arm.GitRepoVolume{Repository: &v.Git}
+		if v.Revision != "" {
+			out.GitRepo.Revision = &v.Revision
+		}
+		if v.Folder != "" {
+			out.GitRepo.Directory = &v.Folder
+		}
+	}
+	if n != 1 {
+		return nil, errors.New("a volume is exactly one of share, secret, empty_dir and git_repository")
+	}
+	return out, nil
+}
+
+const redacted = "[redacted]"
+
+// Preview implements [launcher.Previewer]: the group that is tried first.
+func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
+	cs, err := l.candidates(req)
+	if err != nil {
+		return nil, err
+	}
+	places := []string{}
+	for _, c := range cs {
+		places = append(places, c.String())
+	}
+	return json.MarshalIndent(map[string]any{
+		"url":    "PUT /subscriptions/" + l.c.SubscriptionID + "/resourceGroups/" + l.c.ResourceGroup + "/providers/Microsoft.ContainerInstance/containerGroups/" + cs[0].name,
+		"places": places, "body": hidden(cs[0].group),
+	}, "", "  ")
+}
+
+// hidden is a group without secrets. It changes what it is given, which is nobody else's.
+func hidden(g arm.ContainerGroup) arm.ContainerGroup {
+	text := redacted
+	p := *g.Properties
+	g.Properties = &p
+	p.Containers = slices.Clone(p.Containers)
+	for i, c := range p.Containers {
+		props := *c.Properties
+		props.EnvironmentVariables = slices.Clone(props.EnvironmentVariables)
+		for j, v := range props.EnvironmentVariables {
+			if v.SecureValue != nil || v.Value == nil {
+				props.EnvironmentVariables[j] = &arm.EnvironmentVariable{Name: v.Name, SecureValue: &text}
+			}
+		}
+		p.Containers[i] = &arm.Container{Name: c.Name, Properties: &props}
+	}
+	p.ImageRegistryCredentials = slices.Clone(p.ImageRegistryCredentials)
+	for i, r := range p.ImageRegistryCredentials {
+		if r.Password != nil {
+			p.ImageRegistryCredentials[i] = &arm.ImageRegistryCredential{Server: r.Server, Username: r.Username, Password: &text}
+		}
+	}
+	p.Volumes = slices.Clone(p.Volumes)
+	for i, v := range p.Volumes {
+		v := *v
+		if v.AzureFile != nil {
+			f := *v.AzureFile
+			f.StorageAccountKey = &text
+			v.AzureFile = &f
+		}
+		files := map[string]*string{}
+		for name := range v.Secret {
+			files[name] = &text
+		}
+		if v.Secret != nil {
+			v.Secret = files
+		}
+		p.Volumes[i] = &v
+	}
+	if p.Diagnostics != nil && p.Diagnostics.LogAnalytics != nil {
+		a := *p.Diagnostics.LogAnalytics
+		a.WorkspaceKey = &text
+		p.Diagnostics = &arm.ContainerGroupDiagnostics{LogAnalytics: &a}
+	}
+	return g
+}

@@ -1,0 +1,104 @@
+package aci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// patience is how long a stop may take before a kill deletes the group.
+const patience = 30 * time.Second
+
+// Terminate implements [launcher.Launcher]. A worker that runs is stopped with the grace that Azure gives, which cannot be chosen; its group stays, so that nothing
+// can take its name. One that has not started is deleted. A kill deletes the group if a stop has had no effect for half a minute.
+func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	name, err := l.name(h)
+	if err != nil {
+		return false, nil //nolint:nilerr // it is no worker of ours
+	}
+	health, err := l.look(ctx, name, true)
+	if err != nil {
+		return false, err
+	}
+	w := l.workers.of(name)
+	l.workers.mu.Lock()
+	stopped, group, hidden := w.stopped, w.group, w.group == nil
+	l.workers.mu.Unlock()
+	switch {
+	case health.Status == launcher.NotFound, health.Status.Ended():
+		return false, nil
+	case health.Status == launcher.Starting && hidden:
+		return false, fmt.Errorf("%w: container group %s is not visible yet", launcher.ErrTransient, name)
+	}
+	if _, ours := l.workerOf(group); !ours {
+		return false, fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrDenied, name)
+	}
+	kill := grace <= 0 && !stopped.IsZero() && time.Since(stopped) > patience
+	if health.Status == launcher.Starting || kill {
+		err = l.api.delete(ctx, name)
+		if err == nil || errors.Is(err, launcher.ErrNotFound) {
+			l.workers.mu.Lock()
+			w.deleted, w.seen = time.Now(), time.Time{}
+			if w.doom == nil {
+				w.doom = &launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled, Message: "the container group was deleted when it was to stop", Started: health.Started, Ended: time.Now(), Tail: w.tail}
+			}
+			l.workers.mu.Unlock()
+			return true, nil
+		}
+		return false, transient(err)
+	}
+	if stopped.IsZero() { // what it wrote goes with the stop
+		lines := l.lines(ctx, name, tailLines)
+		l.workers.mu.Lock()
+		w.tail = lines
+		l.workers.mu.Unlock()
+	}
+	err = l.api.stop(ctx, name)
+	if err != nil && (stopped.IsZero() || !errors.Is(err, errBusy)) { // else it is stopping
+		return false, transient(err)
+	}
+	l.workers.mu.Lock()
+	defer l.workers.mu.Unlock()
+	w.seen = time.Time{}
+	if w.stopped.IsZero() {
+		w.stopped = time.Now()
+	}
+	return true, nil
+}
+
+// Remove implements [launcher.Remover]. Groups of ended workers count against the quota until they are deleted.
+func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
+	name, err := l.name(h)
+	if err != nil {
+		return nil //nolint:nilerr // there is nothing to remove
+	}
+	health, err := l.look(ctx, name, true)
+	if err != nil {
+		return err
+	}
+	w := l.workers.of(name)
+	l.workers.mu.Lock()
+	group := w.group
+	l.workers.mu.Unlock()
+	switch {
+	case health.Status == launcher.NotFound:
+		return nil
+	case !health.Status.Ended():
+		return fmt.Errorf("aci: container group %s has not ended", name)
+	}
+	if group != nil {
+		if _, ours := l.workerOf(group); !ours {
+			return fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrDenied, name)
+		}
+	}
+	if err := l.api.delete(ctx, name); err != nil && !errors.Is(err, launcher.ErrNotFound) && !errors.Is(err, errBusy) {
+		return transient(err)
+	}
+	l.workers.mu.Lock()
+	defer l.workers.mu.Unlock()
+	w.deleted, w.removed = time.Now(), true
+	return nil
+}
