@@ -505,7 +505,8 @@ func (e *Emulator) volume(g *group, v *arm.Volume) (string, error) {
 			return "", fmt.Errorf("share %s of storage account %s: the emulator was given no folder for file shares", val(f.ShareName), val(f.StorageAccountName))
 		}
 		folder = filepath.Join(e.o.Files, filepath.Base(val(f.StorageAccountName)), filepath.Base(val(f.ShareName)))
-		if _, err := os.Stat(folder); err != nil {
+		folder, err := filepath.EvalSymlinks(folder)
+		if err != nil {
 			return "", fmt.Errorf("share %s of storage account %s cannot be mounted: %w", val(f.ShareName), val(f.StorageAccountName), err)
 		}
 		return folder, nil

@@ -100,8 +100,10 @@ func (a *azure) kit(t *testing.T, image string) {
 
 // The kit, with containers that are processes, and everything that is not known of Azure one way and the other.
 func TestContract(t *testing.T) {
+	t.Parallel()
 	for name, switches := range map[string]emulator.Switches{"likely": {}, "flipped": emulator.Flipped()} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Switches = switches }).kit(t, "")
 		})
 	}
@@ -125,6 +127,7 @@ func TestDockerContract(t *testing.T) {
 	}
 }
 
+// text is a value as JSON, for messages.
 func text(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {

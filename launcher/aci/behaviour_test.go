@@ -299,7 +299,9 @@ func TestBehaviours(t *testing.T) {
 			if was, err := c.l.Terminate(ctx, h, time.Second); !was || err != nil {
 				c.Errorf("Terminate = %v, %v", was, err)
 			}
-			c.until(h, "gone", func(h launcher.Health) bool { return h.Status == launcher.NotFound })
+			if got := c.ended(h); got.Cause != launcher.CauseCanceled {
+				c.Errorf("Health = %+v", got)
+			}
 			if n := c.Names(); len(n) != 0 {
 				c.Errorf("groups %v", n)
 			}
@@ -484,7 +486,10 @@ func TestBehaviours(t *testing.T) {
 			c.counts("get", 300)
 		}},
 	} {
-		t.Run(b.name, func(t *testing.T) { b.test(newCase(t, b.change, b.more)) })
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			b.test(newCase(t, b.change, b.more))
+		})
 	}
 }
 
@@ -532,6 +537,7 @@ func (c *case_) put(name string, tags map[string]string) {
 
 // Under faults at every call, by a seeded schedule, no worker is started twice, none is lost, and none is left.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	const n = 300
 	c := newCase(t, func(s *emulator.Settings) { s.Timing.StopGrace = 100 * time.Millisecond }, map[string]any{"locations": []string{"northeurope"}, "poll": "20ms"})
 	random := rand.New(rand.NewPCG(7, 7)) //nolint:gosec // a schedule

@@ -25,6 +25,7 @@ type worker struct {
 	since   time.Time           // first heard of
 	first   time.Time           // its first start
 	stopped time.Time           // asked to stop
+	asked   time.Time           // the same, the last time
 	deleted time.Time           // asked to be deleted
 	removed bool                // it had ended before
 	doom    *launcher.Health    // what it will have died of when it is gone
@@ -188,20 +189,27 @@ func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.Cont
 	}
 	need := w.doom != nil && !h.Status.Ended()
 	tail := h.Status == launcher.Failed && w.tail == nil && w.deleted.IsZero()
-	if !need && !tail {
-		return w.health, nil
+	again := h.Status == launcher.Running && !w.asked.IsZero() && now.Sub(w.asked) > tryAgain
+	if again {
+		w.asked = now
 	}
 	l.workers.mu.Unlock()
 	defer l.workers.mu.Lock()
-	if tail {
+	switch {
+	case need:
+		h = l.finish(ctx, name, w, g, h)
+	case again:
+		if err := l.api.stop(ctx, name); err != nil && !errors.Is(err, errBusy) {
+			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again", "group", name, "err", err)
+		}
+	case tail:
 		lines := l.lines(ctx, name, tailLines)
 		l.workers.mu.Lock()
 		w.tail, w.health.Tail = lines, lines
 		h = w.health
 		l.workers.mu.Unlock()
-		return h, nil
 	}
-	return l.finish(ctx, name, w, g, h), nil
+	return h, nil
 }
 
 // tailLines is how many of its last lines the health of an ended worker has.

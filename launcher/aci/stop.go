@@ -57,14 +57,14 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		l.workers.mu.Unlock()
 	}
 	err = l.api.stop(ctx, name)
-	if err != nil && (stopped.IsZero() || !errors.Is(err, errBusy)) { // else it is stopping
+	if err != nil && !errors.Is(err, errBusy) { // which it is, as a rule, for it stops already
 		return false, transient(err)
 	}
 	l.workers.mu.Lock()
 	defer l.workers.mu.Unlock()
-	w.seen = time.Time{}
+	w.seen, w.asked = time.Time{}, time.Now()
 	if w.stopped.IsZero() {
-		w.stopped = time.Now()
+		w.stopped = w.asked
 	}
 	return true, nil
 }
