@@ -157,11 +157,12 @@ launchers:
       - {name: fates, mount_path: %q, read_only: true, share: fates, storage_account: account, storage_account_key: hunter2}
       - {name: share-of-home, mount_path: %q, share: home, storage_account: account, storage_account_key: hunter2}
 `, uuid.NewString()[:8], image, a.url, fates, w.home))
-	server := w.webserver("e2e/fates/fates.py")
+	server := w.webserver("e2e/fates/fates.py", "e2e/fates/containers.py")
 	p := w.slipway()
 	launch := func(job string, tags map[string]string, config map[string]any) string {
 		t.Helper()
-		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: job, Tags: tags, Config: config})
+		location := map[bool]string{true: "containers", false: "fates"}[job == "eats"]
+		id, err := server.Launch(t.Context(), webserver.Job{Location: location, Name: job, Tags: tags, Config: config})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +171,7 @@ launchers:
 	forever := waitsFor(filepath.Join(w.home, "never"))
 	good := launch("light", nil, nil)
 	bad := launch("fails", nil, nil)
-	big := launch("kills_itself", nil, nil) // SIGKILL, as the kernel's for want of memory
+	big := launch("eats", map[string]string{"slipway/memory": "400Mi"}, nil) // more than that
 	missing := launch("light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
 	canceled := launch("waits", nil, forever.Config)
 	oom := launch("waits", nil, forever.Config)
@@ -196,7 +197,7 @@ launchers:
 
 	s := a.Settings()
 	full := s
-	full.Quota.Groups = 0
+	full.Quota.Cores = 1
 	a.Set(full)
 	waits := launch("light", nil, nil)
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
@@ -213,12 +214,12 @@ launchers:
 	}{
 		{good, dagster.Success, []string{"Launching run in container group dagster-run-" + good + "-1-"}},
 		{bad, dagster.Failure, nil},
-		{big, dagster.Failure, []string{"exit code 137"}},
+		{big, dagster.Failure, []string{"Cause oom", "exit code 137", "0.4 GB"}},
 		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1"}},
 		{canceled, dagster.Canceled, nil},
 		{oom, dagster.Failure, []string{"Cause oom", "4 GB"}},
 		{evicted, dagster.Success, []string{"Cause preempted", "Launching a new run worker to resume run", "spot container was evicted"}},
-		{waits, dagster.Success, []string{"quota ContainerGroups of eastus is used up"}},
+		{waits, dagster.Success, []string{"has no room; the run waits in the queue", "StandardCores"}},
 	} {
 		r, said := w.run(c.id), w.says(c.id)
 		if r.Status != c.want {

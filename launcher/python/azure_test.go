@@ -2,7 +2,7 @@ package python_test
 
 import (
 	"bufio"
-	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -20,35 +20,56 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/slipway-run/slipway/emulator/aci"
 	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// azure is the edge of Azure: a proxy that answers for its hosts, with container groups in memory.
+// azure is the edge of Azure: a proxy that answers for its hosts, with the emulator behind it.
 type azure struct {
-	t    *testing.T
-	cert tls.Certificate
+	t        *testing.T
+	cert     tls.Certificate
+	emulator *aci.Emulator
+}
 
-	mu     sync.Mutex
-	groups map[string]map[string]any // by path
-	states map[string]string
-	asked  []string
+// scripted runs a script in place of each container's command.
+type scripted struct {
+	aci.Processes
+	script atomic.Value
+}
+
+func (s *scripted) Start(ctx context.Context, spec aci.Spec) (aci.Container, error) {
+	spec.Command = []string{"sh", "-c", s.script.Load().(string)} //nolint:errcheck,forcetypeassert // the test sets it
+	return s.Processes.Start(ctx, spec)
 }
 
 // newAzure starts one and gives the variables by which a program finds it.
-func newAzure(t *testing.T) (*azure, []string) {
+func newAzure(t *testing.T, backend aci.Backend) (*azure, []string) {
 	t.Helper()
+	settings, err := aci.Preset("fast")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := aci.New(aci.Options{Backend: backend, State: t.TempDir(), Settings: settings, Token: "a token"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	caCert, caKey := certificate(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
 	cert, key := certificate(t, &x509.Certificate{DNSNames: []string{"management.azure.com", "login.microsoftonline.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, caCert, caKey)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caCert.Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a := &azure{t: t, cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, groups: map[string]map[string]any{}, states: map[string]string{}}
+	a := &azure{t: t, cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, emulator: e}
 	proxy := httptest.NewServer(http.HandlerFunc(a.connect))
 	t.Cleanup(proxy.Close)
 	return a, []string{
@@ -118,10 +139,6 @@ func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
 			a.t.Error(err)
 		}
 	}
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		a.t.Error(err)
-	}
 	if host == "login.microsoftonline.com" {
 		at := "https://" + host + "/00000000-0000-0000-0000-00000000000a"
 		if strings.HasSuffix(r.URL.Path, "/token") {
@@ -131,63 +148,17 @@ func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
 		reply(200, map[string]any{"token_endpoint": at + "/oauth2/v2.0/token", "authorization_endpoint": at + "/oauth2/v2.0/authorize", "issuer": at + "/v2.0", "tenant_discovery_endpoint": at + "/v2.0/.well-known/openid-configuration"})
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.asked = append(a.asked, r.Method+" "+r.URL.Path)
-	if r.Header.Get("Authorization") != "Bearer a token" {
-		reply(401, map[string]any{"error": map[string]any{"code": "AuthenticationFailed", "message": "no token"}})
-		return
-	}
-	group, there := a.groups[r.URL.Path]
-	switch {
-	case r.Method == http.MethodPut:
-		var g map[string]any
-		if err := json.NewDecoder(bytes.NewReader(body)).Decode(&g); err != nil {
-			a.t.Error(err)
-		}
-		a.groups[r.URL.Path], a.states[r.URL.Path] = g, "Running"
-		g["properties"].(map[string]any)["provisioningState"] = "Succeeded" //nolint:errcheck,forcetypeassert // a container group
-		reply(201, g)
-	case !there:
-		reply(404, map[string]any{"error": map[string]any{"code": "ResourceNotFound", "message": "there is no such group"}})
-	case r.Method == http.MethodDelete:
-		delete(a.groups, r.URL.Path)
-		reply(200, group)
-	default:
-		group["properties"].(map[string]any)["instanceView"] = map[string]any{"state": a.states[r.URL.Path]} //nolint:errcheck,forcetypeassert // a container group
-		reply(200, group)
-	}
+	a.emulator.ServeHTTP(w, r)
 }
 
-// become sets the state of all groups.
-func (a *azure) become(state string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for path := range a.groups {
-		a.states[path] = state
-	}
-}
-
-// only is the one group that there is.
-func (a *azure) only() (path string, group map[string]any) {
-	a.t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.groups) != 1 {
-		a.t.Fatalf("there are %d container groups; Azure was asked %v", len(a.groups), a.asked)
-	}
-	for path, group = range a.groups {
-	}
-	return path, group
-}
-
-// A launcher of the shape that guides show, with Azure's real SDK, works as it is.
+// A launcher of the shape that guides show, with Azure's real SDK for Python, works as it is on the emulator.
 func TestAzureLauncher(t *testing.T) {
 	h := newHost(t)
 	if _, err := os.Stat(filepath.Join(testenv.Root(t), ".venvs/launchers/.complete")); err != nil {
 		testenv.Missing(t, "dagster", "the launchers of others are not installed: hack/launchers")
 	}
-	cloud, env := newAzure(t)
+	containers := &scripted{}
+	cloud, env := newAzure(t, containers)
 	h.env = append(env, "DAGSTER_AZURE_RG: my-group")
 	l, err := h.open("azure_launcher", "AzureContainerInstanceRunLauncher",
 		`{resource_group: {env: DAGSTER_AZURE_RG}, subscription_id: 11111111-2222-3333-4444-555555555555, image: "myregistry.azurecr.io/dagster:1", cpu: 2.0, memory: 4.0, environment_variables: {DAGSTER_HOME: /opt}}`)
@@ -200,41 +171,48 @@ func TestAzureLauncher(t *testing.T) {
 		}
 	})
 	req := h.starting(0)
-	got, err := l.Launch(t.Context(), req)
-	if err != nil {
-		t.Fatalf("Launch = %v\n%s", err, h.log.String())
+	launch := func(script string) launcher.Handle {
+		t.Helper()
+		containers.script.Store(script)
+		got, err := l.Launch(t.Context(), req)
+		if err != nil {
+			t.Fatalf("Launch = %v\n%s", err, h.log.String())
+		}
+		return got.Handle
 	}
-	path, group := cloud.only()
-	if want := "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/my-group/providers/Microsoft.ContainerInstance/containerGroups/dagster-run-" + req.ID.Run; path != want {
-		t.Errorf("the group is %s, want %s", path, want)
+	becomes := func(handle launcher.Handle, want launcher.Status) {
+		t.Helper()
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			got, err := l.Health(t.Context(), handle)
+			return err == nil && got.Status == want, fmt.Sprintf("Health = %+v, %v, want %s", got, err, want)
+		})
 	}
-	text, err := json.Marshal(group)
-	if err != nil {
-		t.Fatal(err)
+	handle := launch("sleep 1000")
+	becomes(handle, launcher.Running)
+	if names := cloud.emulator.Names(); len(names) != 1 || names[0] != "dagster-run-"+req.ID.Run {
+		t.Errorf("groups %v", names)
 	}
+	state := httptest.NewRecorder()
+	cloud.emulator.ServeHTTP(state, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/_emulator/state", nil))
+	text := strings.Join(strings.Fields(state.Body.String()), "")
 	for _, want := range []string{`"restartPolicy":"Never"`, `"dagster-run-id":"` + req.ID.Run + `"`, `"cpu":2`, `"memoryInGB":4`, `"execute_run"`, `"name":"DAGSTER_HOME","value":"/opt"`, "myregistry.azurecr.io/dagster:1"} {
-		if !strings.Contains(string(text), want) {
+		if !strings.Contains(text, want) {
 			t.Errorf("%s is missing in %s", want, text)
 		}
 	}
-	for state, want := range map[string]launcher.Status{"Running": launcher.Running, "Succeeded": launcher.Succeeded, "Failed": launcher.Failed, "Repairing": launcher.Unknown} {
-		cloud.become(state)
-		if got := health(t, l, got.Handle); got.Status != want {
-			t.Errorf("%s: Health = %+v, want %s", state, got, want)
-		}
-	}
 	describer, _ := launcher.As[launcher.Describer](l)
-	if text, err := describer.Describe(t.Context(), got.Handle, false); err != nil || !strings.Contains(string(text), "container_state") {
+	if text, err := describer.Describe(t.Context(), handle, false); err != nil || !strings.Contains(string(text), "container_state") {
 		t.Errorf("Describe = %s, %v", text, err)
 	}
-	cloud.become("Running")
-	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || !ran {
+	if ran, err := l.Terminate(t.Context(), handle, 0); err != nil || !ran {
 		t.Errorf("Terminate = %v, %v", ran, err)
 	}
-	if got := health(t, l, got.Handle); got.Status != launcher.NotFound {
-		t.Errorf("Health of a group that was deleted = %+v", got)
-	}
-	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || ran {
+	becomes(handle, launcher.NotFound)
+	if ran, err := l.Terminate(t.Context(), handle, 0); err != nil || ran {
 		t.Errorf("second Terminate = %v, %v", ran, err)
+	}
+	for i, want := range map[int]launcher.Status{1: launcher.Failed, 2: launcher.Succeeded} {
+		req = h.starting(i)
+		becomes(launch(map[launcher.Status]string{launcher.Failed: "exit 1", launcher.Succeeded: "exit 0"}[want]), want)
 	}
 }
