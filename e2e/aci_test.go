@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -245,6 +246,10 @@ launchers:
 		r := w.run(good)
 		return strings.HasSuffix(r.Tags["slipway/cost"], " USD"), fmt.Sprintf("tags %v", r.Tags)
 	})
+	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "azure").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "a worker there opened the storage") || !strings.Contains(string(out), "all permissions are there") {
+		t.Errorf("launchers check --from-target = %v\n%s", err, out)
+	}
 	p.stop()
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -45,7 +46,11 @@ func (p *Processes) Start(_ context.Context, s Spec) (Container, error) {
 		path = os.Getenv("PATH")
 	}
 	c := &process{done: make(chan struct{})}
-	c.cmd = exec.Command(s.Command[0], s.Command[1:]...)
+	program, err := find(s.Command[0], path)
+	if err != nil {
+		return nil, fmt.Errorf("failed to create shim task: %w", err)
+	}
+	c.cmd = exec.Command(program, s.Command[1:]...)
 	c.cmd.Env = append([]string{"PATH=" + path, "LANG=C.UTF-8"}, s.Env...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	r, w, err := os.Pipe()
@@ -56,10 +61,23 @@ func (p *Processes) Start(_ context.Context, s Spec) (Container, error) {
 	c.exit.Started = time.Now()
 	err = c.cmd.Start()
 	if err = errors.Join(err, w.Close()); err != nil {
-		return nil, errors.Join(fmt.Errorf("failed to create containerd task: failed to create shim task: %w", err), r.Close())
+		return nil, errors.Join(fmt.Errorf("failed to create shim task: %w", err), r.Close())
 	}
 	go c.wait(r)
 	return c, nil
+}
+
+// find looks a program up in a PATH that is not this process's.
+func find(name, path string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if program, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return program, nil
+		}
+	}
+	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
 }
 
 type line struct {

@@ -88,6 +88,9 @@ func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
 	}
 	l.env = slices.Clone(l.env)
 	for _, name := range sortedKeys(later.Env) {
+		if !validVariable.MatchString(name) {
+			return l, fmt.Errorf("environment_variables: %q: Azure takes letters, digits and _ in names, at most 63, no digit first", name)
+		}
 		l.env = append(l.env, launcher.Env{Name: name, Value: fmt.Sprint(later.Env[name])})
 	}
 	for _, text := range later.EnvVars {
