@@ -46,7 +46,7 @@ type Dispatcher struct {
 	Memory func(base int64, deaths []storage.Death) int64
 	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
 	Done func(launcher, outcome string, took time.Duration)
-	// Full is told of each launch for which a target had no room; nil: nobody. It must not block.
+	// Full is told of each launch for which a target had no room, and again while it has none; nil: nobody. It must not block.
 	Full func(launcher string)
 	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
 	RateLimited func(launcher string)

@@ -3,9 +3,11 @@ package dispatch_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -104,6 +106,13 @@ const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j",
 // dispatcher runs one with a target and a run that was claimed.
 func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
 	t.Helper()
+	_, s := dispatching(t, l, settle, status, begun, nil)
+	return s
+}
+
+// dispatching is the same, with a change before it begins.
+func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool, change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
+	t.Helper()
 	parsed, err := dagster.ParseRun(body)
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +125,9 @@ func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status 
 		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, DeniedTimeout: time.Minute, Log: slog.New(slog.DiscardHandler),
 		Targets:  map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits}, &launcher.Kind{Name: "fake", Traits: traits}, l)},
 		Requeued: func(storage.Run, string, time.Time) {}, Launched: func(storage.Run) {},
+	}
+	if change != nil {
+		change(d)
 	}
 	var inFlight []storage.Run
 	if begun {
@@ -134,7 +146,7 @@ func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status 
 	if !begun {
 		d.Launch(r)
 	}
-	return s
+	return d, s
 }
 
 func launched(m storage.Transition) bool { return m.Handle != "" }
@@ -232,4 +244,37 @@ func TestCallsThatGoOn(t *testing.T) {
 	if got, err := dispatch.Call(t.Context(), target, func(context.Context) (string, error) { return "in time", nil }); got != "in time" || err != nil {
 		t.Errorf("the next Call = %q, %v", got, err)
 	}
+}
+
+// roomy is a target that says how much room it has.
+type roomy struct {
+	target
+	free atomic.Int64
+}
+
+func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
+	return int(l.free.Load()), true, nil
+}
+
+// A target that has no room for a launch is asked how much it has before more runs are claimed for it, and somebody is told as long as it has none.
+func TestRoom(t *testing.T) {
+	l := &roomy{}
+	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{}, launcher.ErrCapacity }
+	var told atomic.Int64
+	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Full = func(string) { told.Add(1) } })
+	s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
+	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "nobody is told again" })
+	if room, _ := d.Room("x"); room != 0 {
+		t.Errorf("Room = %d while there is none", room)
+	}
+	l.free.Store(2)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room == 2, fmt.Sprintf("Room = %d, want 2", room)
+	})
+	l.free.Store(1000)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room > 2, fmt.Sprintf("Room = %d, want more", room)
+	})
 }

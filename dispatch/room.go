@@ -55,6 +55,9 @@ func (d *Dispatcher) full(ctx context.Context, t *Target) {
 			t.room.left, t.room.known = n, known && err == nil && n < 2*launches
 			done := !t.room.known
 			t.room.mu.Unlock()
+			if n == 0 && !done && d.Full != nil {
+				d.Full(t.Name)
+			}
 			if done || n > 0 {
 				select {
 				case d.freed <- struct{}{}:

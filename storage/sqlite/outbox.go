@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/storage"
@@ -50,19 +53,18 @@ func (s *Store) drain(ctx context.Context) error {
 		texts[run], keys[run] = append(texts[run], w.text), append(keys[run], w.key)
 	}
 	var errs []error
-	var done []string
-	for _, run := range order {
-		if err := s.store(ctx, run, texts[run]); err != nil { // its events wait for the next time
-			errs = append(errs, err)
+	for some := range slices.Chunk(order, drainBatch) {
+		written, err := s.storeAll(ctx, some, texts)
+		errs = append(errs, err) // the events of those that failed wait for the next time
+		if len(written) == 0 {
 			continue
 		}
-		done = append(done, keys[run]...)
-	}
-	if len(done) > 0 {
 		errs = append(errs, s.tx(ctx, nil, func(tx *sql.Tx) error {
-			for _, k := range done {
-				if _, err := tx.ExecContext(ctx, "DELETE FROM kvs WHERE key = ?", k); err != nil {
-					return fmt.Errorf("sqlite: outbox: %w", err)
+			for _, run := range written {
+				for _, k := range keys[run] {
+					if _, err := tx.ExecContext(ctx, "DELETE FROM kvs WHERE key = ?", k); err != nil {
+						return fmt.Errorf("sqlite: outbox: %w", err)
+					}
 				}
 			}
 			return nil
@@ -71,30 +73,73 @@ func (s *Store) drain(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+const (
+	// drainBatch is of how many runs the events are written to index.db in one transaction.
+	drainBatch = 200
+	// shardsAtOnce is how many shards, each a file of its own, are written together.
+	shardsAtOnce = 4
+)
+
+// storeAll writes events of runs to their shards, and those that change a status to index.db as well, and gives the runs for which that was done.
+func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string) ([]string, error) {
+	errs := make([]error, len(runs))
+	var g errgroup.Group
+	g.SetLimit(shardsAtOnce)
+	for i, run := range runs {
+		g.Go(func() error {
+			errs[i] = s.shard(ctx, run, texts[run])
+			return nil
+		})
+	}
+	_ = g.Wait() // each has its own error
+	var written, all []string
+	for i, run := range runs {
+		if errs[i] == nil {
+			written, all = append(written, run), append(all, texts[run]...)
+		}
+		if errors.Is(errs[i], errDeleted) {
+			written, errs[i] = append(written, run), nil
+		}
+	}
+	if err := s.insert(ctx, s.index, all, true); err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	return written, errors.Join(errs...)
+}
+
 // store writes events of one run to its shard and those that change its status to index.db as well.
 func (s *Store) store(ctx context.Context, run string, texts []string) error {
+	_, err := s.storeAll(ctx, []string{run}, map[string][]string{run: texts})
+	return err
+}
+
+// errDeleted: the run has no shard any more.
+var errDeleted = errors.New("the run was deleted meanwhile")
+
+// shard writes events of one run to its shard.
+func (s *Store) shard(ctx context.Context, run string, texts []string) error {
 	file, err := s.fileOf(run)
 	if err != nil {
 		return err
 	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		return nil // the run was deleted meanwhile
+		return errDeleted
 	}
 	shard, err := open(file, 1)
 	if err != nil {
 		return err
 	}
 	err = s.insert(ctx, shard, texts, false)
-	if err = errors.Join(err, shard.Close()); err != nil {
-		return err
-	}
-	return s.insert(ctx, s.index, texts, true)
+	return errors.Join(err, shard.Close())
 }
 
 const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
 	SELECT ?1, ?2, nullif(?3, ''), ?4, nullif(?5, '') WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
 
 func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOnly bool) error {
+	if len(texts) == 0 {
+		return nil
+	}
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("sqlite: events: %w", err)
