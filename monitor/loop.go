@@ -58,6 +58,8 @@ type Loop struct {
 	Relaunch func(r storage.Run)
 	// Died is told of each worker whose death was proved and written. It must not block.
 	Died func(r storage.Run, cause launcher.Cause)
+	// Held is told of each answer that proves nothing, by which a run is left as it is: unknown, not_found or error; nil: nobody.
+	Held func(launcher, answer string)
 	// Phase is told how long a worker was in a phase; nil: nobody.
 	Phase func(launcher, phase string, took time.Duration)
 	Log   *slog.Logger
@@ -303,6 +305,12 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	}
 	was := f.health.Status
 	f.answered = time.Now()
+	switch rep.health.Status {
+	case launcher.Unknown:
+		l.held(f.run.Launch.Launcher, "unknown")
+	case launcher.NotFound:
+		l.held(f.run.Launch.Launcher, "not_found")
+	}
 	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
 		if l.Phase != nil && was != "" {
 			l.Phase(f.run.Launch.Launcher, phaseOf(f.health), f.answered.Sub(f.since))
@@ -327,6 +335,12 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return l.check(ctx, rep.id.Run)
 	}
 	return nil
+}
+
+func (l *Loop) held(launcher, answer string) {
+	if l.Held != nil {
+		l.Held(launcher, answer)
+	}
 }
 
 // phaseOf names what a worker is in.
@@ -622,6 +636,7 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan flight
 		case key := <-ask:
 			h, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
 			if err != nil {
+				l.held(t.Name, "error")
 				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)
 				continue
 			}

@@ -21,7 +21,7 @@ type Metrics struct {
 	queued                     prometheus.Histogram
 	phases                     *prometheus.HistogramVec
 	ended, deaths, rateLimited *prometheus.CounterVec
-	cost, seconds              *prometheus.CounterVec
+	cost, seconds, held        *prometheus.CounterVec
 	orphans                    *prometheus.GaugeVec
 	lease                      *prometheus.HistogramVec
 	leads, epoch, pauses       prometheus.Gauge
@@ -61,6 +61,7 @@ func NewMetrics(version string) *Metrics {
 	m.ended = counters("ended_runs_total", "Runs of Slipway's that ended, by launcher and status.", "launcher", "status")
 	m.deaths = counters("worker_deaths_total", "Workers that were proved dead before their run was finished, by launcher and cause.", "launcher", "cause")
 	m.rateLimited = counters("rate_limited_total", "Calls to a target that it refused for their rate, by launcher.", "launcher")
+	m.held = counters("held_answers_total", "Answers of targets that prove nothing of a worker, by which its run was left as it is, by launcher and answer (unknown, not_found, error).", "launcher", "answer")
 	m.cost = counters("cost_total", "What workers have cost on targets that bill them, by launcher and currency.", "launcher", "currency")
 	m.seconds = counters("billed_seconds_total", "Seconds that targets bill, by launcher and what (cpu, gb).", "launcher", "what")
 	m.orphans = gauges("orphans", "Workers that no run needs, at the last sweep, by launcher.", "launcher")
@@ -125,6 +126,13 @@ func (m *Metrics) Ended(launcher, status string) {
 func (m *Metrics) Died(launcher, cause string) {
 	if m != nil {
 		m.deaths.WithLabelValues(launcher, cause).Inc()
+	}
+}
+
+// Held takes in an answer that proves nothing.
+func (m *Metrics) Held(launcher, answer string) {
+	if m != nil {
+		m.held.WithLabelValues(launcher, answer).Inc()
 	}
 }
 

@@ -4,7 +4,7 @@
 //	hack/with-postgres go run ./e2e/chaos -storage postgres -runs 1000 -seed 7
 //
 // Two daemons, random command jobs on the process launcher, and, at random: daemons killed or stopped for longer than their lease, workers and supervisors killed,
-// runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres crashed. The exit
+// runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres crashed, the disk full (-disk). The exit
 // code is 1 if the checker finds anything. A seed repeats the choices, not the moments.
 package main
 
@@ -46,6 +46,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 1000, "how many runs")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the choices")
 	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
+	flag.StringVar(&o.disk, "disk", "", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on Linux")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -58,6 +59,7 @@ func main() {
 
 type options struct {
 	storage, dir string
+	disk         string // size of a file system of its own for the instance; "": none
 	runs         int
 	seed         uint64
 	settle       time.Duration
@@ -112,6 +114,11 @@ func chaos(ctx context.Context, o options) (err error) {
 		return errors.Join(err, fmt.Errorf("%d violations on %s with seed %d; everything is kept in %s", len(bad), o.storage, o.seed, o.dir))
 	}
 	fmt.Printf("chaos: the checker has found nothing\n")
+	if o.disk != "" {
+		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "-l", w.home).CombinedOutput(); err != nil {
+			return fmt.Errorf("umount: %w\n%s", err, out)
+		}
+	}
 	return os.RemoveAll(o.dir)
 }
 
@@ -166,6 +173,11 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	for _, dir := range []string{w.home, w.witness, filepath.Join(w.dir, "bin")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
+		}
+	}
+	if w.disk != "" {
+		if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+w.disk, "chaos", w.home).CombinedOutput(); err != nil {
+			return fmt.Errorf("-disk: mount: %w\n%s", err, out)
 		}
 	}
 	w.bin = filepath.Join(w.dir, "bin", "slipway")
@@ -301,12 +313,12 @@ func (w *world) stopAll() {
 }
 
 // again tries until the storage takes it: it may be down.
-func again(f func() error) {
+func again(ctx context.Context, f func() error) {
 	for range 600 {
-		if f() == nil {
+		if f() == nil || ctx.Err() != nil {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		pause(ctx, 100*time.Millisecond)
 	}
 }
 
@@ -322,13 +334,13 @@ func (w *world) enqueues(ctx context.Context, r *rand.Rand) error {
 				break
 			}
 			n++
-			w.enqueue(r)
+			w.enqueue(ctx, r)
 		}
 	}
 	return ctx.Err()
 }
 
-func (w *world) enqueue(r *rand.Rand) {
+func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	id, fate := uuid.NewString(), "ok"
 	seconds, code := float64(r.IntN(400))/1000, 0
 	if r.IntN(10) == 0 {
@@ -342,7 +354,7 @@ func (w *world) enqueue(r *rand.Rand) {
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, nil)
 	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
-	again(func() error {
+	again(ctx, func() error {
 		err := w.d.EnqueueRun(run)
 		if err != nil { // it may have come half way
 			_ = errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
@@ -353,7 +365,7 @@ func (w *world) enqueue(r *rand.Rand) {
 	w.runs[id] = ""
 	w.mu.Unlock()
 	if r.IntN(20) == 0 { // a place in a pool, as a step of Dagster's takes it and a killed one leaves it
-		again(func() error {
+		again(ctx, func() error {
 			return errors.Join(
 				w.d.ExecIndex("INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('chaos', ?, 'only', false)", id),
 				w.d.ExecIndex("INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('chaos', ?, 'only', 0, CURRENT_TIMESTAMP)", id))
@@ -427,7 +439,7 @@ func (w *world) meddles(ctx context.Context, r *rand.Rand) {
 		case n < 5:
 			w.killOne(r, "kill_supervisor", "\x00dagster-run-")
 		default:
-			w.end(r, n)
+			w.end(ctx, r, n)
 		}
 	}
 }
@@ -444,7 +456,7 @@ func (w *world) killOne(r *rand.Rand, do, text string) {
 }
 
 // end cancels a run, cancels it by force, or deletes it.
-func (w *world) end(r *rand.Rand, n int) {
+func (w *world) end(ctx context.Context, r *rand.Rand, n int) {
 	statuses := "'STARTED', 'STARTING', 'QUEUED'"
 	if n < 7 {
 		statuses = "'STARTED'"
@@ -463,7 +475,7 @@ func (w *world) end(r *rand.Rand, n int) {
 		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceled, time.Now(), "")) // likewise
 	default:
 		w.note(check.Entry{Do: "delete", Run: id})
-		again(func() error {
+		again(ctx, func() error {
 			return errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
 		})
 	}
@@ -478,33 +490,43 @@ func pause(ctx context.Context, d time.Duration) {
 
 // breaks breaks daemons, network and database.
 func (w *world) breaks(ctx context.Context, r *rand.Rand) {
+	faults := w.faults(ctx, r)
 	for ctx.Err() == nil {
 		pause(ctx, time.Duration(500+r.IntN(3000))*time.Millisecond)
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() == nil {
+			faults[r.IntN(len(faults))](r.IntN(2))
 		}
-		faults := 2
-		if w.proxy != nil {
-			faults = 8
-		}
-		switch i := r.IntN(2); r.IntN(faults) {
-		case 0:
+	}
+}
+
+// faults are those that can befall this instance; i is a daemon.
+func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
+	all := []func(int){
+		func(i int) {
 			w.note(check.Entry{Do: "kill_daemon"})
 			_ = w.daemon(i).Kill()
 			pause(ctx, time.Duration(r.IntN(1000))*time.Millisecond)
 			if err := w.start(i); err != nil {
 				fmt.Println("chaos:", err)
 			}
-		case 1:
+		},
+		func(i int) {
 			w.note(check.Entry{Do: "stop_daemon"})
 			_ = w.daemon(i).Signal(syscall.SIGSTOP)
 			pause(ctx, time.Duration(500+r.IntN(3500))*time.Millisecond)
 			_ = w.daemon(i).Signal(syscall.SIGCONT)
-		case 2:
-			w.during(ctx, r, "cut", w.proxy.Cut)
-		case 3:
-			w.during(ctx, r, "swallow", w.proxy.Swallow)
-		case 4:
+		},
+	}
+	if w.disk != "" {
+		all = append(all, func(int) { w.during(ctx, r, "fill_disk", w.fill) })
+	}
+	if w.proxy == nil {
+		return all
+	}
+	return append(all,
+		func(int) { w.during(ctx, r, "cut", w.proxy.Cut) },
+		func(int) { w.during(ctx, r, "swallow", w.proxy.Swallow) },
+		func(int) {
 			w.during(ctx, r, "lose_answers", func(on bool) {
 				w.proxy.LoseAnswers(on)
 				if !on { // what was asked has been done, and nobody knows
@@ -512,25 +534,50 @@ func (w *world) breaks(ctx context.Context, r *rand.Rand) {
 					w.proxy.Cut(false)
 				}
 			})
-		case 5:
+		},
+		func(int) {
 			w.during(ctx, r, "delay", func(on bool) {
 				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
 			})
-		case 6:
+		},
+		func(int) {
 			w.note(check.Entry{Do: "notices"}) // again, late, and of runs that there are not
 			for range 50 {
 				id, _ := w.d.Text("SELECT run_id FROM runs ORDER BY random() LIMIT 1") // a notice of nothing is one as well
 				_ = w.d.Exec("SELECT pg_notify('run_events', ?)", fmt.Sprintf("%s_%d", id, r.IntN(1000)))
 			}
-		case 7:
+		},
+		func(int) {
 			if crash := os.Getenv("SLIPWAY_TEST_PG_CRASH"); crash != "" && r.IntN(3) == 0 {
 				w.note(check.Entry{Do: "crash_postgres"})
 				if out, err := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", crash).CombinedOutput(); err != nil {
 					fmt.Printf("chaos: crash of Postgres: %v\n%s", err, out)
 				}
 			}
+		})
+}
+
+// ballast is what fills the disk.
+const ballast = "ballast"
+
+// fill leaves no room in the instance's file system, or gives it back.
+func (w *world) fill(on bool) {
+	file := filepath.Join(w.home, ballast)
+	if !on {
+		_ = os.Remove(file)
+		return
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return
+	}
+	piece := make([]byte, 1<<20)
+	for err == nil { // the last pieces get smaller
+		if _, err = f.Write(piece); err != nil && len(piece) > 512 {
+			piece, err = piece[:len(piece)/2], nil
 		}
 	}
+	_ = f.Close()
 }
 
 // during has a fault hold for a time.
@@ -543,6 +590,7 @@ func (w *world) during(ctx context.Context, r *rand.Rand, what string, set func(
 
 // mend ends every fault.
 func (w *world) mend() {
+	w.fill(false)
 	if w.proxy != nil {
 		w.proxy.Swallow(false)
 		w.proxy.LoseAnswers(false)

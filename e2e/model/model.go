@@ -18,6 +18,7 @@ const (
 	Queued Row = iota
 	Starting
 	Started
+	Canceling
 	Succeeded
 	Failed
 	Canceled
@@ -91,6 +92,7 @@ type State struct {
 
 	Attempt      uint8 // of the newest launch row; 0 is none
 	Taken, Void  bool
+	Resumes      bool // its worker goes on where another one ended
 	Handle       bool
 	Objects      [maxAttempts + 1]Object
 	Flying       [maxAttempts + 1]uint8 // requests on their way
@@ -98,6 +100,8 @@ type State struct {
 	Pasts        [maxAttempts + 1]uint8 // workers that passed their gate, ever
 	Success      bool                   // stands in the log
 	Forced, Gone bool                   // a user has canceled by force, or deleted
+	Begun        uint8                  // a user's cancel stands in the log, since this attempt; 0: none does
+	Canceled     bool                   // and in the row, as far as nobody has written over it
 }
 
 // Rules are the world's.
@@ -108,7 +112,10 @@ type Rules struct {
 	Gate    bool // workers pass a gate
 	Removes bool // ended objects are removed
 	Foreign bool // the run is STARTED without a launch row
-	Calm    bool // no user cancels or deletes
+	Calm    bool // no user cancels by force or deletes
+	Cancels bool // users cancel, in two writes
+	Resumes bool // a further worker goes on where one has ended
+	Blind   bool // nothing is done of a run that is canceled between two workers: a mistake that was made once
 }
 
 // Step is one transition.
@@ -175,15 +182,30 @@ func Next(s State, r Rules, f func(Step, State)) {
 			s.worker(i, r, f)
 		}
 	}
-	if r.Calm {
-		return
-	}
-	if !s.Forced && !s.Row.finished() && !r.Foreign {
+	s.user(r, f)
+}
+
+// users are the steps by which nobody may count on a run's end.
+var users = map[string]bool{"user cancels by force": true, "user begins to cancel": true, "user cancels": true, "user deletes": true}
+
+func (s State) user(r Rules, f func(Step, State)) {
+	if !r.Calm && !s.Forced && !s.Row.finished() && !r.Foreign {
 		n := s
 		n.Row, n.Forced = Canceled, true
 		f(Step{"user cancels by force", -1, 0}, n)
 	}
-	if !s.Gone && s.Row.finished() {
+	// A cancel is two writes, the event and the row; much may happen in between, and the second one looks at nothing.
+	if r.Cancels && s.Begun == 0 && (s.Row == Starting || s.Row == Started) && !r.Foreign {
+		n := s
+		n.Begun = s.Attempt
+		f(Step{"user begins to cancel", -1, 0}, n)
+	}
+	if s.Begun > 0 && !s.Canceled && s.Row != Deleted {
+		n := s
+		n.Canceled, n.Row = true, Canceling
+		f(Step{"user cancels", -1, 0}, n)
+	}
+	if !r.Calm && !s.Gone && s.Row.finished() {
 		n := s
 		n.Row, n.Gone = Deleted, true
 		f(Step{"user deletes", -1, 0}, n)
@@ -258,24 +280,34 @@ func (s State) idle(d int, r Rules, f func(Step, State)) {
 	a := int(s.Attempt)
 	if s.Row == Queued && a < maxAttempts {
 		n := s
-		n.Row, n.Attempt, n.Taken, n.Void, n.Handle = Starting, s.Attempt+1, false, false, false
+		n.Row, n.Attempt, n.Taken, n.Void, n.Handle, n.Resumes = Starting, s.Attempt+1, false, false, false, false
 		lost := n
 		n.Daemons[d].At, n.Daemons[d].Attempt = Holding, n.Attempt
 		f(Step{"claim", d, a + 1}, n)
 		f(Step{"claims, and loses the answer", d, a + 1}, lost)
 	}
+	if s.Void && s.Row == Canceling && !r.Blind {
+		n := s
+		n.Row = Canceled
+		f(Step{"cancels what has no worker", d, a}, n)
+	}
 	if a == 0 || s.Void || s.Row == Deleted {
 		return // foreign, or nothing of ours
 	}
-	if !s.Handle && s.Row == Starting {
+	if !s.Handle && (s.Row == Starting || s.Row == Started && s.Resumes) {
 		n := s
 		n.Daemons[d].At, n.Daemons[d].Attempt = Holding, s.Attempt
 		f(Step{"takes up", d, a}, n)
 	}
-	if !s.Handle && s.Row == Started && s.Objects[a] != None {
+	if !s.Handle && (s.Row == Started || s.Row == Canceling) && s.Objects[a] != None {
 		n := s
 		n.Daemons[d].At, n.Daemons[d].Attempt = Told, s.Attempt
 		f(Step{"finds", d, a}, n)
+	}
+	if !s.Handle && s.Row == Canceling && s.Objects[a] == None && s.settled(a) {
+		n := s
+		n.Row, n.Void = Canceled, true
+		f(Step{"cancels before a worker", d, a}, n)
 	}
 	n := s
 	switch {
@@ -286,7 +318,24 @@ func (s State) idle(d int, r Rules, f func(Step, State)) {
 	case s.Success && s.Row != Succeeded:
 		n.Row = Succeeded
 		f(Step{"asserts", d, a}, n)
+	case s.Success:
+	case int(s.Begun) == a && (s.Row == Starting || s.Row == Started):
+		n.Row = Canceling
+		f(Step{"asserts", d, a}, n)
+	case s.Handle && s.Objects[a] == Ended && s.Row == Canceling:
+		n.Row = Canceled
+		f(Step{"end", d, a}, n)
+		f(Step{"ends the run and crashes", d, a}, n.crash(d))
 	case s.Handle && s.Objects[a] == Ended && (s.Row == Starting || s.Row == Started):
+		if r.Resumes && a < maxAttempts && s.Row == Started {
+			n.Attempt, n.Taken, n.Handle, n.Resumes = s.Attempt+1, false, false, true
+			lost := n
+			n.Daemons[d].At, n.Daemons[d].Attempt = Holding, n.Attempt
+			f(Step{"resume", d, a}, n)
+			f(Step{"resumes, and loses the answer", d, a}, lost)
+			f(Step{"resumes and crashes", d, a}, lost.crash(d))
+			n = s
+		}
 		if a < maxAttempts {
 			n.Row, n.Void, n.Handle = Queued, true, false
 			f(Step{"again", d, a}, n)
@@ -302,14 +351,19 @@ func (s State) idle(d int, r Rules, f func(Step, State)) {
 	}
 }
 
+// settled says whether no request for an attempt's worker can arrive any more.
+func (s State) settled(a int) bool {
+	busy := s.Flying[a] > 0
+	for _, other := range s.Daemons {
+		busy = busy || int(other.Attempt) == a && (other.At == Holding || other.At == Asking)
+	}
+	return !busy
+}
+
 // remove takes away ended objects that no run needs. They are kept longer than any call takes, so that no request for the name is on its way.
 func (s State) remove(d int, f func(Step, State)) {
 	for a := 1; a <= maxAttempts; a++ {
-		busy := s.Flying[a] > 0
-		for _, other := range s.Daemons {
-			busy = busy || int(other.Attempt) == a && (other.At == Holding || other.At == Asking)
-		}
-		if s.Objects[a] == Ended && !busy && (s.Row.finished() || a < int(s.Attempt)) {
+		if s.Objects[a] == Ended && s.settled(a) && (s.Row.finished() || a < int(s.Attempt)) {
 			n := s
 			n.Objects[a] = Removed
 			f(Step{"removes", d, a}, n)
@@ -362,7 +416,7 @@ func (s State) worker(i int, r Rules, f func(Step, State)) {
 			say("worker passes", func(n *State) { n.Taken = true; pass(n) })
 		case r.Gate:
 			say("worker leaves", die)
-		case s.Row == Starting:
+		case s.Row == Starting || s.Row == Started && s.Resumes && int(s.Attempt) == a:
 			say("worker checks", func(n *State) { n.Workers[i].Life = Checked })
 		default:
 			say("worker leaves", die)
@@ -370,12 +424,19 @@ func (s State) worker(i int, r Rules, f func(Step, State)) {
 	case Checked:
 		say("worker starts", pass)
 	case Past:
+		if s.Row == Canceling { // Dagster's worker looks, before it begins
+			say("worker leaves, canceled", func(n *State) { die(n); n.Row = Canceled })
+			return
+		}
 		if s.Row == Deleted || s.Row == Canceled && r.Gate { // a gated worker of ours names the status it expects
 			say("worker leaves", die)
 			return
 		}
 		say("worker works", func(n *State) { n.Workers[i].Life, n.Row = Working, Started })
 	case Working:
+		if s.Row == Canceling && s.Handle { // it was asked to stop
+			say("worker stops", func(n *State) { die(n); n.Row = Canceled })
+		}
 		say("worker writes its success", func(n *State) { n.Workers[i].Life, n.Success = Wrote, true })
 	case Wrote:
 		say("worker ends", func(n *State) {
@@ -445,7 +506,9 @@ func Explore(r Rules) Found {
 			ends = append(ends, s)
 		}
 		Next(s, r, func(step Step, n State) {
-			back[n] = append(back[n], s)
+			if !users[step.What] {
+				back[n] = append(back[n], s)
+			}
 			if _, seen := came[n]; !seen {
 				came[n] = from{s, step}
 				todo = append(todo, n)

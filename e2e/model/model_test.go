@@ -8,17 +8,21 @@ import (
 )
 
 // Two daemons, three leads, crashes and lost answers at every step: no attempt has two workers past their gate, no two are past theirs at once, no run is lost,
-// no foreign one touched. Without a gate, a target that can hold two workers of one name breaks that: the model shows how.
+// no foreign one touched; also where users cancel in two writes and dead workers' runs are resumed. Without a gate, a target that can hold two workers of one name breaks that: the model shows how.
 func TestEveryState(t *testing.T) {
 	for name, c := range map[string]struct {
 		rules  model.Rules
 		broken string
 	}{
-		"unique names, gate":                 {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
-		"unique names, no gate":              {model.Rules{Unique: true, Removes: true}, ""},
-		"names that can be doubled, gate":    {model.Rules{Gate: true, Removes: true}, ""},
-		"names that can be doubled, no gate": {model.Rules{Removes: true}, "workers"},
-		"a foreign run":                      {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
+		"unique names, gate":                                            {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
+		"unique names, no gate":                                         {model.Rules{Unique: true, Removes: true}, ""},
+		"names that can be doubled, gate":                               {model.Rules{Gate: true, Removes: true}, ""},
+		"names that can be doubled, no gate":                            {model.Rules{Removes: true}, "workers"},
+		"canceled and resumed":                                          {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
+		"canceled and resumed, no gate":                                 {model.Rules{Unique: true, Calm: true, Cancels: true, Resumes: true}, ""},
+		"canceled and resumed, names that can be doubled":               {model.Rules{Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
+		"nothing is done of a run that is canceled between two workers": {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Blind: true}, ""},
+		"a foreign run":                                                 {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.rules.Daemons, c.rules.Epochs = 2, 3
@@ -29,6 +33,10 @@ func TestEveryState(t *testing.T) {
 				t.Errorf("%s, after %v", got.Broken, got.Trace)
 			case c.broken != "" && !strings.Contains(got.Broken, c.broken):
 				t.Errorf("nothing is broken: the model is too kind")
+			case c.rules.Blind:
+				if got.Lost == nil {
+					t.Error("every run ends: the model is too kind")
+				}
 			case got.Lost != nil:
 				t.Errorf("from %+v the run can never end; it came there by %v", *got.Lost, got.Trace)
 			}
