@@ -1,7 +1,7 @@
 // Bench measures what Slipway promises in figures, prints it as a table and as JSON, and exits 1 if a bound is
 // missed: go run ./bench, or make bench. Beside stock Dagster: go run ./bench stock, or make bench-stock. From a worker's death to its run's FAILURE, beside stock
 // Dagster: go run ./bench deaths, or make bench-deaths. Thousands of queued runs canceled: go run ./bench terminate. Many runs through a small quota of Azure's
-// emulator: go run ./bench azure.
+// emulator: go run ./bench azure. How long an instance is without a leader: go run ./bench takeover.
 package main
 
 import (
@@ -62,7 +62,7 @@ func main() {
 		}
 		return
 	}
-	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations, "azure": azure}; len(os.Args) > 1 && more[os.Args[1]] != nil {
+	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations, "azure": azure, "takeover": takeovers}; len(os.Args) > 1 && more[os.Args[1]] != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 		defer cancel()
 		if err := more[os.Args[1]](ctx, os.Args[2:]); err != nil {
