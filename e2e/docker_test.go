@@ -232,3 +232,71 @@ routes:
 	}
 	p.stop()
 }
+
+// Runs that Dagster's own DockerRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI, one is
+// killed and fails with its cause, one in flight is handed back to the stock daemon.
+func TestDockerTakeOver(t *testing.T) {
+	w, _, image := dockerWorld(t, "")
+	fates := filepath.Join(testenv.Root(t), "e2e", "fates")
+	config := "storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n" + fmt.Sprintf(`
+run_launcher:
+  module: dagster_docker
+  class: DockerRunLauncher
+  config: {image: %q, network: host, env_vars: [E2E_PG_URL], container_kwargs: {volumes: ["%s:%[2]s:ro", "%s:%[3]s"]}}
+`, image, fates, w.home)
+	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+	w.write("dagster.yaml", unparked)
+	address, _ := w.codeServer("fates") // whose interpreter is the image's, as a deployment has it
+	server, err := webserver.Start(t.Context(), webserver.Options{Bin: testenv.DagsterBin(t), Home: w.home, Servers: map[string]string{"fates": address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	daemon := func() *process {
+		return w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	}
+	stock := daemon()
+	ids := map[string]string{}
+	for _, name := range []string{"good", "canceled", "killed", "handed back"} {
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(w.home, name)).Config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[name] = id
+	}
+	for _, id := range ids {
+		w.status(stock, id, dagster.Started)
+	}
+	stock.stop()
+	w.write("dagster.yaml", parked+config)
+	p := w.slipway()
+	p.says("a run was adopted that another launcher had started")
+	for name, id := range ids {
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			r := w.run(id)
+			return r.Launch != nil && r.Handle != "", fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
+		})
+	}
+	w.write("good", "")
+	if ok, err := server.Terminate(t.Context(), ids["canceled"]); err != nil || !ok {
+		t.Errorf("Terminate in the UI = %v, %v", ok, err)
+	}
+	docker(t, "docker", "kill", "--signal", "KILL", w.run(ids["killed"]).Tags["docker/container_id"])
+	w.ended(2*time.Minute, p, ids["good"], ids["canceled"], ids["killed"])
+	for name, want := range map[string]dagster.Status{"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure, "handed back": dagster.Started} {
+		if got := w.run(ids[name]).Status; got != want {
+			t.Errorf("%s is %s, want %s:\n%s", name, got, want, w.says(ids[name]))
+		}
+	}
+	p.stop()
+	w.write("dagster.yaml", unparked)
+	stock = daemon()
+	if ok, err := server.Terminate(t.Context(), ids["handed back"]); err != nil || !ok {
+		t.Errorf("Terminate in the UI, by the stock launcher again = %v, %v", ok, err)
+	}
+	w.ended(2*time.Minute, stock, ids["handed back"])
+	if got := w.run(ids["handed back"]).Status; got != dagster.Canceled {
+		t.Errorf("the run that was handed back is %s", got)
+	}
+	noErrors(t, stock)
+}
