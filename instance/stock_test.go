@@ -14,7 +14,8 @@ import (
 
 // Without launchers in slipway.yaml, dagster.yaml's run_launcher says what runs are launched by.
 func TestStockLauncher(t *testing.T) {
-	kinds := []*launcher.Kind{{Name: "process"}, {Name: "codeserver"}, {Name: "docker", Stock: "dagster_docker.DockerRunLauncher"}, {Name: "python"}}
+	kinds := []*launcher.Kind{{Name: "process"}, {Name: "codeserver"}, {Name: "docker", Stock: "dagster_docker.DockerRunLauncher"}, {Name: "aci", Stock: "*.AzureContainerInstanceRunLauncher"}, {Name: "python"}}
+	const guide = "run_launcher: {module: my_package.azure_launcher, class: AzureContainerInstanceRunLauncher, config: {resource_group: my-dagster-rg}}\n"
 	served := dagster.Run{Remote: dagster.RemoteOrigin{Location: "l", Host: "h", Port: 1}}
 	command := dagster.NewCommandRun("1", "etl", json.RawMessage("{}"), nil)
 	managed := dagster.Run{Remote: dagster.RemoteOrigin{Location: "l", Managed: true}}
@@ -30,6 +31,11 @@ func TestStockLauncher(t *testing.T) {
 		"launchers":           {slipway: "launchers: {local: {kind: process}}\n", launchers: "local", served: "local", managed: "local"},
 		"a known class":       {dagster: docker, launchers: "docker", served: "docker", managed: "docker"},
 		"launchers win":       {dagster: docker, slipway: "launchers: {local: {kind: process}}\n", launchers: "local", served: "local", managed: "local"},
+		"a guide's class":     {dagster: guide, launchers: "aci", served: "aci", managed: "aci"},
+		"the same, ours":      {dagster: docker, slipway: guide, launchers: "aci", served: "aci", managed: "aci"},
+		"by its class":        {slipway: "default: a\nlaunchers: {a: {module: m.n, class: AzureContainerInstanceRunLauncher}}\n", launchers: "a", served: "a", managed: "a"},
+		"kind and class":      {slipway: "launchers: {local: {kind: aci, class: C}}\n", wrong: "set either kind or module and class"},
+		"a class of nobody":   {slipway: "launchers: {local: {module: m, class: C}}\n", wrong: "no kind stands for m.C; kind: python hosts the class itself"},
 		"an unknown class":    {dagster: "run_launcher: {module: m, class: C}\n", wrong: "dagster.yaml:1:15: run_launcher: Slipway does not know m.C"},
 		"a hosted class":      {dagster: "run_launcher: {module: m, class: C, config: {a: 1}}\n", slipway: "run_launcher_python: /py\n", launchers: "dagster", served: "dagster", managed: "dagster"},
 		"a default elsewhere": {dagster: docker, slipway: "default: other\n", wrong: `no launcher named "other"`},
