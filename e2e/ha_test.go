@@ -2,9 +2,12 @@ package e2e_test
 
 import (
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,13 +34,19 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				ids, attempts, want := w.fated(d, point)
 				old := w.slipway(armed("stop " + point))
 				old.sleeps()
-				old.holdsNoFile(d, ids)
+				// What the old one is about to start nobody else starts: the launcher's lock is held.
+				starting := strings.HasPrefix(point, "launch.") && point != "launch.after"
+				old.letsGo(func() (bool, error) {
+					locked, err := d.Locked(ids...)
+					if !locked && !starting { // of another of the runs
+						locked, err = old.locks(filepath.Join(w.home, "slipway", "process"))
+					}
+					return locked, err
+				})
 				young := w.slipway()
 				young.says("msg=leading")
 				more := enqueue(t, d, 2, nil)
 				w.ended(time.Minute, young, more...)
-				// What the old one is about to start nobody else starts: the launcher's lock is held.
-				starting := strings.HasPrefix(point, "launch.") && point != "launch.after"
 				if !starting {
 					w.ended(time.Minute, young, ids...)
 					w.exactly(attempts, want, ids...)
@@ -78,12 +87,12 @@ func (p *process) sleeps() {
 	})
 }
 
-// holdsNoFile lets a stopped process go on for a moment as long as it holds the lock of a SQLite file: until it lets go, nobody can write there, Dagster
-// included, and no other daemon can lead.
-func (p *process) holdsNoFile(d *storagetest.Dagster, runs []string) {
+// letsGo lets a stopped process go on for a moment as long as it holds a lock: of a SQLite file, where until it lets go nobody can write, Dagster
+// included, and no other daemon can lead; or of a worker that it is about to start.
+func (p *process) letsGo(holds func() (bool, error)) {
 	p.t.Helper()
 	for {
-		locked, err := d.Locked(runs...)
+		locked, err := holds()
 		if err != nil {
 			p.t.Fatal(err)
 		}
@@ -95,6 +104,37 @@ func (p *process) holdsNoFile(d *storagetest.Dagster, runs []string) {
 		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
 		p.sleeps()
 	}
+}
+
+// locks says whether the process holds a lock of a file or folder below a folder.
+func (p *process) locks(folder string) (bool, error) {
+	table, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return false, err
+	}
+	held := map[uint64]bool{}
+	for _, line := range strings.Split(string(table), "\n") {
+		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
+		if len(f) < 6 || f[4] != strconv.Itoa(p.cmd.Process.Pid) {
+			continue
+		}
+		if inode, err := strconv.ParseUint(f[5][strings.LastIndexByte(f[5], ':')+1:], 10, 64); err == nil {
+			held[inode] = true
+		}
+	}
+	found := false
+	err = filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // it went away meanwhile
+		}
+		if info, err := d.Info(); err == nil {
+			if s, ok := info.Sys().(*syscall.Stat_t); ok && held[s.Ino] {
+				found = true
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 // leader is the leader row.

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"os/exec"
 	"path/filepath"
@@ -133,4 +134,32 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 	w.ended(2*time.Minute, p, append(after, held...)...)
 	p.stop()
 	w.exactlyOnce(dagster.Success, append(after, held...)...)
+}
+
+// A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.
+func TestWorkersBehindAHole(t *testing.T) {
+	testenv.Faults(t)
+	d := storagetest.NewPostgres(t)
+	u, err := url.Parse(d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, u.Host)
+	u.Host = p.Addr()
+	w := lightWorld(t, d)
+	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
+	daemon := w.slipway()
+	daemon.says("msg=leading")
+	var all []string
+	for range 6 {
+		ids := enqueueGo(t, d, 8, "true")
+		time.Sleep(rand.N(250 * time.Millisecond)) // any moment will do
+		p.Swallow(true)
+		time.Sleep(time.Second)
+		p.Swallow(false)
+		w.ended(90*time.Second, daemon, ids...)
+		all = append(all, ids...)
+	}
+	daemon.stop()
+	w.exactlyOnce(dagster.Success, all...)
 }

@@ -1,9 +1,9 @@
 // Chaos runs an instance while it breaks everything around it, and then has an independent checker look at what is left:
 //
 //	go run ./e2e/chaos -storage sqlite -runs 1000
-//	hack/with-postgres go run ./e2e/chaos -storage postgres -runs 1000 -seed 7
+//	hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 1000 -seed 7
 //
-// Two daemons, random command jobs on the process launcher, and, at random: daemons killed or stopped for longer than their lease, workers and supervisors killed,
+// Two daemons, random command jobs on the process launcher, and, with hack/with-docker on Postgres, a fifth of them in containers; and, at random: daemons killed or stopped for longer than their lease, workers and supervisors killed,
 // runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres crashed, the disk full (-disk). The exit
 // code is 1 if the checker finds anything. A seed repeats the choices, not the moments.
 package main
@@ -69,6 +69,7 @@ type options struct {
 type world struct {
 	options
 	home, location, witness string
+	image, instance         string // of containers; "": there are none
 	bin                     string
 	d                       *storagetest.Dagster
 	proxy                   *faultproxy.Proxy
@@ -88,8 +89,24 @@ monitoring:
   free_slots_after_run_end_seconds: 1
   deaths: [{causes: [exit, unknown], do: again, started: again}]
 crash_loop: {deaths: 0}
-launchers: {local: {kind: process, stop_grace: 1s, settle: 5s}}
+launchers:
+  local: {kind: process, stop_grace: 1s, settle: 5s}
 `
+
+// inContainers is what is added where there is an image with slipway-worker: a part of the runs goes into containers.
+func (w *world) inContainers() string {
+	if w.image == "" {
+		return ""
+	}
+	return fmt.Sprintf(`  docker:
+    kind: docker
+    stop_grace: 1s
+    settle: 5s
+    config: {image: %q, network: host, env_vars: ["PATH=/opt/app:/usr/bin:/bin"], mounts: ["%s:%[2]s"]}
+routes: [{when: {tags: {on: docker}}, to: docker}]
+instance_id: %s
+`, w.image, w.witness, w.instance)
+}
 
 func chaos(ctx context.Context, o options) (err error) {
 	fmt.Printf("chaos: %s, %d runs, seed %d\n", o.storage, o.runs, o.seed)
@@ -170,6 +187,9 @@ func (w *world) check() ([]string, error) {
 
 func (w *world) prepare(ctx context.Context) (err error) {
 	w.home, w.witness = filepath.Join(w.dir, "home"), filepath.Join(w.dir, "witness")
+	if w.storage == "postgres" { // which containers reach
+		w.image, w.instance = os.Getenv("SLIPWAY_TEST_IMAGE"), "chaos-"+uuid.NewString()[:8]
+	}
 	for _, dir := range []string{w.home, w.witness, filepath.Join(w.dir, "bin")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -198,7 +218,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	} else if err := sqlite.Create(ctx, w.home); err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": settings, "workspace.yaml": "load_from: []\n"} {
+	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": settings + w.inContainers(), "workspace.yaml": "load_from: []\n"} {
 		if err := os.WriteFile(filepath.Join(w.home, name), []byte(text), 0o600); err != nil {
 			return err
 		}
@@ -310,6 +330,13 @@ func (w *world) stopAll() {
 	if w.proxy != nil {
 		_ = w.proxy.Close()
 	}
+	if w.image != "" {
+		rm := "cd " + w.dir + " && for c in $(docker ps -aq --filter label=slipway-instance=" + w.instance +
+			"); do docker logs -t $c >$(docker inspect -f '{{.Name}}' $c | tr -d /).log 2>&1; docker rm -f -v $c >$c.rm; done"
+		if out, err := exec.Command("sh", "-c", rm).CombinedOutput(); err != nil {
+			fmt.Printf("chaos: %s: %v\n%s", rm, err, out)
+		}
+	}
 }
 
 // again tries until the storage takes it: it may be down.
@@ -352,7 +379,12 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	file := filepath.Join(w.witness, id)
 	script := fmt.Sprintf("echo begin $$ >> %s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
-	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, nil)
+	var tags map[string]string
+	if w.image != "" && r.IntN(5) == 0 {
+		tags = map[string]string{"on": "docker"}
+		w.count("in_a_container")
+	}
+	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, tags)
 	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
 	again(ctx, func() error {
 		err := w.d.EnqueueRun(run)
