@@ -71,6 +71,9 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 		c.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
 	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		// Who waits for the connection may give up; the pool does not, and what it makes holds up its Close.
+		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)
+		defer cancel()
 		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+idleInTransaction)
 		return err
 	}

@@ -1,13 +1,19 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
+	"io"
+	"net"
+	"net/url"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
 
@@ -53,5 +59,80 @@ func TestLeaderStallsInATransaction(t *testing.T) {
 	}
 	if got, err := d.Text("SELECT value FROM kvs WHERE key = 'stalled'"); err != nil || got != "" {
 		t.Errorf("it wrote %q, %v", got, err)
+	}
+}
+
+// Connections that are swallowed right after they were made do not take up the pool's places for ever.
+func TestPoolForgetsSwallowedConnections(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	u, err := url.Parse(d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	server := u.Host
+	var forgetful atomic.Bool
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go pass(c, server, forgetful.Load())
+		}
+	}()
+	u.Host = l.Addr().String()
+	s, err := Open(t.Context(), config.Secret(u.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	forgetful.Store(true)
+	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(within time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		_, err := s.Runs(ctx, storage.Filter{})
+		return err
+	}
+	for range 2 * maxConns {
+		if err := ask(50 * time.Millisecond); err == nil {
+			t.Fatal("an answer came through")
+		}
+	}
+	forgetful.Store(false)
+	if err := ask(time.Minute); err != nil {
+		t.Errorf("after the fault: %v", err)
+	}
+}
+
+// pass passes on what a client and a server say; a forgetful one, only until the client sets its first setting.
+func pass(client net.Conn, server string, forgetful bool) {
+	defer func() { _ = client.Close() }()
+	s, err := net.Dial("tcp", server)
+	if err != nil {
+		return
+	}
+	defer func() { _ = s.Close() }()
+	go func() { _, _ = io.Copy(client, s) }() // until either hangs up
+	buf := make([]byte, 64<<10)
+	deaf := false
+	for {
+		n, err := client.Read(buf)
+		if err != nil {
+			return
+		}
+		if deaf = deaf || forgetful && bytes.Contains(buf[:n], []byte("idle_in_transaction")); deaf {
+			continue
+		}
+		if _, err := s.Write(buf[:n]); err != nil {
+			return
+		}
 	}
 }
