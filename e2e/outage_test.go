@@ -139,6 +139,7 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 // A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.
 func TestWorkersBehindAHole(t *testing.T) {
 	testenv.Faults(t)
+	t.Parallel()
 	d := storagetest.NewPostgres(t)
 	u, err := url.Parse(d.Location)
 	if err != nil {
@@ -151,7 +152,7 @@ func TestWorkersBehindAHole(t *testing.T) {
 	daemon := w.slipway()
 	daemon.says("msg=leading")
 	var all []string
-	for range 6 {
+	for range 4 {
 		ids := enqueueGo(t, d, 8, "true")
 		time.Sleep(rand.N(250 * time.Millisecond)) // any moment will do
 		p.Swallow(true)
