@@ -144,9 +144,37 @@ func (l *Launcher) look(ctx context.Context, name string, fresh bool) (launcher.
 	return l.took(ctx, name, w, g)
 }
 
-// took takes in the answer to a GET; nil: there is no such group.
+// took takes in the answer to a GET; nil: there is no such group. It does what the answer calls for.
 func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.ContainerGroup) (launcher.Health, error) {
-	now := time.Now()
+	h, next := l.note(w, g, time.Now())
+	switch next {
+	case finishIt:
+		return l.finish(ctx, name, w, g, h), nil
+	case stopIt:
+		if err := l.api.stop(ctx, name); err != nil && !errors.Is(err, errBusy) {
+			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again", "group", name, "err", err)
+		}
+	case readIt:
+		h.Tail = l.lines(ctx, name, tailLines)
+		l.workers.mu.Lock()
+		defer l.workers.mu.Unlock()
+		w.tail, w.health.Tail = h.Tail, h.Tail
+	}
+	return h, nil
+}
+
+// next is what an answer calls for.
+type next int
+
+const (
+	nothing  next = iota
+	finishIt      // it is doomed, and goes on
+	stopIt        // it was asked to, and goes on
+	readIt        // its last lines, before they go
+)
+
+// note takes down an answer.
+func (l *Launcher) note(w *worker, g *arm.ContainerGroup, now time.Time) (launcher.Health, next) {
 	l.workers.mu.Lock()
 	defer l.workers.mu.Unlock()
 	w.seen = now
@@ -159,57 +187,46 @@ func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.Cont
 		default:
 			w.health = launcher.Health{Status: launcher.NotFound, Message: "there is no such container group"}
 		}
-		return w.health, nil
+		return w.health, nothing
 	}
 	w.group = g
-	h := Health(g)
-	start := h.Started
-	if w.first.IsZero() && h.Status == launcher.Running {
-		w.first = start
-	}
-	moved := !w.first.IsZero() && !start.IsZero() && start.After(w.first)
-	if moved && h.Incarnation == "" { // the platform does not say so itself
-		switch h.Status {
-		case launcher.Running:
-			h.Incarnation, h.Message = start.UTC().Format(time.RFC3339Nano), "the platform has started the container again"
-		case launcher.Succeeded, launcher.Failed:
-			again := ended(g, &arm.ContainerState{StartTime: &start, FinishTime: &h.Ended, ExitCode: new(int32)}, true)
-			h = again
-		}
-	}
-	if h.Status == launcher.Failed && !w.stopped.IsZero() {
-		h.Cause = launcher.CauseCanceled
-	}
+	h := w.moved(g, Health(g))
 	if h.Status == launcher.Failed {
 		h.Tail = w.tail
+		if !w.stopped.IsZero() {
+			h.Cause = launcher.CauseCanceled
+		}
 	}
 	w.health = h
 	if w.doom == nil && w.stopped.IsZero() && w.deleted.IsZero() {
 		w.doom = l.doomed(g, h, w)
 	}
-	need := w.doom != nil && !h.Status.Ended()
-	tail := h.Status == launcher.Failed && w.tail == nil && w.deleted.IsZero()
-	again := h.Status == launcher.Running && !w.asked.IsZero() && now.Sub(w.asked) > tryAgain
-	if again {
-		w.asked = now
-	}
-	l.workers.mu.Unlock()
-	defer l.workers.mu.Lock()
 	switch {
-	case need:
-		h = l.finish(ctx, name, w, g, h)
-	case again:
-		if err := l.api.stop(ctx, name); err != nil && !errors.Is(err, errBusy) {
-			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again", "group", name, "err", err)
-		}
-	case tail:
-		lines := l.lines(ctx, name, tailLines)
-		l.workers.mu.Lock()
-		w.tail, w.health.Tail = lines, lines
-		h = w.health
-		l.workers.mu.Unlock()
+	case w.doom != nil && !h.Status.Ended():
+		return h, finishIt
+	case h.Status == launcher.Running && !w.asked.IsZero() && now.Sub(w.asked) > tryAgain:
+		w.asked = now
+		return h, stopIt
+	case h.Status == launcher.Failed && w.tail == nil && w.deleted.IsZero():
+		return h, readIt
 	}
-	return h, nil
+	return h, nothing
+}
+
+// moved recognises a container that the platform has started again and of which nothing but its start time tells.
+func (w *worker) moved(g *arm.ContainerGroup, h launcher.Health) launcher.Health {
+	start := h.Started
+	if w.first.IsZero() && h.Status == launcher.Running {
+		w.first = start
+	}
+	if w.first.IsZero() || h.Incarnation != "" || !start.After(w.first) {
+		return h
+	}
+	if h.Status.Ended() {
+		return ended(g, &arm.ContainerState{StartTime: &start, FinishTime: &h.Ended, ExitCode: new(int32)}, true)
+	}
+	h.Incarnation, h.Message = start.UTC().Format(time.RFC3339Nano), "the platform has started the container again"
+	return h
 }
 
 // tailLines is how many of its last lines the health of an ended worker has.
@@ -286,7 +303,7 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 		lines := l.lines(ctx, name, tailLines)
 		var err error
 		if h.Incarnation != "" {
-			err = l.note(ctx, name, g, doom)
+			err = l.markEnd(ctx, name, g, doom)
 			if err == nil {
 				err = l.api.stop(ctx, name)
 			}
@@ -314,8 +331,8 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 	return h
 }
 
-// note writes into a group's tags how its worker ended.
-func (l *Launcher) note(ctx context.Context, name string, g *arm.ContainerGroup, h launcher.Health) error {
+// markEnd writes into a group's tags how its worker ended.
+func (l *Launcher) markEnd(ctx context.Context, name string, g *arm.ContainerGroup, h launcher.Health) error {
 	if _, ok := g.Tags[endTag]; ok {
 		return nil
 	}
