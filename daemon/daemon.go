@@ -303,20 +303,24 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return slots.Run(ctx) })
 	g.Go(func() error { return d.watchPauses(ctx) })
 	d.announceWeb(ctx)
-	g.Go(func() error { return d.beat(ctx) })
+	g.Go(func() error { return d.beat(ctx, fence) })
 	if d.address.network == "unix" {
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
 	return g.Wait()
 }
 
-// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it.
-func (d *Daemon) beat(ctx context.Context) error {
+// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it. With each it settles what others, a worker on a
+// full disk, could commit and not finish.
+func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 	for ctx.Err() == nil {
 		now := time.Now()
 		_, err := d.Store.Beat(ctx, storage.Heartbeat{Type: queueDaemon, ID: d.id, At: now}, now.Add(-beatAge))
 		if err != nil && ctx.Err() == nil {
 			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
+		}
+		if err := d.Store.Settle(ctx, fence); err != nil && ctx.Err() == nil {
+			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be", "err", err)
 		}
 		sleep(ctx, heartbeat)
 	}

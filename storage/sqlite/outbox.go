@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -21,6 +22,20 @@ const outboxPrefix = "slipway/outbox/"
 
 // Settle implements [storage.Store]: it empties the outbox.
 func (s *Store) Settle(ctx context.Context, _ storage.Fence) error { return s.drain(ctx) }
+
+// deliver drains the outbox after a commit. What is committed stands, whether its events can be written to the shards now or not: told of a failure, who asked for
+// the change would take it for one that was not made. The next write delivers what is left, or the leader's [Store.Settle].
+func (s *Store) deliver(ctx context.Context) {
+	for range 3 {
+		if s.drain(ctx) == nil || ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
 // drain writes every event of the outbox to its shards, in order, and then takes it out. What a process that
 // dies in the middle has written is found there again and not written twice.

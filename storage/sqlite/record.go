@@ -55,7 +55,8 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 	if err != nil {
 		return out, err
 	}
-	return out, s.drain(ctx)
+	s.deliver(ctx)
+	return out, nil
 }
 
 // RecordAll implements [storage.Recorder].
@@ -70,7 +71,8 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	if err != nil {
 		return nil, err
 	}
-	return outcomes, s.drain(ctx)
+	s.deliver(ctx)
+	return outcomes, nil
 }
 
 // changeAll works out the changes of several runs under the write lock and carries them out, but for their events, which wait in the outbox.

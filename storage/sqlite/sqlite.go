@@ -337,7 +337,8 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 	if t.Handle != "" {
 		failpoint.Here("handle.committed")
 	}
-	return out, s.drain(ctx)
+	s.deliver(ctx)
+	return out, nil
 }
 
 // row reads a run's row and its rows of run_tags that are ours; a zero Row if there is no such run.

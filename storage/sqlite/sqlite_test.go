@@ -2,9 +2,13 @@ package sqlite_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/storage"
@@ -54,5 +58,49 @@ func TestFolderWithAnOddName(t *testing.T) {
 	events, err := s.Events(t.Context(), runs[0].ID)
 	if err != nil || len(events) == 0 {
 		t.Errorf("Events = %d, %v", len(events), err)
+	}
+}
+
+// A change that was committed stands although its events cannot be written to the run's shard, as on a full disk; they are written when they can be.
+func TestCommittedStands(t *testing.T) {
+	d := storagetest.NewSQLite(t)
+	s := openStore(t, d.Location)
+	defer s.Close()
+	fence, leads, err := s.Lead(t.Context(), "me", time.Minute)
+	if err != nil || !leads {
+		t.Fatal(leads, err)
+	}
+	run := uuid.NewString()
+	if err := d.Enqueue(run, nil); err != nil {
+		t.Fatal(err)
+	}
+	claimed, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}})
+	if err != nil || !claimed[0].Done {
+		t.Fatal(claimed, err)
+	}
+	shard := filepath.Join(d.Location, "history", "runs", run+".db")
+	if err := errors.Join(os.Rename(shard, shard+".away"), os.Mkdir(shard, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := s.Runs(t.Context(), storage.Filter{IDs: []string{run}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.(storage.Recorder).Record(t.Context(), storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Events: []dagster.Event{dagster.NewEvent(runs[0].Run, dagster.RunStart, time.Now(), "")}})
+	if err != nil || !out.Done || out.Status != dagster.Started {
+		t.Errorf("Record = %+v, %v, though it was committed", out, err)
+	}
+	if out, err := s.Move(t.Context(), fence, storage.Transition{Run: run, Handle: "h", Launch: "t"}); err != nil || !out.Done {
+		t.Errorf("Move = %+v, %v, though it was committed", out, err)
+	}
+	if err := s.Settle(t.Context(), fence); err == nil {
+		t.Error("Settle is content although events wait")
+	}
+	if err := errors.Join(os.Remove(shard), os.Rename(shard+".away", shard), s.Settle(t.Context(), fence)); err != nil {
+		t.Fatal(err)
+	}
+	events, err := s.Events(t.Context(), run, dagster.RunStarting, dagster.RunStart)
+	if err != nil || len(events) != 2 {
+		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
 	}
 }
