@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -36,15 +35,11 @@ func azure(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "slipway-bench-")
+	dir, _, err := built(ctx, "slipway-worker")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	worker := filepath.Join(dir, dagster.GoWorker)
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", worker, "github.com/slipway-run/slipway/cmd/slipway-worker").CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w: %s", err, out)
-	}
 	if !slices.Contains(storages(), *kind) {
 		return fmt.Errorf("there is no %s here: hack/with-postgres go run ./bench azure starts one", *kind)
 	}

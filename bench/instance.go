@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -32,6 +33,18 @@ type world struct {
 	store          storage.Store
 	drop           func() error
 	worker         []string // command of slipway-worker
+}
+
+// built builds a program of this module, cmd/NAME, into a new folder, which the caller removes.
+func built(ctx context.Context, name string) (dir, bin string, err error) {
+	if dir, err = os.MkdirTemp("", "slipway-bench-"); err != nil {
+		return "", "", err
+	}
+	bin = filepath.Join(dir, name)
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+		return "", "", errors.Join(fmt.Errorf("go build: %w: %s", err, out), os.RemoveAll(dir))
+	}
+	return dir, bin, nil
 }
 
 // storages are those that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG names a server.

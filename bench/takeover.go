@@ -28,15 +28,11 @@ func takeovers(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "slipway-bench-")
+	dir, bin, err := built(ctx, "slipway") // without its supervisor: nothing is launched
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	bin := filepath.Join(dir, "slipway")
-	if out, err := exec.CommandContext(ctx, "hack/build", bin).CombinedOutput(); err != nil {
-		return fmt.Errorf("hack/build: %w: %s", err, out)
-	}
 	var missed []error
 	add := func(r result, err error) error {
 		if err != nil {

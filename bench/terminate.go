@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"time"
 
 	"github.com/slipway-run/slipway/dagster"
@@ -24,15 +23,11 @@ func terminations(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "slipway-bench-")
+	dir, bin, err := built(ctx, "slipway")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	bin := filepath.Join(dir, "slipway")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/slipway").CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w: %s", err, out)
-	}
 	var missed []error
 	for _, kind := range storages() {
 		took, err := terminationOf(ctx, dir, kind, bin, *n)

@@ -232,7 +232,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		return
 	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
 		d.done(t.Name, "requeued", time.Since(j.at))
-		d.full(ctx, t)
+		d.watchRoom(ctx, t)
 		if d.Full != nil {
 			d.Full(t.Name)
 		}

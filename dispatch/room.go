@@ -35,9 +35,9 @@ func (r *room) take() {
 	r.left--
 }
 
-// full asks a target, of which a launch said that it has no room, how much it has, until there is plenty, so that runs are not claimed in vain. A target that
+// watchRoom asks a target, of which a launch said that it has no room, how much it has, until there is plenty, so that runs are not claimed in vain. A target that
 // cannot say is tried.
-func (d *Dispatcher) full(ctx context.Context, t *Target) {
+func (d *Dispatcher) watchRoom(ctx context.Context, t *Target) {
 	c, ok := launcher.As[launcher.Capacity](t.Launcher)
 	if !ok {
 		return

@@ -27,8 +27,9 @@ func newProxy(t *testing.T, server string) *faultproxy.Proxy {
 	return p
 }
 
-// While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.
-func TestStorageIsAwayForSomeSeconds(t *testing.T) {
+// behindProxy is an instance on Postgres whose daemon, which leads, and whose workers reach it through a proxy.
+func behindProxy(t *testing.T) (*world, *storagetest.Dagster, *faultproxy.Proxy, *process) {
+	t.Helper()
 	d := storagetest.NewPostgres(t)
 	u, err := url.Parse(d.Location)
 	if err != nil {
@@ -40,6 +41,12 @@ func TestStorageIsAwayForSomeSeconds(t *testing.T) {
 	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
 	daemon := w.slipway()
 	daemon.says("msg=leading")
+	return w, d, p, daemon
+}
+
+// While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.
+func TestStorageIsAwayForSomeSeconds(t *testing.T) {
+	w, d, p, daemon := behindProxy(t)
 	before := enqueue(t, d, 3, nil)
 	w.ended(time.Minute, daemon, before...)
 	p.Cut(true)
@@ -140,17 +147,7 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 func TestWorkersBehindAHole(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
-	d := storagetest.NewPostgres(t)
-	u, err := url.Parse(d.Location)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := newProxy(t, u.Host)
-	u.Host = p.Addr()
-	w := lightWorld(t, d)
-	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
-	daemon := w.slipway()
-	daemon.says("msg=leading")
+	w, d, p, daemon := behindProxy(t)
 	var all []string
 	for range 4 {
 		ids := enqueueGo(t, d, 8, "true")

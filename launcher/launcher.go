@@ -27,6 +27,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/slipway-run/slipway/config"
 )
 
@@ -411,6 +413,20 @@ func KindOf(k *Kind, l Launcher) *Kind {
 		return d.Declared()
 	}
 	return k
+}
+
+// HealthOfEach is a [Batcher]'s HealthOf for a target that answers one by one: n at once.
+func HealthOfEach(ctx context.Context, l Launcher, hs []Handle, n int) ([]Health, error) {
+	out := make([]Health, len(hs))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(n)
+	for i, h := range hs {
+		g.Go(func() (err error) {
+			out[i], err = l.Health(ctx, h)
+			return err
+		})
+	}
+	return out, g.Wait()
 }
 
 // Close frees what an open launcher holds in this process, if it holds anything. Workers go on.

@@ -2,6 +2,7 @@ package aci
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -291,7 +292,7 @@ func (e *Emulator) write(w http.ResponseWriter, c call, a answer, cut bool) {
 			e.o.Log.Error("an answer has no JSON", "err", err)
 		}
 	}
-	h.Set("x-ms-request-id", or(c.location, "westeurope")+":"+rand.Text())
+	h.Set("x-ms-request-id", cmp.Or(c.location, "westeurope")+":"+rand.Text())
 	h.Set("x-ms-correlation-request-id", rand.Text())
 	if text != nil {
 		h.Set("Content-Type", "application/json; charset=utf-8")
@@ -340,7 +341,7 @@ func (e *Emulator) refused(r *http.Request, c call, known bool, location string,
 		case "throttle":
 			return e.throttled(c, max(1, f.RetryAfter))
 		case "status":
-			a := wrong(f.Status, or(f.Code, http.StatusText(f.Status)), or(f.Message, "asked for by a fault"))
+			a := wrong(f.Status, cmp.Or(f.Code, http.StatusText(f.Status)), cmp.Or(f.Message, "asked for by a fault"))
 			return a
 		}
 	}
@@ -575,7 +576,7 @@ func (e *Emulator) list(r *http.Request, c call, faults []Fault) answer {
 	}
 	var names []string
 	for k := range keys {
-		if fits, _ := path.Match(or(groupKey(c.sub, or(c.rg, "*"), "*"), ""), k); fits && e.seen(k, faults) != nil {
+		if fits, _ := path.Match(cmp.Or(groupKey(c.sub, cmp.Or(c.rg, "*"), "*"), ""), k); fits && e.seen(k, faults) != nil {
 			names = append(names, k)
 		}
 	}

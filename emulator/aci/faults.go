@@ -1,6 +1,7 @@
 package aci
 
 import (
+	"cmp"
 	"encoding/json"
 	"math/rand/v2"
 	"path"
@@ -94,7 +95,7 @@ func (e *Emulator) Seed(seed uint64) {
 func (e *Emulator) strike(c call, location string, of map[string]bool) []Fault {
 	var out []Fault
 	for _, r := range e.rules {
-		fits, _ := path.Match(or(r.Group, "*"), c.name)
+		fits, _ := path.Match(cmp.Or(r.Group, "*"), c.name)
 		if !of[r.Action] || !fits || r.Operation != "" && r.Operation != c.op || r.Location != "" && place(r.Location) != location {
 			continue
 		}

@@ -1,6 +1,7 @@
 package aci
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -210,7 +211,7 @@ func (e *Emulator) live(ctx context.Context, g *group) {
 		return
 	}
 	if isLate { // it may start later all the same
-		p := problem{Code: or(late.Code, "ServiceUnavailable"), Message: or(late.Message, fmt.Sprintf("The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location.", g.location()))}
+		p := problem{Code: cmp.Or(late.Code, "ServiceUnavailable"), Message: cmp.Or(late.Message, fmt.Sprintf("The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location.", g.location()))}
 		e.change(ctx, g, func() { e.provisioningFailed(g, p) })
 		if !pause(ctx, orEver(late.Delay)) {
 			return
@@ -299,7 +300,7 @@ func (e *Emulator) pull(ctx context.Context, g *group, b *box) bool {
 		e.change(ctx, g, func() { event(&b.events, "Pulling", "Normal", fmt.Sprintf("pulling image %q", image)) })
 		var err error
 		if f, ok := g.fault("image_pull"); ok && (f.Delay == 0 || time.Since(g.at) < f.Delay) {
-			err = fmt.Errorf("%w: %s", ErrNoImage, or(f.Message, "manifest unknown"))
+			err = fmt.Errorf("%w: %s", ErrNoImage, cmp.Or(f.Message, "manifest unknown"))
 		} else {
 			err = e.o.Backend.Pull(ctx, image, g.login(image))
 		}
@@ -680,11 +681,4 @@ func identity(i *arm.ContainerGroupIdentity) *arm.ContainerGroupIdentity {
 		out.UserAssignedIdentities[id] = &arm.UserAssignedIdentities{ClientID: to.Ptr("00000000-0000-0000-0000-0000000000cc"), PrincipalID: to.Ptr("00000000-0000-0000-0000-0000000000dd")}
 	}
 	return &out
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }

@@ -26,20 +26,23 @@ import (
 )
 
 // operation is a kind of call, with the permission that it needs.
-type operation struct{ name, permission string }
+type operation struct {
+	name, permission string
+	write            bool // it counts against the service's limits of creates and deletes
+}
 
 // The calls that the launcher makes, all of them. The role in the docs is made of their permissions.
 var (
-	opGet          = operation{"get", "Microsoft.ContainerInstance/containerGroups/read"}
-	opList         = operation{"list", "Microsoft.ContainerInstance/containerGroups/read"}
-	opPut          = operation{"put", "Microsoft.ContainerInstance/containerGroups/write"}
-	opPatch        = operation{"patch", "Microsoft.ContainerInstance/containerGroups/write"}
-	opDelete       = operation{"delete", "Microsoft.ContainerInstance/containerGroups/delete"}
-	opStop         = operation{"stop", "Microsoft.ContainerInstance/containerGroups/stop/action"}
-	opLogs         = operation{"logs", "Microsoft.ContainerInstance/containerGroups/containers/logs/read"}
-	opUsages       = operation{"usages", "Microsoft.ContainerInstance/locations/usages/read"}
-	opCapabilities = operation{"capabilities", "Microsoft.ContainerInstance/locations/capabilities/read"}
-	opPermissions  = operation{"permissions", "Microsoft.Authorization/permissions/read"}
+	opGet          = operation{"get", "Microsoft.ContainerInstance/containerGroups/read", false}
+	opList         = operation{"list", "Microsoft.ContainerInstance/containerGroups/read", false}
+	opPut          = operation{"put", "Microsoft.ContainerInstance/containerGroups/write", true}
+	opPatch        = operation{"patch", "Microsoft.ContainerInstance/containerGroups/write", true}
+	opDelete       = operation{"delete", "Microsoft.ContainerInstance/containerGroups/delete", true}
+	opStop         = operation{"stop", "Microsoft.ContainerInstance/containerGroups/stop/action", false}
+	opLogs         = operation{"logs", "Microsoft.ContainerInstance/containerGroups/containers/logs/read", false}
+	opUsages       = operation{"usages", "Microsoft.ContainerInstance/locations/usages/read", false}
+	opCapabilities = operation{"capabilities", "Microsoft.ContainerInstance/locations/capabilities/read", false}
+	opPermissions  = operation{"permissions", "Microsoft.Authorization/permissions/read", false}
 )
 
 // operations lists them.
@@ -66,7 +69,6 @@ type pace struct {
 	writes time.Time // none before
 	reads  time.Time
 	left   int // reads, as last told; -1: not told
-	calls  map[string]int
 }
 
 // connect makes the clients. It sends nothing.
@@ -86,7 +88,7 @@ func connect(c Config) (*api, error) {
 		Cloud: conf, Retry: policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 2 * time.Second},
 		Telemetry: policy.TelemetryOptions{ApplicationID: "slipway"},
 	}
-	a := &api{rg: c.ResourceGroup, sub: c.SubscriptionID, pace: pace{left: -1, calls: map[string]int{}}}
+	a := &api{rg: c.ResourceGroup, sub: c.SubscriptionID, pace: pace{left: -1}}
 	if c.Endpoint != "" {
 		u, err := url.Parse(c.Endpoint)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -249,16 +251,14 @@ func (p *pace) stretch() time.Duration {
 	return 1
 }
 
-// begin counts a call, and refuses it while the service wants to be left alone.
-func (a *api) begin(op operation, write bool) error {
-	if left := a.pace.wait(write); left > 0 {
-		err := fmt.Errorf("%w: Azure asked for no further requests for %s", launcher.ErrTransient, left.Round(time.Second))
-		return launcher.WithRetryAfter(launcher.WithCause(err, launcher.CauseThrottled), left)
+// begin refuses a call while the service wants to be left alone.
+func (a *api) begin(op operation) error {
+	left := a.pace.wait(op.write)
+	if left <= 0 {
+		return nil
 	}
-	a.pace.mu.Lock()
-	defer a.pace.mu.Unlock()
-	a.pace.calls[op.name]++
-	return nil
+	err := fmt.Errorf("%w: %s: Azure asked for no further requests for %s", launcher.ErrTransient, op.name, left.Round(time.Second))
+	return launcher.WithRetryAfter(launcher.WithCause(err, launcher.CauseThrottled), left)
 }
 
 // once has a call not repeated by the SDK: of a write whose answer is lost, the outcome is looked up.
@@ -267,7 +267,7 @@ func once(ctx context.Context) context.Context {
 }
 
 func (a *api) get(ctx context.Context, name string) (*arm.ContainerGroup, error) {
-	if err := a.begin(opGet, false); err != nil {
+	if err := a.begin(opGet); err != nil {
 		return nil, err
 	}
 	got, err := a.groups.Get(ctx, a.rg, name, nil)
@@ -279,7 +279,7 @@ func (a *api) get(ctx context.Context, name string) (*arm.ContainerGroup, error)
 
 // put returns when the request is accepted; provisioning goes on.
 func (a *api) put(ctx context.Context, name string, g arm.ContainerGroup) error {
-	if err := a.begin(opPut, true); err != nil {
+	if err := a.begin(opPut); err != nil {
 		return err
 	}
 	_, err := a.groups.BeginCreateOrUpdate(once(ctx), a.rg, name, g, nil)
@@ -287,7 +287,7 @@ func (a *api) put(ctx context.Context, name string, g arm.ContainerGroup) error 
 }
 
 func (a *api) patch(ctx context.Context, name string, tags map[string]*string) error {
-	if err := a.begin(opPatch, true); err != nil {
+	if err := a.begin(opPatch); err != nil {
 		return err
 	}
 	_, err := a.groups.Update(once(ctx), a.rg, name, arm.Resource{Tags: tags}, nil)
@@ -295,7 +295,7 @@ func (a *api) patch(ctx context.Context, name string, tags map[string]*string) e
 }
 
 func (a *api) delete(ctx context.Context, name string) error {
-	if err := a.begin(opDelete, true); err != nil {
+	if err := a.begin(opDelete); err != nil {
 		return err
 	}
 	_, err := a.groups.BeginDelete(once(ctx), a.rg, name, nil)
@@ -303,7 +303,7 @@ func (a *api) delete(ctx context.Context, name string) error {
 }
 
 func (a *api) stop(ctx context.Context, name string) error {
-	if err := a.begin(opStop, false); err != nil {
+	if err := a.begin(opStop); err != nil {
 		return err
 	}
 	_, err := a.groups.Stop(once(ctx), a.rg, name, nil)
@@ -311,7 +311,7 @@ func (a *api) stop(ctx context.Context, name string) error {
 }
 
 func (a *api) list(ctx context.Context) ([]*arm.ContainerGroup, error) {
-	if err := a.begin(opList, false); err != nil {
+	if err := a.begin(opList); err != nil {
 		return nil, err
 	}
 	var all []*arm.ContainerGroup
@@ -327,7 +327,7 @@ func (a *api) list(ctx context.Context) ([]*arm.ContainerGroup, error) {
 
 // logs reads what the worker's container wrote: at most its last 4 MB while it runs, and 16 KB or 1,000 lines after that.
 func (a *api) logs(ctx context.Context, name string, tail int) (string, error) {
-	if err := a.begin(opLogs, false); err != nil {
+	if err := a.begin(opLogs); err != nil {
 		return "", err
 	}
 	o := &arm.ContainersClientListLogsOptions{}
@@ -343,7 +343,7 @@ func (a *api) logs(ctx context.Context, name string, tail int) (string, error) {
 }
 
 func (a *api) usages(ctx context.Context, location string) ([]*arm.Usage, error) {
-	if err := a.begin(opUsages, false); err != nil {
+	if err := a.begin(opUsages); err != nil {
 		return nil, err
 	}
 	var all []*arm.Usage
@@ -358,7 +358,7 @@ func (a *api) usages(ctx context.Context, location string) ([]*arm.Usage, error)
 }
 
 func (a *api) capabilities(ctx context.Context, location string) ([]*arm.Capabilities, error) {
-	if err := a.begin(opCapabilities, false); err != nil {
+	if err := a.begin(opCapabilities); err != nil {
 		return nil, err
 	}
 	var all []*arm.Capabilities
@@ -380,7 +380,7 @@ type permission struct {
 
 // permissions are those that we have in the resource group.
 func (a *api) permissions(ctx context.Context) ([]permission, error) {
-	if err := a.begin(opPermissions, false); err != nil {
+	if err := a.begin(opPermissions); err != nil {
 		return nil, err
 	}
 	at := runtime.JoinPaths(a.raw.Endpoint(), "subscriptions", url.PathEscape(a.sub), "resourceGroups", url.PathEscape(a.rg), "providers/Microsoft.Authorization/permissions")

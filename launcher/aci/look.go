@@ -357,16 +357,7 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 
 // HealthOf implements [launcher.Batcher]: one GET a group, for a list does not tell how groups are.
 func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
-	out := make([]launcher.Health, len(hs))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(atOnce)
-	for i, h := range hs {
-		g.Go(func() (err error) {
-			out[i], err = l.Health(ctx, h)
-			return err
-		})
-	}
-	return out, g.Wait()
+	return launcher.HealthOfEach(ctx, l, hs, atOnce)
 }
 
 // atOnce is how many groups are looked at together.

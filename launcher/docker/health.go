@@ -136,16 +136,7 @@ func instant(text string) time.Time {
 
 // HealthOf implements [launcher.Batcher].
 func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
-	out := make([]launcher.Health, len(hs))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(atOnce)
-	for i, h := range hs {
-		g.Go(func() (err error) {
-			out[i], err = l.Health(ctx, h)
-			return err
-		})
-	}
-	return out, g.Wait()
+	return launcher.HealthOfEach(ctx, l, hs, atOnce)
 }
 
 // atOnce is how many containers are looked at together.
