@@ -45,10 +45,11 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 		}
 		t.Allow = worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}
 		for _, tag := range kind.Tags {
-			if slices.Contains(l.Allow.Tags, tag) {
+			if slices.Contains(l.Allow.Tags, tag) || kind.StockTags && l.Allow.Tags == nil {
 				t.Tags = append(t.Tags, tag)
 			}
 		}
+		t.FailsWithRun = kind.FailsWithRun != nil && kind.FailsWithRun(l.Config)
 		if t.Gate == "" {
 			t.Gate = worker.DefaultGate(kind.Traits)
 		}

@@ -51,8 +51,10 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 // known is the kind that stands for a class of Dagster, or of a guide; -1 if none does.
 func known(kinds []*launcher.Kind, module, class string) int {
 	return slices.IndexFunc(kinds, func(k *launcher.Kind) bool {
-		of, stock, ok := strings.Cut(k.Stock, ".")
-		return ok && stock == class && (of == "*" || strings.HasPrefix(module, "dagster"))
+		return slices.ContainsFunc(strings.Fields(k.Stock), func(name string) bool {
+			of, stock, _ := strings.Cut(name, ".")
+			return stock == class && (of == "*" || strings.HasPrefix(module, "dagster"))
+		})
 	})
 }
 

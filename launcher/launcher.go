@@ -394,14 +394,18 @@ type Kind struct {
 	Name, Help string
 	Schema     []config.Field
 	Tags       []string // run tags with overrides for it
+	StockTags  bool     // Dagster's own launcher obeys these tags: they are allowed unless allow.tags says otherwise
 	Context    string   // its section of container_context
 	Traits     Traits
 	Remove     string // default of a launcher's setting remove; "" is a day
 	// Stock is Dagster's own launcher whose config this kind takes as it is, as module.Class; *.Class if guides have people write it. "" for none.
+	// Several are separated by spaces.
 	Stock string
 	// Steps gives the class of Dagster's own launcher, with its config, that step executors of the target look for in the
 	// instance that a worker sees; nil where there is none.
 	Steps func(v config.Values) (Class, error)
+	// FailsWithRun says whether these settings ask for workers that exit with an error when their run fails; nil: they never do.
+	FailsWithRun func(v config.Values) bool
 	// Open checks the settings and makes a launcher. It asks the target nothing. Who opened it calls [Close].
 	Open func(ctx context.Context, v config.Values, log *slog.Logger) (Launcher, error)
 }

@@ -53,7 +53,9 @@ type Target struct {
 	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
 	Context string
 	Tags    []string
-	Allow   Allow
+	// FailsWithRun: workers exit with an error when their run fails.
+	FailsWithRun bool
+	Allow        Allow
 }
 
 // Allow says what runs may ask of a launcher by their tags.
@@ -241,7 +243,7 @@ func has(v any, fields []string) string {
 // password or is too long, in a variable, or for an older Dagster on this machine by leaving out the InstanceRef, which the worker
 // then makes from dagster.yaml itself.
 func (b *Builder) arguments(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
-	full := dagster.ExecuteRunArgs{InstanceRef: t.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume}
+	full := dagster.ExecuteRunArgs{InstanceRef: t.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume, SetExitCodeOnFailure: t.FailsWithRun}
 	args := full.JSON()
 	fits := func(n int) bool { return t.Traits.MaxCommand == 0 || n <= t.Traits.MaxCommand }
 	if fits(len(args)) && (!b.RefSecret || b.AllowSecretsInArgv || t.Ref == nil) {

@@ -280,3 +280,17 @@ func errText(err error) string {
 	}
 	return err.Error()
 }
+
+// KubeconfigEnv is the variable with the path of a kubeconfig that leads to a cluster for tests, which has the image that
+// [DockerImage] names.
+const KubeconfigEnv = "SLIPWAY_TEST_KUBECONFIG"
+
+// Kubernetes gives the kubeconfig of a cluster, and an image in it in which workers can run.
+func Kubernetes(t testing.TB) (kubeconfig, image string) {
+	t.Helper()
+	kubeconfig, image = os.Getenv(KubeconfigEnv), os.Getenv("SLIPWAY_TEST_IMAGE")
+	if kubeconfig == "" || image == "" {
+		Missing(t, "kubernetes", "make test-targets starts a cluster of one node; or set "+KubeconfigEnv+" and SLIPWAY_TEST_IMAGE")
+	}
+	return kubeconfig, image
+}

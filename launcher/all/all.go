@@ -7,6 +7,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/codeserver"
 	"github.com/slipway-run/slipway/launcher/command"
 	"github.com/slipway-run/slipway/launcher/docker"
+	"github.com/slipway-run/slipway/launcher/k8s"
 	"github.com/slipway-run/slipway/launcher/plugin"
 	"github.com/slipway-run/slipway/launcher/process"
 	"github.com/slipway-run/slipway/launcher/python"
@@ -14,5 +15,5 @@ import (
 
 // Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor, none for this program itself.
 func Kinds(agent ...string) []*launcher.Kind {
-	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), aci.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
+	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), k8s.Kind(), aci.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
 }

@@ -527,8 +527,7 @@ func (k *kit) unknown() launcher.Handle {
 	known := k.request("exit 0")
 	h := k.launch(known)
 	k.ended(h)
-	id := launcher.ID{Run: uuid.NewString(), Attempt: 1}
-	return launcher.Handle(strings.ReplaceAll(string(h), known.ID.String(), id.String()))
+	return launcher.Handle(strings.ReplaceAll(string(h), known.ID.Run, uuid.NewString()))
 }
 
 func (k *kit) terminateUnknown() { k.terminate(k.unknown(), time.Second, false) }

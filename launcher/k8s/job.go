@@ -1,0 +1,350 @@
+package k8s
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// jobName is the name of a worker's Job: as Dagster has it for a run's first worker and for one that resumes; another worker that starts the run
+// again, which Dagster does not do, has an r.
+func jobName(req *launcher.Request) string {
+	name := "dagster-run-" + req.ID.Run
+	switch {
+	case req.ID.Attempt == 1:
+		return name
+	case req.Resume:
+		return fmt.Sprintf("%s-%d", name, req.ID.Attempt-1)
+	}
+	return fmt.Sprintf("%s-r%d", name, req.ID.Attempt)
+}
+
+// spec is the Job of a request, with its namespace. Its error is [launcher.ErrInvalid].
+func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
+	if err := req.Check(); err != nil {
+		return nil, err
+	}
+	all, err := l.layers(req)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
+	}
+	job, err := l.build(all, req)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
+	}
+	return job, nil
+}
+
+// layers lays what the run says over the launcher's settings, as Dagster does: what the run says is put together first.
+func (l *Launcher) layers(req *launcher.Request) (layer, error) {
+	run, user := newLayer(), newLayer() // with the rules of slipway.yaml, and without
+	var tagConfig, tagResources json.RawMessage
+	add := func(later layer, err error, trusted bool) error {
+		if err != nil {
+			return err
+		}
+		if !trusted {
+			var dropped []string
+			if later, dropped = l.allowed.filter(later); len(dropped) > 0 {
+				l.log.Warn("variables of a code location or of tags are left out: only_allow_user_defined_env_vars does not list them", "run", req.ID.Run, "variables", strings.Join(dropped, ", "))
+			}
+			if user, err = user.over(later); err != nil {
+				return err
+			}
+		}
+		run, err = run.over(later)
+		return err
+	}
+	for _, o := range req.Overrides {
+		switch {
+		case o.Source == "tag "+configTag:
+			tagConfig = o.JSON
+			continue
+		case o.Source == "tag "+resourcesTag:
+			tagResources = o.JSON
+			continue
+		}
+		later, err := contextLayer(o, l.env)
+		if err := add(later, err, !strings.HasPrefix(o.Source, "container_context.")); err != nil {
+			return layer{}, fmt.Errorf("%s: %w", o.Source, err)
+		}
+	}
+	tags, err := tagLayer(tagConfig, tagResources)
+	if err := add(tags, err, false); err != nil {
+		return layer{}, err
+	}
+	if err := l.allowed.check(user); err != nil {
+		return layer{}, err
+	}
+	return l.base.over(run)
+}
+
+// take removes a member and gives it.
+func take[T any](from map[string]any, key string, otherwise T) T {
+	v, ok := from[key]
+	delete(from, key)
+	if t, fits := v.(T); ok && fits {
+		return t
+	}
+	return otherwise
+}
+
+// build makes the Job that layers mean.
+func (l *Launcher) build(all layer, req *launcher.Request) (*batchv1.Job, error) {
+	container, pod := maps.Clone(all.sections[containerConfig]), maps.Clone(all.sections[podSpecConfig])
+	podMeta, job := maps.Clone(all.sections[podMetadata]), maps.Clone(all.sections[jobConfig])
+	jobMeta, jobSpec := maps.Clone(all.sections[jobMetadata]), maps.Clone(all.sections[jobSpecConfig])
+
+	if image, given := container["image"]; !given || image == nil || image == "" {
+		container["image"] = req.Image
+		if req.Image == "" {
+			container["image"] = l.config.Image
+		}
+	}
+	if container["image"] == "" {
+		return nil, fmt.Errorf("code location %s names no image, and the launcher's settings have none: set job_image, or container_image in the code location", req.Location)
+	}
+	container["args"] = texts(req.Command)
+	if _, ok := container["name"]; !ok {
+		container["name"] = "dagster"
+	}
+	userEnv := take(container, "env", []any(nil))
+	labels, err := l.labelsOf(req, userEnv)
+	if err != nil {
+		return nil, err
+	}
+	container["env"] = l.environment(req, userEnv)
+	if err := requested(container, req.Resources, l.config.GPUResource); err != nil {
+		return nil, err
+	}
+	podLabels, jobLabels := maps.Clone(labels), maps.Clone(labels)
+	maps.Copy(podLabels, take(podMeta, "labels", map[string]any(nil)))
+	maps.Copy(jobLabels, take(jobMeta, "labels", map[string]any(nil)))
+	name := jobName(req)
+	podMeta["name"], podMeta["labels"] = name, podLabels
+	jobMeta["name"], jobMeta["labels"] = name, jobLabels
+
+	setDefault(pod, "restartPolicy", "Never")
+	setDefault(pod, "automountServiceAccountToken", true)
+	if req.Grace > 0 {
+		setDefault(pod, "terminationGracePeriodSeconds", json.Number(strconv.Itoa(int(req.Grace.Seconds()))))
+	}
+	if len(req.Nodes) > 0 {
+		nodes := maps.Clone(take(pod, "nodeSelector", map[string]any{}))
+		maps.Copy(nodes, tableOf(req.Nodes))
+		pod["nodeSelector"] = nodes
+	}
+	pod["containers"] = append([]any{container}, take(pod, "containers", []any(nil))...)
+	setDefault(jobSpec, "backoffLimit", json.Number("0"))
+	setDefault(jobSpec, "ttlSecondsAfterFinished", json.Number("86400"))
+	jobSpec["template"] = map[string]any{"metadata": podMeta, "spec": pod}
+	job["apiVersion"], job["kind"], job["metadata"], job["spec"] = "batch/v1", "Job", jobMeta, jobSpec
+	delete(job, "status")
+
+	cast, err := modelOf[batchv1.Job]().cast(job, "Job")
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(cast)
+	if err != nil {
+		return nil, err
+	}
+	out := &batchv1.Job{}
+	if err := json.Unmarshal(text, out); err != nil {
+		return nil, fmt.Errorf("the Kubernetes API does not take this Job: %w", err)
+	}
+	out.Namespace = all.namespace
+	l.mark(out, req)
+	return out, nil
+}
+
+func setDefault(m map[string]any, key string, value any) {
+	if _, ok := m[key]; !ok {
+		m[key] = value
+	}
+}
+
+func texts(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
+}
+
+// environment is what Dagster sets, what the settings and the run say, and what the worker needs of Slipway. The last of equal names wins.
+func (l *Launcher) environment(req *launcher.Request, user []any) []any {
+	variable := func(name, value string) any { return map[string]any{"name": name, "value": value} }
+	var first, last []any
+	for _, e := range req.Env {
+		if e.Name == "DAGSTER_RUN_JOB_NAME" {
+			first = []any{variable(e.Name, e.Value)}
+			continue
+		}
+		last = append(last, variable(e.Name, e.Value))
+	}
+	if l.config.DagsterHome != "" {
+		first = append(first, variable("DAGSTER_HOME", l.config.DagsterHome))
+	}
+	if l.config.PostgresSecret != "" {
+		first = append(first, map[string]any{"name": "DAGSTER_PG_PASSWORD", "valueFrom": map[string]any{
+			"secretKeyRef": map[string]any{"name": l.config.PostgresSecret, "key": "postgresql-password"},
+		}})
+	}
+	return slices.Concat(first, user, last)
+}
+
+// requested lays resources that a rule or a tag asks for over the container's.
+func requested(container map[string]any, r launcher.Resources, gpu string) error {
+	if r == (launcher.Resources{}) {
+		return nil
+	}
+	resources, err := deep(map[string]any{"requests": map[string]any{}, "limits": map[string]any{}}, take(container, "resources", map[string]any{}), "resources")
+	if err != nil {
+		return err
+	}
+	requests, limits := resources["requests"].(map[string]any), resources["limits"].(map[string]any)
+	set := func(name corev1.ResourceName, n int64, q resource.Quantity, limit bool) {
+		if n == 0 {
+			return
+		}
+		requests[string(name)] = q.String()
+		if _, limited := limits[string(name)]; limit || limited {
+			limits[string(name)] = q.String()
+		}
+	}
+	set(corev1.ResourceCPU, r.CPUMillis, *resource.NewMilliQuantity(r.CPUMillis, resource.DecimalSI), false)
+	set(corev1.ResourceMemory, r.MemoryBytes, *resource.NewQuantity(r.MemoryBytes, resource.BinarySI), true)
+	set(corev1.ResourceEphemeralStorage, r.DiskBytes, *resource.NewQuantity(r.DiskBytes, resource.BinarySI), true)
+	if r.GPUs > 0 {
+		limits[gpu] = strconv.FormatInt(r.GPUs, 10)
+		delete(requests, gpu)
+	}
+	container["resources"] = resources
+	return nil
+}
+
+var notInLabel = regexp.MustCompile(`[^a-zA-Z0-9\-_.]`)
+
+// labelText is a text as a label's value, as Dagster makes it.
+func labelText(s string) string {
+	if r := []rune(s); len(r) > validation.LabelValueMaxLength {
+		s = string(r[:validation.LabelValueMaxLength])
+	}
+	s = notInLabel.ReplaceAllString(s, "-")
+	for _, edge := range []string{"-", "_", "."} {
+		s = strings.Trim(s, edge)
+	}
+	return s
+}
+
+// deploymentVar names the deployment that a worker is of, which Dagster makes a label.
+const deploymentVar = "DAGSTER_CLOUD_DEPLOYMENT_NAME"
+
+// labelsOf are Dagster's own labels. The version is left out where it is not known.
+func (l *Launcher) labelsOf(req *launcher.Request, env []any) (map[string]any, error) {
+	out := map[string]any{
+		"app.kubernetes.io/name": "dagster", "app.kubernetes.io/instance": "dagster", "app.kubernetes.io/part-of": "dagster", "app.kubernetes.io/component": runWorker,
+		"dagster/job": labelText(req.Job), dagsterRunLabel: labelText(req.ID.Run),
+	}
+	if req.DagsterVersion != "" {
+		out["app.kubernetes.io/version"] = labelText(req.DagsterVersion)
+	}
+	if req.Location != "" {
+		out["dagster/code-location"] = labelText(req.Location)
+	}
+	for _, v := range env {
+		m, _ := v.(map[string]any)
+		if m["name"] != deploymentVar {
+			continue
+		}
+		value, ok := m["value"].(string)
+		if !ok {
+			return nil, errors.New("env " + deploymentVar + " has no value of its own, which becomes a label")
+		}
+		out["dagster/deployment-name"] = labelText(value)
+		break
+	}
+	return out, nil
+}
+
+const (
+	dagsterRunLabel = "dagster/run-id"
+	componentLabel  = "app.kubernetes.io/component"
+	runWorker       = "run_worker"
+	stepWorker      = "step_worker"
+)
+
+// secretName is the name of a variable whose value does not show.
+var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
+
+// mark puts on a Job and its pods whose they are. Nobody's label of the same name wins.
+func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
+	ours := map[string]string{runLabel: req.ID.Run, attemptLabel: strconv.Itoa(req.ID.Attempt)}
+	if req.Instance != "" {
+		ours[instanceLabel] = labelText(req.Instance)
+	}
+	maps.Copy(job.Labels, ours)
+	maps.Copy(job.Spec.Template.Labels, ours)
+	notes := map[string]string{}
+	maps.Copy(notes, job.Annotations)
+	maps.Copy(notes, req.Labels)
+	if secret := l.secretVars(req, job); len(secret) > 0 {
+		notes[secretsNote] = strings.Join(secret, ",")
+	}
+	if len(notes) > 0 {
+		job.Annotations = notes
+	}
+}
+
+// secretVars names the variables of the worker whose values do not show.
+func (l *Launcher) secretVars(req *launcher.Request, job *batchv1.Job) []string {
+	hidden := slices.Clone(l.secretEnv)
+	for _, e := range req.Env {
+		if e.Secret {
+			hidden = append(hidden, e.Name)
+		}
+	}
+	var out []string
+	for _, e := range job.Spec.Template.Spec.Containers[0].Env {
+		if (secretName.MatchString(e.Name) || slices.Contains(hidden, e.Name)) && !slices.Contains(out, e.Name) {
+			out = append(out, e.Name)
+		}
+	}
+	return out
+}
+
+const redacted = "[redacted]"
+
+// shown is a Job without the values of secrets.
+func shown(job *batchv1.Job) *batchv1.Job {
+	job = job.DeepCopy()
+	hide(&job.Spec.Template.Spec, job.Annotations[secretsNote])
+	job.ManagedFields = nil
+	return job
+}
+
+func hide(pod *corev1.PodSpec, names string) {
+	hidden := strings.Split(names, ",")
+	for _, containers := range [][]corev1.Container{pod.InitContainers, pod.Containers} {
+		for i := range containers {
+			for j, e := range containers[i].Env {
+				if e.Value != "" && (secretName.MatchString(e.Name) || slices.Contains(hidden, e.Name)) {
+					containers[i].Env[j].Value = redacted
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,351 @@
+package k8s
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// adopted begins the handle of a run whose Job Dagster's own launcher made.
+const adopted = "adopted/"
+
+// Adopt implements [launcher.Adopter]: K8sRunLauncher leaves the image on the run, and the run's ID on the Job.
+func (l *Launcher) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
+	if f.Tags["dagster/image"] == "" || (launcher.ID{Run: f.Run, Attempt: 1}).Check() != nil {
+		return "", false
+	}
+	return launcher.Handle(adopted + f.Run), true
+}
+
+// find gives the Job of a handle and its pods: as the watches have them, or, if fresh, as the API server has them now.
+// [launcher.ErrNotFound] if there is none.
+func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*batchv1.Job, []*corev1.Pod, error) {
+	if run, ok := strings.CutPrefix(string(h), adopted); ok {
+		return l.findAdopted(ctx, run)
+	}
+	namespace, name, ok := strings.Cut(string(h), "/")
+	if !ok || !strings.HasPrefix(name, "dagster-run-") || strings.Contains(name, "/") {
+		return nil, nil, fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+	}
+	l.hub.knows(namespace)
+	if !fresh {
+		if job, pods, ok := l.hub.view(namespace, name); ok && (len(pods) > 0 || !finished(job)) {
+			return job, pods, nil
+		}
+	}
+	job, err := l.client.BatchV1().Jobs(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil, fmt.Errorf("%w: Job %s", launcher.ErrNotFound, h)
+	}
+	if err != nil {
+		return nil, nil, asked(err)
+	}
+	if w, ok := workerOf(job); !ok {
+		return nil, nil, fmt.Errorf("%w: Job %s is not of Slipway (run %q)", launcher.ErrNotFound, h, w.ID.Run)
+	}
+	pods, err := l.podsOf(ctx, job)
+	return job, pods, err
+}
+
+func (l *Launcher) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod, error) {
+	list, err := l.client.CoreV1().Pods(job.Namespace).List(ctx, metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job.Name})
+	if err != nil {
+		return nil, asked(err)
+	}
+	var pods []*corev1.Pod
+	for i := range list.Items {
+		if metav1.IsControlledBy(&list.Items[i], job) {
+			pods = append(pods, &list.Items[i])
+		}
+	}
+	return pods, nil
+}
+
+// findAdopted finds the newest Job that Dagster's own launcher made for a run.
+func (l *Launcher) findAdopted(ctx context.Context, run string) (*batchv1.Job, []*corev1.Pod, error) {
+	var found []batchv1.Job
+	for _, namespace := range l.hub.namespaces() {
+		list, err := l.client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{LabelSelector: dagsterRunLabel + "=" + labelText(run) + ",!" + instanceLabel + "," + componentLabel + "=" + runWorker})
+		if err != nil {
+			return nil, nil, asked(err)
+		}
+		for _, job := range list.Items {
+			if strings.HasPrefix(job.Name, "dagster-run-"+run) {
+				found = append(found, job)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, nil, fmt.Errorf("%w: no Job of run %s", launcher.ErrNotFound, run)
+	}
+	job := slices.MaxFunc(found, func(a, b batchv1.Job) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	pods, err := l.podsOf(ctx, &job)
+	return &job, pods, err
+}
+
+// Health implements [launcher.Launcher].
+func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
+	job, pods, err := l.find(ctx, h, false)
+	if errors.Is(err, launcher.ErrNotFound) {
+		return launcher.Health{Status: launcher.NotFound, Message: "there is no such Job"}, nil
+	}
+	if err != nil {
+		return launcher.Health{}, err
+	}
+	return l.healthOf(ctx, job, pods)
+}
+
+// HealthOf implements [launcher.Batcher].
+func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
+	return launcher.HealthOfEach(ctx, l, hs, atOnce)
+}
+
+// atOnce is how many workers are looked at together.
+const atOnce = 8
+
+// tailLines is how many of its last lines the health of an ended worker has.
+const tailLines = 20
+
+// healthOf is the health of a worker, with its last lines if it failed and what events say if it starts slowly. A worker that can never begin is given up.
+func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev1.Pod) (launcher.Health, error) {
+	now := time.Now()
+	h, given, since := Health(job, pods, now)
+	switch {
+	case h.Status == launcher.Failed:
+		h.Tail = l.tail(ctx, job, newest(pods))
+	case given != nil && now.Sub(since) > l.config.Patience && !abandoned(job):
+		if err := l.giveUp(ctx, job, given); err != nil {
+			return h, err
+		}
+	case h.Status == launcher.Starting && h.Message == "":
+		l.slow(ctx, &h, job, newest(pods), now)
+	}
+	return h, nil
+}
+
+// tail gives the last lines of an ended worker, which are read once.
+func (l *Launcher) tail(ctx context.Context, job *batchv1.Job, pod *corev1.Pod) []string {
+	if pod == nil || containerStatus(pod, mainContainer(job)).ContainerID == "" {
+		return nil
+	}
+	key := string(pod.UID)
+	l.hub.mu.Lock()
+	lines, known := l.hub.tails[key]
+	l.hub.mu.Unlock()
+	if known {
+		return lines
+	}
+	lines, err := l.lines(ctx, job, pod, tailLines)
+	if err != nil {
+		return nil // there may be none
+	}
+	l.hub.mu.Lock()
+	defer l.hub.mu.Unlock()
+	if len(l.hub.tails) > 1000 {
+		clear(l.hub.tails)
+	}
+	l.hub.tails[key] = lines
+	return lines
+}
+
+// detail is what events said of something that starts slowly.
+type detail struct {
+	at      time.Time
+	phase   launcher.Phase
+	message string
+	cause   launcher.Cause
+}
+
+const (
+	slowAfter   = 3 * time.Second // events are asked for when a worker takes longer to start
+	detailEvery = 5 * time.Second // and again
+)
+
+// slow adds what the events say of a worker that takes long to start.
+func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, now time.Time) {
+	uid, since := string(job.UID), job.CreationTimestamp.Time
+	if pod != nil {
+		uid, since = string(pod.UID), pod.CreationTimestamp.Time
+	}
+	if now.Sub(since) < slowAfter {
+		return
+	}
+	l.hub.mu.Lock()
+	d := l.hub.details[uid]
+	l.hub.mu.Unlock()
+	if now.Sub(d.at) > detailEvery {
+		events, err := l.events(ctx, job.Namespace, uid)
+		if err != nil {
+			return // it is only for people
+		}
+		d = detail{at: now, phase: h.Phase}
+		for _, e := range events {
+			switch {
+			case e.Reason == "Pulling":
+				d.phase = launcher.Pulling
+			case e.Reason == "Pulled":
+				d.phase = launcher.Pulled
+			case e.Type == corev1.EventTypeWarning:
+				d.message = e.Reason + ": " + e.Message
+				if strings.Contains(e.Message, "exceeded quota") {
+					d.cause = launcher.CauseQuota
+				}
+			}
+		}
+		l.hub.mu.Lock()
+		if len(l.hub.details) > 1000 {
+			clear(l.hub.details)
+		}
+		l.hub.details[uid] = d
+		l.hub.mu.Unlock()
+	}
+	if h.Message, h.Cause = d.message, d.cause; d.phase != "" {
+		h.Phase = d.phase
+	}
+}
+
+// events are those of one object, oldest first.
+func (l *Launcher) events(ctx context.Context, namespace, uid string) ([]corev1.Event, error) {
+	list, err := l.client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 100})
+	if err != nil {
+		return nil, err
+	}
+	when := func(e corev1.Event) time.Time {
+		for _, t := range []time.Time{e.LastTimestamp.Time, e.EventTime.Time, e.CreationTimestamp.Time} {
+			if !t.IsZero() {
+				return t
+			}
+		}
+		return time.Time{}
+	}
+	slices.SortStableFunc(list.Items, func(a, b corev1.Event) int { return when(a).Compare(when(b)) })
+	return list.Items, nil
+}
+
+// Remove implements [launcher.Remover].
+func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
+	job, pods, err := l.find(ctx, h, false)
+	if errors.Is(err, launcher.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if got, _, _ := Health(job, pods, time.Now()); !got.Status.Ended() {
+		return fmt.Errorf("kubernetes: the worker of Job %s/%s still runs", job.Namespace, job.Name)
+	}
+	background := metav1.DeletePropagationBackground
+	err = l.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &job.UID}})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return asked(err)
+	}
+	return nil
+}
+
+// Logs implements [launcher.LogReader].
+func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOptions) (io.ReadCloser, error) {
+	job, pods, err := l.find(ctx, h, false)
+	if err != nil {
+		return nil, err
+	}
+	pod := newest(pods)
+	if pod == nil {
+		return nil, fmt.Errorf("%w: Job %s has no pod, or its pod is gone", launcher.ErrNotFound, h)
+	}
+	return l.stream(ctx, job, pod, o)
+}
+
+func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod, o launcher.LogOptions) (io.ReadCloser, error) {
+	options := &corev1.PodLogOptions{Container: mainContainer(job), Follow: o.Follow}
+	if o.Tail > 0 {
+		n := int64(o.Tail)
+		options.TailLines = &n
+	}
+	if c := containerStatus(pod, mainContainer(job)); c.State.Waiting != nil && c.RestartCount > 0 {
+		options.Previous = true
+	}
+	r, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, options).Stream(ctx)
+	if apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) { // it waits to start, or is gone
+		return nil, fmt.Errorf("%w: kubernetes: %w", launcher.ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, asked(err)
+	}
+	return r, nil
+}
+
+func (l *Launcher) lines(ctx context.Context, job *batchv1.Job, pod *corev1.Pod, n int) ([]string, error) {
+	r, err := l.stream(ctx, job, pod, launcher.LogOptions{Tail: n})
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		lines = append(lines, s.Text())
+	}
+	return lines, errors.Join(s.Err(), r.Close())
+}
+
+// Describe implements [launcher.Describer].
+func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (json.RawMessage, error) {
+	job, pods, err := l.find(ctx, h, true)
+	if err != nil {
+		return nil, err
+	}
+	health, _, _ := Health(job, pods, time.Now())
+	type event struct {
+		Type, Reason, Message, Object string
+		Count                         int32     `json:",omitempty"`
+		Last                          time.Time `json:",omitzero"`
+	}
+	out := struct {
+		Server, Namespace, Name string
+		Health                  launcher.Health
+		Job                     *batchv1.Job
+		Pods                    []*corev1.Pod
+		Events                  []event
+		Log                     []string `json:",omitempty"`
+		LogError                string   `json:",omitempty"`
+		Hints                   []string
+	}{Server: l.host, Namespace: job.Namespace, Name: job.Name, Health: health, Job: shown(job), Pods: []*corev1.Pod{}, Events: []event{}}
+	about := map[string]string{string(job.UID): "Job " + job.Name}
+	out.Hints = append(out.Hints, fmt.Sprintf("kubectl -n %s describe job %s", job.Namespace, job.Name))
+	for _, pod := range pods {
+		about[string(pod.UID)] = "Pod " + pod.Name
+		out.Hints = append(out.Hints, fmt.Sprintf("kubectl -n %s describe pod %s", pod.Namespace, pod.Name), fmt.Sprintf("kubectl -n %s logs %s", pod.Namespace, pod.Name))
+		pod = pod.DeepCopy()
+		pod.ManagedFields = nil
+		hide(&pod.Spec, job.Annotations[secretsNote])
+		out.Pods = append(out.Pods, pod)
+	}
+	for uid, object := range about {
+		events, err := l.events(ctx, job.Namespace, uid)
+		if err != nil {
+			out.Events = append(out.Events, event{Type: "Error", Object: object, Message: err.Error()})
+		}
+		for _, e := range events {
+			out.Events = append(out.Events, event{Type: e.Type, Reason: e.Reason, Message: e.Message, Object: object, Count: e.Count, Last: e.LastTimestamp.Time})
+		}
+	}
+	if pod := newest(pods); logs && pod != nil {
+		if out.Log, err = l.lines(ctx, job, pod, 10*tailLines); err != nil {
+			out.LogError = err.Error()
+		}
+	}
+	return json.MarshalIndent(out, "", "  ")
+}
