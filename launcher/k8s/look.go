@@ -255,18 +255,34 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	return nil
 }
 
-// Logs implements [launcher.LogReader].
+// Logs implements [launcher.LogReader]. Who follows a worker that has not begun waits for it.
 func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOptions) (io.ReadCloser, error) {
-	job, pods, err := l.find(ctx, h, false)
-	if err != nil {
-		return nil, err
+	for {
+		job, pods, err := l.find(ctx, h, false)
+		if err != nil {
+			return nil, err
+		}
+		pod := newest(pods)
+		err = fmt.Errorf("%w: Job %s has no pod, or its pod is gone", launcher.ErrNotFound, h)
+		if pod != nil {
+			var r io.ReadCloser
+			if r, err = l.stream(ctx, job, pod, o); err == nil {
+				return r, nil
+			}
+		}
+		if health, _, _ := Health(job, pods, time.Now()); !o.Follow || health.Status != launcher.Starting || !errors.Is(err, launcher.ErrNotFound) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(followEvery):
+		}
 	}
-	pod := newest(pods)
-	if pod == nil {
-		return nil, fmt.Errorf("%w: Job %s has no pod, or its pod is gone", launcher.ErrNotFound, h)
-	}
-	return l.stream(ctx, job, pod, o)
 }
+
+// followEvery is how far apart looks are at a worker that has no output yet.
+const followEvery = 200 * time.Millisecond
 
 func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod, o launcher.LogOptions) (io.ReadCloser, error) {
 	options := &corev1.PodLogOptions{Container: mainContainer(job), Follow: o.Follow}
