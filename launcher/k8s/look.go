@@ -126,8 +126,10 @@ func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev
 	switch {
 	case h.Status == launcher.Failed:
 		h.Tail = l.tail(ctx, job, newest(pods))
-	case given != nil && now.Sub(since) > l.config.Patience && !abandoned(job):
-		if err := l.giveUp(ctx, job, given); err != nil {
+	case given != nil && !abandoned(job):
+		if left := l.config.Patience - now.Sub(since); left > 0 {
+			l.hub.later(job.Namespace+"/"+job.Name, left)
+		} else if err := l.giveUp(ctx, job, given); err != nil {
 			return h, err
 		}
 	case h.Status == launcher.Starting && h.Message == "":
@@ -180,7 +182,8 @@ func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Jo
 	if pod != nil {
 		uid, since = string(pod.UID), pod.CreationTimestamp.Time
 	}
-	if now.Sub(since) < slowAfter {
+	if left := slowAfter - now.Sub(since); left > 0 {
+		l.hub.later(job.Namespace+"/"+job.Name, left)
 		return
 	}
 	l.hub.mu.Lock()

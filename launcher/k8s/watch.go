@@ -34,6 +34,7 @@ type hub struct {
 	fresh    map[string]*batchv1.Job // made a moment ago, which the watch has not brought yet
 	tails    map[string][]string     // last lines of ended workers, by the pod's UID
 	details  map[string]detail       // what events say of workers that start slowly, by the pod's or Job's UID
+	again    map[string]bool         // Jobs that are looked at again after some time
 	closed   bool
 }
 
@@ -73,7 +74,7 @@ func (w *watcher) take() []string {
 }
 
 func newHub(l *Launcher) *hub {
-	h := &hub{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}}
+	h := &hub{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}}
 	for _, namespace := range append([]string{l.config.Namespace}, l.config.Namespaces...) {
 		h.spaces[namespace] = nil
 	}
@@ -102,6 +103,24 @@ func (h *hub) stop() {
 	}
 	h.cancel = nil
 	clear(h.fresh)
+}
+
+// later has the watchers look at a Job again after a time, though nothing may have happened to it.
+func (h *hub) later(key string, after time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.again[key] || len(h.watchers) == 0 {
+		return
+	}
+	h.again[key] = true
+	time.AfterFunc(after+10*time.Millisecond, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.again, key)
+		for w := range h.watchers {
+			w.note(key)
+		}
+	})
 }
 
 // namespaces are those in which there may be workers.
