@@ -131,7 +131,11 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	case r.Status == dagster.Canceling:
 		return w.cancel(h, canceling, isExpired, expired)
 	case r.Status == dagster.Starting && h.Status != launcher.Unknown && h.Status != "" && w.over(w.Since, w.Times.Start):
-		return w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+		a := w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+		if a.Do == Terminate && h.Message != "" {
+			a.Note += " The target says: " + h.Message
+		}
+		return a
 	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !h.Status.Alive():
 		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination, Message: "Nothing was heard of the run, and its target told nothing of its worker, for " + seconds(w.Times.Silence) + "."})
 	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):

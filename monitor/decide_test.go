@@ -138,6 +138,7 @@ func TestDecideInTime(t *testing.T) {
 	}{
 		"a start in its time":                       {status: dagster.Starting, health: starting, since: 99, want: monitor.Nothing},
 		"a start that takes too long":               {status: dagster.Starting, health: starting, since: 100, want: monitor.Terminate, note: "longer than 100 seconds to start. Its worker is asked to stop"},
+		"a start that waits for something":          {status: dagster.Starting, health: launcher.Health{Status: launcher.Starting, Message: "no node fits"}, since: 100, want: monitor.Terminate, note: "asked to stop. The target says: no node fits"},
 		"a running worker that does not start":      {status: dagster.Starting, health: running, since: 100, want: monitor.Terminate},
 		"one that nobody can look at":               {status: dagster.Starting, health: launcher.Health{Status: launcher.Unknown}, since: 10000, want: monitor.Nothing},
 		"one that was not looked at":                {status: dagster.Starting, since: 10000, want: monitor.Nothing},

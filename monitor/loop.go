@@ -181,7 +181,7 @@ func (l *Loop) Run(ctx context.Context) error {
 				if f.health.Status == launcher.NotFound && f.answered.Sub(f.since) < f.times.Settle && now.Sub(f.since) >= f.times.Settle {
 					l.ask(f) // its absence counts only if it has held
 				}
-				if text := phases[f.health.Phase]; text != "" && f.told != f.health.Phase && f.health.Status == launcher.Starting && now.Sub(f.since) >= slowPhase {
+				if text := phases[f.health.Phase]; text != "" && (f.health.Phase != launcher.Accepted || f.health.Message != "") && f.told != f.health.Phase && f.health.Status == launcher.Starting && now.Sub(f.since) >= slowPhase {
 					f.told = f.health.Phase
 					errs = append(errs, l.phase(ctx, f, text))
 				}
@@ -356,6 +356,7 @@ const slowPhase = 2 * time.Second
 
 // phases are those of a worker that is not running yet of which a run's log tells.
 var phases = map[launcher.Phase]string{
+	launcher.Accepted:  "The run worker waits for a place on its target", // if the target says why
 	launcher.Scheduled: "The run worker has a place on its target", launcher.Pulling: "The image of the run worker is being pulled",
 	launcher.Pulled: "The image of the run worker has been pulled", launcher.PhaseStarted: "The run worker has been started",
 }
