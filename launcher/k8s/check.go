@@ -14,19 +14,20 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A permission is something that the launcher asks of the API.
-type permission struct {
+// A Permission is something that the launcher asks of the API.
+type Permission struct {
 	Group, Resource string
 	Verbs           []string
 	Optional        string // what is lost without it
 }
 
-// permissions are all that the launcher needs, in each namespace of its workers.
-func permissions() []permission {
-	return []permission{
+// Permissions are all that the launcher needs, in each namespace of its workers.
+func Permissions() []Permission {
+	return []Permission{
 		{Group: "batch", Resource: "jobs", Verbs: []string{"create", "delete", "get", "list", "patch", "watch"}},
-		{Group: "", Resource: "pods", Verbs: []string{"delete", "get", "list", "patch", "watch"}},
+		{Group: "", Resource: "pods", Verbs: []string{"delete", "list", "patch", "watch"}},
 		{Group: "", Resource: "pods/log", Verbs: []string{"get"}, Optional: "the output of workers cannot be read"},
+		{Group: "", Resource: "secrets", Verbs: []string{"create"}, Optional: "workers that get a secret value cannot be launched"},
 		{Group: "", Resource: "events", Verbs: []string{"list"}, Optional: "why a worker starts slowly cannot be told"},
 	}
 }
@@ -47,7 +48,7 @@ func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 // checkRights asks the API server what the daemon may do.
 func (l *Launcher) checkRights(ctx context.Context, namespace string) []launcher.Finding {
 	var lacking, optional []string
-	for _, p := range permissions() {
+	for _, p := range Permissions() {
 		resource, sub, _ := strings.Cut(p.Resource, "/")
 		for _, verb := range p.Verbs {
 			review, err := l.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{Spec: authv1.SelfSubjectAccessReviewSpec{

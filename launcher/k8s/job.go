@@ -13,6 +13,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/slipway-run/slipway/launcher"
@@ -189,11 +190,14 @@ func (l *Launcher) environment(req *launcher.Request, user []any) []any {
 	variable := func(name, value string) any { return map[string]any{"name": name, "value": value} }
 	var first, last []any
 	for _, e := range req.Env {
-		if e.Name == "DAGSTER_RUN_JOB_NAME" {
+		switch {
+		case e.Name == "DAGSTER_RUN_JOB_NAME":
 			first = []any{variable(e.Name, e.Value)}
-			continue
+		case e.Secret:
+			last = append(last, inSecret(req, e.Name))
+		default:
+			last = append(last, variable(e.Name, e.Value))
 		}
-		last = append(last, variable(e.Name, e.Value))
 	}
 	if l.config.DagsterHome != "" {
 		first = append(first, variable("DAGSTER_HOME", l.config.DagsterHome))
@@ -203,7 +207,46 @@ func (l *Launcher) environment(req *launcher.Request, user []any) []any {
 			"secretKeyRef": map[string]any{"name": l.config.PostgresSecret, "key": "postgresql-password"},
 		}})
 	}
+	user = slices.Clone(user)
+	for i, v := range user {
+		m, _ := v.(map[string]any)
+		if name, _ := m["name"].(string); l.secretEnv[name] != "" && m["value"] == l.secretEnv[name] {
+			user[i] = inSecret(req, name)
+		}
+	}
 	return slices.Concat(first, user, last)
+}
+
+// inSecret is a variable whose value stands in the worker's own Secret.
+func inSecret(req *launcher.Request, name string) any {
+	return map[string]any{"name": name, "valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": jobName(req), "key": name}}}
+}
+
+// secretOf is the Secret that a Job refers to, with the values that must not stand in it; nil if there is none. It goes with the Job.
+func (l *Launcher) secretOf(req *launcher.Request, job *batchv1.Job) *corev1.Secret {
+	data := map[string]string{}
+	for _, e := range job.Spec.Template.Spec.Containers[0].Env {
+		if e.ValueFrom == nil || e.ValueFrom.SecretKeyRef == nil || e.ValueFrom.SecretKeyRef.Name != job.Name {
+			continue
+		}
+		data[e.Name] = l.secretEnv[e.Name]
+		for _, own := range req.Env {
+			if own.Secret && own.Name == e.Name {
+				data[e.Name] = own.Value
+			}
+		}
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	immutable := true
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: job.Name, Namespace: job.Namespace, Labels: map[string]string{instanceLabel: job.Labels[instanceLabel], runLabel: job.Labels[runLabel]},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: job.Name, UID: job.UID}},
+		},
+		Immutable: &immutable, StringData: data,
+	}
 }
 
 // requested lays resources that a rule or a tag asks for over the container's.
@@ -311,7 +354,7 @@ func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
 
 // secretVars names the variables of the worker whose values do not show.
 func (l *Launcher) secretVars(req *launcher.Request, job *batchv1.Job) []string {
-	hidden := slices.Clone(l.secretEnv)
+	hidden := slices.Collect(maps.Keys(l.secretEnv))
 	for _, e := range req.Env {
 		if e.Secret {
 			hidden = append(hidden, e.Name)

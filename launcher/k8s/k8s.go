@@ -98,7 +98,7 @@ type Launcher struct {
 	base      layer
 	allowed   allowed
 	env       config.Lookup
-	secretEnv []string // names of variables whose values do not show
+	secretEnv map[string]string // variables of the settings whose values do not show
 	log       *slog.Logger
 	hub       *hub
 }
@@ -155,7 +155,7 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 	if err != nil {
 		return nil, err
 	}
-	l := &Launcher{config: c, env: v.Env, log: log}
+	l := &Launcher{config: c, env: v.Env, secretEnv: map[string]string{}, log: log}
 	if access == nil {
 		if access, err = c.access(v); err != nil {
 			return nil, err
@@ -203,8 +203,8 @@ func (l *Launcher) read(v config.Values) error {
 		}
 	}
 	for _, e := range c.EnvVars {
-		if name, _, _ := strings.Cut(e.Value, "="); e.Secret {
-			l.secretEnv = append(l.secretEnv, name)
+		if name, value, _ := strings.Cut(e.Value, "="); e.Secret {
+			l.secretEnv[name] = value
 		}
 	}
 	for setting, value := range map[string]config.Values{

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"strings"
 	"time"
 
@@ -32,6 +30,12 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		return launcher.Launched{}, l.launchError(err, job.Namespace)
 	}
 	failpoint.Here("k8s.created")
+	// The node waits for the Secret, if it is not there yet when the pod is.
+	if secret := l.secretOf(req, made); secret != nil && !finished(made) {
+		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return launcher.Launched{}, l.secretError(err)
+		}
+	}
 	l.hub.made(made)
 	return launched(made), nil
 }
@@ -63,6 +67,14 @@ func launched(job *batchv1.Job) launcher.Launched {
 	}
 }
 
+// secretError is what it means that a Job has no Secret. It is there already: the outcome is not known until it has one.
+func (l *Launcher) secretError(err error) error {
+	if apierrors.IsForbidden(err) {
+		return fmt.Errorf("%w: kubernetes: the daemon may not create Secrets, in which a worker gets values that must not show: apply deploy/kubernetes/role.yaml: %w", launcher.ErrTransient, err)
+	}
+	return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err)
+}
+
 // launchError is what a failed creation means.
 func (l *Launcher) launchError(err error, namespace string) error {
 	text := err.Error()
@@ -84,7 +96,9 @@ func asked(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
-	case apierrors.IsUnauthorized(err), apierrors.IsForbidden(err), apierrors.IsNotFound(err):
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%w: kubernetes: %w", launcher.ErrDenied, err)
+	case apierrors.IsUnauthorized(err), apierrors.IsForbidden(err):
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrDenied, err), launcher.CauseAuth)
 	}
 	out := fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err)
@@ -95,13 +109,6 @@ func asked(err error) error {
 		out = launcher.WithCause(out, launcher.CauseThrottled)
 	}
 	return out
-}
-
-// noAnswer says whether an error came without an answer of the API server.
-func noAnswer(err error) bool {
-	var status apierrors.APIStatus
-	var n net.Error
-	return err != nil && !errors.As(err, &status) && (errors.As(err, &n) || !errors.Is(err, http.ErrNoLocation))
 }
 
 // Preview implements [launcher.Previewer].

@@ -1,0 +1,275 @@
+package k8s_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/launcher/k8s"
+)
+
+// against opens a launcher for an API server that a test plays.
+func against(t *testing.T, settings map[string]any, server http.HandlerFunc) *k8s.Launcher {
+	t.Helper()
+	s := httptest.NewServer(server)
+	t.Cleanup(s.Close)
+	v, err := config.FromMap(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := k8s.OpenAt(v, &rest.Config{Host: s.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func request() *launcher.Request {
+	return &launcher.Request{ID: launcher.ID{Run: "1e9a2c34-0000-4000-8000-000000000001", Attempt: 1}, Instance: "prod", Image: "image:1", Command: []string{"dagster"}, Job: "nightly"}
+}
+
+func reply(t *testing.T, w http.ResponseWriter, code int, body any) {
+	t.Helper()
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		t.Error(err)
+	}
+}
+
+func status(code int, reason, message string) map[string]any {
+	return map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}
+}
+
+// What the API server answers to the creation of a Job decides what becomes of the run.
+func TestLaunchErrors(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		code     int
+		reason   string
+		message  string
+		settings map[string]any
+		override string
+		header   string
+		want     error
+		cause    launcher.Cause
+		after    time.Duration
+	}{
+		{name: "quota", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: 5, limited: 5`, want: launcher.ErrCapacity, cause: launcher.CauseQuota},
+		{name: "no right", code: 403, reason: "Forbidden", message: "User cannot create resource jobs", want: launcher.ErrDenied, cause: launcher.CauseAuth},
+		{name: "no token", code: 401, reason: "Unauthorized", message: "Unauthorized", want: launcher.ErrDenied, cause: launcher.CauseAuth},
+		{name: "a Job that the API refuses", code: 422, reason: "Invalid", message: "spec.template.spec.containers[0].image: Required value", want: launcher.ErrInvalid},
+		{name: "a policy that refuses it", code: 400, reason: "BadRequest", message: `admission webhook "policy.example.com" denied the request: no`, want: launcher.ErrInvalid},
+		{name: "a namespace that is not there", code: 404, reason: "NotFound", message: `namespaces "default" not found`, want: launcher.ErrDenied},
+		{name: "a code location's that is not there", code: 404, reason: "NotFound", message: `namespaces "other" not found`, override: `{"namespace": "other"}`, want: launcher.ErrInvalid},
+		{name: "a server in trouble", code: 500, reason: "InternalError", message: "etcdserver: leader changed", want: launcher.ErrTransient},
+		{name: "a server that is slow", code: 504, reason: "Timeout", message: "request did not complete within the allotted timeout", want: launcher.ErrTransient},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := against(t, c.settings, func(w http.ResponseWriter, _ *http.Request) { reply(t, w, c.code, status(c.code, c.reason, c.message)) })
+			req := request()
+			if c.override != "" {
+				req.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: json.RawMessage(c.override)}}
+			}
+			_, err := l.Launch(t.Context(), req)
+			if !errors.Is(err, c.want) || launcher.CauseOf(err) != c.cause || !strings.Contains(err.Error(), strings.Split(c.message, ":")[0]) {
+				t.Errorf("Launch = %v (cause %q), want %v, %q", err, launcher.CauseOf(err), c.want, c.cause)
+			}
+		})
+	}
+}
+
+// A Job whose creation had no answer is found by its name; one of somebody else is left alone.
+func TestLostAnswers(t *testing.T) {
+	var made map[string]any
+	posts := 0
+	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost && made == nil:
+			posts++
+			if err := json.NewDecoder(r.Body).Decode(&made); err != nil {
+				t.Error(err)
+			}
+			panic(http.ErrAbortHandler) // the answer is lost
+		case r.Method == http.MethodPost:
+			posts++
+			reply(t, w, 409, status(409, "AlreadyExists", "exists"))
+		default:
+			reply(t, w, 200, made)
+		}
+	})
+	if _, err := l.Launch(t.Context(), request()); !errors.Is(err, launcher.ErrTransient) {
+		t.Errorf("the first Launch = %v, want ErrTransient", err)
+	}
+	got, err := l.Launch(t.Context(), request())
+	if err != nil || got.Handle != "default/dagster-run-1e9a2c34-0000-4000-8000-000000000001" || posts != 2 {
+		t.Errorf("the second Launch = %+v, %v after %d creations", got, err, posts)
+	}
+	other := request()
+	other.Instance = "another"
+	if _, err := l.Launch(t.Context(), other); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "left alone") {
+		t.Errorf("Launch of another instance's = %v, want ErrInvalid", err)
+	}
+}
+
+// A server that asks for less is waited for, as long as the call may take; then the run waits.
+func TestThrottled(t *testing.T) {
+	asked := 0
+	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 1 {
+			w.Header().Set("Retry-After", "1")
+			reply(t, w, 429, status(429, "TooManyRequests", "please wait"))
+			return
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(201)
+		if _, err := w.Write(body); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := l.Launch(t.Context(), request()); err != nil || asked != 2 {
+		t.Errorf("Launch = %v after %d requests, want success after 2", err, asked)
+	}
+}
+
+// A value that must not show stands in a Secret that the Job owns, and nowhere else.
+func TestSecretValues(t *testing.T) {
+	bodies := map[string]string{}
+	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		bodies[r.URL.Path] = string(body)
+		var object map[string]any
+		if err := json.Unmarshal(body, &object); err != nil {
+			t.Error(err)
+		}
+		object["metadata"].(map[string]any)["uid"] = "the-uid"
+		reply(t, w, 201, object)
+	})
+	req := request()
+	req.Env = []launcher.Env{{Name: "PLAIN", Value: "shows"}, {Name: "PASSED", Value: "hunter2", Secret: true}}
+	if _, err := l.Launch(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	job, secret := bodies["/apis/batch/v1/namespaces/default/jobs"], bodies["/api/v1/namespaces/default/secrets"]
+	if strings.Contains(job, "hunter2") || !strings.Contains(job, `"secretKeyRef":{"name":"dagster-run-`+req.ID.Run+`","key":"PASSED"}`) {
+		t.Errorf("the Job is %s", job)
+	}
+	if !strings.Contains(secret, `"PASSED":"hunter2"`) || !strings.Contains(secret, `"uid":"the-uid"`) || strings.Contains(secret, "shows") {
+		t.Errorf("the Secret is %s", secret)
+	}
+	if shown, err := l.Preview(t.Context(), req); err != nil || strings.Contains(string(shown), "hunter2") {
+		t.Errorf("Preview = %s, %v", shown, err)
+	}
+}
+
+// Settings that can make no Job are refused when the launcher is opened, with the setting's name.
+func TestBadSettings(t *testing.T) {
+	for _, c := range []struct {
+		settings map[string]any
+		setting  string
+		says     string
+	}{
+		{map[string]any{"image_pull_policy": "Sometimes"}, "image_pull_policy", "none of IfNotPresent, Always, Never"},
+		{map[string]any{"pod_security": "strict"}, "pod_security", "none, restricted"},
+		{map[string]any{"spot": "moon"}, "spot", "gke"},
+		{map[string]any{"cpu": "two"}, "cpu", `"two"`},
+		{map[string]any{"memory": "1 GB"}, "memory", `"1 GB"`},
+		{map[string]any{"tolerations": []any{map[string]any{"kee": "x"}}}, "tolerations", "kee: the Kubernetes API has no such field in Toleration"},
+		{map[string]any{"affinity": []any{}}, "affinity", "a mapping is expected"},
+		{map[string]any{"job_namespace": "Data_Team"}, "job_namespace", "Data_Team"},
+		{map[string]any{"volumes": []any{map[string]any{"emptyDir": map[string]any{}}}}, "volumes", "name is required"},
+		{map[string]any{"run_k8s_config": map[string]any{"pod_spec": map[string]any{}}}, "run_k8s_config", "pod_spec: unknown section"},
+		{map[string]any{"run_k8s_config": map[string]any{"pod_spec_config": map[string]any{"nodeselector": map[string]any{}}}}, "run_k8s_config", "nodeselector"},
+		{map[string]any{"run_k8s_config": map[string]any{"job_spec_config": map[string]any{"backoff_limit": "three"}}}, "", "backoffLimit: a number is expected"},
+		{map[string]any{"resources": map[string]any{"limit": map[string]any{}}}, "resources", "limits and requests"},
+		{map[string]any{"labels": map[string]any{"a": 1}}, "labels", "put it into quotes"},
+		{map[string]any{"env_vars": []any{"NOT_THERE"}}, "env_vars", "NOT_THERE is not set"},
+		{map[string]any{"only_allow_user_defined_k8s_config_fields": map[string]any{"container_config": map[string]any{"imag": true}}}, "only_allow_user_defined_k8s_config_fields", "imag"},
+		{map[string]any{"jobnamespace": "x"}, "jobnamespace", "job_namespace"},
+	} {
+		v, err := config.FromMap(c.settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Path = "launchers.k8s.config"
+		_, err = k8s.OpenAt(v, &rest.Config{Host: "http://127.0.0.1:1"})
+		if problems := config.Problems(err); len(problems) == 0 || !strings.HasPrefix(problems[0].Setting, strings.TrimSuffix("launchers.k8s.config."+c.setting, ".")) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v: %v, want %q of %s", c.settings, err, c.says, c.setting)
+		}
+	}
+}
+
+// The typed settings become what the API has for them.
+func TestTypedSettings(t *testing.T) {
+	l := against(t, map[string]any{
+		"cpu": "500m", "memory": "2Gi", "ephemeral_storage": "1Gi", "gpus": 1, "node_selector": map[string]any{"pool": "etl"}, "priority_class": "high", "runtime_class": "gvisor",
+		"tolerations": []any{map[string]any{"key": "etl", "operator": "Exists"}}, "spot": "gke", "queue_name": "data", "pod_security": "restricted", "ttl": "1h",
+		"affinity": map[string]any{"node_affinity": map[string]any{}}, "annotations": map[string]any{"a": "b"},
+	}, http.NotFound)
+	req := request()
+	req.Resources = launcher.Resources{MemoryBytes: 4 << 30}
+	req.Nodes = map[string]string{"zone": "a"}
+	req.Grace = time.Minute
+	got, err := l.Preview(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown struct {
+		Job struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     struct {
+				Suspend                 bool
+				TTLSecondsAfterFinished int
+				Template                struct {
+					Metadata struct{ Annotations map[string]string }
+					Spec     map[string]any
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(got, &shown); err != nil {
+		t.Fatal(err)
+	}
+	job, pod := shown.Job, shown.Job.Spec.Template.Spec
+	container := pod["containers"].([]any)[0].(map[string]any)
+	for what, pair := range map[string][2]any{
+		"resources":  {container["resources"], "map[limits:map[ephemeral-storage:1Gi memory:4Gi nvidia.com/gpu:1] requests:map[cpu:500m ephemeral-storage:1Gi memory:4Gi]]"},
+		"nodes":      {pod["nodeSelector"], "map[cloud.google.com/gke-spot:true pool:etl zone:a]"},
+		"taints":     {pod["tolerations"], "[map[key:etl operator:Exists] map[effect:NoSchedule key:cloud.google.com/gke-spot operator:Equal value:true]]"},
+		"priority":   {pod["priorityClassName"], "high"},
+		"runtime":    {pod["runtimeClassName"], "gvisor"},
+		"grace":      {pod["terminationGracePeriodSeconds"], "60"},
+		"security":   {pod["securityContext"], "map[runAsNonRoot:true seccompProfile:map[type:RuntimeDefault]]"},
+		"the same":   {container["securityContext"], "map[allowPrivilegeEscalation:false capabilities:map[drop:[ALL]]]"},
+		"queue":      {job.Metadata.Labels["kueue.x-k8s.io/queue-name"], "data"},
+		"suspended":  {job.Spec.Suspend, "true"},
+		"ttl":        {job.Spec.TTLSecondsAfterFinished, "3600"},
+		"annotation": {job.Spec.Template.Metadata.Annotations["a"], "b"},
+	} {
+		if fmt.Sprint(pair[0]) != pair[1] {
+			t.Errorf("%s: %v, want %s", what, pair[0], pair[1])
+		}
+	}
+}
