@@ -3,6 +3,9 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -318,4 +321,139 @@ func TestKubernetesOutages(t *testing.T) {
 	c.ended(4*time.Minute, p, quiet...)
 	c.exactly(1, dagster.Success, quiet...)
 	p.stop()
+}
+
+// The chart's objects, applied to a cluster beside an instance whose dagster.yaml is a stock one with K8sRunLauncher: a run goes through them, and
+// when the daemon that leads is killed, the next run goes through the other one. There is no DNS and there are no Services in this cluster, so
+// nothing is shown of the Service, the NetworkPolicy and the ServiceMonitor, which are only rendered.
+func TestKubernetesChart(t *testing.T) {
+	kubeconfig, image := testenv.Kubernetes(t)
+	c := newCluster(t, "", "")
+	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := url.Parse(access.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := forward(t, server.Hostname(), c.location)
+	root := testenv.Root(t)
+	tag := "slipway.test/slipway:" + c.namespace
+	run := func(command string, args ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(context.Background(), command, args...)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s %v: %v\n%s", command, args, err, out)
+		}
+	}
+	ui := c.servers("fates") // makes the tables
+	run("hack/image", tag)
+	t.Cleanup(func() { docker(t, "docker", "rmi", "-f", tag) })
+	run("sh", "-c", "docker save "+tag+" | hack/kubernetes load")
+	fates := filepath.Join(root, "e2e", "fates")
+	config := parked + fmt.Sprintf(`
+storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}
+run_launcher:
+  module: dagster_k8s
+  class: K8sRunLauncher
+  config:
+    job_namespace: %s
+    job_image: %s
+    image_pull_policy: Never
+    service_account_name: default
+    instance_config_map: dagster-instance
+    env_vars: [E2E_PG_URL]
+    volumes: [{name: fates, hostPath: {path: %s}}]
+    volume_mounts: [{name: fates, mountPath: %[3]s, read_only: true}]
+`, c.namespace, image, fates)
+	_, err = c.api.CoreV1().ConfigMaps(c.namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "dagster-instance"}, Data: map[string]string{"dagster.yaml": config}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, manifests := filepath.Join(t.TempDir(), "values.yaml"), filepath.Join(t.TempDir(), "manifests.yaml")
+	if err := os.WriteFile(values, fmt.Appendf(nil, `
+dagster: {postgresqlSecret: ""}
+slipway: {instance_id: %s}
+image: {repository: %[2]s, tag: %[3]s, pullPolicy: Never}
+env: [{name: E2E_PG_URL, value: %[4]q}]
+`, c.namespace, "slipway.test/slipway", c.namespace, reached), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("sh", "-c", fmt.Sprintf("cd testbeds/helm && go run . -values %s -release slipway -namespace %s ../../deploy/helm/slipway >%s", values, c.namespace, manifests))
+	run("hack/kubernetes", "kubectl", "-n", c.namespace, "apply", "-f", manifests)
+	names := func() (ready []string) {
+		pods, err := c.api.CoreV1().Pods(c.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=slipway"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pod := range pods.Items {
+			if len(pod.Status.ContainerStatuses) > 0 && pod.Status.ContainerStatuses[0].Ready && pod.DeletionTimestamp == nil {
+				ready = append(ready, pod.Name)
+			}
+		}
+		return ready
+	}
+	said := func() string {
+		out, err := exec.CommandContext(context.Background(), filepath.Join(root, "hack/kubernetes"), "kubectl", "-n", c.namespace, "logs", "--all-pods", "deployment/slipway").CombinedOutput()
+		return fmt.Sprintf("%s %v", out, err)
+	}
+	testenv.Eventually(t, 2*time.Minute, func() (bool, string) { return len(names()) == 2, said() })
+
+	launch := func() string {
+		t.Helper()
+		id, err := ui.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, 3*time.Minute, func() (bool, string) { return c.run(id).Status.Finished(), c.says(id) + said() })
+		if r := c.run(id); r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != "k8s" {
+			t.Errorf("run %s is %s by %+v:\n%s", id, r.Status, r.Launch, c.says(id))
+		}
+		return id
+	}
+	first := launch()
+	if _, err := c.api.BatchV1().Jobs(c.namespace).Get(t.Context(), "dagster-run-"+first, metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	for _, pod := range names() { // one after the other: whichever leads is among them
+		if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+			t.Error(err)
+		}
+		launch()
+	}
+}
+
+// forward lets a Postgres server be reached at another address of this machine, and gives the URL for Dagster.
+func forward(t *testing.T, host, location string) string {
+	t.Helper()
+	u, err := url.Parse(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // nothing waits for it
+	to := u.Host
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			pass := func(to, from net.Conn) { _, _ = io.Copy(to, from); _, _ = to.Close(), from.Close() }
+			go pass(out, in)
+			go pass(in, out)
+		}
+	}()
+	u.Host, u.Scheme = l.Addr().String(), "postgresql+psycopg2"
+	return u.String()
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/launcher"
@@ -161,6 +163,7 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 			return nil, err
 		}
 	}
+	logging.Do(func() { klog.SetSlogLogger(slog.New(lower{log.Handler()})) })
 	access = rest.CopyConfig(access)
 	access.QPS, access.Burst, access.UserAgent = float32(c.QPS), c.Burst, userAgent
 	l.host = access.Host
@@ -172,6 +175,31 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 	}
 	l.hub = newHub(l)
 	return l, nil
+}
+
+// logging sends what the Kubernetes client says, for the whole process, to the log of the launcher that is opened first.
+var logging sync.Once
+
+// lower takes what is only information to a client's author for less than that.
+type lower struct{ slog.Handler }
+
+func (h lower) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.Handler.Enabled(ctx, h.level(level))
+}
+
+func (h lower) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = h.level(r.Level)
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h lower) WithAttrs(a []slog.Attr) slog.Handler { return lower{h.Handler.WithAttrs(a)} }
+func (h lower) WithGroup(name string) slog.Handler   { return lower{h.Handler.WithGroup(name)} }
+
+func (lower) level(level slog.Level) slog.Level {
+	if level <= slog.LevelInfo {
+		return slog.LevelDebug
+	}
+	return level
 }
 
 // decode reads the settings. What Dagster lets be null is as if it were left out.
