@@ -83,7 +83,7 @@ func edits(in *instance.Instance, locations []string) []edit {
 			edit{dagsterYAML, nested(in.QueueSection(), "tag_concurrency_limits:\n"+strings.Join(limits, "\n")), "remove these limits", parked || in.Parked},
 			edit{slipwayYAML, "queue:\n  only: {locations: [" + strings.Join(locations, ", ") + "]}", "nothing: only Slipway reads this file", named && len(only.Locations) == len(locations)})
 	}
-	if t := in.Settings.Terminate; in.Storage.URL != "" {
+	if t := in.Settings.Terminate; in.Storage.URL != "" && !in.StockTerminates() {
 		list = append(list, edit{slipwayYAML, "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or {local_only: true}", "nothing: only Slipway reads this file", t.Advertise != "" || t.Listen != "" || t.LocalOnly})
 	}
 	return append(list, edit{dagsterYAML, "run_monitoring: {enabled: false}", "remove the line, or set it to true again", !in.MonitorsRun})

@@ -57,7 +57,7 @@ func addressOf(in *instance.Instance) (address, error) {
 	t := in.Settings.Terminate
 	a := address{network: "tcp", listen: t.Listen, cert: t.Cert, key: t.Key}
 	if t.Advertise == "" && t.Listen == "" {
-		if in.Storage.URL != "" && !t.LocalOnly {
+		if in.Storage.URL != "" && !t.LocalOnly && !in.StockTerminates() {
 			return a, errNoAdvertise
 		}
 		a.network, a.listen = "unix", socketOf(in.Home)

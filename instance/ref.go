@@ -97,6 +97,13 @@ func (in *Instance) resumes() bool {
 	return false
 }
 
+// StockTerminates says whether webservers cancel runs by themselves, without asking the daemon: the launcher class of dagster.yaml finds a run's worker by
+// the run's ID, on a cluster that webservers reach as well.
+func (in *Instance) StockTerminates() bool {
+	l, _ := in.tree["run_launcher"].(map[string]any)
+	return l["class"] == "K8sRunLauncher"
+}
+
 // RefHasSecret says whether the InstanceRef holds a password as it stands, so that it must not
 // show in a process list.
 func (in *Instance) RefHasSecret() bool { return in.Storage.literal }
