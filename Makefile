@@ -44,9 +44,9 @@ test-faults: .tools/gotestsum ## Run the long tests of faults: daemons killed an
 	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestStorageTrouble|TestTakeOver|TestTraces|TestKilledAtRandom|TestWorkersBehind' ./e2e
 
 .PHONY: test-targets
-test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, real workers in containers
+test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, a Kubernetes of one node, real workers in containers and pods
 	@hack/venv .venv python/constraints.txt && hack/launchers
-	@hack/with-postgres hack/with-docker hack/targets
+	@hack/with-postgres hack/with-docker hack/with-kubernetes hack/targets
 
 .PHONY: soak
 soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)

@@ -37,6 +37,7 @@ var mayImport = map[string]string{
 	"cmd/aci-emulator":      "emulator/aci",
 	"launcher/codeserver":   "launcher config dagster proto/dagster",
 	"launcher/docker":       "launcher config failpoint",
+	"launcher/k8s":          "launcher config failpoint",
 	"launcher/plugin":       "launcher config proto/launcher",
 	"launcher/python":       "launcher config launcher/plugin",
 	"dispatch":              "dagster storage launcher worker failpoint",
@@ -60,7 +61,7 @@ var mayImport = map[string]string{
 	"e2e/chaos":             "config dagster e2e/chaos/check internal/faultproxy storage/postgres storage/sqlite storage/storagetest",
 	"e2e/model":             "",
 	"e2e/chaos/check":       "", // it shares no code with what it checks
-	"bench":                 "agent emulator/aci launcher launcher/aci launcher/process launcher/docker config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/faultproxy internal/webserver",
+	"bench":                 "agent emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/faultproxy internal/webserver",
 }
 
 // anyLauncher is what a launcher may import that is not in the table.

@@ -457,3 +457,92 @@ func forward(t *testing.T, host, location string) string {
 	u.Host, u.Scheme = l.Addr().String(), "postgresql+psycopg2"
 	return u.String()
 }
+
+// Runs that Dagster's own K8sRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI by
+// the stock launcher of the webserver, one is killed and fails with its cause, one in flight is handed back to the stock daemon. So is one that Slipway itself launched.
+func TestKubernetesTakeOver(t *testing.T) {
+	kubeconfig, image := testenv.Kubernetes(t)
+	c := newCluster(t, "", "")
+	fates := filepath.Join(testenv.Root(t), "e2e", "fates")
+	config := fmt.Sprintf(`
+storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}
+run_launcher:
+  module: dagster_k8s
+  class: K8sRunLauncher
+  config:
+    load_incluster_config: false
+    kubeconfig_file: %s
+    job_namespace: %s
+    job_image: %s
+    image_pull_policy: Never
+    service_account_name: default
+    instance_config_map: none
+    env_vars: [E2E_PG_URL]
+    run_k8s_config:
+      pod_spec_config: {host_network: true, volumes: [{name: fates, host_path: {path: %s}}, {name: home, host_path: {path: %s}}]}
+      container_config: {volume_mounts: [{name: fates, mount_path: %[4]s, read_only: true}, {name: home, mount_path: %[5]s}]}
+`, kubeconfig, c.namespace, image, fates, c.home)
+	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+	c.write("dagster.yaml", unparked)
+	c.write("slipway.yaml", "instance_id: "+c.namespace+"\n")
+	server := c.servers("fates")
+	daemon := func() *process {
+		return c.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(c.home, "workspace.yaml"))
+	}
+	launch := func(name string) string {
+		t.Helper()
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(c.home, name)).Config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	cancel := func(id string) {
+		t.Helper()
+		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
+			t.Errorf("Terminate in the UI = %v, %v", ok, err)
+		}
+	}
+	stock := daemon()
+	ids := map[string]string{}
+	for _, name := range []string{"good", "canceled", "killed", "handed back"} {
+		ids[name] = launch(name)
+	}
+	for _, id := range ids {
+		c.status(stock, id, dagster.Started)
+	}
+	stock.stop()
+	c.write("dagster.yaml", parked+config)
+	p := c.slipway()
+	defer c.logs(&p)
+	for name, id := range ids {
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			r := c.run(id)
+			return r.Launch != nil && r.Handle != "", fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
+		})
+	}
+	ids["own"], ids["own, canceled"] = launch("own"), launch("own, canceled")
+	c.status(p, ids["own"], dagster.Started)
+	c.status(p, ids["own, canceled"], dagster.Started)
+	c.write("good", "")
+	cancel(ids["canceled"])
+	cancel(ids["own, canceled"])
+	if out, err := exec.Command("pkill", "-KILL", "-f", "execute_run.*"+ids["killed"]).CombinedOutput(); err != nil {
+		t.Errorf("pkill: %v\n%s", err, out)
+	}
+	c.ended(2*time.Minute, p, ids["good"], ids["canceled"], ids["killed"], ids["own, canceled"])
+	p.stop()
+	c.write("dagster.yaml", unparked)
+	stock = daemon()
+	cancel(ids["handed back"])
+	cancel(ids["own"])
+	c.ended(2*time.Minute, stock, ids["handed back"], ids["own"])
+	for name, want := range map[string]dagster.Status{
+		"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure, "handed back": dagster.Canceled, "own": dagster.Canceled, "own, canceled": dagster.Canceled,
+	} {
+		if got := c.run(ids[name]).Status; got != want {
+			t.Errorf("%s is %s, want %s:\n%s", name, got, want, c.says(ids[name]))
+		}
+	}
+	noErrors(t, stock)
+}
