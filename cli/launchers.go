@@ -152,9 +152,11 @@ type sample struct {
 func (p *program) launchersPreviewCommand() *cobra.Command {
 	var name string
 	var made sample
+	var server bool
 	cmd := &cobra.Command{
 		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: cobra.MaximumNArgs(1),
-		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent. Without RUN it is a run that the flags make up,
+		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent, but with --server: then the target itself
+looks at it and makes nothing of it, where it can (k8s). Without RUN it is a run that the flags make up,
 as one of a code location whose entry point is dagster.`,
 		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot\n  slipway launchers preview --job train --location ml --tag slipway/memory=8Gi",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -171,12 +173,13 @@ as one of a code location whose entry point is dagster.`,
 						return err
 					}
 				}
-				return p.preview(cmd.Context(), in, s, r, name)
+				return p.preview(cmd.Context(), in, s, r, name, server)
 			})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&name, "launcher", "", "launcher to ask (default: the one that the run goes to)")
+	f.BoolVar(&server, "server", false, "have the target look at it (a dry run), too")
 	f.StringVar(&made.job, "job", "sample", "job of the run that is made up")
 	f.StringVar(&made.location, "location", "sample", "its code location")
 	f.StringVar(&made.image, "image", "", "image of its code location")
@@ -184,7 +187,7 @@ as one of a code location whose entry point is dagster.`,
 	return cmd
 }
 
-func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run, name string) (err error) {
+func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run, name string, server bool) (err error) {
 	if r.Broken != nil {
 		return r.Broken
 	}
@@ -212,6 +215,15 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	req, err := daemon.Builder(in, instance, goWorker()).Request(r.Run, attempt, t.Target)
 	if err != nil {
 		return err
+	}
+	if server {
+		trier, ok := launcher.As[launcher.Trier](t.Launcher)
+		if !ok {
+			return fmt.Errorf("targets of kind %s cannot look at a launch without making it: leave out --server", t.Kind.Name)
+		}
+		if err := trier.Try(ctx, req); err != nil {
+			return err
+		}
 	}
 	spec, err := previewer.Preview(ctx, req)
 	if err != nil {

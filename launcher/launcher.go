@@ -94,6 +94,11 @@ type (
 	Previewer interface {
 		Preview(ctx context.Context, req *Request) (json.RawMessage, error)
 	}
+	// A Trier has the target itself look at what Launch would send, and make nothing of it.
+	Trier interface {
+		// Try says what the target says of the request; nil: it would take it.
+		Try(ctx context.Context, req *Request) error
+	}
 	// A Checker looks for what would make launches fail: authentication, permissions, quota, image.
 	Checker interface {
 		Check(ctx context.Context) []Finding

@@ -2,6 +2,7 @@ package k8s_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -197,6 +198,14 @@ func TestRole(t *testing.T) {
 	running := func(h launcher.Health) bool { return h.Status == launcher.Running }
 	good := script(image, "role", "echo out")
 	good.Env = []launcher.Env{{Name: "HIDDEN", Value: "x", Secret: true}}
+	if err := l.Try(ctx, good); err != nil {
+		t.Errorf("Try = %v", err)
+	}
+	wrong := script(image, "role", "x")
+	wrong.Overrides = []launcher.Override{{Source: "tag dagster-k8s/config", JSON: []byte(`{"pod_spec_config": {"restart_policy": "Always"}}`)}}
+	if err := l.Try(ctx, wrong); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "restartPolicy") {
+		t.Errorf("Try of a Job that the API refuses = %v, want ErrInvalid", err)
+	}
 	h := launch(good)
 	launch(good)
 	until(t, l, h, "ended", ended)

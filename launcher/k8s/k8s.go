@@ -114,6 +114,7 @@ var (
 	_ launcher.LogReader = (*Launcher)(nil)
 	_ launcher.Describer = (*Launcher)(nil)
 	_ launcher.Previewer = (*Launcher)(nil)
+	_ launcher.Trier     = (*Launcher)(nil)
 	_ launcher.Checker   = (*Launcher)(nil)
 	_ launcher.Adopter   = (*Launcher)(nil)
 )

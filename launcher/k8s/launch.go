@@ -120,3 +120,16 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	job.APIVersion, job.Kind = "batch/v1", "Job"
 	return json.MarshalIndent(map[string]any{"server": l.host, "namespace": job.Namespace, "job": shown(job)}, "", "  ")
 }
+
+// Try implements [launcher.Trier] by a dry run: validation, defaults, policies and quotas of the cluster are those of a launch.
+func (l *Launcher) Try(ctx context.Context, req *launcher.Request) error {
+	job, err := l.spec(req)
+	if err != nil {
+		return err
+	}
+	_, err = l.client.BatchV1().Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return l.launchError(err, job.Namespace)
+	}
+	return nil
+}

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/slipway-run/slipway/launcher"
 )
@@ -226,14 +227,6 @@ func (l *Launcher) events(ctx context.Context, namespace, uid string) ([]corev1.
 	if err != nil {
 		return nil, err
 	}
-	when := func(e corev1.Event) time.Time {
-		for _, t := range []time.Time{e.LastTimestamp.Time, e.EventTime.Time, e.CreationTimestamp.Time} {
-			if !t.IsZero() {
-				return t
-			}
-		}
-		return time.Time{}
-	}
 	slices.SortStableFunc(list.Items, func(a, b corev1.Event) int { return when(a).Compare(when(b)) })
 	return list.Items, nil
 }
@@ -320,7 +313,7 @@ func (l *Launcher) lines(ctx context.Context, job *batchv1.Job, pod *corev1.Pod,
 	return lines, errors.Join(s.Err(), r.Close())
 }
 
-// Describe implements [launcher.Describer].
+// Describe implements [launcher.Describer]: as JSON, and as text in the words of Dagster's K8sRunLauncher.
 func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (json.RawMessage, error) {
 	job, pods, err := l.find(ctx, h, true)
 	if err != nil {
@@ -335,36 +328,48 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	out := struct {
 		Server, Namespace, Name string
 		Health                  launcher.Health
+		Text                    string
 		Job                     *batchv1.Job
 		Pods                    []*corev1.Pod
 		Events                  []event
-		Log                     []string `json:",omitempty"`
-		LogError                string   `json:",omitempty"`
 		Hints                   []string
 	}{Server: l.host, Namespace: job.Namespace, Name: job.Name, Health: health, Job: shown(job), Pods: []*corev1.Pod{}, Events: []event{}}
-	about := map[string]string{string(job.UID): "Job " + job.Name}
-	out.Hints = append(out.Hints, fmt.Sprintf("kubectl -n %s describe job %s", job.Namespace, job.Name))
+	kubectl := "kubectl -n " + job.Namespace
+	out.Hints = append(out.Hints, kubectl+" describe job "+job.Name)
+	about := func(object string, uid types.UID) ([]corev1.Event, error) {
+		events, err := l.events(ctx, job.Namespace, string(uid))
+		if err != nil {
+			out.Events = append(out.Events, event{Type: "Error", Object: object, Message: err.Error()})
+		}
+		for _, e := range events {
+			out.Events = append(out.Events, event{Type: e.Type, Reason: e.Reason, Message: e.Message, Object: object, Count: e.Count, Last: when(e)})
+		}
+		return events, err
+	}
+	events, _ := about("Job "+job.Name, job.UID) // an error stands in out.Events
+	var debugs []podDebug
 	for _, pod := range pods {
-		about[string(pod.UID)] = "Pod " + pod.Name
-		out.Hints = append(out.Hints, fmt.Sprintf("kubectl -n %s describe pod %s", pod.Namespace, pod.Name), fmt.Sprintf("kubectl -n %s logs %s", pod.Namespace, pod.Name))
+		out.Hints = append(out.Hints, kubectl+" describe pod "+pod.Name, kubectl+" logs "+pod.Name)
+		d := podDebug{pod: pod, logs: map[string]string{}, errs: map[string]error{}}
+		d.events, d.err = about("Pod "+pod.Name, pod.UID)
+		for _, c := range pod.Spec.Containers {
+			if logs && hasLog(containerStatus(pod, c.Name)) {
+				d.logs[c.Name], d.errs[c.Name] = l.lastLines(ctx, pod, c.Name)
+			}
+		}
+		debugs = append(debugs, d)
 		pod = pod.DeepCopy()
 		pod.ManagedFields = nil
 		hide(&pod.Spec, job.Annotations[secretsNote])
 		out.Pods = append(out.Pods, pod)
 	}
-	for uid, object := range about {
-		events, err := l.events(ctx, job.Namespace, uid)
-		if err != nil {
-			out.Events = append(out.Events, event{Type: "Error", Object: object, Message: err.Error()})
-		}
-		for _, e := range events {
-			out.Events = append(out.Events, event{Type: e.Type, Reason: e.Reason, Message: e.Message, Object: object, Count: e.Count, Last: e.LastTimestamp.Time})
-		}
-	}
-	if pod := newest(pods); logs && pod != nil {
-		if out.Log, err = l.lines(ctx, job, pod, 10*tailLines); err != nil {
-			out.LogError = err.Error()
-		}
-	}
+	out.Text = debugText(job.Name, job, events, debugs)
 	return json.MarshalIndent(out, "", "  ")
+}
+
+// lastLines are those of one container, with their times.
+func (l *Launcher) lastLines(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
+	lines := int64(debugLines)
+	text, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
+	return string(text), err
 }
