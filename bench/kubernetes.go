@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -20,12 +21,15 @@ import (
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/k8s"
 	"github.com/slipway-run/slipway/storage"
 )
@@ -116,7 +120,7 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	if err != nil {
 		return none, err
 	}
-	proxy := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
+	proxy := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, ErrorHandler: func(http.ResponseWriter, *http.Request, error) {}, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.count(r)
 		defer func() { _ = recover() }() // a watch that its client has left
@@ -130,15 +134,15 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	seen, err := w.watch(watching, client)
-	if err != nil {
+	if err := w.watch(watching, client); err != nil {
 		return none, err
 	}
 	if err := f(ctx, w); err != nil {
 		return none, fmt.Errorf("%s: %w", system, err)
 	}
 	stop()
-	seen.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.result(system, b.n)
 }
 
@@ -162,31 +166,24 @@ func (w *jobWorld) count(r *http.Request) {
 	w.calls[verb+" "+what]++
 }
 
-// watch notes when Jobs and pods of runs appear, past the proxy.
-func (w *jobWorld) watch(ctx context.Context, client kubernetes.Interface) (*sync.WaitGroup, error) {
-	var wg sync.WaitGroup
-	jobs, err := client.BatchV1().Jobs(w.namespace).Watch(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	pods, err := client.CoreV1().Pods(w.namespace).Watch(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	for events, into := range map[watch.Interface]map[string]time.Time{jobs: w.jobs, pods: w.pods} {
-		wg.Go(func() {
-			for e := range events.ResultChan() {
-				if o, ok := e.Object.(metav1.Object); ok && e.Type == watch.Added {
-					w.mu.Lock()
-					if run := o.GetLabels()["dagster/run-id"]; into[run].IsZero() {
-						into[run] = time.Now()
-					}
-					w.mu.Unlock()
-				}
+// watch notes when Jobs and pods of runs appear, past the proxy, until ctx ends.
+func (w *jobWorld) watch(ctx context.Context, client kubernetes.Interface) error {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(w.namespace))
+	for informer, into := range map[cache.SharedIndexInformer]map[string]time.Time{f.Batch().V1().Jobs().Informer(): w.jobs, f.Core().V1().Pods().Informer(): w.pods} {
+		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(o any) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if run := o.(metav1.Object).GetLabels()["dagster/run-id"]; into[run].IsZero() {
+				into[run] = time.Now()
 			}
-		})
+		}})
+		if err != nil {
+			return err
+		}
 	}
-	return &wg, nil
+	f.Start(ctx.Done())
+	f.WaitForCacheSync(ctx.Done())
+	return nil
 }
 
 // wait waits until every run has a pod.
@@ -207,18 +204,18 @@ func (w *jobWorld) wait(ctx context.Context, n int) error {
 }
 
 func (w *jobWorld) result(system string, n int) (jobResult, error) {
-	var waits []time.Duration
+	var waits, toJob []time.Duration
 	var made []time.Time
 	for run, at := range w.queued {
 		if w.pods[run].IsZero() || w.jobs[run].IsZero() {
-			return jobResult{}, fmt.Errorf("%s: run %s has no Job or pod", system, run)
+			return jobResult{}, fmt.Errorf("%s: run %s: of %d, %d Jobs and %d pods were seen", system, run, n, len(w.jobs), len(w.pods))
 		}
-		waits, made = append(waits, w.pods[run].Sub(at)), append(made, w.jobs[run])
+		waits, toJob, made = append(waits, w.pods[run].Sub(at)), append(toJob, w.jobs[run].Sub(at)), append(made, w.jobs[run])
 	}
 	slices.SortFunc(made, time.Time.Compare)
-	r := summarize(system, waits, 0)
+	r, j := summarize(system, waits, 0), summarize(system, toJob, 0)
 	out := jobResult{comparison: comparison{P50: r.P50, P99: r.P99, PerSecond: float64(n-1) / made[len(made)-1].Sub(made[0]).Seconds()}}
-	fmt.Printf("%-36s n=%d  QUEUED to pod p50 %.0f ms, p99 %.0f ms; %.1f Jobs a second\n", system, n, out.P50, out.P99, out.PerSecond)
+	fmt.Printf("%-36s n=%d  QUEUED to Job p50 %.0f ms, p99 %.0f ms; to pod p50 %.0f ms, p99 %.0f ms; %.1f Jobs a second\n", system, n, j.P50, j.P99, out.P50, out.P99, out.PerSecond)
 	for _, what := range slices.Sorted(maps.Keys(w.calls)) {
 		fmt.Printf("  %-24s %6d, %.2f a run\n", what, w.calls[what], float64(w.calls[what])/float64(n))
 		if !strings.HasPrefix(what, "WATCH ") {
@@ -238,13 +235,13 @@ allow_secrets_in_argv: true
 launchers:
   k8s:
     kind: k8s
-    remove: 1s
     config:
       load_incluster_config: false
       kubeconfig_file: %s
       job_namespace: %s
       job_image: %s
       image_pull_policy: Never
+      env_vars: ["PATH=/opt/app:/usr/bin:/bin"]
       run_k8s_config: {pod_spec_config: {host_network: true}}
 `, j.kubeconfig, j.namespace, b.image))
 	if err != nil {
@@ -272,21 +269,38 @@ launchers:
 				return fmt.Errorf("run %s is %s", id, r.Status)
 			}
 		}
-		for { // until all are removed
-			j.mu.Lock()
-			removed := j.calls["DELETE jobs"]
-			j.mu.Unlock()
-			if removed >= b.n {
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("%d of %d Jobs were removed: %w", removed, b.n, ctx.Err())
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
+		return j.remove(ctx, w)
 	})
 	return errors.Join(err, w.close())
+}
+
+// remove removes all Jobs as the daemon would, which keeps them for ten minutes at least.
+func (j *jobWorld) remove(ctx context.Context, w *world) error {
+	in, err := instance.Load(w.home, []*launcher.Kind{k8s.Kind()}, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	l, err := k8s.Kind().Open(ctx, in.Launchers["k8s"].Config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = launcher.Close(l) }() // it writes nothing
+	removed := map[launcher.Handle]bool{}
+	for found, err := range l.(launcher.Watcher).Watch(ctx) {
+		if err != nil {
+			return err
+		}
+		if !found.Health.Status.Ended() || removed[found.Handle] {
+			continue
+		}
+		if err := l.(launcher.Remover).Remove(ctx, found.Handle); err != nil {
+			return err
+		}
+		if removed[found.Handle] = true; len(removed) == len(j.queued) {
+			return nil
+		}
+	}
+	return ctx.Err()
 }
 
 // stock has the stock daemon launch runs by K8sRunLauncher. Their pods end at once, where Slipway's execute their run.

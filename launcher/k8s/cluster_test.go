@@ -295,14 +295,23 @@ type breaking struct {
 	live  map[int]context.CancelFunc
 	next  int
 	seen  int
+	down  bool // watches are refused
+	asked int  // requests that are no watches
 }
 
 func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
 	if r.URL.Query().Get("watch") != "true" {
+		b.asked++
+		b.mu.Unlock()
 		b.proxy.ServeHTTP(w, r)
 		return
 	}
-	b.mu.Lock()
+	if b.down {
+		b.mu.Unlock()
+		http.Error(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"down","code":500}`, http.StatusInternalServerError)
+		return
+	}
 	if b.gone > 0 {
 		b.gone--
 		b.mu.Unlock()
@@ -324,6 +333,30 @@ func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
+// breaks ends all watches, and refuses new ones or takes them again.
+func (b *breaking) breaks(down bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.down = down
+	for _, cancel := range b.live {
+		cancel()
+	}
+}
+
+// asks says how many requests Health costs.
+func (b *breaking) asks(t *testing.T, l *k8s.Launcher, h launcher.Handle) int {
+	t.Helper()
+	b.mu.Lock()
+	before := b.asked
+	b.mu.Unlock()
+	if got, err := l.Health(t.Context(), h); err != nil || got.Status != launcher.Running {
+		t.Errorf("Health = %+v, %v, want Running", got, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.asked - before
+}
+
 // expire ends all watches, and lets the next ones find that they are too old.
 func (b *breaking) expire() {
 	b.mu.Lock()
@@ -334,7 +367,7 @@ func (b *breaking) expire() {
 	}
 }
 
-// A watch that breaks and has expired when it comes back misses nothing.
+// A watch that breaks and has expired when it comes back misses nothing. While it is broken the API server itself is asked, and no longer.
 func TestWatchExpires(t *testing.T) {
 	client, access, image := admin(t)
 	space := namespace(t, client)
@@ -388,6 +421,20 @@ func TestWatchExpires(t *testing.T) {
 		}
 	next:
 	}
+	live, err := l.Launch(ctx, script(image, "watched", "sleep 1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, l, live.Handle, "running", func(h launcher.Health) bool { return h.Status == launcher.Running })
+	quiet := func(want bool, what string) {
+		t.Helper()
+		testenv.Eventually(t, time.Minute, func() (bool, string) { return (b.asks(t, l, live.Handle) == 0) == want, what })
+	}
+	quiet(true, "a worker that is watched is asked for")
+	b.breaks(true)
+	quiet(false, "a broken watch is relied on")
+	b.breaks(false)
+	quiet(true, "a watch that has come back is not relied on")
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.seen < 4 || b.gone > 0 {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -167,14 +168,14 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 	logging.Do(func() { klog.SetSlogLogger(slog.New(lower{log.Handler()})) })
 	access = rest.CopyConfig(access)
 	access.QPS, access.Burst, access.UserAgent = float32(c.QPS), c.Burst, userAgent
-	l.host = access.Host
+	l.host, l.hub = access.Host, newHub(l)
+	access.Wrap(func(next http.RoundTripper) http.RoundTripper { return &listener{next, l.hub} })
 	if l.client, err = kubernetes.NewForConfig(access); err != nil {
 		return nil, v.Problem("kubeconfig_file", "%v", err)
 	}
 	if err := l.read(v); err != nil {
 		return nil, err
 	}
-	l.hub = newHub(l)
 	return l, nil
 }
 

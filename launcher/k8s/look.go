@@ -172,9 +172,11 @@ type detail struct {
 	cause   launcher.Cause
 }
 
+// Events are asked for when a worker takes longer than slowAfter to start, then at twice its age and so on, and of all workers together not more
+// often than eventsPerSecond: they are for people, and a crowd of workers that wait for a busy node is no reason to ask more of the cluster.
 const (
-	slowAfter   = 3 * time.Second // events are asked for when a worker takes longer to start
-	detailEvery = 5 * time.Second // and again
+	slowAfter       = 5 * time.Second
+	eventsPerSecond = 1
 )
 
 // slow adds what the events say of a worker that takes long to start.
@@ -183,14 +185,16 @@ func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Jo
 	if pod != nil {
 		uid, since = string(pod.UID), pod.CreationTimestamp.Time
 	}
-	if left := slowAfter - now.Sub(since); left > 0 {
-		l.hub.later(job.Namespace+"/"+job.Name, left)
-		return
-	}
 	l.hub.mu.Lock()
 	d := l.hub.details[uid]
 	l.hub.mu.Unlock()
-	if now.Sub(d.at) > detailEvery {
+	due := since.Add(slowAfter)
+	if !d.at.IsZero() {
+		due = d.at.Add(d.at.Sub(since))
+	}
+	if left := due.Sub(now); left > 0 {
+		l.hub.later(job.Namespace+"/"+job.Name, left)
+	} else if l.hub.asking.AllowN(now, 1) {
 		events, err := l.events(ctx, job.Namespace, uid)
 		if err != nil {
 			return // it is only for people

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -35,6 +37,7 @@ type hub struct {
 	tails    map[string][]string     // last lines of ended workers, by the pod's UID
 	details  map[string]detail       // what events say of workers that start slowly, by the pod's or Job's UID
 	again    map[string]bool         // Jobs that are looked at again after some time
+	asking   *rate.Limiter           // of events
 	closed   bool
 }
 
@@ -74,7 +77,7 @@ func (w *watcher) take() []string {
 }
 
 func newHub(l *Launcher) *hub {
-	h := &hub{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}}
+	h := &hub{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}, asking: rate.NewLimiter(eventsPerSecond, 5)}
 	for _, namespace := range append([]string{l.config.Namespace}, l.config.Namespaces...) {
 		h.spaces[namespace] = nil
 	}
@@ -223,7 +226,6 @@ func (h *hub) follow(s *space, what string, informer cache.SharedIndexInformer, 
 		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(s.broken, what)
 		if what == "jobs" {
 			delete(h.fresh, key(m))
 		}
@@ -247,6 +249,42 @@ func (h *hub) follow(s *space, what string, informer cache.SharedIndexInformer, 
 	if err != nil {
 		h.l.log.Error("kubernetes: nothing can be watched", "what", what, "err", err)
 	}
+}
+
+// mended notes that a watch has come back, and has the watchers look at all workers: what was told while it was broken was not looked at.
+func (h *hub) mended(namespace, what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.spaces[namespace]
+	if s == nil || s.broken[what] == nil {
+		return
+	}
+	delete(s.broken, what)
+	for w := range h.watchers {
+		for _, key := range s.jobs.GetStore().ListKeys() {
+			w.note(key)
+		}
+	}
+}
+
+// A listener tells the hub of each watch of ours that an API server has begun to answer.
+type listener struct {
+	next http.RoundTripper
+	hub  *hub
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (l *listener) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := l.next.RoundTrip(r)
+	if q := r.URL.Query(); err == nil && answer.StatusCode == http.StatusOK && q.Get("watch") != "" && q.Get("labelSelector") == instanceLabel {
+		path := strings.Split(r.URL.Path, "/")
+		namespace := metav1.NamespaceAll
+		if i := slices.Index(path, "namespaces"); i > 0 && i+1 < len(path) {
+			namespace = path[i+1]
+		}
+		l.hub.mended(namespace, path[len(path)-1])
+	}
+	return answer, err
 }
 
 // synced waits until the informers have what there is.
