@@ -269,17 +269,17 @@ launchers:
 				return fmt.Errorf("run %s is %s", id, r.Status)
 			}
 		}
-		return j.remove(ctx, w)
+		in, err := instance.Load(w.home, []*launcher.Kind{k8s.Kind()}, os.LookupEnv)
+		if err != nil {
+			return err
+		}
+		return j.remove(ctx, in)
 	})
 	return errors.Join(err, w.close())
 }
 
 // remove removes all Jobs as the daemon would, which keeps them for ten minutes at least.
-func (j *jobWorld) remove(ctx context.Context, w *world) error {
-	in, err := instance.Load(w.home, []*launcher.Kind{k8s.Kind()}, os.LookupEnv)
-	if err != nil {
-		return err
-	}
+func (w *jobWorld) remove(ctx context.Context, in *instance.Instance) error {
 	l, err := k8s.Kind().Open(ctx, in.Launchers["k8s"].Config, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -296,7 +296,7 @@ func (j *jobWorld) remove(ctx context.Context, w *world) error {
 		if err := l.(launcher.Remover).Remove(ctx, found.Handle); err != nil {
 			return err
 		}
-		if removed[found.Handle] = true; len(removed) == len(j.queued) {
+		if removed[found.Handle] = true; len(removed) == len(w.queued) {
 			return nil
 		}
 	}

@@ -69,11 +69,11 @@ func (l *Launcher) layers(req *launcher.Request) (layer, error) {
 		return err
 	}
 	for _, o := range req.Overrides {
-		switch {
-		case o.Source == "tag "+configTag:
+		switch o.Source {
+		case "tag " + configTag:
 			tagConfig = o.JSON
 			continue
-		case o.Source == "tag "+resourcesTag:
+		case "tag " + resourcesTag:
 			tagResources = o.JSON
 			continue
 		}

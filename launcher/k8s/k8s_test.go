@@ -35,20 +35,6 @@ func open(t testing.TB, settings map[string]any) (launcher.Launcher, error) {
 	return k8s.Kind().Open(context.Background(), v, slog.New(slog.DiscardHandler))
 }
 
-func must(t testing.TB, settings map[string]any) launcher.Launcher {
-	t.Helper()
-	l, err := open(t, settings)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := launcher.Close(l); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
-}
-
 func TestContract(t *testing.T) {
 	settings, image := cluster(t, nil)
 	times := 1
