@@ -115,3 +115,26 @@ func TestGoldenDebugText(t *testing.T) {
 		t.Errorf("only %d cases", n)
 	}
 }
+
+// What is kept in memory of a Job and its pods is small, and enough for their health.
+func TestSlim(t *testing.T) {
+	spec := corev1.PodSpec{
+		NodeName: "n", RestartPolicy: corev1.RestartPolicyNever,
+		Containers: []corev1.Container{{Name: "dagster", Image: "i", Args: []string{strings.Repeat("x", 100_000)}, Env: []corev1.EnvVar{{Name: "A", Value: "b"}}}, {Name: "side"}},
+		Volumes:    make([]corev1.Volume, 100),
+	}
+	job, pod := &batchv1.Job{}, &corev1.Pod{Spec: spec}
+	job.Name, job.Spec.Template.Spec = "j", *spec.DeepCopy()
+	for _, o := range []any{job, pod} {
+		if _, err := slim(o); err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(o)
+		if err != nil || len(text) > 1000 {
+			t.Errorf("%d bytes are kept, %v", len(text), err)
+		}
+	}
+	if mainContainer(job) != "dagster" || job.Name != "j" || pod.Spec.NodeName != "n" || pod.Spec.RestartPolicy != corev1.RestartPolicyNever || len(pod.Spec.Containers) != 2 {
+		t.Errorf("kept of the Job: %+v, of the pod: %+v", job, pod)
+	}
+}

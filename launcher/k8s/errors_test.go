@@ -120,6 +120,11 @@ func TestLostAnswers(t *testing.T) {
 	if err != nil || got.Handle != "default/dagster-run-1e9a2c34-0000-4000-8000-000000000001" || posts != 2 {
 		t.Errorf("the second Launch = %+v, %v after %d creations", got, err, posts)
 	}
+	odd := request()
+	odd.Instance = "no label"
+	if _, err := l.Launch(t.Context(), odd); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "instance_id") {
+		t.Errorf("Launch for an instance that cannot be a label = %v, want ErrInvalid", err)
+	}
 	other := request()
 	other.Instance = "another"
 	if _, err := l.Launch(t.Context(), other); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "left alone") {

@@ -37,6 +37,9 @@ func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
 	if err := req.Check(); err != nil {
 		return nil, err
 	}
+	if labelText(req.Instance) != req.Instance {
+		return nil, fmt.Errorf("%w: the instance's id %q cannot be a label of Kubernetes, by which its workers are found: set instance_id in slipway.yaml to at most 63 letters, digits, -, _ and .", launcher.ErrInvalid, req.Instance)
+	}
 	all, err := l.layers(req)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
@@ -337,7 +340,7 @@ var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
 func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
 	ours := map[string]string{runLabel: req.ID.Run, attemptLabel: strconv.Itoa(req.ID.Attempt)}
 	if req.Instance != "" {
-		ours[instanceLabel] = labelText(req.Instance)
+		ours[instanceLabel] = req.Instance
 	}
 	maps.Copy(job.Labels, ours)
 	maps.Copy(job.Spec.Template.Labels, ours)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -170,8 +171,12 @@ func (h *hub) made(job *batchv1.Job) {
 	} else if _, there, _ := s.jobs.GetStore().GetByKey(job.Namespace + "/" + job.Name); there {
 		return
 	}
+	maps.DeleteFunc(h.fresh, func(_ string, j *batchv1.Job) bool { return time.Since(j.CreationTimestamp.Time) > freshFor })
 	h.fresh[job.Namespace+"/"+job.Name] = job
 }
+
+// freshFor is how long a Job that was made is believed to be there, though the watch has not brought it.
+const freshFor = time.Minute
 
 // start starts the informers of a namespace. The caller holds mu.
 func (h *hub) start(namespace string) {
@@ -206,10 +211,24 @@ func (h *hub) start(namespace string) {
 
 const byJob = "job"
 
-// slim takes off an object what is not looked at and takes memory.
+// slim takes off an object what is not looked at: the arguments of workers above all, of which a day's ended Jobs would fill the memory.
 func slim(o any) (any, error) {
-	if m, ok := o.(metav1.Object); ok {
-		m.SetManagedFields(nil)
+	var spec *corev1.PodSpec
+	switch o := o.(type) {
+	case *batchv1.Job:
+		o.ManagedFields, spec = nil, &o.Spec.Template.Spec
+	case *corev1.Pod:
+		o.ManagedFields, spec = nil, &o.Spec
+	default:
+		return o, nil
+	}
+	containers := make([]corev1.Container, len(spec.Containers))
+	for i, c := range spec.Containers {
+		containers[i] = corev1.Container{Name: c.Name, Image: c.Image}
+	}
+	*spec = corev1.PodSpec{
+		Containers: containers, NodeName: spec.NodeName, RestartPolicy: spec.RestartPolicy,
+		TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds, ActiveDeadlineSeconds: spec.ActiveDeadlineSeconds,
 	}
 	return o, nil
 }
@@ -325,7 +344,7 @@ func (h *hub) view(namespace, name string) (*batchv1.Job, []*corev1.Pod, bool) {
 	got, ok, err := s.jobs.GetStore().GetByKey(key)
 	if err != nil || !ok {
 		job := h.fresh[key]
-		return job, nil, job != nil && time.Since(job.CreationTimestamp.Time) < time.Minute
+		return job, nil, job != nil && time.Since(job.CreationTimestamp.Time) < freshFor
 	}
 	job := got.(*batchv1.Job)
 	items, err := s.pods.GetIndexer().ByIndex(byJob, key)
