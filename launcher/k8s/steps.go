@@ -3,7 +3,6 @@ package k8s
 import (
 	"context"
 	"encoding/json"
-	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -44,14 +43,10 @@ func steps(v config.Values) (launcher.Class, error) {
 	for _, name := range c.EnvSecrets {
 		lists["env_secrets"] = append(lists["env_secrets"], name)
 	}
-	for _, e := range c.EnvVars {
-		if e.Secret || !strings.Contains(e.Value, "=") { // NAME alone is looked up where the step starts, and the worker has it too
-			if name, _, _ := strings.Cut(e.Value, "="); !e.Secret {
-				lists["env_vars"] = append(lists["env_vars"], name)
-			}
-			continue
+	for _, e := range c.EnvVars { // NAME alone is looked up where a step is started: in the worker, which has it
+		if !e.Secret {
+			lists["env_vars"] = append(lists["env_vars"], e.Value)
 		}
-		lists["env_vars"] = append(lists["env_vars"], e.Value)
 	}
 	if c.AllowEnv != nil {
 		lists["only_allow_user_defined_env_vars"] = texts(*c.AllowEnv)

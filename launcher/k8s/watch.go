@@ -45,7 +45,6 @@ type hub struct {
 // A space is the informers of one namespace.
 type space struct {
 	jobs, pods, steps cache.SharedIndexInformer
-	stop              context.CancelFunc
 	broken            map[string]error // by what is watched: the watch has failed and not come back
 }
 
@@ -180,8 +179,7 @@ const freshFor = time.Minute
 
 // start starts the informers of a namespace. The caller holds mu.
 func (h *hub) start(namespace string) {
-	ctx, cancel := context.WithCancel(h.ctx)
-	s := &space{stop: cancel, broken: map[string]error{}}
+	s := &space{broken: map[string]error{}}
 	h.spaces[namespace] = s
 	ours := informers.NewSharedInformerFactoryWithOptions(h.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = instanceLabel }))
@@ -197,15 +195,15 @@ func (h *hub) start(namespace string) {
 	}}); err != nil {
 		h.l.log.Error("kubernetes: the pods have no index", "err", err)
 	}
-	ours.Start(ctx.Done())
+	ours.Start(h.ctx.Done())
 	if h.l.config.OwnSteps {
 		steps := informers.NewSharedInformerFactoryWithOptions(h.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.LabelSelector = componentLabel + "=" + stepWorker + "," + dagsterRunLabel + ",!" + instanceLabel
 			}))
 		s.steps = steps.Batch().V1().Jobs().Informer()
-		h.followSteps(ctx, s)
-		steps.Start(ctx.Done())
+		h.followSteps(h.ctx, s)
+		steps.Start(h.ctx.Done())
 	}
 }
 
