@@ -38,7 +38,7 @@ func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
 		return nil, err
 	}
 	if labelText(req.Instance) != req.Instance {
-		return nil, fmt.Errorf("%w: the instance's id %q cannot be a label of Kubernetes, by which its workers are found: set instance_id in slipway.yaml to at most 63 letters, digits, -, _ and .", launcher.ErrInvalid, req.Instance)
+		return nil, fmt.Errorf("%w: the instance's id %q cannot be a label of Kubernetes, by which its workers are found: set instance_id in slipway.yaml to at most 63 letters, digits, dots, dashes and underscores", launcher.ErrInvalid, req.Instance)
 	}
 	all, err := l.layers(req)
 	if err != nil {
