@@ -16,7 +16,7 @@ import (
 // Allow says what runs may ask of a launcher by their tags.
 type Allow struct {
 	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs; none: the tag is refused."`
-	Tags   []string `config:"tags" help:"Tags with raw settings that the launcher reads; none: they are ignored."`
+	Tags   []string `config:"tags" help:"Tags with raw settings that the launcher reads. Default: none, they are ignored; of k8s those that K8sRunLauncher obeys, unless a list, also an empty one, stands here."`
 	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth, as privileged or volumes."`
 	CPU    string   `config:"max_cpu" help:"Most that slipway/cpu may ask for."`
 	Memory string   `config:"max_memory" help:"Most that slipway/memory may ask for."`

@@ -147,11 +147,11 @@ const (
 	runLabel      = "slipway/run"
 	attemptLabel  = "slipway/attempt"
 	secretsNote   = "slipway/secret-env" // names of variables whose values do not show
-	stopNote      = "slipway/stopped"    // when and why it was stopped
+	stopNote      = "slipway/stopped"    // when it was stopped
 	doomNote      = "slipway/doomed"     // what it will have died of, as JSON
 )
 
-// userAgent is by what the API server's audit tells Slipway.
+// userAgent names Slipway in the API server's audit log.
 const userAgent = "slipway"
 
 func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, error) {
