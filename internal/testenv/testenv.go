@@ -6,6 +6,7 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/url"
@@ -113,6 +114,29 @@ func Golden(t testing.TB) []string {
 		}
 	}
 	return dirs
+}
+
+// GoldenLaunches reads what real launchers of Dagster were recorded to do, from a file of launchers/ in each golden folder that has it.
+func GoldenLaunches[C any](t testing.TB, name string) []C {
+	t.Helper()
+	var all []C
+	for _, dir := range Golden(t) {
+		text, err := os.ReadFile(filepath.Join(dir, "launchers", name))
+		if errors.Is(err, os.ErrNotExist) && len(all) > 0 {
+			continue
+		}
+		var file struct {
+			Cases []C `json:"cases"`
+		}
+		if err == nil {
+			err = json.Unmarshal(text, &file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, file.Cases...)
+	}
+	return all
 }
 
 // DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make

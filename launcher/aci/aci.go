@@ -133,15 +133,13 @@ var (
 // settle is how long after a PUT without an answer a group may still appear.
 const settle = time.Minute
 
-// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN); Azure documents no limit.
-const maxArgument = 128<<10 - 1
-
 // Kind declares the aci launcher.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "aci", Help: "Run workers as container groups of Azure Container Instances.",
 		Schema: config.Fields(Config{}), Context: "aci", Tags: []string{"slipway/aci"}, Remove: "10m",
-		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: maxArgument, Settle: settle},
+		// MaxCommand is that of the container's system; Azure documents no limit of its own.
+		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, Settle: settle},
 		Stock:  "*.AzureContainerInstanceRunLauncher",
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)

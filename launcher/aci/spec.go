@@ -146,8 +146,6 @@ type candidate struct {
 
 var (
 	validVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
-	// secretName is the name of a variable whose value does not show.
-	secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
 )
 
 // candidates are the groups that a request may become, in the order in which they are tried. For equal requests they are equal to the byte.
@@ -228,7 +226,7 @@ func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) 
 		if !ok {
 			names = append(names, e.Name)
 		}
-		e.Secret = e.Secret || was.Secret || secretName.MatchString(e.Name)
+		e.Secret = e.Secret || was.Secret || launcher.SecretName(e.Name)
 		last[e.Name] = e
 	}
 	out := []*arm.EnvironmentVariable{}
@@ -371,8 +369,6 @@ func (v volume) azure() (*arm.Volume, error) {
 	return out, nil
 }
 
-const redacted = "[redacted]"
-
 // Preview implements [launcher.Previewer]: the group that is tried first.
 func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
 	cs, err := l.candidates(req)
@@ -391,7 +387,7 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 
 // hidden is a group without secrets. It changes what it is given, which is nobody else's.
 func hidden(g arm.ContainerGroup) arm.ContainerGroup {
-	text := redacted
+	text := launcher.Redacted
 	p := *g.Properties
 	g.Properties = &p
 	p.Containers = slices.Clone(p.Containers)

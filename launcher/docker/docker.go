@@ -97,15 +97,12 @@ var (
 	_ launcher.Adopter   = (*Launcher)(nil)
 )
 
-// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
-const maxArgument = 128<<10 - 1
-
 // Kind declares the docker launcher.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "docker", Help: "Run workers as containers of a Docker engine, here or elsewhere.",
 		Schema: config.Fields(Config{}), Context: "docker",
-		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
+		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
 		Stock:  "dagster_docker.DockerRunLauncher",
 		Steps:  steps,
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {

@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -61,28 +59,6 @@ type goldenCall struct {
 		Status int             `json:"status"`
 		Body   json.RawMessage `json:"body"`
 	} `json:"response"`
-}
-
-func goldenCases(t *testing.T) []goldenCase {
-	t.Helper()
-	var all []goldenCase
-	for _, dir := range testenv.Golden(t) {
-		text, err := os.ReadFile(filepath.Join(dir, "launchers", "docker.json"))
-		if errors.Is(err, os.ErrNotExist) && len(all) > 0 {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		var file struct {
-			Cases []goldenCase `json:"cases"`
-		}
-		if err := json.Unmarshal(text, &file); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, file.Cases...)
-	}
-	return all
 }
 
 // engine answers like a Docker engine that has the images and networks which a case says, and records what it is asked.
@@ -186,7 +162,7 @@ var differs = map[string]string{
 // The same settings, code location and run give the same create call, networks and tags as the real launcher gave.
 func TestGoldenLaunches(t *testing.T) {
 	n := 0
-	for _, c := range goldenCases(t) {
+	for _, c := range testenv.GoldenLaunches[goldenCase](t, "docker.json") {
 		if c.Operation != "launch" && c.Operation != "resume" {
 			continue
 		}
@@ -380,7 +356,7 @@ func bare(v any) any {
 // Of each state of a container, Slipway says what it means; where the real launcher calls it FAILED, that need not be a failure.
 func TestGoldenHealth(t *testing.T) {
 	n := 0
-	for _, c := range goldenCases(t) {
+	for _, c := range testenv.GoldenLaunches[goldenCase](t, "docker.json") {
 		var returned struct {
 			Status string `json:"status"`
 		}

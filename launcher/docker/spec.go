@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -148,9 +147,6 @@ func lookup(name string, env config.Lookup) (string, error) {
 	return "", fmt.Errorf("environment variable %s is not set where slipway runs", name)
 }
 
-// secretName is the name of a variable whose value does not show.
-var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
-
 // spec is what a request means to the engine. Its error is [launcher.ErrInvalid].
 func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	invalid := func(format string, args ...any) (*spec, *registry, error) {
@@ -213,7 +209,7 @@ func (s *spec) environment(vars []variable, more []launcher.Env, env config.Look
 		if _, ok := values[name]; !ok {
 			names = append(names, name)
 		}
-		if values[name] = value; (hidden || secretName.MatchString(name)) && !slices.Contains(secret, name) {
+		if values[name] = value; (hidden || launcher.SecretName(name)) && !slices.Contains(secret, name) {
 			secret = append(secret, name)
 		}
 	}
@@ -252,15 +248,13 @@ func (s *spec) label(req *launcher.Request, secret []string) {
 	s.Config.Labels = labels
 }
 
-const redacted = "[redacted]"
-
 // redactedEnv is an environment without the values of secrets.
 func redactedEnv(env []string, secrets string) []string {
 	hidden := strings.Split(secrets, ",")
 	out := slices.Clone(env)
 	for i, e := range out {
-		if name, _, _ := strings.Cut(e, "="); secretName.MatchString(name) || slices.Contains(hidden, name) {
-			out[i] = name + "=" + redacted
+		if name, _, _ := strings.Cut(e, "="); launcher.SecretName(name) || slices.Contains(hidden, name) {
+			out[i] = name + "=" + launcher.Redacted
 		}
 	}
 	return out

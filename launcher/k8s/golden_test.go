@@ -8,8 +8,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -63,28 +61,6 @@ type goldenCall struct {
 	} `json:"response"`
 }
 
-func goldenCases(t testing.TB) []goldenCase {
-	t.Helper()
-	var all []goldenCase
-	for _, dir := range testenv.Golden(t) {
-		text, err := os.ReadFile(filepath.Join(dir, "launchers", "k8s.json"))
-		if errors.Is(err, os.ErrNotExist) && len(all) > 0 {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		var file struct {
-			Cases []goldenCase `json:"cases"`
-		}
-		if err := json.Unmarshal(text, &file); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, file.Cases...)
-	}
-	return all
-}
-
 // api answers like an API server that takes every Job.
 type api struct {
 	t    testing.TB
@@ -120,7 +96,7 @@ var differs = map[string]string{
 // The same settings, code location and run give the same Job, namespace and tags as the real launcher gave.
 func TestGoldenLaunches(t *testing.T) {
 	n := 0
-	for _, c := range goldenCases(t) {
+	for _, c := range testenv.GoldenLaunches[goldenCase](t, "k8s.json") {
 		if c.Operation != "launch" && c.Operation != "resume" || strings.HasPrefix(c.Name, "create_") {
 			continue // what is done when the API server refuses is not the real launcher's: see errors_test.go
 		}

@@ -333,9 +333,6 @@ const (
 	stepWorker      = "step_worker"
 )
 
-// secretName is the name of a variable whose value does not show.
-var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
-
 // mark puts on a Job and its pods whose they are. Nobody's label of the same name wins.
 func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
 	ours := map[string]string{runLabel: req.ID.Run, attemptLabel: strconv.Itoa(req.ID.Attempt)}
@@ -365,14 +362,12 @@ func (l *Launcher) secretVars(req *launcher.Request, job *batchv1.Job) []string 
 	}
 	var out []string
 	for _, e := range job.Spec.Template.Spec.Containers[0].Env {
-		if (secretName.MatchString(e.Name) || slices.Contains(hidden, e.Name)) && !slices.Contains(out, e.Name) {
+		if (launcher.SecretName(e.Name) || slices.Contains(hidden, e.Name)) && !slices.Contains(out, e.Name) {
 			out = append(out, e.Name)
 		}
 	}
 	return out
 }
-
-const redacted = "[redacted]"
 
 // shown is a Job without the values of secrets.
 func shown(job *batchv1.Job) *batchv1.Job {
@@ -387,8 +382,8 @@ func hide(pod *corev1.PodSpec, names string) {
 	for _, containers := range [][]corev1.Container{pod.InitContainers, pod.Containers} {
 		for i := range containers {
 			for j, e := range containers[i].Env {
-				if e.Value != "" && (secretName.MatchString(e.Name) || slices.Contains(hidden, e.Name)) {
-					containers[i].Env[j].Value = redacted
+				if e.Value != "" && (launcher.SecretName(e.Name) || slices.Contains(hidden, e.Name)) {
+					containers[i].Env[j].Value = launcher.Redacted
 				}
 			}
 		}

@@ -120,15 +120,12 @@ var (
 	_ launcher.Adopter   = (*Launcher)(nil)
 )
 
-// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
-const maxArgument = 128<<10 - 1
-
 // Kind declares the k8s launcher.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "k8s", Help: "Run workers as Jobs of a Kubernetes cluster.",
 		Schema: config.Fields(Config{}), Context: "k8s", Tags: []string{configTag, resourcesTag}, StockTags: true,
-		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, Nodes: true, MaxCommand: maxArgument, Keep: 10 * time.Minute},
+		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, Nodes: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
 		Stock:  "dagster_k8s.K8sRunLauncher dagster_celery_k8s.CeleryK8sRunLauncher",
 		Steps:  steps,
 		FailsWithRun: func(v config.Values) bool {

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
@@ -510,9 +511,9 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 const pageSize = 500
 
 // list gives the Jobs that a selector finds in a namespace, and their pods by the Job's UID.
-func (l *Launcher) list(ctx context.Context, namespace, selector string) ([]batchv1.Job, map[any][]*corev1.Pod, error) {
+func (l *Launcher) list(ctx context.Context, namespace, selector string) ([]batchv1.Job, map[types.UID][]*corev1.Pod, error) {
 	var jobs []batchv1.Job
-	pods := map[any][]*corev1.Pod{}
+	pods := map[types.UID][]*corev1.Pod{}
 	for o := (metav1.ListOptions{LabelSelector: selector, Limit: pageSize}); ; {
 		page, err := l.client.BatchV1().Jobs(namespace).List(ctx, o)
 		if err != nil {

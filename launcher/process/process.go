@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -67,9 +66,6 @@ var (
 	_ launcher.Capacity  = (*Launcher)(nil)
 )
 
-// maxArgument is the most bytes that Linux takes for one argument or environment variable (MAX_ARG_STRLEN).
-const maxArgument = 128<<10 - 1
-
 // Kind declares the process launcher. Agent is the command of its supervisor, to which the
 // arguments of [agent.Main] are added; none stands for this program with "agent", which cli.Main answers.
 func Kind(agentCommand ...string) *launcher.Kind {
@@ -77,7 +73,7 @@ func Kind(agentCommand ...string) *launcher.Kind {
 		Name: "process", Help: "Run workers as processes of this machine.",
 		Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{
-			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, Gate: true, MaxCommand: maxArgument, Keep: 10 * time.Minute,
+			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, Gate: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute,
 		},
 		Open: func(_ context.Context, v config.Values, _ *slog.Logger) (launcher.Launcher, error) {
 			return open(v, agentCommand)
@@ -105,7 +101,7 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		return nil, v.Problem("dir", "%q is not an absolute path: write it whole", l.root)
 	}
 	for name, value := range c.Env {
-		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret || secretName.MatchString(name)})
+		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret || launcher.SecretName(name)})
 	}
 	for _, f := range c.EnvFiles {
 		if !filepath.IsAbs(f) {
@@ -127,9 +123,6 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 	}
 	return l, nil
 }
-
-// secretName is the name of a variable whose value does not show.
-var secretName = regexp.MustCompile(`(?i)PASSWORD|SECRET|TOKEN|KEY`)
 
 // meta is what a worker carries besides its command.
 type meta struct {
@@ -249,8 +242,8 @@ func (l *Launcher) check(req *launcher.Request) error {
 		}
 	}
 	for _, a := range req.Command {
-		if len(a) > maxArgument || strings.ContainsRune(a, 0) {
-			return fmt.Errorf("%w: an argument of %d bytes is more than the system takes (%d), or holds a NUL", launcher.ErrInvalid, len(a), maxArgument)
+		if len(a) > launcher.MaxArgument || strings.ContainsRune(a, 0) {
+			return fmt.Errorf("%w: an argument of %d bytes is more than the system takes (%d), or holds a NUL", launcher.ErrInvalid, len(a), launcher.MaxArgument)
 		}
 	}
 	return nil
