@@ -535,6 +535,28 @@ func (c *case_) put(name string, tags map[string]string) {
 	}
 }
 
+// What a worker wrote goes with a stop: it is read before, and read again if the answer cannot be understood.
+func TestLastLinesBeforeStop(t *testing.T) {
+	t.Parallel()
+	c := newCase(t, nil, nil)
+	h := c.launch(c.request("echo last words; " + forever))
+	testenv.Eventually(t, wait, func() (bool, string) {
+		r, err := c.l.Logs(t.Context(), h, launcher.LogOptions{})
+		if err != nil {
+			return false, err.Error()
+		}
+		text, err := io.ReadAll(r)
+		return err == nil && strings.Contains(string(text), "last words"), string(text)
+	})
+	c.inject(emulator.Fault{Action: "bad_json", Operation: "logs", Count: 1})
+	if was, err := c.l.Terminate(t.Context(), h, time.Second); !was || err != nil {
+		t.Fatalf("Terminate = %v, %v", was, err)
+	}
+	if got := c.ended(h); !slices.Contains(got.Tail, "last words") {
+		t.Errorf("Health = %+v, want what it wrote", got)
+	}
+}
+
 // Under faults at every call, by a seeded schedule, no worker is started twice, none is lost, and none is left.
 func TestFaults(t *testing.T) {
 	t.Parallel()

@@ -85,9 +85,12 @@ func lastLines(text string, n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// lines are a worker's last lines; none if they cannot be had.
+// lines are a worker's last lines; none if they cannot be had. As they may be about to go, an answer that tells nothing of them is not the last word.
 func (l *Launcher) lines(ctx context.Context, name string, n int) []string {
 	text, err := l.api.logs(ctx, name, n)
+	for again := 0; again < 3 && errors.Is(err, errUnclear) && ctx.Err() == nil; again++ {
+		text, err = l.api.logs(ctx, name, n)
+	}
 	if err != nil {
 		return nil
 	}

@@ -126,7 +126,7 @@ func (p patient) Describe(ctx context.Context, h launcher.Handle, logs bool) (js
 // The kit passes while requests and answers are lost, refused and late, by a seeded schedule, at every call, for one who asks again as the daemon does.
 func TestContractUnderFaults(t *testing.T) {
 	t.Parallel()
-	a := newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = 100 * time.Millisecond })
+	a := newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = stubborn })
 	a.Seed(300)
 	for _, f := range []emulator.Fault{
 		{Action: "drop_before", Probability: 0.03}, {Action: "drop_after", Probability: 0.03}, {Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.03},

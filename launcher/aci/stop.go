@@ -51,10 +51,11 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		return false, transient(err)
 	}
 	if stopped.IsZero() { // what it wrote goes with the stop
-		lines := l.lines(ctx, name, tailLines)
-		l.workers.mu.Lock()
-		w.tail = lines
-		l.workers.mu.Unlock()
+		if lines := l.lines(ctx, name, tailLines); len(lines) > 0 {
+			l.workers.mu.Lock()
+			w.tail = lines
+			l.workers.mu.Unlock()
+		}
 	}
 	err = l.api.stop(ctx, name)
 	if err != nil && !errors.Is(err, errBusy) { // which it is, as a rule, for it stops already
