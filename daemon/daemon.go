@@ -275,7 +275,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
-		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, Held: d.Metrics.Held,
+		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,
 		Died: func(r storage.Run, cause launcher.Cause) {
 			d.Metrics.Died(r.Launch.Launcher, string(cause))
 			stop.died(r.Job, cause, time.Now())

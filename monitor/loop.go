@@ -62,6 +62,8 @@ type Loop struct {
 	Held func(launcher, answer string)
 	// Phase is told how long a worker was in a phase; nil: nobody.
 	Phase func(launcher, phase string, took time.Duration)
+	// PhasesAfter is how long a worker must be in a phase for its run's log to tell of it; 0: each phase is told of at once.
+	PhasesAfter time.Duration
 	Log   *slog.Logger
 
 	flights map[string]*flight
@@ -181,9 +183,8 @@ func (l *Loop) Run(ctx context.Context) error {
 				if f.health.Status == launcher.NotFound && f.answered.Sub(f.since) < f.times.Settle && now.Sub(f.since) >= f.times.Settle {
 					l.ask(f) // its absence counts only if it has held
 				}
-				if text := phases[f.health.Phase]; text != "" && (f.health.Phase != launcher.Accepted || f.health.Message != "") && f.told != f.health.Phase && f.health.Status == launcher.Starting && now.Sub(f.since) >= slowPhase {
-					f.told = f.health.Phase
-					errs = append(errs, l.phase(ctx, f, text))
+				if now.Sub(f.since) >= l.PhasesAfter {
+					errs = append(errs, l.tell(ctx, f))
 				}
 				if f.lingers(now) {
 					l.ask(f)
@@ -321,6 +322,11 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		f.since = s // also for a daemon that was started since
 	}
 	f.health, f.debug = rep.health, rep.debug
+	if l.PhasesAfter == 0 {
+		if err := l.tell(ctx, f); err != nil {
+			return err
+		}
+	}
 	if f.lingers(f.answered) && rep.health.Status != launcher.Unknown {
 		if rep.health.Status.Alive() {
 			l.terminate(f, f.times.Grace)
@@ -351,9 +357,6 @@ func phaseOf(h launcher.Health) string {
 	return string(h.Status)
 }
 
-// slowPhase is how long a worker must be in a phase for the run's log to tell of it.
-const slowPhase = 2 * time.Second
-
 // phases are those of a worker that is not running yet of which a run's log tells.
 var phases = map[launcher.Phase]string{
 	launcher.Accepted:  "The run worker waits for a place on its target", // if the target says why
@@ -361,8 +364,13 @@ var phases = map[launcher.Phase]string{
 	launcher.Pulled: "The image of the run worker has been pulled", launcher.PhaseStarted: "The run worker has been started",
 }
 
-// phase writes how far a worker has come into its run's log.
-func (l *Loop) phase(ctx context.Context, f *flight, text string) error {
+// tell writes how far a worker has come into its run's log, once for each phase.
+func (l *Loop) tell(ctx context.Context, f *flight) error {
+	text := phases[f.health.Phase]
+	if text == "" || f.told == f.health.Phase || f.health.Status != launcher.Starting || f.health.Phase == launcher.Accepted && f.health.Message == "" {
+		return nil
+	}
+	f.told = f.health.Phase
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	meta := []dagster.Metadata{{Label: "Phase", Text: string(f.health.Phase)}}

@@ -1,11 +1,15 @@
 package monitor
 
 import (
+	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/storage"
 )
 
@@ -42,6 +46,46 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		}
 		if f != nil && f.run.Handle != "h" {
 			t.Errorf("%s: handle %q, want h", step.what, f.run.Handle)
+		}
+	}
+}
+
+// written is a storage that keeps what is written.
+type written struct {
+	store
+	texts []string
+}
+
+func (w *written) Move(_ context.Context, _ storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	for _, e := range t.Events {
+		w.texts = append(w.texts, e.Message)
+	}
+	return storage.Outcome{Done: true}, nil
+}
+
+// A run's log tells of each phase once; of phases that pass quickly only where a setting says so.
+func TestPhasesInTheRunsLog(t *testing.T) {
+	for _, c := range []struct {
+		after time.Duration
+		want  []string
+	}{{0, []string{"waits for a place", "has a place", "is being pulled", "has been pulled", "has been started"}}, {time.Hour, nil}} {
+		w := &written{}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Starting}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t"}, Handle: "h"}}
+		l := &Loop{
+			Store: w, Log: slog.New(slog.DiscardHandler), PhasesAfter: c.after,
+			flights: map[string]*flight{"r": {run: r, since: time.Now()}},
+		}
+		for _, h := range []launcher.Health{
+			{Phase: launcher.Accepted}, {Phase: launcher.Accepted, Message: "0/1 nodes are available"}, {Phase: launcher.Scheduled}, {Phase: launcher.Pulling}, {Phase: launcher.Pulling},
+			{Phase: launcher.Pulled}, {Phase: launcher.PhaseStarted},
+		} {
+			h.Status = launcher.Starting
+			if err := l.reported(t.Context(), report{id: launcher.ID{Run: "r", Attempt: 1}, health: h}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.EqualFunc(w.texts, c.want, strings.Contains) {
+			t.Errorf("after %v: %q, want %q", c.after, w.texts, c.want)
 		}
 	}
 }
