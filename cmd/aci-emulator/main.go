@@ -59,6 +59,7 @@ func run() error {
 	faults := f.String("faults", "", "file with a JSON list of faults")
 	token := f.String("token", "", "the bearer token that requests must have; default: any")
 	files := f.String("files", "", "folder whose ACCOUNT/SHARE folders are Azure file shares")
+	git := f.Bool("git", false, "clone the repositories of git volumes, with this machine's git; else they are refused")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 
@@ -69,7 +70,7 @@ func run() error {
 	if ip := net.ParseIP(host); (ip == nil || !ip.IsLoopback()) && host != "localhost" && *token == "" {
 		return fmt.Errorf("-listen %s: whoever reaches it can run containers here: set -token, or listen on 127.0.0.1", *listen)
 	}
-	o := aci.Options{Token: *token, Files: *files, Log: log}
+	o := aci.Options{Token: *token, Files: *files, Git: *git, Log: log}
 	for flagName, at := range map[string]struct{ path, to *string }{"-state": {state, &o.State}, "-files": {files, &o.Files}} {
 		if *at.path == "" {
 			continue

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -586,6 +587,45 @@ func TestDockerState(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.gone("live")
+}
+
+// The repository of a git volume is cloned at its revision, where that is asked of the emulator, and refused where it is not.
+func TestGitVolume(t *testing.T) {
+	repo := t.TempDir()
+	sh := exec.CommandContext(t.Context(), "sh", "-ec", `git init -q . && git config user.email a@example.com && git config user.name a
+		echo first >file && git add . && git commit -qm 1 && git tag old && echo second >file && git commit -qam 2`)
+	sh.Dir = repo
+	if out, err := sh.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s, err := aci.Preset("fast")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := aci.Options{Backend: &aci.Processes{}, State: t.TempDir(), Settings: s, Token: "secret", Git: true}
+	w := open(t, o)
+	// A process has no mounts; the volume is found where the emulator keeps it.
+	g := group("cat " + o.State + "/volumes/*code/here/file; cat " + o.State + "/volumes/*latest/*/file; exit 3")
+	g.Properties.Volumes = []*arm.Volume{
+		{Name: to.Ptr("code"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo), Revision: to.Ptr("old"), Directory: to.Ptr("here")}},
+		{Name: to.Ptr("latest"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo)}},
+	}
+	g.Properties.Containers[0].Properties.VolumeMounts = []*arm.VolumeMount{{Name: to.Ptr("code"), MountPath: to.Ptr("/code")}, {Name: to.Ptr("latest"), MountPath: to.Ptr("/latest")}}
+	w.put("one", g)
+	w.state("one", "Failed")
+	if log, err := w.boxes.ListLogs(t.Context(), rg, "one", "run", nil); err != nil || *log.Content != "first\nsecond\n" {
+		t.Errorf("log %v, %v", log.Content, err)
+	}
+	refused := func(w *world, folder string) {
+		t.Helper()
+		g.Properties.Volumes[0].GitRepo.Directory = &folder
+		var r *azcore.ResponseError
+		if _, err := w.client.BeginCreateOrUpdate(t.Context(), rg, "two", g, nil); !errors.As(err, &r) || r.StatusCode != 400 || r.ErrorCode != "InvalidVolume" {
+			t.Errorf("PUT with a repository in %s = %v", folder, err)
+		}
+	}
+	refused(w, "../outside")
+	refused(newWorld(t, nil), "here") // it was not asked to clone
 }
 
 // recorder notes the requests that the SDK makes of the vendor's own fake.

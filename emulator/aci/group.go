@@ -1,12 +1,16 @@
 package aci
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -341,7 +345,7 @@ func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bo
 	c := b.c // of one that an earlier emulator started
 	for {
 		if c == nil {
-			spec, err := e.spec(g, b)
+			spec, err := e.spec(ctx, g, b)
 			if err == nil {
 				c, err = e.o.Backend.Start(context.WithoutCancel(ctx), spec)
 			}
@@ -463,7 +467,7 @@ func (e *Emulator) boxKey(g *group, name string) string {
 }
 
 // spec is what the backend is told of a container.
-func (e *Emulator) spec(g *group, b *box) (Spec, error) {
+func (e *Emulator) spec(ctx context.Context, g *group, b *box) (Spec, error) {
 	s := Spec{Key: e.boxKey(g, b.name), Image: val(b.asked.Image)}
 	for _, c := range b.asked.Command {
 		s.Command = append(s.Command, val(c))
@@ -489,7 +493,7 @@ func (e *Emulator) spec(g *group, b *box) (Spec, error) {
 		if i < 0 {
 			return s, fmt.Errorf("volume %s is not one of the group's", val(m.Name))
 		}
-		folder, err := e.volume(g, g.asked.Properties.Volumes[i])
+		folder, err := e.volume(ctx, g, g.asked.Properties.Volumes[i])
 		if err != nil {
 			return s, err
 		}
@@ -499,7 +503,7 @@ func (e *Emulator) spec(g *group, b *box) (Spec, error) {
 }
 
 // volume makes the folder that stands for a volume.
-func (e *Emulator) volume(g *group, v *arm.Volume) (string, error) {
+func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string, error) {
 	folder := filepath.Join(e.o.State, "volumes", e.boxKey(g, val(v.Name)))
 	if f := v.AzureFile; f != nil {
 		if e.o.Files == "" {
@@ -524,7 +528,37 @@ func (e *Emulator) volume(g *group, v *arm.Volume) (string, error) {
 			return "", err
 		}
 	}
+	if v.GitRepo != nil {
+		return folder, clone(ctx, folder, v.GitRepo)
+	}
 	return folder, nil
+}
+
+// clone has a repository in a volume, unless it is there: in the folder that was asked for, else in one of its name.
+func clone(ctx context.Context, folder string, r *arm.GitRepoVolume) error {
+	name := strings.TrimSuffix(path.Base(strings.TrimRight(val(r.Repository), "/")), ".git")
+	into := filepath.Join(folder, cmp.Or(val(r.Directory), name))
+	if _, err := os.Stat(filepath.Join(into, ".git")); err == nil {
+		return nil
+	}
+	git := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "git", args...) //nolint:gosec // of who may run containers here
+		cmd.Env = append(os.Environ(), "GIT_TERMINAL_PROMPT=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(out))
+		}
+		return nil
+	}
+	fresh := folder + ".clone"
+	defer func() { _ = os.RemoveAll(fresh) }() // of one that failed; it is tried again
+	err := errors.Join(os.RemoveAll(fresh), git("clone", "-q", "--", val(r.Repository), fresh))
+	if err == nil && val(r.Revision) != "" {
+		err = git("-C", fresh, "checkout", "-q", "--detach", val(r.Revision), "--")
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(into), 0o777), os.Rename(fresh, into)) //nolint:gosec // any user of the container may write
 }
 
 // halt ends a group's life and stops its containers, in the background; then is called under the mutex when all have ended. The mutex is held.

@@ -19,7 +19,9 @@ type Options struct {
 	// Token is the bearer token that requests must carry; "" takes any.
 	Token string
 	// Files is the folder whose subfolders ACCOUNT/SHARE stand for Azure file shares.
-	Files    string
+	Files string
+	// Git has volumes of git repositories cloned by this machine's git; else they are refused.
+	Git      bool
 	Settings Settings
 	Log      *slog.Logger
 }

@@ -1,11 +1,13 @@
 package aci
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -88,8 +90,11 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 				n++
 			}
 		}
-		if n != 1 || v.GitRepo != nil {
-			return bad("InvalidVolume", "The volume '%s' must be of exactly one kind; git repositories are not emulated.", val(v.Name))
+		if n != 1 {
+			return bad("InvalidVolume", "The volume '%s' must be of exactly one kind.", val(v.Name))
+		}
+		if r := v.GitRepo; r != nil && (!e.o.Git || val(r.Repository) == "" || strings.HasPrefix(val(r.Directory), "..") || !filepath.IsLocal(cmp.Or(val(r.Directory), "."))) {
+			return bad("InvalidVolume", "The volume '%s' has no repository or a folder outside of it, or this emulator was not asked to clone any (-git).", val(v.Name))
 		}
 	}
 	if val(p.Priority) == arm.ContainerGroupPrioritySpot {
