@@ -31,7 +31,9 @@ const (
 	leaseRenew = 500 * time.Millisecond
 	// leaseSafety is how long before its end in the database a lease ends here.
 	leaseSafety = 300 * time.Millisecond
-	heartbeat   = 30 * time.Second
+	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease before it asks again.
+	standbyPatience = 5 * time.Second
+	heartbeat       = 30 * time.Second
 	// beatAge is how old another daemon's heartbeat must be for it to be gone.
 	beatAge = 90 * time.Second
 )
@@ -114,7 +116,9 @@ func (d *Daemon) begin(ctx context.Context) error {
 func (d *Daemon) elect(ctx context.Context) error {
 	standing := false
 	for ctx.Err() == nil {
-		fence, leads, err := d.askLead(ctx)
+		try, cancel := context.WithTimeout(ctx, standbyPatience)
+		fence, leads, err := d.askLead(try)
+		cancel()
 		switch {
 		case err != nil && ctx.Err() == nil:
 			d.Log.WarnContext(ctx, "the lead of the instance cannot be had; trying again", "err", err)

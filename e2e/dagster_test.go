@@ -31,7 +31,7 @@ const maxAtOnce = 8
 // which CI runs by itself, has 50.
 func queuedRuns() int {
 	if os.Getenv("SLIPWAY_SOAK") == "" {
-		return 16
+		return 10
 	}
 	return 50
 }

@@ -221,3 +221,31 @@ func TestTakeOver(t *testing.T) {
 		})
 	}
 }
+
+// A standby whose question about the lease was lost asks again: it leads when it has to.
+func TestStandbyAsksAgain(t *testing.T) {
+	testenv.Faults(t)
+	t.Parallel()
+	d := storagetest.NewPostgres(t)
+	u, err := url.Parse(d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, u.Host)
+	w := lightWorld(t, d)
+	leader := w.slipway()
+	leader.says("msg=leading")
+	u.Host = p.Addr()
+	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
+	standby := w.slipway()
+	standby.says("standing by")
+	p.Swallow(true)
+	time.Sleep(3 * time.Second / 2) // it asks each half second
+	p.Swallow(false)
+	leader.killOne()
+	standby.says("msg=leading")
+	ids := enqueue(t, d, 2, nil)
+	w.ended(time.Minute, standby, ids...)
+	standby.stop()
+	w.exactlyOnce(dagster.Success, ids...)
+}

@@ -12,8 +12,8 @@ import (
 // Proxy passes connections on to a server. Its methods may be called from many goroutines at once.
 type Proxy struct {
 	listener net.Listener
-	server   string
 	mu       sync.Mutex
+	server   string
 	cut      bool
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
@@ -62,6 +62,13 @@ func (p *Proxy) Cut(on bool) {
 			_ = c.Close()
 		}
 	}
+}
+
+// To has new connections go to another server, as an address that moves does; those that there are stay where they are.
+func (p *Proxy) To(server string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.server = server
 }
 
 // Swallow lets nothing through any more in either direction, and closes nothing: what a broken network looks like; or lets it through again.
@@ -113,7 +120,10 @@ func (p *Proxy) pass(client net.Conn) {
 	if !p.keep(client) {
 		return
 	}
-	server, err := net.Dial("tcp", p.server)
+	p.mu.Lock()
+	to := p.server
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}

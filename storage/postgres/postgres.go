@@ -70,6 +70,7 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	if c.ConnConfig.ConnectTimeout == 0 {
 		c.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
+	c.ConnConfig.Tracer = answerWithin
 	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		// Who waits for the connection may give up; the pool does not, and what it makes holds up its Close.
 		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)

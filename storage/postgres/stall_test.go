@@ -3,6 +3,7 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/faultproxy"
 	"github.com/slipway-run/slipway/storage"
 	"github.com/slipway-run/slipway/storage/storagetest"
 )
@@ -109,6 +111,54 @@ func TestPoolForgetsSwallowedConnections(t *testing.T) {
 	forgetful.Store(false)
 	if err := ask(time.Minute); err != nil {
 		t.Errorf("after the fault: %v", err)
+	}
+}
+
+// What was asked and lost is given up in time by who set no bound, and asked again.
+func TestLostQuestionIsGivenUp(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	u, err := url.Parse(d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := faultproxy.New(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	u.Host = proxy.Addr()
+	c, err := pgx.ParseConfig(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Tracer = patience(300 * time.Millisecond)
+	conn, err := pgx.ConnectConfig(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	var n int
+	if err := conn.QueryRow(t.Context(), "SELECT 1").Scan(&n); err != nil || n != 1 {
+		t.Fatal(n, err)
+	}
+	proxy.Swallow(true)
+	asked := make(chan error, 1)
+	go func() { asked <- conn.QueryRow(t.Context(), "SELECT 1").Scan(&n) }()
+	select {
+	case err := <-asked:
+		if !errors.Is(err, context.DeadlineExceeded) || !conn.IsClosed() {
+			t.Errorf("%v, closed %v", err, conn.IsClosed())
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for ever")
+	}
+	s, err := Open(t.Context(), config.Secret(d.Location))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	if p, ok := s.pool.Config().ConnConfig.Tracer.(patience); !ok || p != answerWithin {
+		t.Errorf("a store has the patience %v", s.pool.Config().ConnConfig.Tracer)
 	}
 }
 
