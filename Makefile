@@ -54,9 +54,10 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 
 .PHONY: chaos
-chaos: ## Break everything around an instance, 10,000 runs on each storage (half an hour)
-	@go run ./e2e/chaos -storage sqlite -runs 10000
-	@hack/with-postgres go run ./e2e/chaos -storage postgres -runs 10000
+chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)
+	@hack/venv .venv python/constraints.txt
+	@go run ./e2e/chaos -storage sqlite -runs 10000 -dagster 200
+	@hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 10000 -dagster 200
 
 .PHONY: bench
 bench: ## Measure; fails if a bound is missed

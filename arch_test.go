@@ -58,7 +58,8 @@ var mayImport = map[string]string{
 	"storage/storagetest":   "dagster storage internal/testenv",
 	"launcher/launchertest": "launcher config",
 	"internal/faultproxy":   "",
-	"e2e/chaos":             "config dagster e2e/chaos/check internal/faultproxy storage/postgres storage/sqlite storage/storagetest",
+	"e2e/chaos":             "config dagster e2e/chaos/check e2e/model failpoint internal/faultproxy storage/postgres storage/sqlite storage/storagetest",
+	"e2e/chaos/slipway":     "cli launcher/docker launcher/process",
 	"e2e/model":             "",
 	"e2e/chaos/check":       "", // it shares no code with what it checks
 	"bench":                 "agent emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config daemon dagster instance storage storage/sqlite storage/postgres storage/storagetest internal/faultproxy internal/webserver",

@@ -1,12 +1,10 @@
 package e2e_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -41,31 +39,20 @@ func TestTracesFitTheModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps, pids := map[string][]model.Step{}, map[string][]int{}
-	for line := range strings.Lines(string(text)) {
-		var pid int
-		var s model.Step
-		var run string
-		if _, err := fmt.Sscan(line, &pid, &s.What, &run, &s.Attempt); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		if s.Daemon = slices.Index(pids[run], pid); s.Daemon < 0 {
-			s.Daemon = len(pids[run])
-			pids[run] = append(pids[run], pid)
-		}
-		steps[run] = append(steps[run], s)
+	traces, err := model.Traces(string(text))
+	if err != nil {
+		t.Fatal(err)
 	}
 	accepted, refused, several := 0, 0, 0
 	for _, id := range ids {
-		n := len(pids[id])
-		if n > 3 {
+		rules, ok := traces[id].Rules()
+		if !ok {
 			continue // more leaders in one run's life than the model is small for
 		}
-		if n > 1 {
+		if rules.Daemons > 1 {
 			several++
 		}
-		rules := model.Rules{Daemons: n, Epochs: n + 1, Unique: true, Calm: true}
-		trace := steps[id]
+		trace := traces[id].Steps
 		if i, ok := model.Replay(rules, trace); !ok {
 			t.Errorf("run %s (%s): the model cannot do step %d of %v", id, w.run(id).Status, i, trace)
 			continue

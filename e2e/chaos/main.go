@@ -1,11 +1,12 @@
 // Chaos runs an instance while it breaks everything around it, and then has an independent checker look at what is left:
 //
 //	go run ./e2e/chaos -storage sqlite -runs 1000
-//	hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 1000 -seed 7
+//	hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 1000 -dagster 50 -seed 7
 //
-// Two daemons, random command jobs on the process launcher, and, with hack/with-docker on Postgres, a fifth of them in containers; and, at random: daemons killed or stopped for longer than their lease, workers and supervisors killed,
-// runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres crashed, the disk full (-disk). The exit
-// code is 1 if the checker finds anything. A seed repeats the choices, not the moments.
+// Two daemons, random command jobs on the process launcher, some runs of Dagster's own workers (-dagster), and, with hack/with-docker on Postgres, a fifth in containers; and, at random: daemons killed or stopped for
+// longer than their lease, their clocks stepped, workers and supervisors killed, runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres
+// crashed, Docker's engine killed, the disk full (-disk). What the daemons did is replayed through the model of the protocol. The exit code is 1 if the checker finds anything, or the model
+// cannot do what they did. A seed repeats the choices, not the moments.
 package main
 
 import (
@@ -34,6 +35,7 @@ import (
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/e2e/chaos/check"
+	"github.com/slipway-run/slipway/failpoint"
 	"github.com/slipway-run/slipway/internal/faultproxy"
 	"github.com/slipway-run/slipway/storage/postgres"
 	"github.com/slipway-run/slipway/storage/sqlite"
@@ -47,6 +49,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the choices")
 	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
 	flag.StringVar(&o.disk, "disk", "", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on Linux")
+	flag.IntVar(&o.dagster, "dagster", 0, "have one run of so many executed by Dagster's own worker, from .venv; 0: none")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -61,6 +64,7 @@ type options struct {
 	storage, dir string
 	disk         string // size of a file system of its own for the instance; "": none
 	runs         int
+	dagster      int // one run of so many is for Dagster's own worker; 0: none
 	seed         uint64
 	settle       time.Duration
 }
@@ -70,14 +74,15 @@ type world struct {
 	options
 	home, location, witness string
 	image, instance         string // of containers; "": there are none
-	bin                     string
+	bin, python             string
 	d                       *storagetest.Dagster
 	proxy                   *faultproxy.Proxy
 	journal                 *os.File
 
 	mu      sync.Mutex
 	daemons [2]*exec.Cmd
-	runs    map[string]string // by ID: how far Chaos has gone with it
+	runs    map[string]bool     // by ID
+	ends    map[string][]string // what users did to it: cancel, force, delete
 	counts  map[string]int
 }
 
@@ -115,7 +120,7 @@ func chaos(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	w := &world{options: o, runs: map[string]string{}, counts: map[string]int{}}
+	w := &world{options: o, runs: map[string]bool{}, ends: map[string][]string{}, counts: map[string]int{}}
 	began := time.Now()
 	bad, err := w.run(ctx)
 	var parts []string
@@ -174,11 +179,15 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	time.Sleep(8 * time.Second) // what comes late: places in pools, workers of runs that were ended by force
 	testedAt := time.Now()
 	bad, err := w.check()
-	for err == nil && len(bad) > 0 && time.Since(testedAt) < 30*time.Second { // a worker that is being stopped has its grace
+	for err == nil && len(bad) > 0 && time.Since(testedAt) < 3*time.Minute { // a worker that no run needs is found by the next sweep, and has its grace
 		time.Sleep(time.Second)
 		bad, err = w.check()
 	}
-	return bad, err
+	if err != nil {
+		return bad, err
+	}
+	unfit, err := w.replays()
+	return append(bad, unfit...), err
 }
 
 func (w *world) check() ([]string, error) {
@@ -201,8 +210,26 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		}
 	}
 	w.bin = filepath.Join(w.dir, "bin", "slipway")
-	if out, err := exec.CommandContext(ctx, "hack/build", w.bin).CombinedOutput(); err != nil {
-		return fmt.Errorf("hack/build: %w\n%s", err, out)
+	over, err := overlay(ctx, w.dir)
+	if err != nil {
+		return err
+	}
+	for _, program := range []string{"./e2e/chaos/slipway", "./cmd/slipway-agent", "./cmd/slipway-worker"} {
+		build := exec.CommandContext(ctx, "go", "build", "-overlay", over, "-o", filepath.Join(w.dir, "bin")+"/", program)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", build, err, out)
+		}
+	}
+	if w.python, err = filepath.Abs(".venv/bin/python"); err != nil {
+		return err
+	}
+	if _, err := os.Stat(w.python); err != nil && w.dagster > 0 {
+		return fmt.Errorf("-dagster: %w: make venv installs Dagster", err)
+	}
+	job, err := os.ReadFile("e2e/chaos/witness.py")
+	if err := errors.Join(err, os.WriteFile(filepath.Join(w.dir, "witness.py"), job, 0o600)); err != nil {
+		return err
 	}
 	if w.journal, err = os.OpenFile(filepath.Join(w.dir, "journal"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return err
@@ -274,6 +301,9 @@ func (w *world) note(e check.Entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.counts[e.Do]++
+	if e.Do == "cancel" || e.Do == "force" || e.Do == "delete" {
+		w.ends[e.Run] = append(w.ends[e.Run], e.Do)
+	}
 	_, _ = w.journal.Write(append(text, '\n')) // a journal that is not whole shows as violations
 }
 
@@ -283,6 +313,7 @@ func (w *world) start(i int) error {
 		return err
 	}
 	cmd := exec.Command(w.bin, "daemon", "--home", w.home)
+	cmd.Env = append(os.Environ(), clockEnv+"="+w.clock(i), failpoint.TraceEnv+"="+filepath.Join(w.dir, "trace"))
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setpgid: true}
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return err
@@ -385,6 +416,10 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 		w.count("in_a_container")
 	}
 	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, tags)
+	if w.dagster > 0 && r.IntN(w.dagster) == 0 {
+		run, fate = w.own(id, file, seconds), "dagster"
+		w.count("of_dagster")
+	}
 	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
 	again(ctx, func() error {
 		err := w.d.EnqueueRun(run)
@@ -394,7 +429,7 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 		return err
 	})
 	w.mu.Lock()
-	w.runs[id] = ""
+	w.runs[id] = true
 	w.mu.Unlock()
 	if r.IntN(20) == 0 { // a place in a pool, as a step of Dagster's takes it and a killed one leaves it
 		again(ctx, func() error {
@@ -520,6 +555,27 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// own is a run that Dagster's own worker executes.
+func (w *world) own(id, file string, seconds float64) dagster.Run {
+	run := dagster.NewSampleRun(id, "command_job", "witness", "", nil)
+	text := func(v any) string { return string(dagster.Encode(v)) }
+	body := run.Body()
+	for was, is := range map[string]string{
+		`"executable_path": "python"`: `"executable_path": ` + text(w.python), `"module": "sample"`: `"module": "witness"`, `"working_directory": null`: `"working_directory": ` + text(w.dir),
+		`"run_config": {}`: `"run_config": ` + text(map[string]any{"ops": map[string]any{"only": map[string]any{"config": map[string]any{"file": file, "seconds": seconds}}}}),
+	} {
+		if strings.Count(body, was) != 1 {
+			panic(fmt.Sprintf("%s: not once in %s", was, body))
+		}
+		body = strings.Replace(body, was, is, 1)
+	}
+	run, err := dagster.ParseRun(body)
+	if err != nil { // it was made just now
+		panic(err)
+	}
+	return run
+}
+
 // breaks breaks daemons, network and database.
 func (w *world) breaks(ctx context.Context, r *rand.Rand) {
 	faults := w.faults(ctx, r)
@@ -548,6 +604,14 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 			pause(ctx, time.Duration(500+r.IntN(3500))*time.Millisecond)
 			_ = w.daemon(i).Signal(syscall.SIGCONT)
 		},
+		func(i int) { w.steps(i, r) },
+	}
+	if crash := os.Getenv("SLIPWAY_TEST_DOCKER_CRASH"); crash != "" && w.image != "" {
+		all = append(all, func(int) {
+			if r.IntN(3) == 0 {
+				w.crashes(ctx, "crash_docker", crash)
+			}
+		})
 	}
 	if w.disk != "" {
 		all = append(all, func(int) { w.during(ctx, r, "fill_disk", w.fill) })
@@ -581,12 +645,17 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 		},
 		func(int) {
 			if crash := os.Getenv("SLIPWAY_TEST_PG_CRASH"); crash != "" && r.IntN(3) == 0 {
-				w.note(check.Entry{Do: "crash_postgres"})
-				if out, err := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", crash).CombinedOutput(); err != nil {
-					fmt.Printf("chaos: crash of Postgres: %v\n%s", err, out)
-				}
+				w.crashes(ctx, "crash_postgres", crash)
 			}
 		})
+}
+
+// crashes runs a command that kills a server and starts it again.
+func (w *world) crashes(ctx context.Context, what, command string) {
+	w.note(check.Entry{Do: what})
+	if out, err := exec.CommandContext(context.WithoutCancel(ctx), "sh", "-c", command).CombinedOutput(); err != nil {
+		fmt.Printf("chaos: %s: %v\n%s", what, err, out)
+	}
 }
 
 // ballast is what fills the disk.
@@ -630,6 +699,9 @@ func (w *world) mend() {
 		w.proxy.Cut(false)
 	}
 	for i := range w.daemons {
+		if err := w.setClock(i, 0); err != nil {
+			fmt.Println("chaos: clock:", err)
+		}
 		_ = w.daemon(i).Signal(syscall.SIGCONT)
 		if w.daemon(i).Signal(syscall.Signal(0)) != nil { // it has ended
 			if err := w.start(i); err != nil {

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Row is the run's status.
@@ -582,4 +583,38 @@ func closure(states map[State]bool, r Rules) map[State]bool {
 		})
 	}
 	return states
+}
+
+// Trace is what real daemons have recorded of one run.
+type Trace struct {
+	Steps   []Step
+	Daemons int
+}
+
+// Traces reads what daemons record where package failpoint asks them to, by run. The daemons of a run are counted in the order in which they come.
+func Traces(text string) (map[string]Trace, error) {
+	traces, pids := map[string]Trace{}, map[string][]int{}
+	for line := range strings.Lines(text) {
+		var pid int
+		var s Step
+		var run string
+		if _, err := fmt.Sscan(line, &pid, &s.What, &run, &s.Attempt); err != nil {
+			return nil, fmt.Errorf("%q: %w", line, err)
+		}
+		if s.Daemon = slices.Index(pids[run], pid); s.Daemon < 0 {
+			s.Daemon = len(pids[run])
+			pids[run] = append(pids[run], pid)
+		}
+		traces[run] = Trace{append(traces[run].Steps, s), len(pids[run])}
+	}
+	return traces, nil
+}
+
+// Rules are those under which a trace is replayed; false if more daemons or workers were at the run than the model has.
+func (t Trace) Rules() (Rules, bool) {
+	attempts := 0
+	for _, s := range t.Steps {
+		attempts = max(attempts, s.Attempt)
+	}
+	return Rules{Daemons: t.Daemons, Epochs: t.Daemons + 1, Unique: true, Calm: true}, t.Daemons < maxDaemons && attempts <= maxAttempts
 }

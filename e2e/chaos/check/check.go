@@ -20,9 +20,9 @@ import (
 
 // Entry is one line of the journal: something that was done.
 type Entry struct {
-	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete
+	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete; others are not looked at
 	Run  string `json:"run,omitempty"`  // to which run
-	Fate string `json:"fate,omitempty"` // of enqueue: ok or fail
+	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, or dagster, whose own worker executes it, and would succeed if its storage were always there
 	Note string `json:"note,omitempty"` // of foreign: what its row was
 }
 
@@ -44,6 +44,7 @@ type run struct {
 	starts, successes, failures, attempts int
 	epochs                                []int64
 	begins, ends                          int
+	byDagster                             bool // Dagster's own worker wrote that the run failed
 }
 
 // Check gives every violation; an error is that it could not look.
@@ -114,6 +115,8 @@ func judge(id string, r *run, say func(string, ...any)) {
 		say("run %s is CANCELED, and nobody has canceled it", id)
 	case r.status == "FAILURE" && r.fate == "ok" && !r.canceled:
 		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
+	case r.status == "FAILURE" && r.fate == "dagster" && !r.canceled && !r.byDagster:
+		say("run %s of Dagster's own worker is FAILURE, which that worker has not written", id)
 	case r.status == "SUCCESS" && r.fate == "fail":
 		say("run %s is SUCCESS, and its step fails", id)
 	case r.status == "SUCCESS" && r.ends == 0:
@@ -125,7 +128,7 @@ func judge(id string, r *run, say func(string, ...any)) {
 	if r.starts > r.attempts {
 		say("run %s was started %d times with %d launch rows", id, r.starts, r.attempts)
 	}
-	if r.begins > 1+hurt {
+	if r.begins > 1+hurt && r.fate != "dagster" { // Dagster's worker also ends where its storage is away
 		say("run %s: %d workers past their gate, of which %d were killed", id, r.begins, hurt)
 	}
 	if !slices.IsSorted(r.epochs) {
@@ -252,7 +255,7 @@ func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) 
 
 // events counts what workers wrote, and on SQLite compares a run's row with its own log.
 func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
-	count := func(id, typ string) {
+	count := func(id, typ, event string) {
 		r := runs[id]
 		if r == nil {
 			return
@@ -264,10 +267,11 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			r.successes++
 		case "PIPELINE_FAILURE":
 			r.failures++
+			r.byDagster = r.byDagster || strings.Contains(event, "Execution of run for")
 		}
 	}
 	if strings.HasPrefix(w.Location, "postgresql://") {
-		return each(db, "SELECT run_id, dagster_event_type FROM event_logs WHERE dagster_event_type LIKE 'PIPELINE_%'", func(row []string) { count(row[0], row[1]) })
+		return each(db, "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type LIKE 'PIPELINE_%'", func(row []string) { count(row[0], row[1], row[2]) })
 	}
 	index, done, err := w.index(db)
 	if err != nil {
@@ -275,7 +279,7 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 	}
 	defer done()
 	mirrored := map[string]int{}
-	const query = "SELECT run_id, dagster_event_type FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
+	const query = "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
 	if err := each(index, query, func(row []string) { mirrored[row[0]]++ }); err != nil {
 		return err
 	}
@@ -289,7 +293,7 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			return err
 		}
 		n := 0
-		err = each(shard, query, func(row []string) { n++; count(row[0], row[1]) })
+		err = each(shard, query, func(row []string) { n++; count(row[0], row[1], row[2]) })
 		if err = errors.Join(err, shard.Close()); err != nil {
 			return err
 		}
@@ -316,10 +320,12 @@ func (w World) witnesses(runs map[string]*run, say func(string, ...any)) error {
 			switch {
 			case strings.HasPrefix(line, "begin"):
 				r.begins++
-				if open != "" && r.killed+r.orphaned == 0 {
+				if open != "" && r.killed+r.orphaned == 0 && r.fate != "dagster" { // whose workers look for another one themselves
 					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed", id, line, open)
 				}
 				open = line
+			case strings.HasPrefix(line, "beside"):
+				say("run %s: a second worker began while the first lived (%s)", id, line)
 			case line == "end":
 				r.ends++
 				open = ""

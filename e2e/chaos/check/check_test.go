@@ -115,8 +115,19 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 		plant func(w *world)
 		finds string
 	}{
-		"nothing":                        {func(*world) {}, ""},
-		"a lost run":                     {func(w *world) { w.exec("runs.db", "DELETE FROM runs WHERE run_id = 'good'") }, "run good is lost"},
+		"nothing":    {func(*world) {}, ""},
+		"a lost run": {func(w *world) { w.exec("runs.db", "DELETE FROM runs WHERE run_id = 'good'") }, "run good is lost"},
+		"a run of Dagster's worker that was failed for it": {func(w *world) {
+			w.note(check.Entry{Do: "enqueue", Run: "own", Fate: "dagster"})
+			w.run("own", "FAILURE", "PIPELINE_FAILURE")
+			w.launch("own", 1, 2, "taken")
+		}, "run own of Dagster's own worker is FAILURE, which that worker has not written"},
+		"a worker beside Dagster's": {func(w *world) {
+			w.note(check.Entry{Do: "enqueue", Run: "own", Fate: "dagster"})
+			w.run("own", "SUCCESS", "PIPELINE_SUCCESS")
+			w.launch("own", 1, 2, "taken")
+			w.witness("own", "begin 1\nbeside 1\nbegin 2\nend\nend\n")
+		}, "run own: a second worker began while the first lived (beside 1)"},
 		"a run that has not ended":       {func(w *world) { w.exec("runs.db", "UPDATE runs SET status = 'STARTING' WHERE run_id = 'bad'") }, "run bad has not ended: it is STARTING"},
 		"a healthy run that failed":      {func(w *world) { w.exec("runs.db", "UPDATE runs SET status = 'FAILURE' WHERE run_id = 'hurt'") }, "healthy run hurt is FAILURE"},
 		"a success that is a failure":    {func(w *world) { w.exec("runs.db", "UPDATE runs SET status = 'FAILURE' WHERE run_id = 'good'") }, "run good was reported as a success by its worker, and is FAILURE"},
