@@ -296,3 +296,94 @@ func (a *azure) onlySecure(t *testing.T, password string) {
 		}
 	}
 }
+
+// Variables of [TestRealAzure]: a launcher's settings as JSON, and a Postgres server that both this machine and container groups reach.
+const (
+	azureEnv         = "SLIPWAY_TEST_AZURE"
+	azurePostgresEnv = "SLIPWAY_TEST_AZURE_PG"
+)
+
+// Real Dagster on a real subscription, or on any emulator of one. What cannot be asked of Azure, as an eviction, has its test on our own emulator alone.
+func TestRealAzure(t *testing.T) {
+	settings, server := os.Getenv(azureEnv), os.Getenv(azurePostgresEnv)
+	if settings == "" || server == "" {
+		testenv.Missing(t, "azure", "set "+azureEnv+" to a launcher's settings as JSON, with an image that has Dagster and the files of e2e/fates in its working directory, "+
+			"and "+azurePostgresEnv+" to the address of a Postgres server that this machine and container groups reach; see docs/launchers/aci.md")
+	}
+	testenv.DagsterBin(t)
+	t.Setenv(testenv.PostgresEnv, server)
+	w := newWorld(t, testenv.Postgres(t), "")
+	w.write("slipway.yaml", fmt.Sprintf(`
+instance_id: e2e-%s
+allow_secrets_in_argv: true
+terminate: {local_only: true}
+default: azure
+launchers:
+  azure: {kind: aci, python: {"*": python}, allow: {images: ["*"]}, remove: 1s, config: %s}
+`, uuid.NewString()[:8], settings))
+	// Files by the names that they have in the image as well.
+	servers := map[string]string{}
+	for _, name := range []string{"fates", "containers"} {
+		text, err := os.ReadFile(filepath.Join(testenv.Root(t), "e2e/fates", name+".py"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.write(name+".py", string(text))
+		servers[name] = testenv.FreeAddress(t)
+		w.codeServerOf(servers[name], name, name+".py")
+	}
+	ui, err := webserver.Start(t.Context(), webserver.Options{Bin: testenv.DagsterBin(t), Home: w.home, Servers: servers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ui.Stop)
+	sweep := func() string {
+		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "sweep", "azure", "--grace", "0s").CombinedOutput()
+		if err != nil {
+			t.Errorf("sweep = %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	p := w.slipway()
+	launch := func(location, job string, tags map[string]string, config map[string]any) string {
+		t.Helper()
+		id, err := ui.Launch(t.Context(), webserver.Job{Location: location, Name: job, Tags: tags, Config: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	const long = 20 * time.Minute // Azure takes minutes for a pull
+	good := launch("fates", "light", nil, nil)
+	bad := launch("fates", "fails", nil, nil)
+	big := launch("containers", "eats", map[string]string{"slipway/memory": "500Mi"}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "mcr.microsoft.com/nobody/nothing:1"}, nil)
+	canceled := launch("fates", "waits", nil, waitsFor("/never").Config)
+	testenv.Eventually(t, long, func() (bool, string) { return w.run(canceled).Status == dagster.Started, w.says(canceled) + p.output() })
+	if ok, err := ui.Terminate(t.Context(), canceled); err != nil || !ok {
+		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
+	}
+	w.ended(long, p, good, bad, big, missing, canceled)
+	for _, c := range []struct {
+		id    string
+		want  dagster.Status
+		cause string
+	}{{good, dagster.Success, ""}, {bad, dagster.Failure, ""}, {big, dagster.Failure, "oom"}, {missing, dagster.Failure, "image_pull"}, {canceled, dagster.Canceled, ""}} {
+		r := w.run(c.id)
+		if r.Status != c.want || c.cause != "" && r.Tags["slipway/cause"] != c.cause {
+			t.Errorf("%s is %s of %q, want %s of %q:\n%s", r.Job, r.Status, r.Tags["slipway/cause"], c.want, c.cause, w.says(c.id))
+		}
+	}
+	if n := w.count(good, dagster.RunStart); n != 1 {
+		t.Errorf("%d events PIPELINE_START", n)
+	}
+	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "--timeout", "10m", "azure").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "a worker there opened the storage") {
+		t.Errorf("launchers check --from-target = %v\n%s", err, out)
+	}
+	p.stop()
+	testenv.Eventually(t, long, func() (bool, string) { // no group is left
+		said := sweep()
+		return !strings.Contains(said, "dagster-run-"), said
+	})
+}

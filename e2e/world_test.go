@@ -144,9 +144,15 @@ func (w *world) codeServer(name string) (string, *process) {
 
 func (w *world) codeServerAt(address, location, name string) *process {
 	w.t.Helper()
+	return w.codeServerOf(address, location, filepath.Join(testenv.Root(w.t), "e2e/fates", name+".py"))
+}
+
+// codeServerOf starts a code server of a file, which may be named from the home.
+func (w *world) codeServerOf(address, location, file string) *process {
+	w.t.Helper()
 	host, port, _ := strings.Cut(address, ":")
 	p := w.start("code-server-"+location, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
-		"--python-file", filepath.Join(testenv.Root(w.t), "e2e/fates", name+".py"), "--location-name", location)
+		"--python-file", file, "--location-name", location)
 	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
 		c, err := net.Dial("tcp", address)
 		if err != nil {

@@ -92,7 +92,7 @@ allow_secrets_in_argv: true
 monitoring:
   launch_attempts: 50
   free_slots_after_run_end_seconds: 1
-  deaths: [{causes: [exit, unknown], do: again, started: again}]
+  deaths: [{causes: [exit, unknown, timeout], do: again, started: again}]
 crash_loop: {deaths: 0}
 launchers:
   local: {kind: process, stop_grace: 1s, settle: 5s}

@@ -612,9 +612,15 @@ func Traces(text string) (map[string]Trace, error) {
 
 // Rules are those under which a trace is replayed; false if more daemons or workers were at the run than the model has.
 func (t Trace) Rules() (Rules, bool) {
-	attempts := 0
-	for _, s := range t.Steps {
+	attempts, leads := 0, 1
+	for i, s := range t.Steps {
+		if s.What == "again" {
+			s.Attempt++
+		}
+		if i > 0 && s.Daemon != t.Steps[i-1].Daemon {
+			leads++
+		}
 		attempts = max(attempts, s.Attempt)
 	}
-	return Rules{Daemons: t.Daemons, Epochs: t.Daemons + 1, Unique: true, Calm: true}, t.Daemons < maxDaemons && attempts <= maxAttempts
+	return Rules{Daemons: t.Daemons, Epochs: leads + 1, Unique: true, Calm: true}, t.Daemons < maxDaemons && leads <= maxDaemons && attempts <= maxAttempts
 }
