@@ -49,9 +49,10 @@ test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker e
 	@hack/with-postgres hack/with-docker hack/with-kubernetes hack/targets
 
 .PHONY: soak
-soak: venv .tools/gotestsum ## Run the long forms of the suites (a quarter of an hour)
+soak: venv .tools/gotestsum ## Run the long forms of the suites (half an hour)
 	@hack/launchers
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
+	@go test ./launcher/k8s -run '^$$' -fuzz FuzzRawConfig -fuzztime 10m
 
 .PHONY: chaos
 chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,5 +280,48 @@ func TestTypedSettings(t *testing.T) {
 		if fmt.Sprint(pair[0]) != pair[1] {
 			t.Errorf("%s: %v, want %s", what, pair[0], pair[1])
 		}
+	}
+}
+
+// A kubeconfig whose user has a program that gives its token, as those of managed clusters do.
+func TestExecCredentials(t *testing.T) {
+	var seen atomic.Value
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen.Store(r.Header.Get("Authorization"))
+		reply(t, w, http.StatusNotFound, status(404, "NotFound", "not found"))
+	}))
+	t.Cleanup(api.Close)
+	dir := t.TempDir()
+	program := filepath.Join(dir, "token")
+	const answer = `{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "from a program"}}`
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+answer+"'\n"), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "config")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: other,
+clusters: [{name: c, cluster: {server: %q, insecure-skip-tls-verify: true}}, {name: nowhere, cluster: {server: "http://127.0.0.1:1"}}],
+users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: %q, interactiveMode: Never}}}],
+contexts: [{name: here, context: {cluster: c, user: u}}, {name: other, context: {cluster: nowhere, user: u}}]}`, api.URL, program)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v, err := config.FromMap(map[string]any{"load_incluster_config": false, "kubeconfig_file": file, "context": "here"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := k8s.Kind().Open(t.Context(), v, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := launcher.Close(l); err != nil {
+			t.Error(err)
+		}
+	}()
+	if running, err := l.Terminate(t.Context(), "dagster/dagster-run-1e9a2c34-0000-4000-8000-000000000001", 0); running || err != nil {
+		t.Errorf("Terminate = %v, %v", running, err)
+	}
+	if got := seen.Load(); got != "Bearer from a program" {
+		t.Errorf("the API server was sent %q", got)
 	}
 }
