@@ -493,7 +493,23 @@ func (w *world) victims(text string) map[int]string {
 		}
 		w.mu.Unlock()
 	}
+	maps.DeleteFunc(found, func(pid int, _ string) bool { // its child, which is not another program yet: killed, it would be a step that fails
+		_, ofVictim := found[parent(pid)]
+		return ofVictim
+	})
 	return found
+}
+
+// parent is a process's parent; 0 if it has ended.
+func parent(pid int) int {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return 0
+	}
+	ppid, _ := strconv.Atoi(fields[1]) // the kernel wrote it
+	return ppid
 }
 
 // meddles does to runs and workers what users, kernels and machines do.

@@ -47,8 +47,8 @@ func (w *world) replays() ([]string, error) {
 		fit++
 	}
 	fmt.Printf("chaos: the model of the protocol can do what the daemons did with %d runs; %d were too much for it (more daemons or workers than it has), or deleted; %d were not tried in %s\n", fit, large, late, replayTime)
-	if fit < len(traces)/2 {
-		bad = append(bad, fmt.Sprintf("of %d traces only %d could be replayed", len(traces), fit))
+	if tried := len(traces) - late; fit < tried/2 {
+		bad = append(bad, fmt.Sprintf("of %d traces only %d could be replayed", tried, fit))
 	}
 	return bad, nil
 }
