@@ -230,7 +230,7 @@ func (l *Loop) take(ctx context.Context, inbox *storage.Inbox) error {
 // changed takes in a run's new state.
 func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
-	if f != nil && r.Status == dagster.Queued && r.Updated.Before(f.run.Launch.At) {
+	if f != nil && r.QueuedBefore(*f.run.Launch) {
 		return nil // read before it was claimed
 	}
 	if f != nil && r.Status == "" { // deleted: nobody needs its worker

@@ -21,6 +21,8 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
+	voided := *launch
+	voided.State = storage.Void
 	l := &Loop{
 		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
@@ -35,6 +37,8 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		{"read before the claim", run(dagster.Queued, claimed.Add(-time.Second), nil, ""), true},
 		{"read before the handle was written", run(dagster.Started, claimed.Add(time.Second), launch, ""), true},
 		{"back in the queue", run(dagster.Queued, claimed.Add(time.Second), nil, ""), false},
+		{"launched once more", run(dagster.Starting, claimed, launch, "h"), true},
+		{"back in the queue by a clock that was set back", run(dagster.Queued, claimed.Add(-time.Hour), &voided, ""), false},
 		{"launched by another instance", run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"), false},
 	} {
 		if err := l.changed(t.Context(), step.run); err != nil {
