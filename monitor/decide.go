@@ -180,7 +180,7 @@ func (w Watch) cancel(h launcher.Health, canceling *dagster.Event, isExpired boo
 	if w.Asked.IsZero() && h.Status != launcher.NotFound { // also a worker of which its target can tell nothing
 		return Action{Do: Terminate}
 	}
-	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) || !w.Since.IsZero() && !w.over(w.Since, w.Times.Cancel) { // by its writer's clock and by ours
+	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) {
 		return Action{Do: Nothing}
 	}
 	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace

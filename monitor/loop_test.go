@@ -21,8 +21,6 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
-	voided := *launch
-	voided.State = storage.Void
 	l := &Loop{
 		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
@@ -37,8 +35,6 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		{"read before the claim", run(dagster.Queued, claimed.Add(-time.Second), nil, ""), true},
 		{"read before the handle was written", run(dagster.Started, claimed.Add(time.Second), launch, ""), true},
 		{"back in the queue", run(dagster.Queued, claimed.Add(time.Second), nil, ""), false},
-		{"launched once more", run(dagster.Starting, claimed, launch, "h"), true},
-		{"back in the queue by a clock that was set back", run(dagster.Queued, claimed.Add(-time.Hour), &voided, ""), false},
 		{"launched by another instance", run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"), false},
 	} {
 		if err := l.changed(t.Context(), step.run); err != nil {
@@ -91,47 +87,5 @@ func TestPhasesInTheRunsLog(t *testing.T) {
 		if !slices.EqualFunc(w.texts, c.want, strings.Contains) {
 			t.Errorf("after %v: %q, want %q", c.after, w.texts, c.want)
 		}
-	}
-}
-
-// How long a worker takes to start, and a run in all, is told by our own clock from when we saw it: the clock of a target may be hours off, and ours be stepped.
-func TestTimesByOurOwnClock(t *testing.T) {
-	now := time.Now()
-	off := now.Add(-time.Hour)
-	r := storage.Run{
-		Run: dagster.Run{ID: "r", Status: dagster.Starting}, Updated: now,
-		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: off, State: storage.Open}, Handle: "h"},
-	}
-	times := Times{Start: time.Minute, MaxRuntime: time.Minute}
-	l := &Loop{
-		Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Times: func(dagster.Run, string) Times { return times },
-		flights: map[string]*flight{}, asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
-	}
-	see := func(status dagster.Status) *flight {
-		t.Helper()
-		r.Status = status
-		if status == dagster.Started {
-			r.Start = off
-		}
-		if err := l.changed(t.Context(), r); err != nil {
-			t.Fatal(err)
-		}
-		h := launcher.Health{Status: launcher.Running, Started: off}
-		if err := l.reported(t.Context(), report{id: launcher.ID{Run: "r", Attempt: 1}, health: h}); err != nil {
-			t.Fatal(err)
-		}
-		f := l.flights["r"]
-		f.again = time.Time{} // not looked at yet
-		return f
-	}
-	if f := see(dagster.Starting); f.due(now.Add(30*time.Second)) || !f.due(now.Add(2*time.Minute)) {
-		t.Error("a worker that began an hour ago by its target's clock has had its time to start, or never has")
-	}
-	if f := see(dagster.Started); f.due(now.Add(30*time.Second)) || !f.due(now.Add(2*time.Minute)) {
-		t.Error("a run that started an hour ago by its worker's clock has had its longest time, or never has")
-	}
-	l.flights = map[string]*flight{} // a daemon that was started since has only the run's own time
-	if f := see(dagster.Started); !f.due(now) {
-		t.Error("a run of an hour has not had its minute")
 	}
 }
