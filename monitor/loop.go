@@ -64,7 +64,7 @@ type Loop struct {
 	Phase func(launcher, phase string, took time.Duration)
 	// PhasesAfter is how long a worker must be in a phase for its run's log to tell of it; 0: each phase is told of at once.
 	PhasesAfter time.Duration
-	Log   *slog.Logger
+	Log         *slog.Logger
 
 	flights map[string]*flight
 	reports chan report
