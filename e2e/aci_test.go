@@ -297,17 +297,14 @@ func (a *azure) onlySecure(t *testing.T, password string) {
 	}
 }
 
-// Variables of [TestRealAzure]: a launcher's settings as JSON, and a Postgres server that both this machine and container groups reach.
-const (
-	azureEnv         = "SLIPWAY_TEST_AZURE"
-	azurePostgresEnv = "SLIPWAY_TEST_AZURE_PG"
-)
+// azurePostgresEnv is the variable with a Postgres server that both this machine and container groups reach.
+const azurePostgresEnv = "SLIPWAY_TEST_AZURE_PG"
 
 // Real Dagster on a real subscription, or on any emulator of one. What cannot be asked of Azure, as an eviction, has its test on our own emulator alone.
 func TestRealAzure(t *testing.T) {
-	settings, server := os.Getenv(azureEnv), os.Getenv(azurePostgresEnv)
+	settings, server := os.Getenv(testenv.AzureEnv), os.Getenv(azurePostgresEnv)
 	if settings == "" || server == "" {
-		testenv.Missing(t, "azure", "set "+azureEnv+" to a launcher's settings as JSON, with an image that has Dagster and the files of e2e/fates in its working directory, "+
+		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+" to a launcher's settings as JSON, with an image that has Dagster and the files of e2e/fates in its working directory, "+
 			"and "+azurePostgresEnv+" to the address of a Postgres server that this machine and container groups reach; see docs/launchers/aci.md")
 	}
 	testenv.DagsterBin(t)
@@ -337,13 +334,6 @@ launchers:
 		t.Fatal(err)
 	}
 	t.Cleanup(ui.Stop)
-	sweep := func() string {
-		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "sweep", "azure", "--grace", "0s").CombinedOutput()
-		if err != nil {
-			t.Errorf("sweep = %v\n%s", err, out)
-		}
-		return string(out)
-	}
 	p := w.slipway()
 	launch := func(location, job string, tags map[string]string, config map[string]any) string {
 		t.Helper()
@@ -383,7 +373,10 @@ launchers:
 	}
 	p.stop()
 	testenv.Eventually(t, long, func() (bool, string) { // no group is left
-		said := sweep()
-		return !strings.Contains(said, "dagster-run-"), said
+		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "sweep", "azure", "--grace", "0s").CombinedOutput()
+		if err != nil {
+			t.Errorf("sweep = %v\n%s", err, out)
+		}
+		return !strings.Contains(string(out), "dagster-run-"), string(out)
 	})
 }

@@ -46,6 +46,9 @@ func Faults(t testing.TB) {
 	}
 }
 
+// AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
+const AzureEnv = "SLIPWAY_TEST_AZURE"
+
 // PostgresEnv is the variable with the address of a server on which databases may be made.
 const PostgresEnv = "SLIPWAY_TEST_PG"
 

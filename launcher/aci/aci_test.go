@@ -130,18 +130,15 @@ func TestDockerContract(t *testing.T) {
 	}
 }
 
-// azureEnv is the variable with a launcher's settings, as JSON, for a real subscription.
-const azureEnv = "SLIPWAY_TEST_AZURE"
-
 // The kit on a real subscription.
 func TestRealAzure(t *testing.T) {
-	settings := os.Getenv(azureEnv)
+	settings := os.Getenv(testenv.AzureEnv)
 	if settings == "" {
-		testenv.Missing(t, "azure", "set "+azureEnv+" to a launcher's settings as JSON, with an image that has sh and a resource group that may be filled; credentials as az login has them")
+		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+" to a launcher's settings as JSON, with an image that has sh and a resource group that may be filled; credentials as az login has them")
 	}
 	var conf map[string]any
 	if err := json.Unmarshal([]byte(settings), &conf); err != nil {
-		t.Fatalf("%s: %v", azureEnv, err)
+		t.Fatalf("%s: %v", testenv.AzureEnv, err)
 	}
 	image, _ := conf["image"].(string)
 	launchertest.Run(t, launchertest.Target{Kind: aci.Kind(), Settings: conf, Timeout: 10 * time.Minute, Image: image})
