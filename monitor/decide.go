@@ -104,16 +104,17 @@ func (w Watch) settled(h launcher.Health) launcher.Health {
 // log says that nobody saw the worker's end.
 const afterKill = 30 * time.Second
 
-// Decide says what to do about a run of ours, given its worker's health and its status events since the claim, oldest first.
+// Decide says what to do about a run of ours, given its worker's health and its status events in the log's order.
 func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) Action {
 	if r.Launch == nil || r.Launch.State == storage.Void {
 		return Action{Do: Nothing}
 	}
-	if e := Sticky(*r.Launch, events); e != nil && e.Type.Status() != r.Status {
+	events = since(*r.Launch, events)
+	if e := sticky(events); e != nil && e.Type.Status() != r.Status {
 		return Action{Do: Assert, Event: e}
 	}
 	h = w.settled(h)
-	canceling := newest(*r.Launch, events, dagster.RunCanceling)
+	canceling := newest(events, dagster.RunCanceling)
 	expired, isExpired := expiry(canceling)
 	switch {
 	case r.Status == dagster.Canceled && isExpired: // its worker took it for a user's cancel
@@ -149,7 +150,7 @@ func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, la
 	if h.Status != launcher.Failed { // it left by itself
 		return last
 	}
-	started := r.Status == dagster.Started || newest(*r.Launch, events, dagster.RunStart) != nil
+	started := r.Status == dagster.Started || newest(events, dagster.RunStart) != nil
 	cause := causeOf(h, last.Reason)
 	then, but := w.Policy.Decide(r, cause, started)
 	switch then {
@@ -180,7 +181,7 @@ func (w Watch) cancel(h launcher.Health, canceling *dagster.Event, isExpired boo
 	if w.Asked.IsZero() && h.Status != launcher.NotFound { // also a worker of which its target can tell nothing
 		return Action{Do: Terminate}
 	}
-	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) {
+	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) || !w.Since.IsZero() && !w.over(w.Since, w.Times.Cancel) { // by its writer's clock and by ours
 		return Action{Do: Nothing}
 	}
 	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace
@@ -229,28 +230,49 @@ func expiry(canceling *dagster.Event) (string, bool) {
 	return "Exceeded maximum runtime of " + rest, ok
 }
 
-func newest(l storage.LaunchRow, events []dagster.Event, typ dagster.EventType) *dagster.Event {
+// since gives the events that are not of an earlier attempt. The log's order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped. In
+// SQLite's files the event of our own claim may be written after the worker's first ones; of those, the time tells.
+func since(l storage.LaunchRow, events []dagster.Event) []dagster.Event {
+	if l.Attempt == 1 {
+		return events
+	}
+	queued := len(events)
+	for i, e := range events {
+		if e.Type == dagster.RunEnqueued {
+			queued = i
+		}
+	}
+	var ours []dagster.Event
+	for i, e := range events {
+		if i > queued || !e.Time.Before(l.At) {
+			ours = append(ours, e)
+		}
+	}
+	return ours
+}
+
+func newest(events []dagster.Event, typ dagster.EventType) *dagster.Event {
 	for i := len(events) - 1; i >= 0; i-- {
-		if events[i].Type == typ && !events[i].Time.Before(l.At) {
+		if events[i].Type == typ {
 			return &events[i]
 		}
 	}
 	return nil
 }
 
-// Sticky is the event whose status wins over the column, if there is one: the first CANCELED; else a SUCCESS, which
+// sticky is the event whose status wins over the column, if there is one: the first CANCELED; else a SUCCESS, which
 // only a worker writes, also over a FAILURE that we wrote; else the last FAILURE; else a CANCELING. Of a run that has had its longest time
 // a FAILURE wins over what its worker took for a user's cancel.
 // Dagster itself checks no transitions, so that a late write may have undone any of them.
-func Sticky(l storage.LaunchRow, events []dagster.Event) *dagster.Event {
+func sticky(events []dagster.Event) *dagster.Event {
 	rank := map[dagster.EventType]int{dagster.RunCanceling: 1, dagster.RunFailure: 2, dagster.RunSuccess: 3, dagster.RunCanceled: 4}
-	if _, expired := expiry(newest(l, events, dagster.RunCanceling)); expired {
+	if _, expired := expiry(newest(events, dagster.RunCanceling)); expired {
 		rank[dagster.RunFailure] = 5
 	}
 	var best *dagster.Event
 	for i, e := range events {
 		switch {
-		case e.Time.Before(l.At) || rank[e.Type] == 0:
+		case rank[e.Type] == 0:
 		case best == nil, rank[e.Type] > rank[best.Type], e.Type == best.Type && e.Type != dagster.RunCanceled:
 			best = &events[i]
 		}

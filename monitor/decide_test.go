@@ -56,13 +56,38 @@ func TestDecide(t *testing.T) {
 		"a launch that was voided":                         {dagster.Started, dead, with(), storage.Void, monitor.Nothing},
 		"a run that went back to the queue":                {dagster.Queued, dead, nil, storage.Open, monitor.Nothing},
 	} {
-		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: c.state}}}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 2, At: claimed, State: c.state}}}
 		if got := monitor.Decide(r, c.health, c.events, monitor.Watch{}); got.Do != c.want {
 			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
 		}
 	}
 	if got := monitor.Decide(storage.Run{Run: dagster.Run{Status: dagster.Started}}, dead, nil, monitor.Watch{}); got.Do != monitor.Nothing {
 		t.Errorf("a run that we did not claim: Decide = %+v, want nothing", got)
+	}
+}
+
+// The log's order tells which events are of this attempt, for the clock of a worker may be behind ours, or ours have been set back after the claim.
+func TestDecideByTheLogsOrder(t *testing.T) {
+	dead := launcher.Health{Status: launcher.Failed, Message: "killed", Cause: launcher.CauseExit}
+	for name, c := range map[string]struct {
+		attempt int
+		events  []dagster.EventType
+		want    monitor.Verb
+	}{
+		"the only attempt wrote its success and died":          {1, []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart, dagster.RunSuccess}, monitor.Assert},
+		"the same, before the event of the claim was written":  {1, []dagster.EventType{dagster.RunStart, dagster.RunSuccess, dagster.RunEnqueued, dagster.RunStarting}, monitor.Assert},
+		"the second one did":                                   {2, []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart, dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart, dagster.RunSuccess}, monitor.Assert},
+		"somebody had asked to cancel the first one, not this": {2, []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunCanceling, dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart}, monitor.Fail},
+		"the worker began and died":                            {1, []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart}, monitor.Fail},
+	} {
+		events := log(c.events...)
+		for i := range events {
+			events[i].Time = events[i].Time.Add(-time.Hour)
+		}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Started}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: c.attempt, At: claimed, State: storage.Open}}}
+		if got := monitor.Decide(r, dead, events, monitor.Watch{}); got.Do != c.want {
+			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
+		}
 	}
 }
 

@@ -78,7 +78,8 @@ type flight struct {
 	run           storage.Run
 	times         Times
 	health        launcher.Health
-	since         time.Time      // it is in its phase
+	since         time.Time      // it is in its phase; by our own clock, for others may be off, and ours be stepped
+	began         time.Time      // the run has started, likewise; zero: not yet
 	asked, killed time.Time      // to stop; zero: not yet
 	again         time.Time      // before this it is not looked at again for the time that it takes
 	answered      time.Time      // by its target, the last time
@@ -86,6 +87,16 @@ type flight struct {
 	debug         string         // what the target says of a dead worker for people
 	told          launcher.Phase // the last one that stands in the run's log
 	over          time.Time      // the run was seen to be canceled, its worker not seen to end
+}
+
+// start notes when a run was seen to have started, which is when its longest time begins.
+func (f *flight) start() {
+	if f.began.IsZero() && f.run.Status == dagster.Started {
+		f.began = time.Now()
+	}
+	if !f.began.IsZero() {
+		f.run.Start = f.began
+	}
 }
 
 // linger is how long a worker may go on after its run is canceled, which somebody may have written by force. Dagster's takes some seconds.
@@ -168,9 +179,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.Launched.Wake():
-			err = l.take(ctx, l.Launched)
+			err = take(ctx, l.Launched, l.launched)
 		case <-l.Inbox.Wake():
-			err = l.take(ctx, l.Inbox)
+			err = take(ctx, l.Inbox, l.changed)
 		case rep := <-l.reports:
 			err = l.reported(ctx, rep)
 		case <-again:
@@ -208,18 +219,26 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-func (l *Loop) take(ctx context.Context, inbox *storage.Inbox) error {
+func take(ctx context.Context, inbox *storage.Inbox, with func(context.Context, storage.Run) error) error {
 	var errs []error
 	for _, r := range inbox.Take() {
-		errs = append(errs, l.changed(ctx, r))
+		errs = append(errs, with(ctx, r))
 	}
 	return errors.Join(errs...)
+}
+
+// launched takes in a run whose handle was written, in the status that it had then: what was read of it before had no handle, and is not told again.
+func (l *Loop) launched(ctx context.Context, r storage.Run) error {
+	if f := l.flights[r.ID]; f != nil && f.run.Launch.Token == r.Launch.Token {
+		return nil // read since, with the handle
+	}
+	return l.changed(ctx, r)
 }
 
 // changed takes in a run's new state.
 func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
-	if f != nil && r.Status == dagster.Queued && r.Updated.Before(f.run.Launch.At) {
+	if f != nil && r.QueuedBefore(*f.run.Launch) {
 		return nil // read before it was claimed
 	}
 	if f != nil && r.Status == "" { // deleted: nobody needs its worker
@@ -235,10 +254,17 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		return l.unlaunched(ctx, r)
 	}
 	if f == nil || f.run.Launch.Token != r.Launch.Token {
-		if r.Handle == "" || !r.Status.Active() {
+		if r.Handle == "" || !r.Status.Active() && r.Status != dagster.Canceled {
 			return nil
 		}
 		f = &flight{run: r, times: l.Times(r.Run, r.Launch.Launcher), since: time.Now()}
+		if f.start(); !f.began.IsZero() && !r.Start.IsZero() { // before we saw it: there is but the run's own time
+			f.began = f.began.Add(-max(0, time.Now().Round(0).Sub(r.Start)))
+			f.run.Start = f.began
+		}
+		if r.Status == dagster.Canceled { // by force, while its worker was being launched
+			f.over = f.since
+		}
 		l.flights[r.ID] = f
 		if h, ok := l.Seen[f.key().id]; ok {
 			delete(l.Seen, f.key().id)
@@ -255,6 +281,7 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	}
 	was := f.run.Status
 	f.run = r
+	f.start()
 	switch {
 	case r.Status == dagster.Canceling, was == dagster.Canceling && r.Status == dagster.Canceled: // it may have had its longest time
 		return l.check(ctx, r.ID)
@@ -317,9 +344,6 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 			l.Phase(f.run.Launch.Launcher, phaseOf(f.health), f.answered.Sub(f.since))
 		}
 		f.since = f.answered
-	}
-	if s := rep.health.Started; rep.health.Status == launcher.Running && !s.IsZero() && f.run.Status == dagster.Starting {
-		f.since = s // also for a daemon that was started since
 	}
 	f.health, f.debug = rep.health, rep.debug
 	if l.PhasesAfter == 0 {
@@ -416,7 +440,12 @@ func (l *Loop) check(ctx context.Context, id string) error {
 		return err
 	}
 	r.Handle = f.run.Handle
+	if f.run.Status != r.Status && r.Status == dagster.Canceling {
+		f.since = time.Now()
+	}
 	f.run = r
+	f.start()
+	r = f.run
 	w := f.seen(time.Now())
 	w.Policy = l.Policy
 	if w.mute(f.health) {

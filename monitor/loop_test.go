@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -21,6 +22,8 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
+	voided := *launch
+	voided.State = storage.Void
 	l := &Loop{
 		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
@@ -35,6 +38,8 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		{"read before the claim", run(dagster.Queued, claimed.Add(-time.Second), nil, ""), true},
 		{"read before the handle was written", run(dagster.Started, claimed.Add(time.Second), launch, ""), true},
 		{"back in the queue", run(dagster.Queued, claimed.Add(time.Second), nil, ""), false},
+		{"launched once more", run(dagster.Starting, claimed, launch, "h"), true},
+		{"back in the queue by a clock that was set back", run(dagster.Queued, claimed.Add(-time.Hour), &voided, ""), false},
 		{"launched by another instance", run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"), false},
 	} {
 		if err := l.changed(t.Context(), step.run); err != nil {
@@ -86,6 +91,80 @@ func TestPhasesInTheRunsLog(t *testing.T) {
 		}
 		if !slices.EqualFunc(w.texts, c.want, strings.Contains) {
 			t.Errorf("after %v: %q, want %q", c.after, w.texts, c.want)
+		}
+	}
+}
+
+// How long a worker takes to start, and a run in all, is told by our own clock from when we saw it: the clock of a target may be hours off, and ours be stepped.
+func TestTimesByOurOwnClock(t *testing.T) {
+	now := time.Now()
+	off := now.Add(-time.Hour)
+	r := storage.Run{
+		Run: dagster.Run{ID: "r", Status: dagster.Starting}, Updated: now,
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: off, State: storage.Open}, Handle: "h"},
+	}
+	times := Times{Start: time.Minute, MaxRuntime: time.Minute}
+	l := &Loop{
+		Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Times: func(dagster.Run, string) Times { return times },
+		flights: map[string]*flight{}, asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
+	}
+	see := func(status dagster.Status) *flight {
+		t.Helper()
+		r.Status = status
+		if status == dagster.Started {
+			r.Start = off
+		}
+		if err := l.changed(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		h := launcher.Health{Status: launcher.Running, Started: off}
+		if err := l.reported(t.Context(), report{id: launcher.ID{Run: "r", Attempt: 1}, health: h}); err != nil {
+			t.Fatal(err)
+		}
+		f := l.flights["r"]
+		f.again = time.Time{} // not looked at yet
+		return f
+	}
+	if f := see(dagster.Starting); f.due(now.Add(30*time.Second)) || !f.due(now.Add(2*time.Minute)) {
+		t.Error("a worker that began an hour ago by its target's clock has had its time to start, or never has")
+	}
+	if f := see(dagster.Started); f.due(now.Add(30*time.Second)) || !f.due(now.Add(2*time.Minute)) {
+		t.Error("a run that started an hour ago by its worker's clock has had its longest time, or never has")
+	}
+	l.flights = map[string]*flight{} // a daemon that was started since has only the run's own time
+	if f := see(dagster.Started); !f.due(now) {
+		t.Error("a run of an hour has not had its minute")
+	}
+}
+
+// A run whose handle is written may have begun, or been canceled, while its worker was being launched. What was read of it then had no handle, and is not told again.
+func TestLaunchedMeanwhile(t *testing.T) {
+	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: time.Now(), State: storage.Open}
+	run := func(status dagster.Status, handle string) storage.Run {
+		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Facts: storage.Facts{Launch: launch, Handle: handle}}
+	}
+	later := time.Now().Add(2 * time.Minute)
+	for name, c := range map[string]struct {
+		read, launched storage.Run
+		due, lingers   bool
+	}{
+		"begun":                              {run(dagster.Started, ""), run(dagster.Started, "h"), true, false},
+		"begun, and read so with its handle": {run(dagster.Started, "h"), run(dagster.Starting, "h"), true, false},
+		"not begun":                          {run(dagster.Starting, ""), run(dagster.Starting, "h"), false, false},
+		"canceled by force":                  {run(dagster.Canceled, ""), run(dagster.Canceled, "h"), false, true},
+	} {
+		l := &Loop{
+			Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{MaxRuntime: time.Minute} },
+			flights: map[string]*flight{}, asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
+			Inbox: storage.NewInbox(), Launched: storage.NewInbox(),
+		}
+		l.Inbox.Put(c.read)
+		l.Launched.Put(c.launched)
+		if err := errors.Join(take(t.Context(), l.Inbox, l.changed), take(t.Context(), l.Launched, l.launched)); err != nil {
+			t.Fatal(err)
+		}
+		if f := l.flights["r"]; f == nil || f.due(later) != c.due || f.lingers(later) != c.lingers {
+			t.Errorf("%s: %+v; want its longest time to end: %v, its worker to be stopped: %v", name, f, c.due, c.lingers)
 		}
 	}
 }

@@ -138,7 +138,7 @@ func (l *Loop) requeued(r Requeued) {
 // changed takes in a run that the feed has read.
 func (l *Loop) changed(ctx context.Context, r storage.Run) {
 	claimed, ok := l.active[r.ID]
-	if ok && r.Status == dagster.Queued && claimed.Launch != nil && r.Updated.Before(claimed.Launch.At) {
+	if ok && claimed.Launch != nil && r.QueuedBefore(*claimed.Launch) {
 		return // read before we claimed it; taken at its word, it would free its place for another
 	}
 	if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {

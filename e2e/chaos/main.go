@@ -4,7 +4,7 @@
 //	hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 1000 -dagster 50 -seed 7
 //
 // Two daemons, random command jobs on the process launcher, some runs of Dagster's own workers (-dagster), and, with hack/with-docker on Postgres, a fifth in containers; and, at random: daemons killed or stopped for
-// longer than their lease, their clocks stepped (-clocks), workers and supervisors killed, runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres
+// longer than their lease, their clocks stepped, workers and supervisors killed, runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres
 // crashed, Docker's engine killed, the disk full (-disk). What the daemons did is replayed through the model of the protocol. The exit code is 1 if the checker finds anything, or the model
 // cannot do what they did. A seed repeats the choices, not the moments.
 package main
@@ -50,7 +50,6 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
 	flag.StringVar(&o.disk, "disk", "", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on Linux")
 	flag.IntVar(&o.dagster, "dagster", 0, "have one run of so many executed by Dagster's own worker, from .venv; 0: none")
-	flag.BoolVar(&o.clocks, "clocks", false, "step the clocks of daemons")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -65,7 +64,6 @@ type options struct {
 	storage, dir string
 	disk         string // size of a file system of its own for the instance; "": none
 	runs         int
-	clocks       bool
 	dagster      int // one run of so many is for Dagster's own worker; 0: none
 	seed         uint64
 	settle       time.Duration
@@ -622,9 +620,7 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 			pause(ctx, time.Duration(500+r.IntN(3500))*time.Millisecond)
 			_ = w.daemon(i).Signal(syscall.SIGCONT)
 		},
-	}
-	if w.clocks {
-		all = append(all, func(i int) { w.steps(i, r) })
+		func(i int) { w.steps(i, r) },
 	}
 	if crash := os.Getenv("SLIPWAY_TEST_DOCKER_CRASH"); crash != "" && w.image != "" {
 		all = append(all, func(int) {
