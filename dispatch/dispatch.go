@@ -435,10 +435,11 @@ func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l l
 	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
 		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
 	events = append(events, noted(r.Run, now, l.Notes)...)
-	if _, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags}); !ok {
+	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags})
+	if !ok {
 		return
 	}
-	r.Handle = string(l.Handle)
+	r.Handle, r.Status = string(l.Handle), out.Status // it may have begun, or be canceled, meanwhile
 	d.Launched(r)
 }
 

@@ -30,7 +30,7 @@ func (s *fakeStore) Move(_ context.Context, _ storage.Fence, t storage.Transitio
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.moves = append(s.moves, t)
-	return storage.Outcome{Done: true}, nil
+	return storage.Outcome{Done: true, Status: s.runs[t.Run].Status}, nil
 }
 
 func (s *fakeStore) Runs(_ context.Context, f storage.Filter) ([]storage.Run, error) {
@@ -171,6 +171,25 @@ func TestUnknownOutcomeIsHeld(t *testing.T) {
 	s.wrote(t, "the second launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
 		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took, l.said())
+	}
+}
+
+// Of a run whose handle is written it is told which status it has then: its worker may have begun it before, or somebody have canceled it.
+func TestLaunchedInItsStatus(t *testing.T) {
+	told, begun := make(chan storage.Run, 1), make(chan struct{})
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		<-begun
+		return launcher.Launched{Handle: "h"}, nil
+	}}
+	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Launched = func(r storage.Run) { told <- r } })
+	r := s.runs["r1"]
+	r.Status = dagster.Started
+	s.mu.Lock()
+	s.runs["r1"] = r
+	s.mu.Unlock()
+	close(begun)
+	if r := <-told; r.Status != dagster.Started || r.Handle != "h" {
+		t.Errorf("launched: %s with handle %q, want %s with h", r.Status, r.Handle, dagster.Started)
 	}
 }
 
