@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -119,6 +120,34 @@ sys.stdin.read()
 			if err := errors.Join(in.Close(), lock.Wait()); err != nil {
 				t.Fatal(err)
 			}
+		})
+	})
+	t.Run("sqlite/moved", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		history := filepath.Join(d.Location, "history")
+		move := func(from, to string) func() {
+			return func() {
+				if err := os.Rename(from, to); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.troubled(d, move(history, history+".away"), move(history+".away", history))
+	})
+	t.Run("sqlite/replaced", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		runs := filepath.Join(d.Location, "history/runs.db")
+		w.troubled(d, func() {
+			err := errors.Join(d.Exec("VACUUM INTO ?", runs+".copy"), os.Rename(runs+".copy", runs), os.RemoveAll(runs+"-wal"), os.RemoveAll(runs+"-shm"))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, func() {
+			*d = *storagetest.Open(t, d.Location) // of the file that is there now
 		})
 	})
 }

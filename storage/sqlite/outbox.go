@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -137,7 +138,11 @@ func (s *Store) shard(ctx context.Context, run string, texts []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+	has, err := hasShard(file)
+	if err != nil {
+		return fmt.Errorf("sqlite: events of run %s: %w", run, err)
+	}
+	if !has {
 		return errDeleted
 	}
 	shard, err := open(file, 1)
@@ -146,6 +151,16 @@ func (s *Store) shard(ctx context.Context, run string, texts []string) error {
 	}
 	err = s.insert(ctx, shard, texts, false)
 	return errors.Join(err, shard.Close())
+}
+
+// hasShard says whether a run has a shard: false if it was deleted, but not if no run's file is where it was.
+func hasShard(file string) (bool, error) {
+	_, err := os.Stat(file)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	_, err = os.Stat(filepath.Join(filepath.Dir(file), "index.db"))
+	return false, err
 }
 
 const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)

@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -136,8 +134,8 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if has, err := hasShard(file); err != nil || !has {
+		return nil, err
 	}
 	shard, err := open(file, 1)
 	if err != nil {

@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	_ "modernc.org/sqlite" // the driver
 
 	"github.com/slipway-run/slipway/dagster"
 	"github.com/slipway-run/slipway/failpoint"
@@ -99,10 +98,11 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 // open opens an existing file for reading and writing.
 func open(file string, conns int) (*sql.DB, error) {
 	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {"busy_timeout(30000)"}}
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
+	p, err := placeOf(file, (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
 	if err != nil {
-		return nil, fmt.Errorf("sqlite: open %s: %w", file, err)
+		return nil, err
 	}
+	db := sql.OpenDB(p)
 	db.SetMaxOpenConns(conns)
 	return db, nil
 }
@@ -185,9 +185,15 @@ func setKV(ctx context.Context, tx *sql.Tx, key, value string) error {
 // Lead implements [storage.Leaser]; it is not for several goroutines at once. The lease ends by this machine's clock, on which all users of the
 // files are; a leader that died is told by the file lock, which the kernel drops, without waiting.
 func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+	if s.lock != nil {
+		if was, err := s.lock.Stat(); err != nil || inPlace(s.lock.Name(), was) != nil { // another one's lock would not be seen
+			_ = s.lock.Close()
+			s.lock, s.led = nil, false
+		}
+	}
 	if s.lock == nil {
 		if s.lock, err = os.OpenFile(filepath.Join(s.history, "slipway.lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-			return fence, false, fmt.Errorf("sqlite: %w", err)
+			return fence, false, fmt.Errorf("sqlite: %w", away(err))
 		}
 	}
 	locked := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
@@ -258,6 +264,12 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 // Hints implements [storage.Store]: SQLite cannot say what changed, so each hint is about everything.
 func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	return func(yield func(storage.Hint, error) bool) {
+		file := filepath.Join(s.history, "runs.db")
+		was, err := os.Stat(file)
+		if err != nil {
+			yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", away(err)))
+			return
+		}
 		conn, err := s.read.Conn(ctx)
 		if err != nil {
 			yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", err))
@@ -269,7 +281,11 @@ func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 		seen := int64(-1)
 		for {
 			var version int64
-			if err := conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil {
+			err := inPlace(file, was)
+			if err == nil {
+				err = conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version)
+			}
+			if err != nil {
 				if ctx.Err() == nil {
 					yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", err))
 				}

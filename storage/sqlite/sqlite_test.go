@@ -3,8 +3,10 @@ package sqlite_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,5 +104,93 @@ func TestCommittedStands(t *testing.T) {
 	events, err := s.Events(t.Context(), run, dagster.RunStarting, dagster.RunStart)
 	if err != nil || len(events) != 2 {
 		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
+	}
+}
+
+// While the storage is away nothing is written to where it went, nor once another file is in its place.
+func TestMoved(t *testing.T) {
+	d := storagetest.NewSQLite(t)
+	s := openStore(t, d.Location)
+	defer s.Close()
+	lead := func() storage.Fence {
+		t.Helper()
+		fence, leads, err := s.Lead(t.Context(), "me", time.Minute)
+		if err != nil || !leads {
+			t.Fatal(leads, err)
+		}
+		return fence
+	}
+	fence := lead()
+	enqueued := func() storage.Claim {
+		t.Helper()
+		run := uuid.NewString()
+		if err := d.Enqueue(run, nil); err != nil {
+			t.Fatal(err)
+		}
+		return storage.Claim{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}
+	}
+	first, second := enqueued(), enqueued()
+
+	history := filepath.Join(d.Location, "history")
+	away := history + ".away"
+	if err := os.Rename(history, away); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.Claim(t.Context(), fence, []storage.Claim{first}); err == nil || !strings.Contains(err.Error(), "not where it was") {
+		t.Errorf("Claim of a storage that is away = %v, %v", out, err)
+	}
+	if _, leads, err := s.Lead(t.Context(), "me", time.Minute); err == nil || leads {
+		t.Errorf("Lead of a storage that is away = %v, %v", leads, err)
+	}
+	if events, err := s.Events(t.Context(), first.Run); err == nil {
+		t.Errorf("Events of a storage that is away = %v", events)
+	}
+	if err := os.Rename(away, history); err != nil {
+		t.Fatal(err)
+	}
+	fence = lead()
+	if out, err := s.Claim(t.Context(), fence, []storage.Claim{first}); err != nil || !out[0].Done {
+		t.Fatalf("Claim of a storage that is back = %v, %v", out, err)
+	}
+
+	hinted := make(chan error)
+	heard := make(chan struct{}, 1)
+	go func() {
+		for _, err := range s.Hints(t.Context()) {
+			if err != nil {
+				hinted <- err
+			}
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	<-heard
+	runs := filepath.Join(history, "runs.db")
+	copied := runs + ".copy"
+	if err := d.Exec("VACUUM INTO ?", copied); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(copied, runs); err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range []string{"-wal", "-shm"} {
+		if err := os.Remove(runs + more); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	if err := <-hinted; !strings.Contains(err.Error(), "replaced") {
+		t.Errorf("Hints of a file that was replaced end with %v", err)
+	}
+	fence = lead()
+	if out, err := s.Claim(t.Context(), fence, []storage.Claim{second}); err != nil || !out[0].Done {
+		t.Fatalf("Claim of a storage that was replaced = %v, %v", out, err)
+	}
+	fresh := openStore(t, d.Location)
+	defer fresh.Close()
+	found, err := fresh.Runs(t.Context(), storage.Filter{IDs: []string{first.Run, second.Run}})
+	if err != nil || len(found) != 2 || found[0].Status != dagster.Starting || found[1].Status != dagster.Starting {
+		t.Errorf("in the file that is in its place now: %v, %v; want both runs STARTING", found, err)
 	}
 }
