@@ -24,6 +24,8 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
 	voided := *launch
 	voided.State = storage.Void
+	requeued := run(dagster.Queued, claimed.Add(-time.Hour), nil, "")
+	requeued.Was = &voided
 	l := &Loop{
 		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
@@ -39,7 +41,7 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		{"read before the handle was written", run(dagster.Started, claimed.Add(time.Second), launch, ""), true},
 		{"back in the queue", run(dagster.Queued, claimed.Add(time.Second), nil, ""), false},
 		{"launched once more", run(dagster.Starting, claimed, launch, "h"), true},
-		{"back in the queue by a clock that was set back", run(dagster.Queued, claimed.Add(-time.Hour), &voided, ""), false},
+		{"back in the queue by a clock that was set back", requeued, false},
 		{"launched by another instance", run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"), false},
 	} {
 		if err := l.changed(t.Context(), step.run); err != nil {

@@ -104,6 +104,7 @@ func parseDeath(run, value string) (Death, bool) {
 type Facts struct {
 	Launch *LaunchRow // the current one
 	Handle string     // of it; "" if none is written
+	Was    *LaunchRow // of a queued run: the last one that it had
 	Deaths []Death    // of workers of earlier attempts, oldest first
 }
 

@@ -33,11 +33,11 @@ type Run struct {
 	Broken error // the body cannot be read; only ID, Row and Status are set then
 }
 
-// QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the queue has the claim's row, voided, or a later one; the time
+// QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the queue since has the claim's row, voided, or a later one: the time
 // of its change alone says nothing where a clock was set back.
 func (r Run) QueuedBefore(claim LaunchRow) bool {
-	after := r.Launch != nil && (r.Launch.Attempt > claim.Attempt || r.Launch.Token == claim.Token && r.Launch.State == Void)
-	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !after
+	since := r.Was != nil && (r.Was.Attempt > claim.Attempt || r.Was.Token == claim.Token && r.Was.State == Void)
+	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !since
 }
 
 // Filter selects runs. The zero value selects all of them.

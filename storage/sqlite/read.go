@@ -121,8 +121,8 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	}
 	for i := range runs {
 		runs[i].Facts = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
-		if runs[i].Status == dagster.Queued { // what an earlier launch left
-			runs[i].Launch, runs[i].Handle = nil, ""
+		if f := &runs[i].Facts; runs[i].Status == dagster.Queued {
+			f.Was, f.Launch, f.Handle = f.Launch, nil, ""
 		}
 	}
 	return nil

@@ -344,8 +344,15 @@ func moveVoid(t *testing.T, f *fixture) {
 	}
 	l.State = storage.Void
 	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Queued, Launch: l})
+	queued := f.run(t, run)
+	if queued.Launch != nil || queued.Was == nil || *queued.Was != l {
+		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Was, l)
+	}
+	queued.Updated = l.At.Add(-time.Hour) // by a clock that was set back
+	want(t, "it was read before the claim", queued.QueuedBefore(l), false)
 	next := f.claim(t, fence, run)
 	want(t, "attempt", next.Attempt, 2)
+	want(t, "it was read before the next claim", queued.QueuedBefore(next), true)
 	want(t, "current launch row", f.run(t, run).Launch.Token, next.Token)
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING PIPELINE_ENQUEUED PIPELINE_STARTING")
 }
