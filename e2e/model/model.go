@@ -607,7 +607,47 @@ func Traces(text string) (map[string]Trace, error) {
 		}
 		traces[run] = Trace{append(traces[run].Steps, s), len(pids[run])}
 	}
+	for _, t := range traces {
+		settle(t.Steps)
+	}
 	return traces, nil
+}
+
+// settle puts commits before what can only have come after them. A daemon records one when it has its answer, and may have been stopped before that, while
+// another daemon went on. The order of a daemon's own steps is certain, and stays.
+func settle(steps []Step) {
+	for i, c := range steps {
+		for j, s := range steps[:i] {
+			if !c.precedes(s) {
+				continue
+			}
+			if !slices.ContainsFunc(steps[j:i], func(s Step) bool { return s.Daemon == c.Daemon }) {
+				copy(steps[j+1:i+1], steps[j:i])
+				steps[j] = c
+			}
+			break
+		}
+	}
+	var met []int
+	for i, s := range steps {
+		if !slices.Contains(met, s.Daemon) {
+			met = append(met, s.Daemon)
+		}
+		steps[i].Daemon = slices.Index(met, s.Daemon)
+	}
+}
+
+// precedes says whether a step is a commit without which the other one could not have been.
+func (s Step) precedes(other Step) bool {
+	switch s.What {
+	case "claim":
+		return other.Attempt > s.Attempt || other.Attempt == s.Attempt && other.What != "claim"
+	case "handle":
+		return other.Attempt > s.Attempt || other.Attempt == s.Attempt && other.What == "again"
+	case "again":
+		return other.Attempt > s.Attempt
+	}
+	return false
 }
 
 // Rules are those under which a trace is replayed; false if more daemons or workers were at the run than the model has.

@@ -66,3 +66,32 @@ func TestReplay(t *testing.T) {
 		}
 	}
 }
+
+// What a daemon that was stopped after a commit records late counts from before what came after that commit; a step that it did itself in between does not.
+func TestLateRecords(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want string
+		fits bool
+	}{
+		{"1 launch r 1\n1 launched r 1\n1 handle r 1\n2 claim r 1\n2 launch r 1\n2 launched r 1\n", "claim launch launched handle launch launched", true},
+		{"1 claim r 1\n1 launch r 1\n1 launched r 1\n2 launch r 1\n2 launched r 1\n2 handle r 1\n2 claim r 2\n1 again r 1\n2 launch r 2\n", "claim launch launched launch launched handle again claim launch", true},
+		{"1 launch r 1\n1 claim r 1\n1 launched r 1\n", "launch claim launched", false},
+	} {
+		traces, err := model.Traces(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range traces["r"].Steps {
+			got = append(got, s.What)
+		}
+		rules, ok := traces["r"].Rules()
+		if !ok || strings.Join(got, " ") != c.want {
+			t.Errorf("%q is read as %q, %v, want %q", c.text, got, ok, c.want)
+		}
+		if n, fits := model.Replay(rules, traces["r"].Steps); fits != c.fits {
+			t.Errorf("%q: the model takes it: %v, as far as step %d; want %v", c.text, fits, n, c.fits)
+		}
+	}
+}
