@@ -239,6 +239,9 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) 
 
 // poll reads what was updated lately.
 func (f *Feed) poll(ctx context.Context, overlap time.Duration) error {
+	if now := time.Now(); f.newest.After(now) { // our clock was set back
+		f.newest = now
+	}
 	// With the statuses named, Dagster's index of status and update time serves the query.
 	runs, err := f.Store.Runs(ctx, Filter{Statuses: dagster.Statuses(), Since: f.newest.Add(-overlap)})
 	f.put(runs, false)
