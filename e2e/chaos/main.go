@@ -86,6 +86,9 @@ type world struct {
 	counts  map[string]int
 }
 
+// diskOfRun is what a run leaves on the disk at most, in bytes: some 55 kB on average.
+const diskOfRun = 100 << 10
+
 const settings = `queue: {max_concurrent_runs: 40}
 terminate: {local_only: true}
 allow_secrets_in_argv: true
@@ -207,6 +210,14 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	if w.disk != "" {
 		if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+w.disk, "chaos", w.home).CombinedOutput(); err != nil {
 			return fmt.Errorf("-disk: mount: %w\n%s", err, out)
+		}
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(w.home, &fs); err != nil {
+			return err
+		}
+		if needs := uint64(w.options.runs) * diskOfRun; fs.Blocks*uint64(fs.Bsize) < needs {
+			_ = exec.CommandContext(ctx, "umount", w.home).Run() // there is nothing on it
+			return fmt.Errorf("-disk %s is full for good before the end: %d runs need %dm", w.disk, w.options.runs, needs>>20+1)
 		}
 	}
 	w.bin = filepath.Join(w.dir, "bin", "slipway")
