@@ -93,7 +93,7 @@ const settings = `queue: {max_concurrent_runs: 40}
 terminate: {local_only: true}
 allow_secrets_in_argv: true
 monitoring:
-  launch_attempts: 50
+  launch_attempts: 1000
   free_slots_after_run_end_seconds: 1
   deaths: [{causes: [exit, unknown, timeout], do: again, started: again}]
 crash_loop: {deaths: 0}
