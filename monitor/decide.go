@@ -109,7 +109,7 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	if r.Launch == nil || r.Launch.State == storage.Void {
 		return Action{Do: Nothing}
 	}
-	events = since(*r.Launch, events)
+	events = ofAttempt(*r.Launch, events)
 	if e := sticky(events); e != nil && e.Type.Status() != r.Status {
 		return Action{Do: Assert, Event: e}
 	}
@@ -230,9 +230,9 @@ func expiry(canceling *dagster.Event) (string, bool) {
 	return "Exceeded maximum runtime of " + rest, ok
 }
 
-// since gives the events that are not of an earlier attempt. The log's order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped. In
+// ofAttempt leaves out the events of earlier attempts; before the first there was none. The log's order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped. In
 // SQLite's files the event of our own claim may be written after the worker's first ones; of those, the time tells.
-func since(l storage.LaunchRow, events []dagster.Event) []dagster.Event {
+func ofAttempt(l storage.LaunchRow, events []dagster.Event) []dagster.Event {
 	if l.Attempt == 1 {
 		return events
 	}

@@ -25,7 +25,7 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 	voided := *launch
 	voided.State = storage.Void
 	requeued := run(dagster.Queued, claimed.Add(-time.Hour), nil, "")
-	requeued.Was = &voided
+	requeued.Last = &voided
 	l := &Loop{
 		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{},
 		asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},

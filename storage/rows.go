@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/slipway-run/slipway/dagster"
 )
 
 // Keys of the rows that Slipway adds to Dagster's tables. Those of run_tags begin with .dagster/, which Dagster's UI hides.
@@ -104,7 +106,7 @@ func parseDeath(run, value string) (Death, bool) {
 type Facts struct {
 	Launch *LaunchRow // the current one
 	Handle string     // of it; "" if none is written
-	Was    *LaunchRow // of a queued run: the last one that it had
+	Last   *LaunchRow // of a queued run, which has no current one: the last that it had
 	Deaths []Death    // of workers of earlier attempts, oldest first
 }
 
@@ -118,6 +120,15 @@ func (f Facts) Resumes() bool {
 type Tag struct {
 	ID         int64
 	Key, Value string
+}
+
+// FactsOf finds the facts of a run as it was read, in the order of the rows' ids.
+func FactsOf(r dagster.Run, rows []Tag) Facts {
+	f := Ours(r.ID, rows, r.Tags)
+	if r.Status == dagster.Queued {
+		f.Last, f.Launch, f.Handle = f.Launch, nil, ""
+	}
+	return f
 }
 
 // Ours finds what is ours among a run's rows of run_tags, in the order of their

@@ -36,7 +36,7 @@ type Run struct {
 // QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the queue since has the claim's row, voided, or a later one: the time
 // of its change alone says nothing where a clock was set back.
 func (r Run) QueuedBefore(claim LaunchRow) bool {
-	since := r.Was != nil && (r.Was.Attempt > claim.Attempt || r.Was.Token == claim.Token && r.Was.State == Void)
+	since := r.Last != nil && (r.Last.Attempt > claim.Attempt || r.Last.Token == claim.Token && r.Last.State == Void)
 	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !since
 }
 

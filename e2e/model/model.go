@@ -608,14 +608,14 @@ func Traces(text string) (map[string]Trace, error) {
 		traces[run] = Trace{append(traces[run].Steps, s), len(pids[run])}
 	}
 	for _, t := range traces {
-		settle(t.Steps)
+		reorder(t.Steps)
 	}
 	return traces, nil
 }
 
-// settle puts commits before what can only have come after them. A daemon records one when it has its answer, and may have been stopped before that, while
+// reorder puts commits before what can only have come after them. A daemon records one when it has its answer, and may have been stopped before that, while
 // another daemon went on. The order of a daemon's own steps is certain, and stays.
-func settle(steps []Step) {
+func reorder(steps []Step) {
 	for i, c := range steps {
 		for j, s := range steps[:i] {
 			if !c.precedes(s) {

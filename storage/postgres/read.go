@@ -95,10 +95,7 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}
 	for i := range runs {
-		runs[i].Facts = storage.Ours(runs[i].ID, tags[runs[i].ID], runs[i].Tags)
-		if f := &runs[i].Facts; runs[i].Status == dagster.Queued {
-			f.Was, f.Launch, f.Handle = f.Launch, nil, ""
-		}
+		runs[i].Facts = storage.FactsOf(runs[i].Run, tags[runs[i].ID])
 	}
 	return nil
 }

@@ -345,8 +345,8 @@ func moveVoid(t *testing.T, f *fixture) {
 	l.State = storage.Void
 	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Queued, Launch: l})
 	queued := f.run(t, run)
-	if queued.Launch != nil || queued.Was == nil || *queued.Was != l {
-		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Was, l)
+	if queued.Launch != nil || queued.Last == nil || *queued.Last != l {
+		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Last, l)
 	}
 	queued.Updated = l.At.Add(-time.Hour) // by a clock that was set back
 	want(t, "it was read before the claim", queued.QueuedBefore(l), false)
