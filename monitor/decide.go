@@ -75,7 +75,7 @@ type Watch struct {
 	Now           time.Time
 	Since         time.Time // the worker is in its phase
 	Answered      time.Time // the target's last answer
-	Heard         time.Time // the run's last event of any kind; only looked up where it matters
+	Heard         time.Time // an event of the run was last seen that it had not before; only looked up where it matters
 	Asked, Killed time.Time // to stop; zero: not yet
 	Times         Times
 	Policy        *Policy

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,7 +84,8 @@ type flight struct {
 	asked, killed time.Time      // to stop; zero: not yet
 	again         time.Time      // before this it is not looked at again for the time that it takes
 	answered      time.Time      // by its target, the last time
-	heard         time.Time      // the run's last event, where it was looked up
+	events        int            // that others had written when its target ceased to know the worker
+	heard         time.Time      // more were seen in the run's log; by our own clock, for their writer's may be off
 	debug         string         // what the target says of a dead worker for people
 	told          launcher.Phase // the last one that stands in the run's log
 	over          time.Time      // the run was seen to be canceled, its worker not seen to end
@@ -332,6 +334,13 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return nil
 	}
 	was := f.health.Status
+	if was != rep.health.Status && !rep.health.Status.Alive() && !rep.health.Status.Ended() && (f.times.Silence > 0 || rep.health.Status == launcher.NotFound) {
+		n, err := l.wrote(ctx, rep.id.Run)
+		if err != nil {
+			return err // the net asks again
+		}
+		f.events, f.heard = n, time.Now()
+	}
 	f.answered = time.Now()
 	switch rep.health.Status {
 	case launcher.Unknown:
@@ -449,8 +458,12 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	w := f.seen(time.Now())
 	w.Policy = l.Policy
 	if w.mute(f.health) {
-		if f.heard, err = l.lastEvent(ctx, id); err != nil {
+		n, err := l.wrote(ctx, id)
+		if err != nil {
 			return err
+		}
+		if n != f.events {
+			f.events, f.heard = n, w.Now
 		}
 		w.Heard = f.heard
 	}
@@ -461,14 +474,17 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	return l.act(ctx, f, a)
 }
 
-// lastEvent is when a run wrote its last event.
-func (l *Loop) lastEvent(ctx context.Context, run string) (time.Time, error) {
+// wrote is how many events a run has that are not ours.
+func (l *Loop) wrote(ctx context.Context, run string) (n int, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
 	events, err := l.Store.Events(ctx, run)
-	var last time.Time
 	for _, e := range events {
-		last = latest(last, e.Time)
+		if e.Type != dagster.EngineEvent || !strings.HasPrefix(e.Message, "[Slipway] ") {
+			n++
+		}
 	}
-	return last, err
+	return n, err
 }
 
 // act carries out a decision.

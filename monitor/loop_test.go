@@ -57,10 +57,25 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 	}
 }
 
-// written is a storage that keeps what is written.
+// written is a storage of one run that keeps what is written.
 type written struct {
 	store
-	texts []string
+	run    storage.Run
+	events []dagster.Event
+	texts  []string
+}
+
+func (w *written) Runs(context.Context, storage.Filter) ([]storage.Run, error) {
+	return []storage.Run{w.run}, nil
+}
+
+func (w *written) Events(_ context.Context, _ string, types ...dagster.EventType) (out []dagster.Event, err error) {
+	for _, e := range w.events {
+		if len(types) == 0 || slices.Contains(types, e.Type) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
 }
 
 func (w *written) Move(_ context.Context, _ storage.Fence, t storage.Transition) (storage.Outcome, error) {
@@ -167,6 +182,51 @@ func TestLaunchedMeanwhile(t *testing.T) {
 		}
 		if f := l.flights["r"]; f == nil || f.due(later) != c.due || f.lingers(later) != c.lingers {
 			t.Errorf("%s: %+v; want its longest time to end: %v, its worker to be stopped: %v", name, f, c.due, c.lingers)
+		}
+	}
+}
+
+// A worker that its target does not know is dead if the run's log has nothing new since, whatever the clocks say of what stands there: a daemon whose clock was set back, or a worker
+// whose clock is off, wrote it. What we write ourselves does not count.
+func TestHeardByOurOwnClock(t *testing.T) {
+	now := time.Now()
+	r := storage.Run{
+		Run:   dagster.Run{ID: "r", Status: dagster.Starting},
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: now, State: storage.Open}, Handle: "h"},
+	}
+	event := func(typ dagster.EventType, at time.Duration, text string) dagster.Event {
+		return dagster.NewEvent(r.Run, typ, now.Add(at), text)
+	}
+	for name, c := range map[string]struct {
+		before, since []dagster.Event
+		dead          bool
+	}{
+		"nothing since":                           {before: []dagster.Event{event(dagster.RunStarting, 0, "")}, dead: true},
+		"nothing since, an hour ahead before":     {before: []dagster.Event{event(dagster.RunStarting, time.Hour, "")}, dead: true},
+		"an event since":                          {since: []dagster.Event{event("STEP_START", time.Minute, "")}},
+		"an event since, of a clock that is slow": {since: []dagster.Event{event("STEP_START", -time.Hour, "")}},
+		"nothing since but our own":               {since: []dagster.Event{event(dagster.EngineEvent, time.Minute, "[Slipway] Its worker is asked to stop.")}, dead: true},
+	} {
+		w := &written{run: r, events: c.before}
+		l := &Loop{
+			Store: w, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Policy: &Policy{}, Times: func(dagster.Run, string) Times { return Times{Settle: time.Minute} },
+			flights: map[string]*flight{}, asks: map[string]chan flightKey{"local": make(chan flightKey, 10)},
+		}
+		if err := l.changed(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		lost := report{id: launcher.ID{Run: "r", Attempt: 1}, health: launcher.Health{Status: launcher.NotFound}}
+		if err := l.reported(t.Context(), lost); err != nil {
+			t.Fatal(err)
+		}
+		w.events = append(w.events, c.since...)
+		f := l.flights["r"]
+		f.since, f.heard = f.since.Add(-2*time.Minute), f.heard.Add(-2*time.Minute) // it was so for two minutes
+		if err := errors.Join(l.reported(t.Context(), lost), l.check(t.Context(), "r")); err != nil {
+			t.Fatal(err)
+		}
+		if dead := len(w.texts) > 0; dead != c.dead {
+			t.Errorf("%s: taken for dead: %v, want %v (%q)", name, dead, c.dead, w.texts)
 		}
 	}
 }

@@ -337,6 +337,9 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 		return c, nil
 	}
 	if c.State.Error != "" { // an earlier start found out that it can never run
+		if startedBefore(c.State.Error) {
+			return c, nil
+		}
 		return none, startError(c.ID, errors.New(c.State.Error))
 	}
 	for _, n := range s.Networks[min(1, len(s.Networks)):] {
@@ -349,10 +352,17 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 		}
 	}
 	failpoint.Here("docker.created")
-	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil {
+	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil && !startedBefore(err.Error()) {
 		return none, startError(c.ID, err)
 	}
 	return c, nil
+}
+
+// startedBefore says whether the engine could not start a container because its runtime has the container already. An engine that was killed amid a start knows nothing of it
+// afterwards: the container is "created" for it, cannot be started, and its process, which nobody can stop, may run.
+func startedBefore(text string) bool {
+	return strings.Contains(text, "id already in use") || strings.Contains(text, "cannot delete running task") ||
+		strings.Contains(text, "failed to start shim") && strings.Contains(text, "file exists")
 }
 
 // find gives the container of a name, if it is this request's.

@@ -94,7 +94,10 @@ func Health(s *container.State) launcher.Health {
 	switch s.Status {
 	case container.StateCreated:
 		h.Status, h.Phase, h.Started, h.Ended = launcher.Starting, launcher.Accepted, time.Time{}, time.Time{}
-		if s.Error != "" {
+		switch {
+		case startedBefore(s.Error): // it may run, and be past its gate
+			h.Message = "the engine has lost the container in its start: " + s.Error
+		case s.Error != "":
 			h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, "the container could not be started: "+s.Error
 		}
 		return h

@@ -1,0 +1,62 @@
+package docker_test
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// An engine that was killed amid a start calls the container "created" and cannot start it, while its process may run. It counts as launched, and not as dead: another worker
+// could be a second one. The texts are those of Docker 20.10 with containerd 1.6, killed amid starts.
+func TestLostInItsStart(t *testing.T) {
+	for text, lost := range map[string]bool{
+		"id already in use": true,
+		"failed to start shim: mkdir /run/containerd/io.containerd.runtime.v2.task/moby/70d2: file exists: unknown":  true,
+		"failed to set up container networking: listen tcp 0.0.0.0:80: bind: address already in use":                 false,
+		`failed to create shim task: OCI runtime create failed: exec: "nothing": executable file not found in $PATH`: false,
+	} {
+		req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test", Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
+		said := "" // by an earlier start
+		engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Api-Version", "1.41")
+			var out any
+			switch {
+			case strings.HasSuffix(r.URL.Path, "/json"):
+				out = map[string]any{
+					"Id": madeID, "Name": "/" + req.ID.String(), "State": map[string]any{"Status": "created", "Error": said},
+					"Config": map[string]any{"Labels": map[string]string{"dagster/run_id": req.ID.Run, "slipway-instance": req.Instance}},
+				}
+			case strings.HasSuffix(r.URL.Path, "/start"):
+				said = text
+				w.WriteHeader(http.StatusInternalServerError)
+				out = map[string]string{"message": text}
+			}
+			if err := json.NewEncoder(w).Encode(out); err != nil {
+				t.Error(err)
+			}
+		}))
+		l := must(t, "{host: 'tcp://"+strings.TrimPrefix(engine.URL, "http://")+"', network: none}")
+		for range 2 { // also by one who finds what the first was told
+			got, err := l.Launch(t.Context(), req)
+			if lost != (err == nil) || err != nil && errors.Is(err, launcher.ErrTransient) {
+				t.Errorf("%s: Launch = %+v, %v; want it launched: %v", text, got, err, lost)
+			}
+		}
+		want := launcher.Failed
+		if lost {
+			want = launcher.Starting
+		}
+		if got, err := l.Health(t.Context(), launcher.Handle(req.ID.String())); err != nil || got.Status != want || !strings.Contains(got.Message, text) {
+			t.Errorf("%s: Health = %+v, %v; want %s", text, got, err, want)
+		}
+		engine.Close()
+	}
+}
