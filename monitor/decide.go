@@ -83,7 +83,12 @@ type Watch struct {
 
 // mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
 func (w Watch) mute(h launcher.Health) bool {
-	return w.lost(h) || !h.Status.Alive() && !h.Status.Ended() && w.over(w.Since, w.Times.Silence)
+	return w.lost(h) || !h.Status.Ended() && h.Status != launcher.Running && w.over(w.Since, w.Times.Silence)
+}
+
+// tells says whether the target knows how the worker of a run that has started is. One that says it has not begun does, if a resume waits for it.
+func tells(h launcher.Health, events []dagster.Event) bool {
+	return h.Status == launcher.Running || h.Status == launcher.Starting && newest(events, dagster.RunStart) == nil
 }
 
 // lost says whether the target, asked again after the time to settle, still knows no such worker.
@@ -137,7 +142,7 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 			a.Note += " The target says: " + h.Message
 		}
 		return a
-	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !h.Status.Alive():
+	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !tells(h, events):
 		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination, Message: "Nothing was heard of the run, and its target told nothing of its worker, for " + seconds(w.Times.Silence) + "."})
 	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
 		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}

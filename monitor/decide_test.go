@@ -103,6 +103,7 @@ func TestDecideOnAbsence(t *testing.T) {
 		settle, silence        time.Duration
 		asked, killed          int
 		want                   monitor.Verb
+		events                 []dagster.EventType
 	}{
 		"absent for less than the time to settle":    {health: lost, since: 59, answered: 1, heard: 100, settle: time.Minute, want: monitor.Nothing},
 		"absent, and not looked at again":            {health: lost, since: 500, answered: 500, heard: 600, settle: time.Minute, want: monitor.Nothing},
@@ -115,6 +116,8 @@ func TestDecideOnAbsence(t *testing.T) {
 		"asked to stop":                              {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 5, want: monitor.Nothing},
 		"not stopped":                                {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 60, want: monitor.Kill},
 		"killed, and nobody saw it":                  {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, asked: 90, killed: 31, want: monitor.Fail},
+		"not begun, says its target, and it has":     {health: launcher.Health{Status: launcher.Starting}, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, events: []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart}, want: monitor.Terminate},
+		"not begun, and the run is to be resumed":    {health: launcher.Health{Status: launcher.Starting}, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, want: monitor.Nothing},
 		"a live worker of a run that writes nothing": {health: launcher.Health{Status: launcher.Running}, since: 5000, answered: 1, heard: 5000, silence: 300 * time.Second, want: monitor.Nothing},
 	} {
 		at := func(seconds int) time.Time {
@@ -129,11 +132,11 @@ func TestDecideOnAbsence(t *testing.T) {
 			Times:  monitor.Times{Settle: c.settle, Silence: c.silence, Grace: 30 * time.Second},
 			Policy: &monitor.Policy{Rules: []monitor.Rule{{Do: monitor.ThenAgain, Started: monitor.ThenAgain}}, Workers: 1},
 		}
-		if got := monitor.Decide(r, c.health, nil, w); got.Do != c.want {
+		if got := monitor.Decide(r, c.health, log(c.events...), w); got.Do != c.want {
 			t.Errorf("%s: Decide = %+v, want %s", name, got, c.want)
 		}
 		w.Policy.Workers = 9
-		if got := monitor.Decide(r, c.health, nil, w); c.health.Status == launcher.Unknown && got.Do != c.want {
+		if got := monitor.Decide(r, c.health, log(c.events...), w); c.health.Status == launcher.Unknown && got.Do != c.want {
 			t.Errorf("%s: Decide = %+v under a policy of new workers, want %s: silence is no proof", name, got, c.want)
 		}
 	}

@@ -334,7 +334,7 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return nil
 	}
 	was := f.health.Status
-	if was != rep.health.Status && !rep.health.Status.Alive() && !rep.health.Status.Ended() && (f.times.Silence > 0 || rep.health.Status == launcher.NotFound) {
+	if was != rep.health.Status && !rep.health.Status.Ended() && rep.health.Status != launcher.Running && (f.times.Silence > 0 || rep.health.Status == launcher.NotFound) {
 		n, err := l.wrote(ctx, rep.id.Run)
 		if err != nil {
 			return err // the net asks again

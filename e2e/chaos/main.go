@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -545,8 +546,24 @@ func (w *world) killOne(r *rand.Rand, do, text string) {
 		return
 	}
 	pid := pids[r.IntN(len(pids))]
+	if lost(pid) {
+		return
+	}
 	w.note(check.Entry{Do: do, Run: victims[pid]})
 	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+}
+
+var containerID = regexp.MustCompile("[0-9a-f]{64}")
+
+// lost says whether a process is of a container of which Docker's engine does not know that it runs, as it may be if it was killed amid its start: nobody would learn of its end.
+func lost(pid int) bool {
+	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // it may have ended
+	id := containerID.Find(groups)
+	if id == nil {
+		return false
+	}
+	out, _ := exec.Command("docker", "inspect", "-f", "{{.State.Running}}", string(id)).Output() // while the engine is away, it does not know either
+	return strings.TrimSpace(string(out)) != "true"
 }
 
 // end cancels a run, cancels it by force, or deletes it.
