@@ -51,6 +51,8 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
 	flag.StringVar(&o.disk, "disk", "", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on Linux")
 	flag.IntVar(&o.dagster, "dagster", 0, "have one run of so many executed by Dagster's own worker, from .venv; 0: none")
+	flag.IntVar(&o.containers, "containers", 5, "on Postgres with hack/with-docker: have one run of so many executed in a container; 0: none")
+	flag.DurationVar(&o.engine, "engine", 0, "and kill Docker's engine about so often, beside the other faults, among which it is a rare one")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -66,6 +68,8 @@ type options struct {
 	disk         string // size of a file system of its own for the instance; "": none
 	runs         int
 	dagster      int // one run of so many is for Dagster's own worker; 0: none
+	containers   int // one run of so many is for a container; 0: none
+	engine       time.Duration
 	seed         uint64
 	settle       time.Duration
 }
@@ -166,6 +170,9 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	wg.Go(func() { w.breaks(faults, rand.New(rand.NewPCG(w.seed, 1))) })
+	if w.engine > 0 {
+		wg.Go(func() { w.killsEngine(faults, rand.New(rand.NewPCG(w.seed, 4))) })
+	}
 	wg.Go(func() { w.meddles(faults, rand.New(rand.NewPCG(w.seed, 2))) })
 	err := w.enqueues(ctx, rand.New(rand.NewPCG(w.seed, 3)))
 	if err == nil { // the faults go on while the last ones are at work
@@ -423,7 +430,7 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	script := fmt.Sprintf("echo begin $$ >> %s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	var tags map[string]string
-	if w.image != "" && r.IntN(5) == 0 {
+	if w.image != "" && w.containers > 0 && r.IntN(w.containers) == 0 {
 		tags = map[string]string{"on": "docker"}
 		w.count("in_a_container")
 	}
@@ -692,6 +699,15 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 				w.crashes(ctx, "crash_postgres", crash)
 			}
 		})
+}
+
+// killsEngine kills Docker's engine again and again.
+func (w *world) killsEngine(ctx context.Context, r *rand.Rand) {
+	crash := os.Getenv("SLIPWAY_TEST_DOCKER_CRASH")
+	for crash != "" && w.image != "" && ctx.Err() == nil {
+		w.crashes(ctx, "crash_docker", crash)
+		pause(ctx, w.engine/2+time.Duration(r.Int64N(int64(w.engine))))
+	}
 }
 
 // crashes runs a command that kills a server and starts it again.
