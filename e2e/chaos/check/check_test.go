@@ -106,6 +106,11 @@ func inOrder(t *testing.T) *world {
 	w.launch("hurt", 2, 2, "taken")
 	w.witness("hurt", "begin 4\nbegin 5\nend\n")
 	w.run("foreign", "STARTED", "")
+	w.note(check.Entry{Do: "enqueue", Run: "theirs", Fate: "dagster"}, check.Entry{Do: "kill_worker", Run: "theirs"}) // when it had written its success to its own log
+	w.run("theirs", "SUCCESS", "PIPELINE_SUCCESS")
+	w.launch("theirs", 1, 2, "open")
+	w.witness("theirs", "begin 6\nend\n")
+	w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'theirs' AND dagster_event_type = 'PIPELINE_SUCCESS'")
 	return w
 }
 
@@ -157,6 +162,9 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 		"an event that index.db lacks": {func(w *world) {
 			w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'good' AND dagster_event_type = 'PIPELINE_SUCCESS'")
 		}, "run good has 3 events of status in its own log and 2 in index.db"},
+		"more than Dagster's worker loses when it is killed": {func(w *world) {
+			w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'theirs'")
+		}, "run theirs has 3 events of status in its own log and 0 in index.db"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := inOrder(t)
