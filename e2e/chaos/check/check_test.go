@@ -98,6 +98,11 @@ func inOrder(t *testing.T) *world {
 	w.run("stopped", "CANCELED", "PIPELINE_CANCELED")
 	w.launch("stopped", 1, 1, "taken")
 	w.witness("stopped", "begin 3\n")
+	w.note(check.Entry{Do: "enqueue", Run: "theirs", Fate: "dagster"}, check.Entry{Do: "kill_worker", Run: "theirs"}) // when it had written its success to its own log
+	w.run("theirs", "SUCCESS", "PIPELINE_SUCCESS")
+	w.launch("theirs", 1, 1, "open")
+	w.witness("theirs", "begin 6\nend\n")
+	w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'theirs' AND dagster_event_type = 'PIPELINE_SUCCESS'")
 	w.run("hurt", "SUCCESS", "")
 	w.launch("hurt", 1, 1, "void")
 	w.event("hurt", "PIPELINE_STARTING")
@@ -106,11 +111,6 @@ func inOrder(t *testing.T) *world {
 	w.launch("hurt", 2, 2, "taken")
 	w.witness("hurt", "begin 4\nbegin 5\nend\n")
 	w.run("foreign", "STARTED", "")
-	w.note(check.Entry{Do: "enqueue", Run: "theirs", Fate: "dagster"}, check.Entry{Do: "kill_worker", Run: "theirs"}) // when it had written its success to its own log
-	w.run("theirs", "SUCCESS", "PIPELINE_SUCCESS")
-	w.launch("theirs", 1, 2, "open")
-	w.witness("theirs", "begin 6\nend\n")
-	w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'theirs' AND dagster_event_type = 'PIPELINE_SUCCESS'")
 	return w
 }
 
