@@ -59,7 +59,6 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 
 // written is a storage of one run that keeps what is written.
 type written struct {
-	store
 	run    storage.Run
 	events []dagster.Event
 	texts  []string
