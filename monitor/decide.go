@@ -83,8 +83,11 @@ type Watch struct {
 
 // mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
 func (w Watch) mute(h launcher.Health) bool {
-	return w.lost(h) || !h.Status.Ended() && h.Status != launcher.Running && w.over(w.Since, w.Times.Silence)
+	return w.lost(h) || vague(h) && w.over(w.Since, w.Times.Silence)
 }
+
+// vague says whether by its target a worker neither runs nor has ended.
+func vague(h launcher.Health) bool { return h.Status != launcher.Running && !h.Status.Ended() }
 
 // tells says whether the target knows how the worker of a run that has started is. One that says it has not begun does, if a resume waits for it.
 func tells(h launcher.Health, events []dagster.Event) bool {

@@ -84,7 +84,7 @@ type flight struct {
 	asked, killed time.Time      // to stop; zero: not yet
 	again         time.Time      // before this it is not looked at again for the time that it takes
 	answered      time.Time      // by its target, the last time
-	events        int            // that others had written when its target ceased to know the worker
+	events        int            // that others had written when its target ceased to tell that the worker runs
 	heard         time.Time      // more were seen in the run's log; by our own clock, for their writer's may be off
 	debug         string         // what the target says of a dead worker for people
 	told          launcher.Phase // the last one that stands in the run's log
@@ -334,7 +334,7 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return nil
 	}
 	was := f.health.Status
-	if was != rep.health.Status && !rep.health.Status.Ended() && rep.health.Status != launcher.Running && (f.times.Silence > 0 || rep.health.Status == launcher.NotFound) {
+	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || vague(rep.health) && f.times.Silence > 0) { // what is written from now on counts
 		n, err := l.wrote(ctx, rep.id.Run)
 		if err != nil {
 			return err // the net asks again
