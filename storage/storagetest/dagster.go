@@ -280,37 +280,6 @@ func (d *Dagster) shards(e dagster.Event, args []any) error {
 	return nil
 }
 
-// Locked says whether some process is in the middle of a write to one of the SQLite files of the instance or of the runs.
-func (d *Dagster) Locked(runs ...string) (bool, error) {
-	if d.Postgres() {
-		return false, nil
-	}
-	files := []string{"runs.db", "runs/index.db"}
-	for _, r := range runs {
-		files = append(files, "runs/"+r+".db")
-	}
-	for _, f := range files {
-		db, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history", f)+"?_txlock=immediate&_pragma=busy_timeout(50)")
-		if err != nil {
-			return false, err
-		}
-		tx, err := db.Begin()
-		if err == nil {
-			err = tx.Rollback()
-		}
-		if cerr := db.Close(); cerr != nil {
-			return false, cerr
-		}
-		if err != nil && (strings.Contains(err.Error(), "SQLITE_BUSY") || strings.Contains(err.Error(), "locking protocol")) {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
-		}
-	}
-	return false, nil
-}
-
 // Status is the column runs.status.
 func (d *Dagster) Status(run string) (dagster.Status, error) {
 	s, err := d.Text("SELECT status FROM runs WHERE run_id = ?", run)
