@@ -4,11 +4,9 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -393,10 +391,13 @@ func TestStockDequeuerIsRefused(t *testing.T) {
 		beats, err := w.open().Heartbeats(t.Context())
 		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }), fmt.Sprint(beats, err, stock.output())
 	})
-	cmd := exec.Command(testenv.Build(t, "slipway"), "daemon", "--home", w.home)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "set max_concurrent_runs: 0 under run_queue in "+w.home+"/dagster.yaml") {
-		t.Errorf("slipway daemon beside a stock dequeuer: %v\n%s", err, out)
+	p := w.slipway()
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		t.Fatalf("it goes on beside a stock dequeuer:\n%s", p.output())
+	}
+	if out := p.output(); p.cmd.ProcessState.Success() || !strings.Contains(out, "set max_concurrent_runs: 0 under run_queue in "+w.home+"/dagster.yaml") {
+		t.Errorf("slipway daemon beside a stock dequeuer: %v\n%s", p.cmd.ProcessState, out)
 	}
 }
