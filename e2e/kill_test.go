@@ -236,12 +236,16 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 }
 
-// A launch row that another instance, or nobody, wrote is not ours: its run is never touched.
+// A launch row that another instance, or nobody, wrote is not ours: its run is never touched, whereas one that stands just so for ours is given a new worker.
 func TestForeignLaunchRowsAreLeftAlone(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	w := lightWorld(t, d)
-	ids := enqueue(t, d, 2, nil)
-	for i, instance := range []string{"another", ""} {
+	own, err := w.open().InstanceID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := enqueue(t, d, 3, nil)
+	for i, instance := range []string{"another", "", own} {
 		if instance != "" {
 			l := storage.LaunchRow{Run: ids[i], Attempt: 1, Instance: instance, Launcher: "local", Token: "x", Epoch: 1, At: time.Now(), State: storage.Open}
 			if err := d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", ids[i], storage.LaunchKey, l.String()); err != nil {
@@ -252,13 +256,18 @@ func TestForeignLaunchRowsAreLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ours := enqueue(t, d, 1, nil)
+	foreign, ours := ids[:2], append(enqueue(t, d, 1, nil), ids[2])
 	p := w.slipway()
 	w.ended(time.Minute, p, ours...)
 	p.stop()
-	for _, id := range ids {
+	for _, id := range foreign {
 		if r := w.run(id); r.Status != dagster.Starting || r.Handle != "" || w.count(id, dagster.RunStart) != 0 {
 			t.Errorf("foreign run %s: %s, handle %q", id, r.Status, r.Handle)
+		}
+	}
+	for _, id := range ours {
+		if r := w.run(id); r.Status != dagster.Success {
+			t.Errorf("run %s of ours: %s\n%s", id, r.Status, p.output())
 		}
 	}
 }
