@@ -38,26 +38,37 @@ func (s *Store) deliver(ctx context.Context) {
 	}
 }
 
+// undelivered is an event of the outbox.
+type undelivered struct{ key, text string }
+
+// waiting gives the events of the outbox whose keys begin with a prefix, in order.
+func (s *Store) waiting(ctx context.Context, db *sql.DB, prefix string) (out []undelivered, err error) {
+	rows, err := db.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ? ORDER BY id", prefix, prefix+"\x7f")
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: outbox: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var u undelivered
+		if err := rows.Scan(&u.key, &u.text); err != nil {
+			return nil, fmt.Errorf("sqlite: outbox: %w", err)
+		}
+		out = append(out, u)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("sqlite: outbox: %w", err)
+	}
+	return out, nil
+}
+
 // drain writes every event of the outbox to its shards, in order, and then takes it out. What a process that
 // dies in the middle has written is found there again and not written twice.
 func (s *Store) drain(ctx context.Context) error {
 	s.flush.Lock()
 	defer s.flush.Unlock()
-	rows, err := s.write.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ? ORDER BY id", outboxPrefix, outboxPrefix+"\x7f")
+	out, err := s.waiting(ctx, s.write, outboxPrefix)
 	if err != nil {
-		return fmt.Errorf("sqlite: outbox: %w", err)
-	}
-	type waiting struct{ key, text string }
-	var out []waiting
-	for rows.Next() {
-		var w waiting
-		if err := rows.Scan(&w.key, &w.text); err != nil {
-			return errors.Join(err, rows.Close())
-		}
-		out = append(out, w)
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return fmt.Errorf("sqlite: outbox: %w", err)
+		return err
 	}
 	texts, keys := map[string][]string{}, map[string][]string{}
 	var order []string

@@ -125,7 +125,7 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	return nil
 }
 
-// Events implements [storage.Reader]. A run without a shard has none.
+// Events implements [storage.Reader]. A run without a shard has none. Events that are committed and still wait in the outbox come last.
 func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error) {
 	file, err := s.fileOf(run)
 	if err != nil {
@@ -134,12 +134,29 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 	if has, err := hasShard(file); err != nil || !has {
 		return nil, err
 	}
+	late, err := s.waiting(ctx, s.read, outboxPrefix+run+"/") // before the shard: what is delivered meanwhile is found there
+	if err != nil {
+		return nil, err
+	}
 	shard, err := open(file, 1)
 	if err != nil {
 		return nil, err
 	}
 	events, err := readEvents(ctx, shard, run, types)
-	return events, errors.Join(err, shard.Close())
+	if err = errors.Join(err, shard.Close()); err != nil {
+		return nil, err
+	}
+	for _, u := range late {
+		e, err := dagster.ParseEvent(u.text)
+		if err != nil {
+			return nil, fmt.Errorf("sqlite: run %s: %w", run, err)
+		}
+		delivered := slices.ContainsFunc(events, func(d dagster.Event) bool { return d.JSON() == u.text })
+		if !delivered && (len(types) == 0 || slices.Contains(types, e.Type)) {
+			events = append(events, e)
+		}
+	}
+	return events, nil
 }
 
 // Mirrored gives the events of a run that stand in index.db.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,53 @@ func TestCommittedStands(t *testing.T) {
 	if err != nil || len(events) != 2 {
 		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
 	}
+}
+
+// An event is read once, whether it still waits in the outbox, or stands in the shard, or, half delivered, in both.
+func TestEventsThatWaitAreRead(t *testing.T) {
+	d := storagetest.NewSQLite(t)
+	s := openStore(t, d.Location)
+	defer s.Close()
+	fence, leads, err := s.Lead(t.Context(), "me", time.Minute)
+	if err != nil || !leads {
+		t.Fatal(leads, err)
+	}
+	run := uuid.NewString()
+	if err := d.Enqueue(run, nil); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}}); err != nil || !out[0].Done {
+		t.Fatal(out, err)
+	}
+	want := []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting}
+	check := func(when string, types ...dagster.EventType) {
+		t.Helper()
+		events, err := s.Events(t.Context(), run, types...)
+		var got []dagster.EventType
+		for _, e := range events {
+			got = append(got, e.Type)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: Events(%v) = %v, %v, want %v", when, types, got, err, want)
+		}
+	}
+	check("it waits")
+	text, err := d.Text("SELECT value FROM kvs WHERE key LIKE 'slipway/outbox/' || ? || '/%'", run)
+	if err != nil || text == "" {
+		t.Fatalf("nothing waits: %q, %v", text, err)
+	}
+	if err := s.Settle(t.Context(), fence); err != nil {
+		t.Fatal(err)
+	}
+	check("it is delivered")
+	if err := d.Exec("INSERT INTO kvs (key, value) VALUES ('slipway/outbox/' || ? || '/1', ?)", run, text); err != nil {
+		t.Fatal(err)
+	}
+	check("it stands in both")
+	want = want[1:]
+	check("of a type", dagster.RunStarting)
+	want = nil
+	check("of another type", dagster.RunStart)
 }
 
 // While the storage is away nothing is written to where it went, nor once another file is in its place.
