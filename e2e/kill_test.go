@@ -137,6 +137,7 @@ func (w *world) fated(d *storagetest.Dagster, point string) (ids []string, attem
 func TestKilledAtEveryFailpoint(t *testing.T) {
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			d := s.make(t)
 			w := lightWorld(t, d)
 			for _, point := range failpoint.Points() {

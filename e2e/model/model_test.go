@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/slipway-run/slipway/e2e/model"
+	"github.com/slipway-run/slipway/internal/testenv"
 )
 
 // Two daemons, three leads, crashes and lost answers at every step: no attempt has two workers past their gate, no two are past theirs at once, no run is lost,
@@ -25,6 +26,9 @@ func TestEveryState(t *testing.T) {
 		"a foreign run":                                                 {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if c.rules.Calm {
+				testenv.Faults(t) // most of the states
+			}
 			c.rules.Daemons, c.rules.Epochs = 2, 3
 			got := model.Explore(c.rules)
 			t.Logf("%d states", got.States)

@@ -42,7 +42,7 @@ const FaultsEnv = "SLIPWAY_TEST_FAULTS"
 func Faults(t testing.TB) {
 	t.Helper()
 	if os.Getenv(FaultsEnv) == "" && os.Getenv("SLIPWAY_SOAK") == "" {
-		Missing(t, "faults", "make test-faults runs the long tests of kills, stalls and replaced workers")
+		Missing(t, "faults", "make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
 	}
 }
 
