@@ -392,11 +392,7 @@ func TestStockDequeuerIsRefused(t *testing.T) {
 		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }), fmt.Sprint(beats, err, stock.output())
 	})
 	p := w.slipway()
-	select {
-	case <-p.done:
-	case <-time.After(time.Minute):
-		t.Fatalf("it goes on beside a stock dequeuer:\n%s", p.output())
-	}
+	p.ends("it goes on beside a stock dequeuer")
 	if out := p.output(); p.cmd.ProcessState.Success() || !strings.Contains(out, "set max_concurrent_runs: 0 under run_queue in "+w.home+"/dagster.yaml") {
 		t.Errorf("slipway daemon beside a stock dequeuer: %v\n%s", p.cmd.ProcessState, out)
 	}

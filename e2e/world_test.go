@@ -208,15 +208,21 @@ func (p *process) killOne() {
 	<-p.done
 }
 
+// ends waits until it has ended by itself; otherwise is what the test says if it does not.
+func (p *process) ends(otherwise string) {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		p.t.Fatalf("%s:\n%s", otherwise, p.output())
+	}
+}
+
 // stop ends it as a user would, and fails the test if it does not end well.
 func (p *process) stop() {
 	p.t.Helper()
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(time.Minute):
-		p.t.Fatalf("it did not stop:\n%s", p.output())
-	}
+	p.ends("it did not stop")
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		p.t.Errorf("exit code %d after SIGTERM:\n%s", code, p.output())
 	}
@@ -241,11 +247,7 @@ func (p *process) says(text string) {
 // killed waits until it has died of SIGKILL.
 func (p *process) killed() {
 	p.t.Helper()
-	select {
-	case <-p.done:
-	case <-time.After(time.Minute):
-		p.t.Fatalf("the failpoint was not passed:\n%s", p.output())
-	}
+	p.ends("the failpoint was not passed")
 	if s, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
 		p.t.Fatalf("it ended as %v, not by its failpoint:\n%s", p.cmd.ProcessState, p.output())
 	}

@@ -41,8 +41,8 @@ func (s *Store) deliver(ctx context.Context) {
 // undelivered is an event of the outbox.
 type undelivered struct{ key, text string }
 
-// waiting gives the events of the outbox whose keys begin with a prefix, in order.
-func (s *Store) waiting(ctx context.Context, db *sql.DB, prefix string) (out []undelivered, err error) {
+// readOutbox gives the events of the outbox whose keys begin with a prefix, in order.
+func readOutbox(ctx context.Context, db *sql.DB, prefix string) (out []undelivered, err error) {
 	rows, err := db.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ? ORDER BY id", prefix, prefix+"\x7f")
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: outbox: %w", err)
@@ -66,7 +66,7 @@ func (s *Store) waiting(ctx context.Context, db *sql.DB, prefix string) (out []u
 func (s *Store) drain(ctx context.Context) error {
 	s.flush.Lock()
 	defer s.flush.Unlock()
-	out, err := s.waiting(ctx, s.write, outboxPrefix)
+	out, err := readOutbox(ctx, s.write, outboxPrefix)
 	if err != nil {
 		return err
 	}

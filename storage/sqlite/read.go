@@ -134,7 +134,7 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 	if has, err := hasShard(file); err != nil || !has {
 		return nil, err
 	}
-	late, err := s.waiting(ctx, s.read, outboxPrefix+run+"/") // before the shard: what is delivered meanwhile is found there
+	late, err := readOutbox(ctx, s.read, outboxPrefix+run+"/") // before the shard: what is delivered meanwhile is found there
 	if err != nil {
 		return nil, err
 	}

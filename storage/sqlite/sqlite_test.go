@@ -64,11 +64,9 @@ func TestFolderWithAnOddName(t *testing.T) {
 	}
 }
 
-// A change that was committed stands although its events cannot be written to the run's shard, as on a full disk; they are written when they can be.
-func TestCommittedStands(t *testing.T) {
-	d := storagetest.NewSQLite(t)
-	s := openStore(t, d.Location)
-	defer s.Close()
+// claimed leads and claims a run, whose event waits in the outbox.
+func claimed(t *testing.T, d *storagetest.Dagster, s storage.Store) (storage.Fence, string) {
+	t.Helper()
 	fence, leads, err := s.Lead(t.Context(), "me", time.Minute)
 	if err != nil || !leads {
 		t.Fatal(leads, err)
@@ -77,10 +75,19 @@ func TestCommittedStands(t *testing.T) {
 	if err := d.Enqueue(run, nil); err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}})
-	if err != nil || !claimed[0].Done {
-		t.Fatal(claimed, err)
+	out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}})
+	if err != nil || !out[0].Done {
+		t.Fatal(out, err)
 	}
+	return fence, run
+}
+
+// A change that was committed stands although its events cannot be written to the run's shard, as on a full disk; they are written when they can be.
+func TestCommittedStands(t *testing.T) {
+	d := storagetest.NewSQLite(t)
+	s := openStore(t, d.Location)
+	defer s.Close()
+	fence, run := claimed(t, d, s)
 	shard := filepath.Join(d.Location, "history", "runs", run+".db")
 	if err := errors.Join(os.Rename(shard, shard+".away"), os.Mkdir(shard, 0o700)); err != nil {
 		t.Fatal(err)
@@ -106,6 +113,11 @@ func TestCommittedStands(t *testing.T) {
 	if err != nil || len(events) != 2 {
 		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
 	}
+	for _, typ := range []dagster.EventType{dagster.RunStarting, dagster.RunStart} { // Events would give those that still wait as well
+		if text, err := d.EventColumn(run, string(typ), "event"); err != nil || text == "" {
+			t.Errorf("%s is not in the shard: %q, %v", typ, text, err)
+		}
+	}
 }
 
 // An event is read once, whether it still waits in the outbox, or stands in the shard, or, half delivered, in both.
@@ -113,17 +125,7 @@ func TestEventsThatWaitAreRead(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	s := openStore(t, d.Location)
 	defer s.Close()
-	fence, leads, err := s.Lead(t.Context(), "me", time.Minute)
-	if err != nil || !leads {
-		t.Fatal(leads, err)
-	}
-	run := uuid.NewString()
-	if err := d.Enqueue(run, nil); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}}); err != nil || !out[0].Done {
-		t.Fatal(out, err)
-	}
+	fence, run := claimed(t, d, s)
 	want := []dagster.EventType{dagster.RunEnqueued, dagster.RunStarting}
 	check := func(when string, types ...dagster.EventType) {
 		t.Helper()
