@@ -15,7 +15,7 @@ help: ## Show the targets
 
 .PHONY: demo
 demo: build ## Launch a dozen real runs of examples/etl (ONCE=1: stop at the end); without Python, command jobs
-	@if hack/venv .venv python/constraints.txt; then bin/slipway demo --dagster; \
+	@if hack/venv .venv hack/python/constraints.txt; then bin/slipway demo --dagster; \
 	else echo "demo: no Python for Dagster here; showing the embedded demo, which needs none"; bin/slipway demo; fi
 
 .PHONY: build
@@ -23,29 +23,29 @@ build: ## Build bin/slipway, with its supervisor inside
 	@hack/build bin/slipway
 
 .PHONY: venv
-venv: .venv/.complete ## Install Dagster into .venv, exactly as frozen in python/constraints.txt
+venv: .venv/.complete ## Install Dagster into .venv, exactly as frozen in hack/python/constraints.txt
 
-.venv/.complete: python/constraints.txt
-	@hack/venv .venv python/constraints.txt
+.venv/.complete: hack/python/constraints.txt
+	@hack/venv .venv hack/python/constraints.txt
 
 .PHONY: test
 test: .tools/gotestsum ## Run all tests, with real Dagster, SQLite and Postgres
-	@{ hack/venv .venv python/constraints.txt && hack/launchers; } || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
+	@{ hack/venv .venv hack/python/constraints.txt && hack/launchers; } || [ "$(findstring dagster,$(SLIPWAY_REQUIRE))" = "" ]
 	@hack/with-postgres hack/test
 
 .PHONY: test-releases
 test-releases: .tools/gotestsum ## Run one run of each fate with older releases of Dagster, installed into .venvs
-	@for f in python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
-	@SLIPWAY_TEST_OLDER=1 hack/with-postgres hack/test -run 'TestReleases|TestEachLocation|TestRollingUpgrade' ./e2e
+	@for f in hack/python/releases/*.txt; do hack/venv .venvs/$$(basename $$f .txt) $$f || [ "$(findstring releases,$(SLIPWAY_REQUIRE))" = "" ]; done
+	@SLIPWAY_TEST_OLDER=1 hack/with-postgres hack/test -run 'TestReleases|TestEachLocation|TestRollingUpgrade' ./test/e2e
 
 .PHONY: test-faults
 test-faults: .tools/gotestsum ## Run the long tests of faults: daemons killed and stopped at every step, workers that die and are replaced, every state of the model
-	@hack/venv .venv python/constraints.txt
-	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestStorageTrouble|TestTakeOver|TestStandbyAsks|TestTraces|TestKilledAtRandom|TestWorkersBehind|TestPostgresFailsOver|TestEveryState' ./e2e ./e2e/model
+	@hack/venv .venv hack/python/constraints.txt
+	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestStorageTrouble|TestTakeOver|TestStandbyAsks|TestTraces|TestKilledAtRandom|TestWorkersBehind|TestPostgresFailsOver|TestEveryState' ./test/e2e ./test/model
 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, a Kubernetes of one node, real workers in containers and pods
-	@hack/venv .venv python/constraints.txt && hack/launchers
+	@hack/venv .venv hack/python/constraints.txt && hack/launchers
 	@hack/with-postgres hack/with-docker hack/with-kubernetes hack/targets
 
 .PHONY: soak
@@ -56,21 +56,21 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites (half an hour)
 
 .PHONY: chaos
 chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)
-	@hack/venv .venv python/constraints.txt
-	@go run ./e2e/chaos -storage sqlite -runs 10000 -dagster 200
-	@hack/with-postgres hack/with-docker go run ./e2e/chaos -storage postgres -runs 10000 -dagster 200
+	@hack/venv .venv hack/python/constraints.txt
+	@go run ./test/chaos -storage sqlite -runs 10000 -dagster 200
+	@hack/with-postgres hack/with-docker go run ./test/chaos -storage postgres -runs 10000 -dagster 200
 
 .PHONY: bench
 bench: ## Measure; fails if a bound is missed
-	@hack/with-postgres go run ./bench
+	@hack/with-postgres go run ./test/bench
 
 .PHONY: bench-stock
 bench-stock: venv ## Measure beside stock Dagster, on both storages (a quarter of an hour)
-	@hack/with-postgres go run ./bench stock
+	@hack/with-postgres go run ./test/bench stock
 
 .PHONY: bench-deaths
 bench-deaths: venv ## Measure from kill -9 of a worker to FAILURE, beside stock Dagster (five minutes)
-	@hack/with-postgres hack/with-docker go run ./bench deaths
+	@hack/with-postgres hack/with-docker go run ./test/bench deaths
 
 .PHONY: lint
 lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
 )
 
 // errNotAdopted ends slipway adopt while an edit is missing.

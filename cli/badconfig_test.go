@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/slipway-run/slipway/storage/storagetest"
+	"github.com/slipway-run/slipway/test/storagetest"
 )
 
 // Every kind of bad configuration is told with its file, line and setting, and with what to do; nothing starts.

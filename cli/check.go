@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 type findingView struct {

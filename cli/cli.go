@@ -17,13 +17,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/agent"
-	"github.com/slipway-run/slipway/agent/execute"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/agent"
+	"github.com/slipway-run/slipway/internal/execute"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/launcher"
-	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/storage/postgres"
-	"github.com/slipway-run/slipway/storage/sqlite"
 )
 
 // Version is the released version. A build from source says devel.

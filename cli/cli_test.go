@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/all"
-	"github.com/slipway-run/slipway/storage/storagetest"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // slipway runs one command on an instance and gives what it prints.

@@ -14,13 +14,13 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/monitor"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/process"
-	"github.com/slipway-run/slipway/monitor"
-	"github.com/slipway-run/slipway/storage/storagetest"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // built runs the built program on an instance.

@@ -3,10 +3,10 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/web"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/web"
 )
 
 func (p *program) daemonCommand() *cobra.Command {

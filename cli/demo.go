@@ -17,13 +17,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/internal/webserver"
 	"github.com/slipway-run/slipway/launcher"
-	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/storage/sqlite"
 )
 
 // demoRun is one run of the demo and how it has to end.

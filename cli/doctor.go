@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
+	"github.com/slipway-run/slipway/internal/daemon"
 )
 
 // errSick ends slipway doctor where something must be done.

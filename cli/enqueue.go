@@ -12,11 +12,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/agent/execute"
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/execute"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 // enqueue holds the flags of runs enqueue.

@@ -11,12 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
-	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/worker"
 )
 
 // explanation says why a run is where it is.

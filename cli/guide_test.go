@@ -9,10 +9,10 @@ import (
 	"testing"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/all"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // snippets are the fenced blocks of a page, with their language.

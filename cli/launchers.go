@@ -15,13 +15,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/dispatch"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/dispatch"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
-	"github.com/slipway-run/slipway/storage"
-	"github.com/slipway-run/slipway/worker"
 )
 
 func (p *program) launchersCommand() *cobra.Command {

@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/slipway-run/slipway/cli/scaffold"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // examples are the launchers of examples/spool, which are what launchers new writes.

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/internal/testenv"
-	"github.com/slipway-run/slipway/storage/storagetest"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // statusOf reads the status; what the leader alone knows is there once it was found.

@@ -15,11 +15,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/queue"
-	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/queue"
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 // what says which part of an instance a command is about; nothing is all of it.

@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 func (p *program) runsCommand() *cobra.Command {

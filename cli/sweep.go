@@ -12,10 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/instance"
-	"github.com/slipway-run/slipway/monitor"
-	"github.com/slipway-run/slipway/storage"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/monitor"
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 // sweptView is a worker about which sweep does something.

@@ -14,12 +14,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/slipway-run/slipway/daemon"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/instance"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/monitor"
+	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/launcher"
-	"github.com/slipway-run/slipway/monitor"
-	"github.com/slipway-run/slipway/storage"
 )
 
 // runFilter selects runs by what stands on them.

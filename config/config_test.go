@@ -15,7 +15,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 type settings struct {

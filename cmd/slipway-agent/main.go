@@ -4,7 +4,7 @@ package main
 import (
 	"os"
 
-	"github.com/slipway-run/slipway/agent"
+	"github.com/slipway-run/slipway/internal/agent"
 )
 
 func main() { os.Exit(agent.Main(os.Args[1:])) }

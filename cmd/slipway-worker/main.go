@@ -6,7 +6,7 @@ package main
 import (
 	"os"
 
-	"github.com/slipway-run/slipway/agent/execute"
+	"github.com/slipway-run/slipway/internal/execute"
 )
 
 func main() { os.Exit(execute.Main(os.Args[1:])) }

@@ -11,13 +11,13 @@ import (
 	"testing"
 	"time"
 
-	emulator "github.com/slipway-run/slipway/emulator/aci"
+	emulator "github.com/slipway-run/slipway/test/emulator/aci"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"
 	"github.com/slipway-run/slipway/launcher/launchertest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // azure is an emulator with an address.

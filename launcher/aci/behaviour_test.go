@@ -14,11 +14,11 @@ import (
 	"testing"
 	"time"
 
-	emulator "github.com/slipway-run/slipway/emulator/aci"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"
 	"github.com/slipway-run/slipway/launcher/launchertest"
+	emulator "github.com/slipway-run/slipway/test/emulator/aci"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 const (

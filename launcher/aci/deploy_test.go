@@ -8,10 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	emulator "github.com/slipway-run/slipway/emulator/aci"
+	emulator "github.com/slipway-run/slipway/test/emulator/aci"
 
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher/aci"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // The role in deploy is what the launcher's calls need.

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
-	"github.com/slipway-run/slipway/failpoint"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // launching makes launches of one worker, by any launcher of this process, one: looking and writing are two calls.

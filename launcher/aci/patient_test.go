@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	emulator "github.com/slipway-run/slipway/emulator/aci"
+	emulator "github.com/slipway-run/slipway/test/emulator/aci"
 
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"

@@ -16,11 +16,11 @@ import (
 
 	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
 
-	emulator "github.com/slipway-run/slipway/emulator/aci"
+	emulator "github.com/slipway-run/slipway/test/emulator/aci"
 
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // What a group's answer means, for those that Azure is known or thought to give.

@@ -4,8 +4,8 @@ import (
 	"testing"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher/all"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // Every kind has a page with its settings, and stands in the list of launchers.

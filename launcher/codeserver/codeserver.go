@@ -28,7 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/launcher"
 	dagsterpb "github.com/slipway-run/slipway/proto/dagster"
 )

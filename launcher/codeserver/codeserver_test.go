@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/dagster"
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/codeserver"
 	dagsterpb "github.com/slipway-run/slipway/proto/dagster"

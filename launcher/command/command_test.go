@@ -17,10 +17,10 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/command"
 	"github.com/slipway-run/slipway/launcher/launchertest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // spool is the example of the docs, with a spool folder of the test's own.

@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/failpoint"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // Config holds the settings of the docker launcher.

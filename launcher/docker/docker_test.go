@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/docker"
 	"github.com/slipway-run/slipway/launcher/launchertest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // open makes a launcher with settings in YAML.

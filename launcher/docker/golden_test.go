@@ -21,11 +21,11 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/docker"
-	"github.com/slipway-run/slipway/worker"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // goldenCase is one configuration and what the real DockerRunLauncher sent for it.

@@ -28,9 +28,9 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/k8s"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // admin is the tests' cluster with all rights.

@@ -9,7 +9,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // Of the same answers of an API server the real launcher makes the same text, but for errors, which it shows as Python does.

@@ -19,11 +19,11 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/dagster"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/k8s"
-	"github.com/slipway-run/slipway/worker"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // goldenCase is one configuration and what the real K8sRunLauncher sent for it.

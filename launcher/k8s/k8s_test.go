@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/k8s"
 	"github.com/slipway-run/slipway/launcher/launchertest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // cluster is the settings that lead to the tests' cluster.

@@ -12,8 +12,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/slipway-run/slipway/failpoint"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // Launch implements [launcher.Launcher]. The cluster gives a name once: a Job of that name that is this run's is the worker.

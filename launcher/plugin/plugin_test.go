@@ -18,12 +18,12 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/docker"
 	"github.com/slipway-run/slipway/launcher/launchertest"
 	"github.com/slipway-run/slipway/launcher/plugin"
 	"github.com/slipway-run/slipway/launcher/process"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // The test binary is also the plug-ins of these tests: "serve KIND …".

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/slipway-run/slipway/agent"
+	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/launcher"
 )
 

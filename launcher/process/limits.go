@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/slipway-run/slipway/agent"
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/launcher"
 )
 

@@ -24,10 +24,10 @@ import (
 
 	"github.com/joho/godotenv"
 
-	"github.com/slipway-run/slipway/agent"
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/failpoint"
+	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // Config holds the settings of the process launcher.

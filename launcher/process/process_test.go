@@ -14,12 +14,12 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/slipway-run/slipway/agent"
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
+	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/launchertest"
 	"github.com/slipway-run/slipway/launcher/process"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // The test binary is also, as "launch AGENT DIR NAME", a daemon that launches one worker and dies.

@@ -24,9 +24,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/slipway-run/slipway/emulator/aci"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/emulator/aci"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // azure is the edge of Azure: a proxy that answers for its hosts, with the emulator behind it.

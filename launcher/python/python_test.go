@@ -17,11 +17,11 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
-	"github.com/slipway-run/slipway/internal/testenv"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/plugin"
 	"github.com/slipway-run/slipway/launcher/python"
-	"github.com/slipway-run/slipway/storage/storagetest"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 func TestMain(m *testing.M) {

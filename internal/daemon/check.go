@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dispatch"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// checkTimeout bounds the checks of one target.
+const checkTimeout = 20 * time.Second
+
+// Check looks for what would make launches on a target fail.
+func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target) []launcher.Finding {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var out []launcher.Finding
+	if c, ok := launcher.As[launcher.Checker](t.Launcher); ok {
+		out = c.Check(ctx)
+	}
+	if t.Traits.LocalFiles || t.Traits.OwnCommand {
+		return out
+	}
+	if in.Storage.URL == "" {
+		out = append(out, launcher.Finding{
+			What: fmt.Sprintf("the storage is SQLite in %s, which workers elsewhere cannot open", in.Storage.BaseDir),
+			Fix:  "use Postgres: storage: {postgres: …} in dagster.yaml",
+		})
+	}
+	if in.RefHasSecret() && t.Ref != nil && !in.Settings.AllowSecretsInArgv {
+		out = append(out, launcher.Finding{
+			What: "dagster.yaml holds the storage's password, which would show on the workers' command lines; their runs are refused",
+			Fix:  "write it as {env: NAME} and give the workers NAME",
+		})
+	}
+	return out
+}
+
+// checkTargets logs what is wrong with the targets.
+func (d *Daemon) checkTargets(ctx context.Context) {
+	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
+		for _, f := range Check(ctx, d.Instance, d.targets[name]) {
+			if !f.OK && ctx.Err() == nil {
+				d.Log.WarnContext(ctx, "a launcher cannot work as it is set up", "launcher", name, "finding", f.What, "fix", f.Fix)
+			}
+		}
+	}
+}

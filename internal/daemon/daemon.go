@@ -1,0 +1,332 @@
+// Package daemon puts the parts together: while this process leads the instance, it feeds, queues, launches
+// and monitors; otherwise it stands by.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/dispatch"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/monitor"
+	"github.com/slipway-run/slipway/internal/queue"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/web"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+const (
+	leaseTTL   = 2 * time.Second
+	leaseRenew = 500 * time.Millisecond
+	// leaseSafety is how long before its end in the database a lease ends here.
+	leaseSafety = 300 * time.Millisecond
+	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease before it asks again.
+	standbyPatience = 5 * time.Second
+	heartbeat       = 30 * time.Second
+	// beatAge is how old another daemon's heartbeat must be for it to be gone.
+	beatAge = 90 * time.Second
+)
+
+// idPrefix begins the id of every daemon of ours, in leases and heartbeats.
+const idPrefix = "slipway-"
+
+// Daemon launches the runs of one instance.
+type Daemon struct {
+	Instance *instance.Instance
+	Store    storage.Store
+	Log      *slog.Logger
+	// Worker is the command of slipway-worker on this machine.
+	Worker []string
+	// Deaf: hear no notices of the storage, for measurements.
+	Deaf bool
+	// Metrics are kept and served with the daemon's health and status; nil: neither.
+	Metrics *web.Metrics
+
+	pauses   atomic.Pointer[[]queue.Pause]
+	waiting  atomic.Pointer[queue.Waiting]
+	answered atomic.Pointer[time.Time] // the storage, the last time
+	web      string                    // address; "" for none
+
+	id      string // of this process
+	name    string // of the instance
+	limits  queue.Limits
+	queue   instance.Queue
+	address address
+	targets map[string]*dispatch.Target
+}
+
+// Run runs until ctx ends. What was claimed by then is launched first; workers go on without the daemon.
+func (d *Daemon) Run(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	d.id = fmt.Sprintf(idPrefix+"%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err := CloseTargets(d.targets); err != nil {
+			d.Log.Warn("a launcher did not close", "err", err)
+		}
+	}()
+	l, err := d.listenWeb(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	d.answered.Store(&now)
+	g, ctx := errgroup.WithContext(ctx)
+	if l != nil {
+		d.web = "http://" + l.Addr().String()
+		g.Go(func() error { return d.serveWeb(ctx, l) })
+	}
+	g.Go(func() error {
+		if err := d.checkStock(ctx); err != nil {
+			return err
+		}
+		return d.begin(ctx)
+	})
+	return g.Wait()
+}
+
+// begin does the daemon's work until ctx ends.
+func (d *Daemon) begin(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if d.address.network != "unix" { // any daemon answers, from storage; a socket is the leader's
+		g.Go(func() error { return d.serveAPI(ctx) })
+	}
+	g.Go(func() error { d.checkTargets(ctx); return nil })
+	g.Go(func() error { return d.elect(ctx) })
+	return g.Wait()
+}
+
+// elect leads whenever this daemon can, and stands by otherwise.
+func (d *Daemon) elect(ctx context.Context) error {
+	standing := false
+	for ctx.Err() == nil {
+		try, cancel := context.WithTimeout(ctx, standbyPatience)
+		fence, leads, err := d.askLead(try)
+		cancel()
+		switch {
+		case err != nil && ctx.Err() == nil:
+			d.Log.WarnContext(ctx, "the lead of the instance cannot be had; trying again", "err", err)
+		case leads:
+			standing = false
+			d.Log.InfoContext(ctx, "leading", "instance", d.name, "epoch", fence.Epoch)
+			d.Metrics.Leads(true, fence.Epoch)
+			if err := d.lead(ctx, fence); err != nil {
+				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
+			}
+			d.Metrics.Leads(false, 0)
+		case !standing:
+			standing = true
+			d.Log.InfoContext(ctx, "another daemon leads this instance; standing by", "leader", fence.Leader)
+		}
+		sleep(ctx, leaseRenew)
+	}
+	return nil
+}
+
+// askLead takes or renews the lease, and measures it.
+func (d *Daemon) askLead(ctx context.Context) (storage.Fence, bool, error) {
+	asked := time.Now()
+	fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
+	now := time.Now()
+	if err == nil {
+		d.answered.Store(&now)
+	}
+	if ctx.Err() == nil || err == nil {
+		d.Metrics.Lease(now.Sub(asked), err)
+	}
+	return fence, leads, err
+}
+
+func sleep(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(t):
+	}
+}
+
+// prepare opens the launchers and works out the limits.
+func (d *Daemon) prepare(ctx context.Context) error {
+	var err error
+	if d.name, err = Name(ctx, d.Instance, d.Store); err != nil {
+		return err
+	}
+	if d.address, err = addressOf(d.Instance); err != nil {
+		return err
+	}
+	q, err := d.Instance.QueueLimits()
+	if err != nil {
+		return err
+	}
+	d.limits, d.queue = limitsOf(q), q
+	if d.targets, err = Targets(ctx, d.Instance, d.Log); err != nil {
+		return err
+	}
+	if r := d.Store.Revision(); !storage.KnowsRevision(r) {
+		d.Log.WarnContext(ctx, "the storage has a schema revision that Slipway does not know; it has every column that Slipway uses, so it is worked on", "revision", r)
+	}
+	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
+		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags), "launchers", slices.Sorted(maps.Keys(d.targets)))
+	return nil
+}
+
+// lead does all the work of a leader until ctx ends or the lead is lost. It returns nil with ctx.
+func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
+	g, lead := errgroup.WithContext(ctx)
+	// Renewal outlives ctx: claims and launches at hand are finished under the lease.
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g.Go(func() error { defer stop(); return d.work(lead, fence) })
+	g.Go(func() error { return d.renew(renewing, fence) })
+	err := g.Wait()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTTL)
+	defer cancel()
+	if yerr := d.Store.Yield(last, fence); yerr != nil {
+		d.Log.WarnContext(ctx, "the lease could not be given back; it ends by itself", "err", yerr)
+	}
+	if ctx.Err() != nil && !errors.Is(err, storage.ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// errLeaseEnded means that the lease was not renewed in time.
+var errLeaseEnded = errors.New("the lease was not renewed in time")
+
+// renew keeps the lease until ctx ends. An error ends the lead.
+func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
+	ends := time.Now().Add(leaseTTL - leaseSafety)
+	for {
+		sleep(ctx, leaseRenew)
+		if ctx.Err() != nil {
+			return nil
+		}
+		asked := time.Now()
+		try, cancel := context.WithDeadline(ctx, ends)
+		got, leads, err := d.askLead(try)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil && (!leads || got != fence):
+			return storage.ErrFenced
+		case err == nil:
+			ends = asked.Add(leaseTTL - leaseSafety)
+		case time.Now().After(ends):
+			return errors.Join(errLeaseEnded, err)
+		}
+	}
+}
+
+// work settles what is left of an earlier leader and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
+func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
+	if err := d.Store.Settle(ctx, fence); errors.Is(err, storage.ErrFenced) {
+		return err
+	} else if err != nil && ctx.Err() == nil { // of some runs; the others go on
+		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
+	}
+	if err := d.readPauses(ctx); err != nil { // nothing is claimed before
+		return err
+	}
+	inFlightRuns, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
+	if err != nil {
+		return err
+	}
+	if inFlightRuns, err = d.adopt(ctx, fence, inFlightRuns); err != nil {
+		return err
+	}
+	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
+	requeued := make(chan queue.Requeued, 64)
+	dispatcher := &dispatch.Dispatcher{
+		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
+		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
+		Builder: Builder(d.Instance, d.name, d.Worker),
+		Requeued: func(r storage.Run, launcher string, until time.Time) {
+			select {
+			case requeued <- queue.Requeued{Run: r, Launcher: launcher, Until: until}:
+			case <-ctx.Done():
+			}
+		},
+		Launched: func(r storage.Run) { launched.Put(r) },
+		Done:     d.Metrics.Launched, RateLimited: d.Metrics.RateLimited,
+	}
+	dispatcher.Init(ctx, inFlightRuns)
+	loop := &queue.Loop{
+		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: Route(d.Instance),
+		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
+		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log, Pauses: d.paused,
+		Waiting: func(w queue.Waiting) { d.waiting.Store(&w); d.Metrics.Waiting(w) },
+		Claimed: func(r storage.Run) { d.Metrics.Claimed(r.Launch.At.Sub(r.Created)) },
+	}
+	stop := d.brake(ctx)
+	policy := Policy(d.Instance, d.targets)
+	seen := d.list(ctx, inFlightRuns)
+	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
+	watch := &monitor.Loop{
+		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
+		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,
+		Died: func(r storage.Run, cause launcher.Cause) {
+			d.Metrics.Died(r.Launch.Launcher, string(cause))
+			stop.died(r.Job, cause, time.Now())
+		},
+	}
+	slots := &monitor.Slots{Store: d.Store, Fence: fence, After: d.Instance.Deaths().FreeSlots, Log: d.Log}
+	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
+	sweep.Found, sweep.Bill, dispatcher.Full = d.Metrics.Orphans, d.bill(fence), sweep.Full
+	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
+		d.countEnded(runs)
+		queued.Put(runs...)
+		inFlight.Put(runs...)
+	}}
+	g, ctx := errgroup.WithContext(ctx)
+	// The dispatcher ends after the queue, so that what was claimed last is still launched.
+	claiming, claimed := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return dispatcher.Run(claiming) })
+	g.Go(func() error {
+		defer claimed()
+		return loop.Run(ctx, requeued)
+	})
+	g.Go(func() error { return feed.Run(ctx) })
+	g.Go(func() error { return watch.Run(ctx) })
+	g.Go(func() error { return sweep.Run(ctx) })
+	g.Go(func() error { return slots.Run(ctx) })
+	g.Go(func() error { return d.watchPauses(ctx) })
+	d.announceWeb(ctx)
+	g.Go(func() error { return d.beat(ctx, fence) })
+	if d.address.network == "unix" {
+		g.Go(func() error { return d.serveAPI(ctx) })
+	}
+	return g.Wait()
+}
+
+// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it. With each it settles what others, a worker on a
+// full disk, could commit and not finish.
+func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
+	for ctx.Err() == nil {
+		now := time.Now()
+		_, err := d.Store.Beat(ctx, storage.Heartbeat{Type: queueDaemon, ID: d.id, At: now}, now.Add(-beatAge))
+		if err != nil && ctx.Err() == nil {
+			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
+		}
+		if err := d.Store.Settle(ctx, fence); err != nil && ctx.Err() == nil {
+			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be", "err", err)
+		}
+		sleep(ctx, heartbeat)
+	}
+	return nil
+}

@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/queue"
+	"github.com/slipway-run/slipway/internal/storage"
+)
+
+// Observe decides as a leader would, logs each decision, and writes nothing: no lease, no heartbeat, no claim. It asks no
+// target. What it would have launched counts as in flight until the run's row says otherwise.
+func (d *Daemon) Observe(ctx context.Context) error {
+	q, err := d.Instance.QueueLimits()
+	if err != nil {
+		return err
+	}
+	limits := limitsOf(q)
+	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home, "max_concurrent_runs", limits.MaxConcurrentRuns)
+	queued := storage.NewInbox()
+	o := &observer{Store: d.Store, log: d.Log}
+	loop := &queue.Loop{
+		Store: o, Instance: "observer", Limits: limits, Route: Route(d.Instance), DefaultPool: q.DefaultPool, Only: q.Only.Fits,
+		Launcher: o, Inbox: queued, Freed: make(chan struct{}), Log: slog.New(slog.DiscardHandler),
+	}
+	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
+		for _, r := range runs {
+			d.Log.DebugContext(ctx, "run seen", "run_id", r.ID, "job", r.Job, "status", r.Status)
+		}
+		queued.Put(runs...)
+	}}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return loop.Run(ctx, make(chan queue.Requeued)) })
+	g.Go(func() error { return feed.Run(ctx) })
+	return g.Wait()
+}
+
+// observer is a storage that claims nothing, and a launcher that launches nothing.
+type observer struct {
+	storage.Store
+	log *slog.Logger
+}
+
+// Claim says that it claimed what it only would have.
+func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	out := make([]storage.Outcome, len(claims))
+	for i, c := range claims {
+		out[i] = storage.Outcome{Done: true, Status: dagster.Starting, Launch: storage.LaunchRow{Run: c.Run, Launcher: c.Launcher, At: c.At, Attempt: 1, State: storage.Open}}
+	}
+	return out, nil
+}
+
+// Settle leaves what a daemon has left.
+func (o *observer) Settle(context.Context, storage.Fence) error { return nil }
+
+// DefaultPools leaves the limits as they are.
+func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string, _ *int) (map[string]storage.Pool, error) {
+	pools, err := o.Pools(ctx)
+	return storage.Among(pools, names), err
+}
+
+// observerRoom is how many runs at once the targets of an observer take.
+const observerRoom = 1000
+
+// Room is never full.
+func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
+
+// Launch logs the decision.
+func (o *observer) Launch(r storage.Run) {
+	o.log.Info("would launch", "run_id", r.ID, "job", r.Job, "location", r.Remote.Location, "launcher", r.Launch.Launcher)
+}

@@ -1,0 +1,220 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/queue"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/web"
+)
+
+// Status is what an instance is doing. What only the daemon that leads knows is missing where it was not asked.
+type Status struct {
+	Instance  string           `json:"instance"`
+	Home      string           `json:"home"`
+	Storage   string           `json:"storage"` // kind and schema revision
+	Leader    Leader           `json:"leader"`
+	Runs      map[string]int   `json:"runs"` // unfinished ones, by status
+	Pauses    []queue.Pause    `json:"pauses"`
+	Waiting   map[string]int   `json:"waiting,omitempty"` // queued runs by reason; the leader's
+	Launchers []LauncherStatus `json:"launchers,omitempty"`
+}
+
+// Leader is the daemon that leads.
+type Leader struct {
+	ID      string `json:"id"`
+	Epoch   int64  `json:"epoch"`
+	Lease   string `json:"lease"`             // held, or ended
+	Address string `json:"address,omitempty"` // of its metrics and status
+}
+
+// LauncherStatus is one launcher of the leader's.
+type LauncherStatus struct {
+	Name string  `json:"name"`
+	Kind string  `json:"kind"`
+	Sick bool    `json:"sick"`        // its calls fail so often that it is left alone for now
+	Rate float64 `json:"launch_rate"` // launches per second that it takes now
+}
+
+// webKey is where the leader says its address.
+const webKey = "slipway/web"
+
+// ReadStatus reads what the storage says of an instance.
+func ReadStatus(ctx context.Context, in *instance.Instance, name string, s storage.Store) (Status, error) {
+	st := Status{Instance: name, Home: in.Home, Runs: map[string]int{}, Pauses: []queue.Pause{}}
+	st.Storage = "SQLite in " + in.Storage.BaseDir
+	if in.Storage.URL != "" {
+		st.Storage = "Postgres"
+	}
+	if r := s.Revision(); r != "" {
+		st.Storage += ", revision " + r
+	}
+	entries, err := s.Entries(ctx, "slipway/")
+	if err != nil {
+		return st, err
+	}
+	fence := storage.ParseFence(entries[storage.LeaderKey])
+	st.Leader = Leader{ID: fence.Leader, Epoch: fence.Epoch, Lease: "ended"}
+	var ends int64
+	if _, err := fmt.Sscan(entries[storage.LeaseKey], &ends); err == nil && time.Now().Before(time.UnixMicro(ends)) {
+		st.Leader.Lease = "held"
+	}
+	if leader, address, _ := strings.Cut(entries[webKey], " "); leader == fence.Leader && leader != "" {
+		st.Leader.Address = address
+	}
+	runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+	if err != nil {
+		return st, err
+	}
+	for _, r := range runs {
+		st.Runs[string(r.Status)]++
+	}
+	maps.DeleteFunc(entries, func(key, _ string) bool { return !strings.HasPrefix(key, queue.PausePrefix) })
+	pauses, bad := holding(in, entries, time.Now())
+	st.Pauses = append(st.Pauses, pauses...)
+	return st, errors.Join(bad...)
+}
+
+// Status is what the instance is doing, with what this daemon knows of it.
+func (d *Daemon) Status(ctx context.Context) (any, error) {
+	st, err := ReadStatus(ctx, d.Instance, d.name, d.Store)
+	if err != nil || st.Leader.ID != d.id {
+		return st, err
+	}
+	if w := d.waiting.Load(); w != nil {
+		st.Waiting = map[string]int{}
+		for r, n := range w.Reasons {
+			st.Waiting[string(r)] = n
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
+		t := d.targets[name]
+		st.Launchers = append(st.Launchers, LauncherStatus{Name: name, Kind: t.Kind.Name, Sick: t.Sick(), Rate: t.LaunchRate()})
+	}
+	return st, nil
+}
+
+// storageTrouble is how long the storage may not answer for the daemon to be ready all the same.
+const storageTrouble = 5 * time.Second
+
+// Ready says whether this daemon leads or stands by, its storage at hand.
+func (d *Daemon) Ready() error {
+	last := d.answered.Load()
+	if last == nil {
+		return errors.New("the daemon has not reached the storage yet")
+	}
+	if since := time.Since(*last); since > storageTrouble {
+		return fmt.Errorf("the storage has not answered for %s", since.Round(time.Second))
+	}
+	return nil
+}
+
+// defaultWeb is where metrics are to be had if slipway.yaml does not say.
+const defaultWeb = "127.0.0.1:9870"
+
+// listenWeb opens the address of metrics and status; nil for none.
+func (d *Daemon) listenWeb(ctx context.Context) (net.Listener, error) {
+	set := d.Instance.Settings.Web.Listen
+	if set == "off" || d.Metrics == nil {
+		return nil, nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cmp.Or(set, defaultWeb))
+	if err != nil && set == "" && errors.Is(err, syscall.EADDRINUSE) {
+		l, err = lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	}
+	if err != nil {
+		return nil, d.Instance.Problem("web.listen", "no metrics can be served there: %v; write another host:port, or off", err)
+	}
+	d.Log.InfoContext(ctx, "metrics and status are served", "address", "http://"+l.Addr().String())
+	return l, nil
+}
+
+// announceWeb says in the storage where this leader is to be asked.
+func (d *Daemon) announceWeb(ctx context.Context) {
+	if d.web == "" {
+		return
+	}
+	if err := d.Store.SetEntry(ctx, webKey, d.id+" "+d.web); err != nil {
+		d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
+	}
+}
+
+// countEnded counts runs of ours that have ended.
+func (d *Daemon) countEnded(runs []storage.Run) {
+	for _, r := range runs {
+		if r.Status.Finished() && r.Launch != nil && r.Launch.Instance == d.name {
+			d.Metrics.Ended(r.Launch.Launcher, string(r.Status))
+		}
+	}
+}
+
+// serveWeb serves metrics, health and status until ctx ends.
+func (d *Daemon) serveWeb(ctx context.Context, l net.Listener) error {
+	s := &web.Server{
+		Metrics: d.Metrics, Token: string(d.Instance.Settings.Web.Token), Ready: d.Ready, Status: d.Status, Log: d.Log,
+		Scrape: func() {
+			for name, t := range d.targets {
+				d.Metrics.Sick(name, t.Sick())
+			}
+		},
+	}
+	return s.Serve(ctx, l)
+}
+
+// askTimeout bounds a question to the leader.
+const askTimeout = 3 * time.Second
+
+// FullStatus is what the storage says of an instance, and what the daemon that leads says, where it can be asked; if not, problem says why.
+func FullStatus(ctx context.Context, in *instance.Instance, name string, s storage.Store) (st Status, problem, err error) {
+	if st, err = ReadStatus(ctx, in, name, s); err != nil {
+		return st, nil, err
+	}
+	if st.Leader.Address == "" {
+		return st, errors.New("it serves no status (web.listen: off)"), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var full Status
+	if problem := ask(ctx, st.Leader.Address+"/status", string(in.Settings.Web.Token), &full); problem != nil {
+		return st, problem, nil
+	}
+	if full.Leader.ID == st.Leader.ID {
+		st.Waiting, st.Launchers = full.Waiting, full.Launchers
+	}
+	return st, nil, nil
+}
+
+// ask reads JSON from a daemon.
+func ask(ctx context.Context, url, token string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // it was only read
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(into)
+}

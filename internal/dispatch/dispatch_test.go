@@ -1,0 +1,299 @@
+package dispatch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/dispatch"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/worker"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// fakeStore keeps what is written, of runs that stay as they are.
+type fakeStore struct {
+	mu    sync.Mutex
+	runs  map[string]storage.Run
+	moves []storage.Transition
+}
+
+func (s *fakeStore) Move(_ context.Context, _ storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moves = append(s.moves, t)
+	return storage.Outcome{Done: true, Status: s.runs[t.Run].Status}, nil
+}
+
+func (s *fakeStore) Runs(_ context.Context, f storage.Filter) ([]storage.Run, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return []storage.Run{s.runs[f.IDs[0]]}, nil
+}
+
+// wrote waits for a change that fits.
+func (s *fakeStore) wrote(t *testing.T, what string, fits func(storage.Transition) bool) storage.Transition {
+	t.Helper()
+	var got storage.Transition
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, m := range s.moves {
+			if fits(m) {
+				got = m
+				return true, ""
+			}
+		}
+		return false, what + " was not written"
+	})
+	return got
+}
+
+// target is a launcher of functions.
+type target struct {
+	mu     sync.Mutex
+	calls  []string
+	launch func(n int) (launcher.Launched, error) // the nth
+	find   func(n int) bool                       // nil: it has no Find
+}
+
+func (l *target) called(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 1
+	for _, c := range l.calls {
+		if c == what {
+			n++
+		}
+	}
+	l.calls = append(l.calls, what)
+	return n
+}
+
+func (l *target) Launch(context.Context, *launcher.Request) (launcher.Launched, error) {
+	return l.launch(l.called("launch"))
+}
+
+func (l *target) Terminate(context.Context, launcher.Handle, time.Duration) (bool, error) {
+	return false, nil
+}
+
+func (l *target) Health(context.Context, launcher.Handle) (launcher.Health, error) {
+	return launcher.Health{Status: launcher.NotFound}, nil
+}
+
+func (l *target) Find(context.Context, *launcher.Request) (launcher.Launched, bool, error) {
+	n := l.called("find")
+	return launcher.Launched{Handle: "found"}, l.find != nil && l.find(n), nil
+}
+
+func (l *target) said() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.calls, " ")
+}
+
+const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.STARTING"}, "tags": {}, "pipeline_code_origin": {"__class__": "PipelinePythonOrigin", "pipeline_name": "j"}}`
+
+// dispatcher runs one with a target and a run that was claimed.
+func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
+	t.Helper()
+	_, s := dispatching(t, l, settle, status, begun, nil)
+	return s
+}
+
+// dispatching is the same, with a change before it begins.
+func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool, change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
+	t.Helper()
+	parsed, err := dagster.ParseRun(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed.Status = status
+	r := storage.Run{Run: parsed, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}}}
+	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
+	traits := launcher.Traits{OwnCommand: true, Settle: settle}
+	d := &dispatch.Dispatcher{
+		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, DeniedTimeout: time.Minute, Log: slog.New(slog.DiscardHandler),
+		Targets:  map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits}, &launcher.Kind{Name: "fake", Traits: traits}, l)},
+		Requeued: func(storage.Run, string, time.Time) {}, Launched: func(storage.Run) {},
+	}
+	if change != nil {
+		change(d)
+	}
+	var inFlight []storage.Run
+	if begun {
+		inFlight = append(inFlight, r)
+	}
+	d.Init(t.Context(), inFlight)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if !begun {
+		d.Launch(r)
+	}
+	return d, s
+}
+
+func launched(m storage.Transition) bool { return m.Handle != "" }
+
+// Where the target would start a second worker, one whose start got no answer is looked for, and launched again only when it was absent for
+// long enough.
+func TestUnknownOutcomeIsHeld(t *testing.T) {
+	lost := errors.New("the answer was lost")
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, lost }, find: func(n int) bool { return n == 3 }}
+	s := dispatcher(t, l, time.Hour, dagster.Starting, false)
+	if m := s.wrote(t, "the worker that was found", launched); m.Handle != "found" || l.said() != "launch find find find" {
+		t.Errorf("handle %q after %q, want the found one after one launch", m.Handle, l.said())
+	}
+	l = &target{launch: func(n int) (launcher.Launched, error) {
+		if n == 1 {
+			return launcher.Launched{}, lost
+		}
+		return launcher.Launched{Handle: "second"}, nil
+	}}
+	began := time.Now()
+	s = dispatcher(t, l, 300*time.Millisecond, dagster.Starting, false)
+	s.wrote(t, "the second launch", launched)
+	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
+		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took, l.said())
+	}
+}
+
+// Of a run whose handle is written it is told which status it has then: its worker may have begun it before, or somebody have canceled it.
+func TestLaunchedInItsStatus(t *testing.T) {
+	told, begun := make(chan storage.Run, 1), make(chan struct{})
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		<-begun
+		return launcher.Launched{Handle: "h"}, nil
+	}}
+	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Launched = func(r storage.Run) { told <- r } })
+	r := s.runs["r1"]
+	r.Status = dagster.Started
+	s.mu.Lock()
+	s.runs["r1"] = r
+	s.mu.Unlock()
+	close(begun)
+	if r := <-told; r.Status != dagster.Started || r.Handle != "h" {
+		t.Errorf("launched: %s with handle %q, want %s with h", r.Status, r.Handle, dagster.Started)
+	}
+}
+
+// What an earlier leader began may have been asked for in its last moment.
+func TestBegunLaunchIsHeld(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "again"}, nil }}
+	began := time.Now()
+	s := dispatcher(t, l, 300*time.Millisecond, dagster.Starting, true)
+	s.wrote(t, "the launch", launched)
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("launched after %v, want it after the time of Settle", took)
+	}
+	// A run that was canceled meanwhile gets no worker, and is canceled once its absence counts.
+	l = &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
+	s = dispatcher(t, l, 300*time.Millisecond, dagster.Canceling, true)
+	s.wrote(t, "the end of the canceled run", func(m storage.Transition) bool { return m.Void })
+	if strings.Contains(l.said(), "launch") {
+		t.Errorf("a canceled run was launched: %q", l.said())
+	}
+}
+
+// What a target says while it prepares is written once, and does not make it sick.
+func TestPendingIsTold(t *testing.T) {
+	note := launcher.Note{Text: "pulling"}
+	l := &target{launch: func(n int) (launcher.Launched, error) {
+		if n < 20 {
+			return launcher.Launched{}, launcher.Pending(time.Millisecond, note)
+		}
+		return launcher.Launched{Handle: "there"}, nil
+	}}
+	s := dispatcher(t, l, 0, dagster.Starting, false)
+	s.wrote(t, "the launch", launched)
+	told := 0
+	for _, m := range s.moves {
+		for _, e := range m.Events {
+			if e.Message == note.Text {
+				told++
+			}
+		}
+	}
+	if told != 1 || strings.Contains(l.said(), "find") {
+		t.Errorf("the note was written %d times, calls %q; want once, and no look", told, l.said())
+	}
+}
+
+// The cause that an error carries stands in the run's log.
+func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, launcher.WithCause(launcher.ErrInvalid, launcher.CauseImagePull)
+	}}
+	m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "the failure", func(m storage.Transition) bool { return m.Void })
+	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunFailure || m.Events[0].Texts()[0].Text != string(launcher.CauseImagePull) {
+		t.Errorf("events = %+v, want an engine event with the cause and the failure", m.Events)
+	}
+}
+
+// A launcher that does not mind its context is left to itself when its time is over; what it says later is nobody's answer.
+func TestCallsThatGoOn(t *testing.T) {
+	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
+	release := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	got, err := dispatch.Call(ctx, target, func(context.Context) (string, error) {
+		<-release
+		return "late", nil
+	})
+	if got != "" || !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "goes on with a call whose time is over") {
+		t.Errorf("Call = %q, %v", got, err)
+	}
+	close(release)
+	if got, err := dispatch.Call(t.Context(), target, func(context.Context) (string, error) { return "in time", nil }); got != "in time" || err != nil {
+		t.Errorf("the next Call = %q, %v", got, err)
+	}
+}
+
+// roomy is a target that says how much room it has.
+type roomy struct {
+	target
+	free atomic.Int64
+}
+
+func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
+	return int(l.free.Load()), true, nil
+}
+
+// A target that has no room for a launch is asked how much it has before more runs are claimed for it, and somebody is told as long as it has none.
+func TestRoom(t *testing.T) {
+	l := &roomy{}
+	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{}, launcher.ErrCapacity }
+	var told atomic.Int64
+	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Full = func(string) { told.Add(1) } })
+	s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
+	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "nobody is told again" })
+	if room, _ := d.Room("x"); room != 0 {
+		t.Errorf("Room = %d while there is none", room)
+	}
+	l.free.Store(2)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room == 2, fmt.Sprintf("Room = %d, want 2", room)
+	})
+	l.free.Store(1000)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room > 2, fmt.Sprintf("Room = %d, want more", room)
+	})
+}

@@ -1,0 +1,369 @@
+// Package execute is the Go run worker: it takes the arguments of `dagster api execute_run` and runs a command job, whose
+// steps stand in the run's config, with the events that Dagster's own worker would write. It needs no Python, and is
+// what demos, canaries, benchmarks and plain command lines run on.
+//
+// Before anything else it passes its gate: the launch row of its run, which it turns from open to taken. A worker that
+// cannot has been replaced or was started twice, and leaves.
+package execute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; it is started by a launcher with what Dagster gives its own workers"
+
+// Main is the program slipway-worker. Like Dagster's worker it exits with 0 whatever became of its run, unless the arguments
+// ask for more, and with 1 if it could not begin.
+func Main(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	failed, err := Run(ctx, args, os.LookupEnv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "slipway-worker:", err)
+		return 1
+	}
+	if failed {
+		return 1
+	}
+	return 0
+}
+
+// Run executes one run. An error means that it could not begin, or not write; failed that the run failed and the arguments ask for
+// an exit code then. When ctx ends, the steps are stopped.
+func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, err error) {
+	a, err := arguments(args, env)
+	if err != nil {
+		return false, err
+	}
+	ref, err := refOf(a, env)
+	if err != nil {
+		return false, err
+	}
+	// What is written although ctx has ended is bounded, call by call.
+	store, err := open(context.WithoutCancel(ctx), ref, env)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	if args[1] == "canary" {
+		id, err := store.InstanceID(ctx)
+		if err == nil {
+			fmt.Printf("the storage is open: run_storage_id %s, schema %s\n", id, store.Revision())
+		}
+		return err != nil, err
+	}
+	w := &worker{store: store, resume: a.Resume}
+	if w.logs, err = instance.ComputeLogsOf(ref, env); err != nil {
+		return false, err
+	}
+	if gate, ok := env(launcher.GateEnv); ok {
+		if in, err := pass(ctx, store, a.RunID, gate); err != nil || !in {
+			if err == nil {
+				fmt.Printf("run %s: another worker has passed the gate, or this one was replaced; leaving\n", a.RunID)
+			}
+			return false, err
+		}
+	}
+	status, err := w.run(ctx, a.RunID)
+	return a.SetExitCodeOnFailure && status == dagster.Failure, err
+}
+
+// store is what a worker asks of the storage.
+type store interface {
+	storage.Recorder
+	storage.Reader
+	Revision() string
+	Close() error
+}
+
+// arguments finds them where Dagster's worker does: on the command line, or in a variable.
+func arguments(args []string, env config.Lookup) (dagster.ExecuteRunArgs, error) {
+	if len(args) < 2 || args[0] != "api" || args[1] != "execute_run" && args[1] != "resume_run" && args[1] != "canary" {
+		return dagster.ExecuteRunArgs{}, errors.New(usage)
+	}
+	compressed, isCompressed := env(dagster.CompressedArgsEnv)
+	plain, isPlain := env("DAGSTER_EXECUTE_RUN_ARGS")
+	switch {
+	case len(args) == 3:
+		plain = args[2]
+	case len(args) == 4 && args[2] == "--compressed-input-json":
+		compressed, isCompressed, isPlain = args[3], true, false
+		fallthrough
+	case isCompressed && !isPlain:
+		text, err := dagster.Decompress(compressed)
+		if err != nil {
+			return dagster.ExecuteRunArgs{}, err
+		}
+		plain = text
+	case !isPlain:
+		return dagster.ExecuteRunArgs{}, errors.New(usage)
+	}
+	a, err := dagster.ParseExecuteRunArgs(plain)
+	if err == nil && a.Resume != (args[1] == "resume_run") {
+		err = fmt.Errorf("the arguments are not those of %s", args[1])
+	}
+	return a, err
+}
+
+// refOf is the InstanceRef of the arguments, or that of $DAGSTER_HOME.
+func refOf(a dagster.ExecuteRunArgs, env config.Lookup) (dagster.InstanceRef, error) {
+	if a.InstanceRef != nil {
+		return dagster.ParseInstanceRef(string(a.InstanceRef))
+	}
+	home, err := instance.Home(env)
+	if err != nil {
+		return dagster.InstanceRef{}, err
+	}
+	in, err := instance.LoadDagster(home, env)
+	if err != nil {
+		return dagster.InstanceRef{}, err
+	}
+	return dagster.ParseInstanceRef(string(in.Ref()))
+}
+
+func open(ctx context.Context, ref dagster.InstanceRef, env config.Lookup) (store, error) {
+	s, err := instance.StorageOf(ref, env)
+	if err != nil {
+		return nil, err
+	}
+	if s.URL == "" {
+		return sqlite.Open(ctx, s.BaseDir)
+	}
+	return insist(ctx, func(ctx context.Context) (store, error) {
+		s, err := postgres.Open(ctx, s.URL)
+		if err != nil && !postgres.Away(err) {
+			err = backoff.Permanent(err)
+		}
+		return s, err
+	})
+}
+
+const (
+	// patience is how long a worker tries again while the storage is away: what its steps have done is not to be lost.
+	patience = 5 * time.Minute
+	// longestPause is between two tries.
+	longestPause = 5 * time.Second
+)
+
+// insist does something with the storage again and again until it is done or patience has ended, also when ctx has.
+func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, longestPause
+	ctx = context.WithoutCancel(ctx)
+	return backoff.Retry(ctx, func() (T, error) {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		return f(ctx)
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
+}
+
+// pass lets this worker pass its gate, if it may. It asks once: whether a try without an answer was done nobody can tell, and then nothing is executed.
+func pass(ctx context.Context, s storage.Recorder, run, gate string) (bool, error) {
+	attempt, token, _ := strings.Cut(gate, " ")
+	n, err := strconv.Atoi(attempt)
+	if err != nil || token == "" {
+		return false, fmt.Errorf("%s=%q: an attempt and a token are expected", launcher.GateEnv, gate)
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	return s.Take(ctx, run, n, token)
+}
+
+// writeTimeout bounds one write, which is done although the worker was told to stop.
+const writeTimeout = 30 * time.Second
+
+// worker executes one run.
+type worker struct {
+	store  store
+	logs   string // folder of compute logs; "" for none
+	resume bool
+	events dagster.Inside
+}
+
+// record writes events that must follow one of some statuses, and says whether they did.
+func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
+	t, again := storage.Transition{Run: w.events.Run.ID, From: from, Events: events, Tags: tags}, false
+	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
+		if again { // the first try may have been done, and its answer lost
+			if out, ok, err := w.wrote(ctx, events); ok || err != nil {
+				return out, err
+			}
+		}
+		again = true
+		return w.store.Record(ctx, t)
+	})
+}
+
+// wrote says whether the last of some events stands in the run's log, and the run's status.
+func (w *worker) wrote(ctx context.Context, events []dagster.Event) (storage.Outcome, bool, error) {
+	last := events[len(events)-1]
+	stored, err := w.store.Events(ctx, last.RunID, last.Type)
+	if err != nil || !slices.ContainsFunc(stored, func(e dagster.Event) bool { return e.JSON() == last.JSON() }) {
+		return storage.Outcome{}, false, err
+	}
+	runs, err := w.store.Runs(ctx, storage.Filter{IDs: []string{last.RunID}})
+	if err != nil || len(runs) == 0 {
+		return storage.Outcome{}, false, err
+	}
+	return storage.Outcome{Done: true, Status: runs[0].Status}, true, nil
+}
+
+// log writes events that change no status.
+func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
+	_, err := w.record(ctx, nil, nil, events...)
+	return err
+}
+
+// status reads the run's status.
+func (w *worker) read(ctx context.Context, id string) (storage.Run, error) {
+	runs, err := insist(ctx, func(ctx context.Context) ([]storage.Run, error) {
+		return w.store.Runs(ctx, storage.Filter{IDs: []string{id}})
+	})
+	if err != nil {
+		return storage.Run{}, err
+	}
+	if len(runs) == 0 {
+		return storage.Run{}, fmt.Errorf("there is no run %s", id)
+	}
+	return runs[0], runs[0].Broken
+}
+
+// run is the life of the worker; it gives the status that it left the run in.
+func (w *worker) run(ctx context.Context, id string) (dagster.Status, error) {
+	r, err := w.read(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	w.events = dagster.NewInside(r.Run)
+	pid := os.Getpid()
+	hello, bye := "Started process for run (pid: %d).", "Process for run exited (pid: %d)."
+	if w.resume {
+		hello = "Started process for resuming job (pid: %d)."
+	}
+	if err := w.log(ctx, w.events.Engine(fmt.Sprintf(hello, pid), nil)); err != nil {
+		return "", err
+	}
+	status, err := w.work(ctx, r)
+	return status, errors.Join(err, w.log(ctx, w.events.Engine(fmt.Sprintf(bye, pid), nil)))
+}
+
+// work starts the run if it may start, executes its steps and writes its end.
+func (w *worker) work(ctx context.Context, r storage.Run) (dagster.Status, error) {
+	job, err := ParseJob(r.Config)
+	if err != nil {
+		out, werr := w.record(ctx, []dagster.Status{dagster.Starting, dagster.NotStarted}, reason(dagster.InitializationFailure),
+			w.events.Engine("Could not load job definition.", err),
+			w.events.Failure(dagster.MarkedFailed, dagster.InitializationFailure, nil, err))
+		return out.Status, werr
+	}
+	done, err := w.begin(ctx)
+	if err != nil || done == nil {
+		return "", err
+	}
+	p := &plan{worker: w, job: job, done: done}
+	if err := p.run(ctx); err != nil {
+		return "", err
+	}
+	return w.end(ctx, p)
+}
+
+func reason(r dagster.RunFailureReason) map[string]string {
+	return map[string]string{dagster.FailureReasonTag: string(r)}
+}
+
+// begin writes the run's start, and gives the steps that succeeded already; nil if this worker has nothing to do.
+func (w *worker) begin(ctx context.Context) (map[string]bool, error) {
+	done := map[string]bool{}
+	if w.resume {
+		events, err := insist(ctx, func(ctx context.Context) ([]dagster.Event, error) {
+			return w.store.Events(ctx, w.events.Run.ID, dagster.StepSuccess)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range events {
+			done[e.StepKey] = true
+		}
+		r, err := w.read(ctx, w.events.Run.ID)
+		if err != nil {
+			return nil, err
+		}
+		if r.Status == dagster.Started {
+			return done, nil
+		}
+	}
+	out, err := w.record(ctx, []dagster.Status{dagster.Starting, dagster.NotStarted}, nil, w.events.Start())
+	if err != nil {
+		return nil, err
+	}
+	if out.Done {
+		return done, nil
+	}
+	text := "Ignoring a duplicate run that was started from somewhere other than the run monitor daemon"
+	switch {
+	case out.Status == dagster.Canceled:
+		text = "Not starting execution since the run was canceled before execution could start"
+	case out.Status.Finished():
+		text = "Ignoring a run worker that started after the run had already finished."
+	}
+	return nil, w.log(ctx, w.events.Engine(text, nil))
+}
+
+// end writes how the run ended.
+func (w *worker) end(ctx context.Context, p *plan) (dagster.Status, error) {
+	if ctx.Err() != nil {
+		return w.interrupted(ctx)
+	}
+	tags, event := map[string]string(nil), w.events.Success()
+	if len(p.failed) > 0 {
+		var names []string
+		for _, n := range p.failed {
+			names = append(names, "'"+n+"'")
+		}
+		message := fmt.Sprintf("Execution of run for %q failed. Steps failed: [%s].", w.events.Run.Job, strings.Join(names, ", "))
+		tags, event = reason(dagster.StepFailureReason), w.events.Failure(message, dagster.StepFailureReason, p.first, p.err)
+	}
+	out, err := w.record(ctx, []dagster.Status{dagster.Started}, tags, event)
+	if err != nil || out.Done {
+		return out.Status, err
+	}
+	return w.interrupted(ctx) // somebody changed the run meanwhile
+}
+
+// interrupted writes what a worker that was told to stop leaves, as Dagster's does.
+func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
+	r, err := w.read(ctx, w.events.Run.ID)
+	if err != nil {
+		return "", err
+	}
+	switch r.Status {
+	case dagster.Canceling:
+		out, err := w.record(ctx, []dagster.Status{dagster.Canceling}, nil, w.events.Canceled())
+		return out.Status, err
+	case dagster.Canceled, dagster.Failure, dagster.Success:
+		return r.Status, w.log(ctx, w.events.Engine(fmt.Sprintf("Computational resources were cleaned up after the run was marked as %s from outside.", r.Status), nil))
+	}
+	err = errors.New("the run worker was told to stop (SIGTERM) although nobody had canceled the run")
+	out, werr := w.record(ctx, []dagster.Status{dagster.Started}, reason(dagster.UnexpectedTermination),
+		w.events.Failure("Execution of run for \""+w.events.Run.Job+"\" failed. "+err.Error(), dagster.UnexpectedTermination, nil, err))
+	return out.Status, werr
+}

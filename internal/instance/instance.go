@@ -1,0 +1,801 @@
+package instance
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/router"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Instance is one Dagster instance and Slipway's settings for it.
+type Instance struct {
+	Home        string // absolute path of DAGSTER_HOME
+	Storage     Storage
+	StockQueue  Queue // of dagster.yaml, with Dagster's defaults: what dagster-daemon does
+	Parked      bool  // dagster.yaml's max_concurrent_runs is 0: the stock dequeuer is off
+	MonitorsRun bool  // dagster.yaml has run_monitoring enabled: the stock monitor is on
+	Monitoring  RunMonitoring
+	Settings    Settings
+	Launchers   map[string]Launcher
+	Router      *router.Router
+
+	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
+	file string         // path of dagster.yaml
+	tree map[string]any // its content, unexpanded
+	doc  *yaml.Node     // likewise
+
+	implied []router.Rule // after those of slipway.yaml
+}
+
+// Storage says where the shared storage is: Postgres if URL is set, else SQLite files in BaseDir.
+type Storage struct {
+	BaseDir string
+	URL     config.Secret
+	literal bool // the URL's password stands in dagster.yaml itself, and so in the InstanceRef
+}
+
+// Queue holds the limits of the run queue.
+type Queue struct {
+	MaxConcurrentRuns int // -1: no limit
+	TagLimits         []TagLimit
+	BlockPools        bool // a run whose pools are full waits in the queue
+	PoolsPerRun       bool // granularity run: a run takes a place in each of its pools
+	PoolBuffer        int
+	DefaultPool       *int   // limit of pools that have none of their own
+	Charge            string // "admitted" or "dagster"
+	Only              Only
+}
+
+// Only selects the runs that Slipway launches. The zero value selects all. A run must fit each part that is not empty.
+type Only struct {
+	Locations []string          `config:"locations" help:"Names of code locations."`
+	Jobs      []string          `config:"jobs" help:"Names of jobs."`
+	Tags      map[string]string `config:"tags" help:"Tags that the run must have; an empty value stands for any."`
+}
+
+// Empty says whether all runs are selected.
+func (o Only) Empty() bool { return len(o.Locations)+len(o.Jobs)+len(o.Tags) == 0 }
+
+// Fits says whether a run is selected.
+func (o Only) Fits(r dagster.Run) bool {
+	for k, want := range o.Tags {
+		if v, ok := r.Tags[k]; !ok || want != "" && v != want {
+			return false
+		}
+	}
+	return (len(o.Locations) == 0 || slices.Contains(o.Locations, r.Remote.Location)) && (len(o.Jobs) == 0 || slices.Contains(o.Jobs, r.Job))
+}
+
+// TagLimit is one entry of tag_concurrency_limits.
+type TagLimit struct {
+	Key, Value string // Value "" with PerValue false: all runs that have the key
+	PerValue   bool   // applyLimitPerUniqueValue
+	Limit      int
+}
+
+// Launcher is one entry of slipway.yaml's launchers.
+type Launcher struct {
+	Name   string
+	Kind   *launcher.Kind
+	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
+	Cwd    map[string]string // working directory, likewise
+	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
+	Rate   int               // most launches per second; 0 says nothing
+	Settle time.Duration     // how long its target must not know a worker for it to count as dead; 0 is for ever
+	Ref    RefMode
+	Gate   string // "off", "relaunch", "on" or "" for the kind's default
+	Allow  Allow
+	Remove Removal         // of ended workers
+	Steps  *launcher.Class // Dagster's own launcher in the workers' instance; nil: the one of dagster.yaml
+	Config config.Values
+}
+
+// Removal says when what a target keeps of an ended worker is removed: some time after its end, for all workers or for those that succeeded.
+type Removal struct {
+	Never      bool
+	KeepFailed bool
+	After      time.Duration
+}
+
+// removal reads always, on_success, never or a duration.
+func removal(text string) (Removal, error) {
+	switch text {
+	case "always":
+		return Removal{}, nil
+	case "on_success":
+		return Removal{KeepFailed: true}, nil
+	case "never":
+		return Removal{Never: true}, nil
+	}
+	after, err := time.ParseDuration(text)
+	if err != nil {
+		return Removal{}, fmt.Errorf("%q is none of always, on_success, never and a duration such as 24h", text)
+	}
+	return Removal{After: after}, nil
+}
+
+// RefMode says how a launcher's workers find the instance. The zero value gives them the InstanceRef as it is.
+type RefMode struct {
+	Image bool   // no InstanceRef: the worker's own dagster.yaml, in its DAGSTER_HOME
+	Home  string // an InstanceRef with this path in place of our DAGSTER_HOME
+}
+
+// Settings are those of slipway.yaml.
+type Settings struct {
+	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
+	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
+	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
+	RunLauncher         config.Values              `config:"run_launcher" help:"A run_launcher section as guides for Dagster show it, module, class and config; it takes the place of dagster.yaml's where launchers: is empty."`
+	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of dagster.yaml's run_launcher, where launchers: is empty and Slipway has no launcher of its own for it."`
+	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
+	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
+	Monitoring          monitoringSection          `config:"monitoring" help:"How long runs may take. What is not said is taken, key by key, from dagster.yaml's run_monitoring, whether that is enabled or not, else Dagster's defaults hold."`
+	Maintenance         []Window                   `config:"maintenance" help:"Times at which nothing, or a part of it, is launched. slipway pause does it by hand."`
+	Brake               Brake                      `config:"crash_loop" help:"Many workers of one job that die of one cause in a short time pause that job's launches."`
+	Web                 Web                        `config:"web" help:"Metrics for Prometheus, health and status over HTTP."`
+	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
+	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
+	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
+	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
+	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long the output of workers that were removed from their target is kept, in slipway/logs in DAGSTER_HOME."`
+	StorageURL          storageSection             `config:"storage" help:"How Slipway itself reaches the storage."`
+}
+
+type launcherSection struct {
+	Kind       string            `config:"kind" help:"Kind of launcher; required, unless class says it."`
+	Module     string            `config:"module" help:"In place of kind, with class: a launcher of Dagster that a kind stands for."`
+	Class      string            `config:"class" help:"Its class, as AzureContainerInstanceRunLauncher."`
+	Python     map[string]string `config:"python" help:"Python that has a code location's packages where its workers run, by location; * for all others. By default that of the code location."`
+	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Grace      time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
+	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
+	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
+	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
+	Remove     string            `config:"remove" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration (default: 24h; 10m for aci, where it holds quota) after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
+	Rate       int               `config:"launch_rate" default:"0" help:"Most launches per second; 0: 500. It falls by itself while the target refuses calls for their rate, and rises again."`
+	Settle     time.Duration     `config:"settle" default:"60s" help:"How long the target must not know a worker, asked again and again, and the run write nothing, for the worker to count as dead; 0: it never does."`
+	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
+	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
+	Config     config.Values     `config:"config" help:"Settings of that kind."`
+}
+
+// Fields are the settings of slipway.yaml, with those of the kinds of launchers.
+func Fields(kinds []*launcher.Kind) []config.Field {
+	fields := config.Fields(Settings{})
+	for _, f := range fields {
+		if f.Name != "launchers" {
+			continue
+		}
+		for _, k := range kinds {
+			f.Item.Cases = append(f.Item.Cases, config.Case{Where: "kind", Is: k.Name, Setting: "config", Fields: k.Schema})
+		}
+	}
+	return fields
+}
+
+type queueSection struct {
+	limitsSection
+	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
+	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon goes on with the others; a run must fit each part that is given."`
+}
+
+type monitoringSection struct {
+	Start   *int           `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
+	Cancel  *int           `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
+	MaxRun  *int           `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
+	Resumes *int           `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
+	Slots   *int           `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
+	Silence time.Duration  `config:"silence_timeout" default:"0" help:"A run of which nothing was heard for so long, and of whose worker the target says nothing either, is stopped and fails; 0: silence never fails a run."`
+	Phases  time.Duration  `config:"phases_after" default:"2s" help:"How long a worker must be in a phase of its start (waiting for a place, scheduled, pulling its image, pulled, started) for its run's log to tell of it; 0: each one is told of at once."`
+	Workers int            `config:"launch_attempts" default:"3" help:"How many workers a run may have in all, by deaths: again and next; Dagster's run retries count apart."`
+	Memory  []string       `config:"memory" help:"Memory of the workers that replace one that died for want of it (oom), as [4Gi, 8Gi, 16Gi]: each time the next amount that is more than it had."`
+	Deaths  []deathSection `config:"deaths" help:"What becomes of a run whose worker was proved dead before it had finished the run, by cause; the first entry with the cause decides. By default, a run that had not started goes again if its worker was preempted, evicted, throttled or lost with its node; one that had started is resumed if max_resume_run_attempts allows; else it fails."`
+}
+
+type deathSection struct {
+	Causes  []string `config:"causes" required:"true" help:"Causes: oom, evicted, preempted, image_pull, unschedulable, quota, throttled, auth, node_lost, timeout, exit, unknown."`
+	Do      string   `config:"do" default:"fail" help:"If the run had not started: again, another worker; next, another one on the next launcher of the route; or fail."`
+	Started string   `config:"started" default:"fail" help:"If it had: resume, another worker goes on where this one ended; again or next, the run begins anew, and steps that had succeeded run once more; or fail."`
+}
+
+// Death says what becomes of a run whose worker died of one of some causes; none is all.
+type Death struct {
+	Causes      []string
+	Do, Started string
+}
+
+// Deaths are what dead workers lead to.
+type Deaths struct {
+	Rules            []Death
+	Workers, Resumes int
+	Memory           []int64       // bytes, rising
+	FreeSlots        time.Duration // negative: never
+}
+
+// slotsAfter is when places in pools are freed where nothing is said.
+const slotsAfter = 300
+
+// Deaths are the settings about dead workers, with the defaults behind what slipway.yaml says.
+func (in *Instance) Deaths() Deaths {
+	m := in.Settings.Monitoring
+	d := Deaths{Workers: m.Workers, Resumes: pick(m.Resumes, in.Monitoring.MaxResumeAttempts, 0)}
+	d.FreeSlots = time.Duration(pick(m.Slots, in.Monitoring.FreeSlotsAfter, slotsAfter)) * time.Second
+	for _, text := range m.Memory {
+		n, _ := config.ParseBytes(text) // Load has checked it
+		d.Memory = append(d.Memory, n)
+	}
+	for _, s := range m.Deaths {
+		d.Rules = append(d.Rules, Death(s))
+	}
+	started := "fail"
+	if d.Resumes > 0 {
+		started = "resume"
+	}
+	d.Rules = append(d.Rules,
+		Death{[]string{"preempted", "evicted", "node_lost", "throttled"}, "again", started},
+		Death{[]string{"user_code", "canceled"}, "fail", "fail"},
+		Death{nil, "fail", started})
+	return d
+}
+
+// check says what is wrong with the settings about dead workers.
+func (m monitoringSection) check(fail func(setting, format string, args ...any)) {
+	var last int64
+	for i, text := range m.Memory {
+		n, err := config.ParseBytes(text)
+		switch {
+		case err != nil:
+			fail(fmt.Sprintf("memory[%d]", i), "%q is no amount of memory such as 8Gi", text)
+		case n <= last:
+			fail(fmt.Sprintf("memory[%d]", i), "%s is not more than the amount before it", text)
+		}
+		last = n
+	}
+	for i, d := range m.Deaths {
+		for j, c := range d.Causes {
+			if !slices.Contains(launcher.Causes(), launcher.Cause(c)) {
+				fail(fmt.Sprintf("deaths[%d].causes[%d]", i, j), "%q is no cause; they are %v", c, launcher.Causes())
+			}
+		}
+		if !slices.Contains([]string{"again", "next", "fail"}, d.Do) {
+			fail(fmt.Sprintf("deaths[%d].do", i), "%q is none of again, next and fail", d.Do)
+		}
+		if !slices.Contains([]string{"resume", "again", "next", "fail"}, d.Started) {
+			fail(fmt.Sprintf("deaths[%d].started", i), "%q is none of resume, again, next and fail", d.Started)
+		}
+	}
+	if m.Workers < 1 {
+		fail("launch_attempts", "%d is less than 1", m.Workers)
+	}
+}
+
+// Timeouts are how long runs may take, in seconds; 0 is no bound.
+type Timeouts struct{ Start, Cancel, MaxRuntime int }
+
+// defaultTimeout is run_monitoring's start_timeout_seconds and cancel_timeout_seconds where nothing is said.
+const defaultTimeout = 180
+
+// Timeouts are those of slipway.yaml, else of dagster.yaml, else Dagster's defaults, key by key.
+func (in *Instance) Timeouts() Timeouts {
+	s, d := in.Settings.Monitoring, in.Monitoring
+	return Timeouts{
+		Start: pick(s.Start, d.StartTimeout, defaultTimeout), Cancel: pick(s.Cancel, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRun, d.MaxRuntime, 0),
+	}
+}
+
+// pick is slipway.yaml's value, else dagster.yaml's, else another.
+func pick(ours, dagsters *int, other int) int {
+	if ours != nil {
+		return *ours
+	}
+	return or(dagsters, other)
+}
+
+// Window is a time at which launches are paused, again and again.
+type Window struct {
+	Cron     string        `config:"cron" required:"true" help:"When it begins, as cron has it: minute, hour, day, month, day of the week, as 0 2 * * 0; in this machine's time zone, or that of CRON_TZ=Europe/Berlin before it."`
+	For      time.Duration `config:"for" required:"true" help:"How long it lasts."`
+	Launcher string        `config:"launcher" help:"Only launches on this launcher; its runs go to the next one of their route."`
+	Location string        `config:"location" help:"Only runs of this code location."`
+	Job      string        `config:"job" help:"Only runs of this job."`
+	Tag      string        `config:"tag" help:"Only runs with this tag, KEY=VALUE."`
+	Why      string        `config:"why" help:"Is shown with it."`
+}
+
+// Begins is the schedule of a window's beginnings.
+func (w Window) Begins() (cron.Schedule, error) { return cron.ParseStandard(w.Cron) }
+
+// Brake says when a job's launches are paused for the deaths of its workers.
+type Brake struct {
+	Deaths int           `config:"deaths" default:"10" help:"So many deaths of one cause; 0: never."`
+	Within time.Duration `config:"within" default:"10m" help:"In this time."`
+	Pause  time.Duration `config:"pause" default:"10m" help:"How long the job's launches are paused then; slipway unpause ends it."`
+}
+
+// Web says where metrics, health and status are to be had.
+type Web struct {
+	Listen string        `config:"listen" help:"host:port; off for nowhere; default: 127.0.0.1:9870, or another port of 127.0.0.1 if that is taken."`
+	Token  config.Secret `config:"token" help:"What /metrics and /status ask for, as Authorization: Bearer TOKEN; needed where listen is no address of this machine alone. /healthz and /readyz ask for nothing and tell nothing else."`
+}
+
+// Loopback says whether only this machine can reach it.
+func (w Web) Loopback() bool {
+	host, _, err := net.SplitHostPort(w.Listen)
+	ip := net.ParseIP(host)
+	return w.Listen == "" || w.Listen == "off" || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// checkOperation gives what is wrong with the settings of operation.
+func (s Settings) checkOperation(fail func(setting, format string, args ...any)) {
+	for i, w := range s.Maintenance {
+		at := fmt.Sprintf("maintenance[%d].", i)
+		if _, err := w.Begins(); err != nil {
+			fail(at+"cron", "%q is no cron line of five fields, as 0 2 * * 0: %v", w.Cron, err)
+		}
+		if w.For <= 0 {
+			fail(at+"for", "%v is no time: write one, as 2h", w.For)
+		}
+		if w.Tag != "" && !strings.Contains(w.Tag, "=") {
+			fail(at+"tag", "%q is not KEY=VALUE", w.Tag)
+		}
+		set := 0
+		for _, v := range []string{w.Launcher, w.Location, w.Job, w.Tag} {
+			if v != "" {
+				set++
+			}
+		}
+		if set > 1 {
+			fail(fmt.Sprintf("maintenance[%d]", i), "one of launcher, location, job and tag at most: write an entry for each")
+		}
+	}
+	if _, _, err := net.SplitHostPort(s.Web.Listen); err != nil && s.Web.Listen != "" && s.Web.Listen != "off" {
+		fail("web.listen", "%q is not a host:port: write one, as 0.0.0.0:9870, or off", s.Web.Listen)
+	} else if !s.Web.Loopback() && s.Web.Token == "" {
+		fail("web.listen", "%s can be reached from other machines: set web.token, as {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+	}
+}
+
+// Terminate says where Dagster's webserver finds Slipway to cancel a run.
+type Terminate struct {
+	Listen    string `config:"listen" help:"Address of the endpoint for cancelling, host:port; default: a unix socket in DAGSTER_HOME/slipway; with advertise, that port on all addresses."`
+	Advertise string `config:"advertise" help:"host:port by which the webserver reaches it; needed if webservers run on other machines."`
+	Cert      string `config:"tls_cert" help:"File with the endpoint's certificate; without one it speaks plain text. It holds no authority: only runs that storage shows as CANCELING are stopped."`
+	Key       string `config:"tls_key" help:"File with the certificate's key."`
+	LocalOnly bool   `config:"local_only" default:"false" help:"Webservers run on this machine only, or users accept that Terminate may report failure elsewhere."`
+}
+
+type storageSection struct {
+	DirectURL config.Secret `config:"direct_url" help:"Postgres address that bypasses a pooler, for Slipway alone."`
+}
+
+// Home finds DAGSTER_HOME as Dagster does.
+func Home(env config.Lookup) (string, error) {
+	home, _ := env("DAGSTER_HOME")
+	if home == "" {
+		hint := ""
+		if cwd, err := os.Getwd(); err == nil {
+			if _, err := os.Stat(filepath.Join(cwd, "dagster.yaml")); err == nil {
+				hint = "; there is a dagster.yaml in this folder: export DAGSTER_HOME=" + cwd
+			}
+		}
+		return "", fmt.Errorf("DAGSTER_HOME is not set: it names the folder of dagster.yaml that your webserver uses%s", hint)
+	}
+	if rest, ok := strings.CutPrefix(home, "~"); ok {
+		user, _ := env("HOME")
+		home = user + rest
+	}
+	if !filepath.IsAbs(home) {
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires", home)
+	}
+	if info, err := os.Stat(home); err != nil || !info.IsDir() {
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w", home, errOr(err, errors.New("it is a file")))
+	}
+	return filepath.Clean(home), nil
+}
+
+func errOr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+// Load reads the instance in home. Its kinds are those that slipway.yaml may name.
+func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
+	in, err := load(home, env)
+	err = errors.Join(err, in.slipway(kinds, env))
+	if in.Settings.StorageURL.DirectURL == "" {
+		err = errors.Join(err, in.auth)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+// LoadDagster reads dagster.yaml alone. The instance is never nil.
+func LoadDagster(home string, env config.Lookup) (*Instance, error) {
+	in, err := load(home, env)
+	return in, errors.Join(err, in.auth)
+}
+
+func load(home string, env config.Lookup) (*Instance, error) {
+	in := &Instance{Home: home, file: filepath.Join(home, "dagster.yaml")}
+	doc, err := parse(in.file)
+	if err != nil {
+		return in, err
+	}
+	in.doc = doc
+	in.tree, _ = config.Tree(doc).(map[string]any)
+	d, err := in.decode(doc, env)
+	errs := []error{err, in.storage(d, doc, env)}
+	if err == nil {
+		in.MonitorsRun, in.Monitoring = d.RunMonitoring.Enabled, d.RunMonitoring
+		errs = append(errs, in.queue(d, doc))
+	}
+	return in, errors.Join(errs...)
+}
+
+func parse(file string) (*yaml.Node, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(file, text)
+}
+
+func problem(file string, n *yaml.Node, setting, format string, args ...any) error {
+	p := &config.Problem{File: file, Setting: setting, Text: fmt.Sprintf(format, args...)}
+	if n != nil {
+		p.Line, p.Column = n.Line, n.Column
+	}
+	return p
+}
+
+// Problem is a fault of a setting of slipway.yaml, at its place.
+func (in *Instance) Problem(setting, format string, args ...any) error {
+	v := config.Values{File: filepath.Join(in.Home, "slipway.yaml")}
+	var err error
+	if v.Node, err = parse(v.File); err != nil {
+		return err
+	}
+	return v.Problem(setting, format, args...)
+}
+
+// path walks down keys, nil where one is missing.
+func path(n *yaml.Node, keys ...string) *yaml.Node {
+	for _, k := range keys {
+		n = config.Child(n, k)
+	}
+	return n
+}
+
+func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error {
+	if class := d.InstanceClass; class != nil && strings.HasPrefix(class.Module, "dagster_cloud") {
+		return problem(in.file, path(doc, "instance_class"), "instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway works with a storage of your own, SQLite or Postgres")
+	}
+	for _, legacy := range []string{"run_storage", "event_log_storage", "schedule_storage"} {
+		if n := config.Child(doc, legacy); n != nil {
+			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages by storage: {postgres: …} or storage: {sqlite: …}, which is the same to Dagster")
+		}
+	}
+	st := config.Child(doc, "storage")
+	in.Storage.BaseDir = in.Home
+	for _, other := range []string{"mysql", "custom"} {
+		if n := config.Child(st, other); n != nil {
+			return problem(in.file, n, "storage."+other, "Slipway works on Dagster's SQLite and Postgres storage; it has no %s", other)
+		}
+	}
+	if n := config.Child(st, "sqlite"); n != nil {
+		var s struct {
+			BaseDir string `config:"base_dir" required:"true"`
+		}
+		err := config.Values{File: in.file, Path: "storage.sqlite", Node: n, Env: env, Literal: true}.Decode(&s)
+		in.Storage.BaseDir = s.BaseDir
+		return err
+	}
+	if n := config.Child(st, "postgres"); n != nil {
+		return in.postgres(n, env)
+	}
+	if st != nil {
+		return problem(in.file, st, "storage", "one of sqlite and postgres is expected")
+	}
+	return nil
+}
+
+// defaultMaxRuns is QueuedRunCoordinator's max_concurrent_runs where nothing is said.
+const defaultMaxRuns = 10
+
+func (in *Instance) queue(d document, doc *yaml.Node) error {
+	q := &in.StockQueue
+	*q = Queue{MaxConcurrentRuns: defaultMaxRuns, BlockPools: true, Charge: "admitted"}
+	section, name := d.RunQueue, "run_queue"
+	if c := d.RunCoordinator; c != nil {
+		if c.Class != queuedCoordinator {
+			return problem(in.file, path(doc, "run_coordinator", "class"), "run_coordinator.class", "%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's default)", c.Class)
+		}
+		section, name = &runQueue{}, "run_coordinator.config"
+		if err := c.Config.Decode(section); err != nil {
+			return err
+		}
+	}
+	if section != nil {
+		if err := q.override(in.file, name, section.limitsSection); err != nil {
+			return err
+		}
+		if b := section.BlockPools; b != nil {
+			q.BlockPools, q.PoolBuffer = b.Enabled == nil || *b.Enabled, or(b.Buffer, 0)
+		}
+	}
+	if c := d.Concurrency; c != nil {
+		q.DefaultPool = c.Old
+		if c.Pools != nil {
+			q.DefaultPool, q.PoolsPerRun, q.PoolBuffer = c.Pools.Default, c.Pools.Granularity == "run", or(c.Pools.Buffer, q.PoolBuffer)
+		}
+		if c.Runs != nil {
+			if err := q.override(in.file, "concurrency.runs", *c.Runs); err != nil {
+				return err
+			}
+		}
+	}
+	in.Parked = q.MaxConcurrentRuns == 0
+	return nil
+}
+
+func or(p *int, other int) int {
+	if p == nil {
+		return other
+	}
+	return *p
+}
+
+// QueueSection is where limits of the queue stand in dagster.yaml, or can: Dagster takes them in one place only.
+func (in *Instance) QueueSection() string {
+	c, _ := in.tree["concurrency"].(map[string]any)
+	switch {
+	case c["runs"] != nil || c["pools"] != nil:
+		return "concurrency.runs"
+	case in.tree["run_coordinator"] != nil:
+		return "run_coordinator.config"
+	}
+	return "run_queue"
+}
+
+// only is a mapping reduced to some keys, for sections of which Slipway needs just these.
+func only(n *yaml.Node, keys ...string) *yaml.Node {
+	if n == nil {
+		return nil
+	}
+	out := &yaml.Node{Kind: yaml.MappingNode, Line: n.Line, Column: n.Column}
+	for _, k := range config.Keys(n) {
+		if slices.Contains(keys, k.Value) {
+			out.Content = append(out.Content, k, config.Child(n, k.Value))
+		}
+	}
+	return out
+}
+
+// override lays the keys that a section has over q.
+func (q *Queue) override(file, section string, s limitsSection) error {
+	if s.MaxConcurrentRuns != nil {
+		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
+		if q.MaxConcurrentRuns < -1 {
+			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs", Text: "must be -1 (no limit) or more"}
+		}
+	}
+	if s.TagLimits == nil {
+		return nil
+	}
+	q.TagLimits = nil
+	for _, t := range *s.TagLimits {
+		limit := TagLimit{Key: t.Key, Limit: t.Limit}
+		switch v := config.Tree(t.Value.Node).(type) {
+		case nil:
+		case string:
+			limit.Value = v
+		case map[string]any:
+			limit.PerValue, _ = v["applyLimitPerUniqueValue"].(bool)
+		default:
+			return problem(t.Value.File, t.Value.Node, t.Value.Path, "a text or {applyLimitPerUniqueValue: true} is expected")
+		}
+		q.TagLimits = append(q.TagLimits, limit)
+	}
+	return nil
+}
+
+func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
+	file := filepath.Join(in.Home, "slipway.yaml")
+	doc, err := parse(file)
+	if err != nil {
+		return err
+	}
+	if err := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings); err != nil {
+		return err
+	}
+	if id := in.Settings.InstanceID; id != "" && !launcherName.MatchString(id) {
+		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
+	}
+	if len(in.Settings.Launchers) == 0 {
+		if err := in.stockLauncher(kinds, file, doc); err != nil {
+			return err
+		}
+	}
+	in.Launchers = map[string]Launcher{}
+	var errs []error
+	for name, section := range in.Settings.Launchers {
+		if section.Class != "" {
+			if section.Kind != "" {
+				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class", "set either kind or module and class, not both"))
+				continue
+			}
+			if i := known(kinds, section.Module, section.Class); i >= 0 {
+				section.Kind = kinds[i].Name
+			}
+		}
+		if section.Kind == "" {
+			text := "required: Kind of launcher."
+			if section.Class != "" {
+				text = fmt.Sprintf("required: no kind stands for %s.%s; kind: python hosts the class itself", section.Module, section.Class)
+			}
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name+".kind", "%s", text))
+			continue
+		}
+		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
+		if i < 0 {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q; there are %v", section.Kind, kindNames(kinds)))
+			continue
+		}
+		if !launcherName.MatchString(name) {
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "a launcher's name has letters, digits, - and _ only"))
+		}
+		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
+		}
+		remove, err := removal(cmp.Or(section.Remove, kinds[i].Remove, defaultRemove))
+		if err != nil {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "remove"), "launchers."+name+".remove", "%v", err))
+		}
+		mode, err := refMode(section.Ref)
+		if err != nil {
+			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
+		}
+		if section.Config.Path != "run_launcher.config" {
+			section.Config.File, section.Config.Path = file, "launchers."+name+".config"
+		}
+		section.Config.Env = env
+		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Settle: section.Settle, Rate: section.Rate, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
+		if section.Steps {
+			if err := in.steps(doc, name); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		if _, err := section.Allow.Max(); err != nil {
+			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v", err))
+		}
+	}
+	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
+		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:; there are %v", in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers))))
+	}
+	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
+		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))
+	})
+	in.Settings.checkOperation(func(setting, format string, args ...any) {
+		errs = append(errs, config.Values{File: file, Node: doc}.Problem(setting, format, args...))
+	})
+	errs = append(errs, in.routes(file, doc))
+	return errors.Join(errs...)
+}
+
+func kindNames(kinds []*launcher.Kind) []string {
+	var names []string
+	for _, k := range kinds {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
+// steps sets the class that step executors look for.
+func (in *Instance) steps(doc *yaml.Node, name string) error {
+	l := in.Launchers[name]
+	if l.Kind.Steps == nil {
+		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "launchers of kind " + l.Kind.Name + " have no step executors of Dagster's: leave it out"}
+		if n := path(doc, "launchers", name, "step_executors"); n != nil {
+			p.Line, p.Column = n.Line, n.Column
+		}
+		return p
+	}
+	class, err := l.Kind.Steps(l.Config)
+	l.Steps = &class
+	in.Launchers[name] = l
+	return err
+}
+
+func refMode(v config.Values) (RefMode, error) {
+	switch t := config.Tree(v.Node).(type) {
+	case nil:
+		return RefMode{}, nil
+	case string:
+		if t == "inherit" || t == "image" {
+			return RefMode{Image: t == "image"}, nil
+		}
+	case map[string]any:
+		if home, ok := t["dagster_home"].(string); ok && len(t) == 1 && filepath.IsAbs(home) {
+			return RefMode{Home: filepath.Clean(home)}, nil
+		}
+	}
+	return RefMode{}, errors.New("one of inherit, image and {dagster_home: /absolute/path} is expected")
+}
+
+// parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.
+func parkedTag(t TagLimit, o Only) bool {
+	if t.Limit != 0 || t.PerValue {
+		return false
+	}
+	if want, ok := o.Tags[t.Key]; ok {
+		return t.Value == want // of any value, if both are empty
+	}
+	return t.Key == dagster.CodeLocationTag && slices.Contains(o.Locations, t.Value)
+}
+
+// Parks says whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches: by max_concurrent_runs: 0, or,
+// with queue.only, by tag limits of 0 for each of its locations or one of its tags.
+func (in *Instance) Parks() bool {
+	o := in.Settings.Queue.Only
+	parked := map[string]bool{}
+	for _, t := range in.StockQueue.TagLimits {
+		if parkedTag(t, o) {
+			parked[t.Key+"="+t.Value] = true
+			if t.Key != dagster.CodeLocationTag {
+				return true
+			}
+		}
+	}
+	return in.Parked || len(o.Locations) > 0 && !slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
+}
+
+// defaultRemove is the default of remove.
+const defaultRemove = "24h"
+
+// The defaults of stop_grace and settle.
+const (
+	defaultGrace  = 30 * time.Second
+	defaultSettle = time.Minute
+)
+
+var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
+
+// QueueLimits are the limits that Slipway applies, key by key: slipway.yaml's queue:, else dagster.yaml's,
+// else Dagster's defaults. A 0 in dagster.yaml parks the stock dequeuer and is no limit of ours.
+func (in *Instance) QueueLimits() (Queue, error) {
+	q := in.StockQueue
+	if q.MaxConcurrentRuns == 0 {
+		q.MaxConcurrentRuns = defaultMaxRuns
+	}
+	file, s := filepath.Join(in.Home, "slipway.yaml"), in.Settings.Queue
+	if q.Charge = s.Charge; q.Charge != "admitted" && q.Charge != "dagster" {
+		return q, in.Problem("queue.charge", "%q is neither admitted nor dagster: write one of them", s.Charge)
+	}
+	q.Only = s.Only
+	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) }) // no limit of ours
+	err := q.override(file, "queue", s.limitsSection)
+	return q, err
+}

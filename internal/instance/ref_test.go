@@ -1,0 +1,268 @@
+package instance_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+var kinds = []*launcher.Kind{{Name: "process"}}
+
+func noEnv(string) (string, bool) { return "", false }
+
+// home makes a DAGSTER_HOME with the given dagster.yaml and slipway.yaml, "" for none.
+func home(t *testing.T, dagsterYAML, slipwayYAML string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"dagster.yaml": dagsterYAML, "slipway.yaml": slipwayYAML} {
+		if text == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// The InstanceRef is, byte for byte, what Dagster made of the same dagster.yaml.
+func TestRefEqualsDagsters(t *testing.T) {
+	for _, golden := range testenv.Golden(t) {
+		for _, storage := range []string{"sqlite", "postgres"} {
+			read := func(name string) string {
+				text, err := os.ReadFile(filepath.Join(golden, storage, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(text)
+			}
+			args, err := dagster.ParseObject(read("args/execute.raw.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pretty, err := dagster.Normalize(read("instance_ref.pretty.json"))
+			if err != nil || pretty != string(args["instance_ref"]) {
+				t.Errorf("%s/%s: the two golden refs differ: %v", golden, storage, err)
+			}
+			ref, err := dagster.ParseInstanceRef(pretty)
+			if err != nil {
+				t.Fatal(err)
+			}
+			artifacts, _ := ref.Part("local_artifact_storage")
+			was := strings.TrimSpace(strings.TrimPrefix(artifacts.ConfigYAML, "base_dir: ")) // the home that it was made in
+			dir := home(t, read("dagster.yaml"), "")
+			in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql+psycopg2://u:p@h/d", true })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(strings.ReplaceAll(string(in.Ref()), dir, was), pretty); d != "" {
+				t.Errorf("%s/%s: Ref() (-got +want):\n%s", golden, storage, d)
+			}
+		}
+	}
+}
+
+func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
+	in, err := instance.Load(home(t, "run_monitoring: {enabled: false, max_resume_run_attempts: 3, start_timeout_seconds: 9}\n", ""), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := string(in.WorkerRef())
+	want := `"run_monitoring": {"enabled": true, "max_resume_run_attempts": 0, "start_timeout_seconds": 9}`
+	if !strings.Contains(ref, want) {
+		t.Errorf("WorkerRef() = %s\nwant it to contain %s", ref, want)
+	}
+	if strings.Contains(string(in.Ref()), `"enabled": true`) {
+		t.Error("WorkerRef changed the instance's own ref")
+	}
+}
+
+func TestLoadSaysWhatIsWrong(t *testing.T) {
+	for name, c := range map[string]struct{ dagster, slipway, want string }{
+		"unknown key":         {"run_queu: {}\n", "", "dagster.yaml:1:1: run_queu: unknown setting"},
+		"bad type deep down":  {"run_monitoring: {start_timeout_seconds: soon}\n", "", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
+		"two at once":         {"nux: {enabld: true}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
+		"class without name":  {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
+		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster takes only one"},
+		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write them all under concurrency"},
+		"pools in two forms":  {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n", "", "may not stand beside pools"},
+		"granularity":         {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
+		"pool limit":          {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
+		"dagster plus":        {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n", "", "Dagster+"},
+		"auth provider":       {"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: {scope: s}}}}\n", "", "Slipway cannot log in by azure_wif yet"},
+		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway works on"},
+		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
+		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
+		"unset variable":      {"storage: {postgres: {postgres_url: {env: PG}}}\n", "", "environment variable PG is not set"},
+		"both urls":           {"storage: {postgres: {postgres_url: x, postgres_db: {username: a, hostname: b, db_name: c}}}\n", "", "exactly one of"},
+		"unknown setting":     {"", "quue: {}\n", "slipway.yaml:1:1: quue: unknown setting; did you mean queue?"},
+		"unknown kind":        {"", "launchers: {local: {kind: ecs}}\n", `slipway.yaml:1:27: launchers.local.kind: there is no launcher of kind "ecs"`},
+		"unknown default":     {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
+		"limit below -1":      {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
+		"launcher of a rule":  {"", "routes:\n- {to: moon}\n", `slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`},
+		"no launcher":         {"", "routes: [{when: {job: x}}]\n", "routes[0].to: a launcher is needed"},
+		"second rule":         {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n", `slipway.yaml:3:32: routes[1].when.priority: "high" is no comparison`},
+		"cel":                 {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n", "slipway.yaml:1:34: routes[0].when.cel: ERROR"},
+		"restricted":          {"", "launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n", `launcher "local" is restricted`},
+		"condition":           {"", "routes: [{to: local, when: {locaton: x}}]\n", "routes[0].when.locaton: unknown setting; did you mean location?"},
+		"list of lists":       {"", "routes: [{to: local, when: {job: [[x]]}}]\n", "a single value is expected"},
+		"amount of a rule":    {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
+		"allowed amount":      {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n", "slipway.yaml:1:43: launchers.local.allow: max_memory"},
+		"key twice":           {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
+	} {
+		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: Load = %v, want %q in it", name, err, c.want)
+		}
+	}
+}
+
+// Every key of Dagster 1.13's dagster.yaml is accepted, and with a class of the user's own also keys that are not known.
+func TestLoadTakesEveryKey(t *testing.T) {
+	class := "{module: m, class: C, config: {x: {env: Y}}}"
+	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class + "\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
+secrets: {custom: ` + class + `}
+telemetry: {enabled: no}
+nux: {enabled: false}
+python_logs: {managed_python_loggers: [a], python_log_level: INFO, dagster_handler_config: {handlers: {h: {class: x}}, formatters: {}, filters: {}}}
+run_monitoring: {enabled: false, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 0, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}
+run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
+code_servers: {local_startup_timeout: 1, reload_timeout: 2, wait_for_local_processes_on_shutdown: true}
+retention: {schedule: {purge_after_days: 3}, sensor: {purge_after_days: {skipped: 1, success: 2, failure: 3, started: 4}}, auto_materialize: {purge_after_days: 1}}
+backfills: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+sensors: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+schedules: {use_threads: true, num_workers: 1, num_submit_workers: 2}
+auto_materialize: {enabled: {env: Y}, minimum_interval_seconds: 3, run_tags: {a: b}, respect_materialization_data_versions: true, max_tick_retries: 1, use_sensors: true, use_threads: true, num_workers: 2}
+freshness: {enabled: true}
+run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, block_op_concurrency_limited_runs: {enabled: true, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: true}}]}
+`
+	env := func(name string) (string, bool) { return map[string]string{"Y": "true", "N": "3"}[name], true }
+	in, err := instance.Load(home(t, text, "launchers: {local: {kind: process}}\n"), kinds, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := in.StockQueue; q.MaxConcurrentRuns != 3 || len(q.TagLimits) != 1 || !q.BlockPools || q.PoolBuffer != 1 {
+		t.Errorf("StockQueue = %+v", q)
+	}
+	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds, env); err != nil {
+		t.Errorf("an instance class with a key of its own: %v", err)
+	}
+}
+
+// An address of Slipway's own takes the place of a provider that it cannot log in by; workers get what dagster.yaml says.
+func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
+	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: {region: r}}}}\n"
+	in, err := instance.Load(home(t, yaml, "storage: {direct_url: 'postgresql://u:p@h/d'}\n"), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ref := string(in.Ref()); !strings.Contains(ref, "aws_wif") || in.RefHasSecret() {
+		t.Errorf("Ref() = %s", ref)
+	}
+}
+
+func TestRefOfALauncher(t *testing.T) {
+	yaml := "launchers: {local: {kind: process}, image: {kind: process, instance: image}, there: {kind: process, instance: {dagster_home: /opt/home}}}\n"
+	dir := home(t, "storage: {postgres: {postgres_url: {env: PG}}}\n", yaml)
+	in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql://h/d", true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ref := in.WorkerRefFor(in.Launchers["local"]); string(ref) != string(in.WorkerRef()) {
+		t.Errorf("inherit gives %s", ref)
+	}
+	if ref := in.WorkerRefFor(in.Launchers["image"]); ref != nil {
+		t.Errorf("image gives %s", ref)
+	}
+	if ref := string(in.WorkerRefFor(in.Launchers["there"])); strings.Contains(ref, dir) || !strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
+		t.Errorf("dagster_home gives %s", ref)
+	}
+	steps := launcher.Class{Module: "dagster_docker", Name: "DockerRunLauncher", Config: map[string]any{"networks": []any{"n"}}}
+	with := in.Launchers["local"]
+	with.Steps = &steps
+	if ref := string(in.WorkerRefFor(with)); !strings.Contains(ref, `"class_name": "DockerRunLauncher", "config_yaml": "networks:\n- n\n"`) || strings.Contains(string(in.WorkerRef()), "dagster_docker") {
+		t.Errorf("step_executors gives %s", ref)
+	}
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, step_executors: true}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "launchers.local.step_executors") {
+		t.Errorf("step_executors of a kind without: %v", err)
+	}
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: one of") {
+		t.Errorf("a relative path: %v", err)
+	}
+}
+
+func TestOnlySelects(t *testing.T) {
+	in, err := instance.Load(home(t, "", "queue: {only: {locations: [etl], tags: {team: data, any: ''}}}\n"), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := in.QueueLimits()
+	if err != nil || q.Only.Empty() {
+		t.Fatalf("QueueLimits = %+v, %v", q, err)
+	}
+	for name, c := range map[string]struct {
+		location string
+		tags     map[string]string
+		want     bool
+	}{
+		"fits":             {"etl", map[string]string{"team": "data", "any": "x"}, true},
+		"another location": {"web", map[string]string{"team": "data", "any": "x"}, false},
+		"another value":    {"etl", map[string]string{"team": "web", "any": "x"}, false},
+		"a tag is missing": {"etl", map[string]string{"team": "data"}, false},
+	} {
+		if got := q.Only.Fits(dagster.Run{Remote: dagster.RemoteOrigin{Location: c.location}, Tags: c.tags}); got != c.want {
+			t.Errorf("%s: Fits = %v", name, got)
+		}
+	}
+}
+
+func TestQueueLimitsComeKeyByKey(t *testing.T) {
+	for name, c := range map[string]struct {
+		dagster, slipway string
+		want             int
+		parked           bool
+	}{
+		"nothing said":                {"", "", 10, false},
+		"run_queue":                   {"run_queue: {max_concurrent_runs: 4}\n", "", 4, false},
+		"concurrency.runs":            {"concurrency: {runs: {max_concurrent_runs: 5}}\n", "", 5, false},
+		"run_coordinator":             {"run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "", 6, false},
+		"0 parks and is no limit":     {"run_queue: {max_concurrent_runs: 0}\n", "", 10, true},
+		"slipway.yaml wins":           {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 2}\n", 2, true},
+		"slipway.yaml's 0 is a limit": {"", "queue: {max_concurrent_runs: 0}\n", 0, false},
+		"no limit":                    {"", "queue: {max_concurrent_runs: -1}\n", -1, false},
+		"another key leaves it alone": {"run_queue: {max_concurrent_runs: 4}\n", "queue: {tag_concurrency_limits: [{key: a, limit: 1}]}\n", 4, false},
+	} {
+		in, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		q, err := in.QueueLimits()
+		if err != nil || q.MaxConcurrentRuns != c.want || in.Parked != c.parked {
+			t.Errorf("%s: limit %d, parked %v, %v; want %d, %v", name, q.MaxConcurrentRuns, in.Parked, err, c.want, c.parked)
+		}
+	}
+}
+
+func TestPostgresURL(t *testing.T) {
+	for name, c := range map[string]struct{ yaml, want string }{
+		"driver suffix": {"postgres_url: postgresql+psycopg2://u:p@h/d", "postgresql://u:p@h/d"},
+		"parts":         {"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c search_path=x}}", "postgresql://u:p%40%2Fx@h:5432/d?options=-c+search_path%3Dx"},
+		"literal ${}":   {"postgres_url: 'postgresql://${U}@h/d'", "postgresql://${U}@h/d"},
+	} {
+		in, err := instance.Load(home(t, "storage: {postgres: {"+c.yaml+"}}\n", ""), kinds, noEnv)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := string(in.Storage.URL); got != c.want {
+			t.Errorf("%s: URL = %s, want %s", name, got, c.want)
+		}
+	}
+}

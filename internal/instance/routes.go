@@ -1,0 +1,219 @@
+package instance
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/router"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Allow says what runs may ask of a launcher by their tags.
+type Allow struct {
+	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs; none: the tag is refused."`
+	Tags   []string `config:"tags" help:"Tags with raw settings that the launcher reads. Default: none, they are ignored; of k8s those that K8sRunLauncher obeys, unless a list, also an empty one, stands here."`
+	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth, as privileged or volumes."`
+	CPU    string   `config:"max_cpu" help:"Most that slipway/cpu may ask for."`
+	Memory string   `config:"max_memory" help:"Most that slipway/memory may ask for."`
+	GPU    int      `config:"max_gpu" default:"0" help:"Most that slipway/gpu may ask for; 0 for no limit."`
+	Disk   string   `config:"max_disk" help:"Most that slipway/disk may ask for."`
+}
+
+// Max are the limits as amounts. Its error names the setting.
+func (a Allow) Max() (launcher.Resources, error) {
+	return amounts(a.CPU, a.Memory, a.Disk, a.GPU, "max_")
+}
+
+// amounts reads amounts of a section whose settings have a prefix.
+func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resources, error) {
+	res := launcher.Resources{GPUs: int64(gpu)}
+	var errs []error
+	for _, n := range []struct {
+		setting, text string
+		to            *int64
+		parse         func(string) (int64, error)
+	}{{"cpu", cpu, &res.CPUMillis, config.ParseMillis}, {"memory", memory, &res.MemoryBytes, config.ParseBytes}, {"disk", disk, &res.DiskBytes, config.ParseBytes}} {
+		if n.text == "" {
+			continue
+		}
+		v, err := n.parse(n.text)
+		if *n.to = v; err != nil {
+			errs = append(errs, fmt.Errorf("%s%s: %w", prefix, n.setting, err))
+		}
+	}
+	return res, errors.Join(errs...)
+}
+
+type routeSection struct {
+	Name     string        `config:"name" help:"Name of the rule, for people."`
+	When     whenSection   `config:"when" help:"Conditions, all of which must fit; none: every run."`
+	To       config.Values `config:"to" help:"The launcher, or a list of them in order: the next is taken while one has no room or is sick."`
+	AllowTag bool          `config:"allow_tag" default:"false" help:"A run may choose among these launchers by its tag slipway/launcher."`
+	Set      setSection    `config:"set" help:"What holds for the workers of these runs."`
+}
+
+type whenSection struct {
+	Location   config.Values            `config:"location" help:"Code location; a text or a list, in which * is any text and ? any character, as in all conditions."`
+	CodeServer *bool                    `config:"code_server" help:"The location is served by a code server of its own (grpc_server in workspace.yaml), or not."`
+	Repository config.Values            `config:"repository" help:"Repository."`
+	Job        config.Values            `config:"job" help:"Job."`
+	Assets     config.Values            `config:"assets" help:"Key a/b of an asset that was selected for the run."`
+	Partition  config.Values            `config:"partition" help:"Partition."`
+	Tags       map[string]config.Values `config:"tags" help:"Values of tags."`
+	Priority   string                   `config:"priority" help:"A comparison with the run's priority, as >=5."`
+	CPU        string                   `config:"cpu" help:"A comparison with slipway/cpu, as >2."`
+	Memory     string                   `config:"memory" help:"A comparison with slipway/memory, as >=8Gi."`
+	GPU        string                   `config:"gpu" help:"A comparison with slipway/gpu, as >=1."`
+	CEL        string                   `config:"cel" help:"An expression of the Common Expression Language over run: job, location, repository, tags, assets, partition, priority, cpu, memory, gpu."`
+}
+
+type setSection struct {
+	Image  string                 `config:"image" help:"Image."`
+	CPU    string                 `config:"cpu" help:"Processors, as 2 or 500m; the run's tag wins, as with the next three."`
+	Memory string                 `config:"memory" help:"Memory, as 4Gi."`
+	GPU    int                    `config:"gpu" default:"0" help:"GPUs."`
+	Disk   string                 `config:"disk" help:"Disk, as 20Gi."`
+	Env    map[string]config.Text `config:"env" help:"Further environment variables."`
+	Labels map[string]string      `config:"labels" help:"Further labels."`
+	Nodes  map[string]string      `config:"nodes" help:"Labels that the worker's node must have; only for launchers that choose nodes."`
+	Grace  time.Duration          `config:"stop_grace" default:"0" help:"Time between the stop signal and the kill, in place of the launcher's."`
+	Start  time.Duration          `config:"start_timeout" default:"0" help:"How long a worker may take until its run has started, in place of monitoring.start_timeout_seconds."`
+	MaxRun time.Duration          `config:"max_runtime" default:"0" help:"How long the run may take, in place of monitoring.max_runtime_seconds; the run's tag dagster/max_runtime wins."`
+	Config config.Values          `config:"config" help:"Settings of the launcher, as a code location may have them in container_context."`
+}
+
+// texts reads a text or a list of texts.
+func texts(v config.Values) ([]string, error) {
+	if v.Node == nil {
+		return nil, nil
+	}
+	if v.Node.Kind != yaml.SequenceNode {
+		v.Node = &yaml.Node{Kind: yaml.SequenceNode, Line: v.Node.Line, Column: v.Node.Column, Content: []*yaml.Node{v.Node}}
+	}
+	var s struct {
+		List []string `config:"list"`
+	}
+	key := &yaml.Node{Kind: yaml.ScalarNode, Value: "list"}
+	list := v.Node
+	v.Node = &yaml.Node{Kind: yaml.MappingNode, Line: list.Line, Column: list.Column, Content: []*yaml.Node{key, list}}
+	err := v.Decode(&s)
+	return s.List, err
+}
+
+// routes makes the router of slipway.yaml's rules.
+func (in *Instance) routes(file string, doc *yaml.Node) error {
+	var errs []error
+	var rules []router.Rule
+	for i, s := range in.Settings.Routes {
+		rule, err := s.rule(fmt.Sprintf("routes[%d]", i))
+		if err != nil {
+			errs = append(errs, atFile(err, file, at(doc, i, "")))
+		}
+		rules = append(rules, rule)
+	}
+	rules = append(rules, in.implied...)
+	known := map[string]router.Launcher{}
+	for name, l := range in.Settings.Launchers {
+		known[name] = router.Launcher{Restricted: l.Restricted}
+	}
+	var err error
+	in.Router, err = router.New(rules, []string{in.Settings.Default}, known)
+	for _, p := range each(err) {
+		var fault *router.Problem
+		if errors.As(p, &fault) {
+			p = problem(file, at(doc, fault.Rule, fault.Setting), fmt.Sprintf("routes[%d].%s", fault.Rule, fault.Setting), "%s", fault.Text)
+		}
+		errs = append(errs, p)
+	}
+	return errors.Join(errs...)
+}
+
+// RuleProblem is a fault of a rule's setting, at its place.
+func (in *Instance) RuleProblem(rule int, setting, format string, args ...any) error {
+	file := filepath.Join(in.Home, "slipway.yaml")
+	doc, err := parse(file)
+	return errors.Join(err, problem(file, at(doc, rule, setting), fmt.Sprintf("routes[%d].%s", rule, setting), format, args...))
+}
+
+// each are the errors that one joins.
+func each(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if j, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of errors.Join itself
+		return j.Unwrap()
+	}
+	return []error{err}
+}
+
+// at is the node of a rule's setting, or as near as there is one.
+func at(doc *yaml.Node, rule int, setting string) *yaml.Node {
+	n := config.Child(doc, "routes")
+	if n == nil || rule >= len(n.Content) {
+		return n
+	}
+	n = n.Content[rule]
+	for _, key := range splitPath(setting) {
+		if c := config.Child(n, key); c != nil {
+			n = c
+		}
+	}
+	return n
+}
+
+func splitPath(setting string) []string {
+	var out []string
+	for setting != "" {
+		i := 0
+		for i < len(setting) && setting[i] != '.' {
+			i++
+		}
+		out, setting = append(out, setting[:i]), setting[min(i+1, len(setting)):]
+	}
+	return out
+}
+
+// atFile gives an error that has no place one.
+func atFile(err error, file string, n *yaml.Node) error {
+	var p *config.Problem
+	if errors.As(err, &p) {
+		return err
+	}
+	return problem(file, n, "routes", "%v", err)
+}
+
+func (s routeSection) rule(path string) (router.Rule, error) {
+	var errs []error
+	list := func(v config.Values) []string {
+		l, err := texts(v)
+		errs = append(errs, err)
+		return l
+	}
+	w := s.When
+	r := router.Rule{Name: s.Name, To: list(s.To), ByTag: s.AllowTag, When: router.When{
+		Location: list(w.Location), Repository: list(w.Repository), Job: list(w.Job), Assets: list(w.Assets), Partition: list(w.Partition),
+		CodeServer: w.CodeServer, Priority: w.Priority, CPU: w.CPU, Memory: w.Memory, GPU: w.GPU, CEL: w.CEL,
+	}}
+	if len(w.Tags) > 0 {
+		r.When.Tags = map[string][]string{}
+		for key, v := range w.Tags {
+			r.When.Tags[key] = list(v)
+		}
+	}
+	res, err := amounts(s.Set.CPU, s.Set.Memory, s.Set.Disk, s.Set.GPU, path+".set.")
+	errs = append(errs, err)
+	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Nodes: s.Set.Nodes, Grace: s.Set.Grace, Start: s.Set.Start, MaxRun: s.Set.MaxRun}
+	for name, v := range s.Set.Env {
+		r.Set.Env = append(r.Set.Env, launcher.Env{Name: name, Value: v.Value, Secret: v.Secret})
+	}
+	if s.Set.Config.Node != nil {
+		r.Set.Config, err = s.Set.Config.JSON()
+		errs = append(errs, err)
+	}
+	return r, errors.Join(errs...)
+}

@@ -1,0 +1,298 @@
+// Package monitor decides what to do about runs in flight, and does it.
+//
+// The decision is a pure function of the run, what its target says of the worker, the run's own events, and the
+// time ([Decide]). It acts on proof: an exit record of that very worker. A target that does
+// not answer, or does not know the worker, is no proof; the run is left as it is. What has its time, as a start, a cancellation, a run that has a
+// longest one, ends when that is over: the worker is asked to stop, then killed, and only then is the run's end written.
+package monitor
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// Action is what to do about a run.
+type Action struct {
+	Do      Verb
+	Event   *dagster.Event           // of Assert: it stands in the log already
+	Message string                   // of Fail, Cancel and Expire
+	Reason  dagster.RunFailureReason // of Fail; "" is none
+	Note    string                   // an engine event besides
+	Then    Then                     // of Again and Resume
+	Cause   launcher.Cause           // likewise
+}
+
+// Verb says what to do.
+type Verb string
+
+// The verbs.
+const (
+	Nothing   Verb = "nothing"
+	Assert    Verb = "assert"    // give the run the status that its own events say it has
+	Fail      Verb = "fail"      // the worker is dead and the run is not finished
+	Cancel    Verb = "cancel"    // the worker is dead and the run was being canceled
+	Terminate Verb = "terminate" // ask the worker to stop
+	Kill      Verb = "kill"      // it was asked and has not stopped
+	Expire    Verb = "expire"    // the run has had its longest time: it is canceling from now on, and fails
+	Again     Verb = "again"     // the worker is dead; back to the queue for another one
+	Resume    Verb = "resume"    // the worker is dead; another one goes on with the run
+)
+
+// Times bound what a run may take. 0 is no bound.
+type Times struct {
+	Start      time.Duration // of a worker, from when its target took it (or went on to a next phase) to PIPELINE_START
+	Cancel     time.Duration // from PIPELINE_CANCELING to the worker's end
+	MaxRuntime time.Duration // from PIPELINE_START
+	Grace      time.Duration // between stop and kill
+	Settle     time.Duration // the target must not know a worker, asked again and again, for that to be proof
+	Silence    time.Duration // a run without an event, of whose worker the target says nothing; 0, the default, is for ever
+}
+
+// Of lays the run's own tags over the times: dagster/max_runtime in seconds.
+func (t Times) Of(r dagster.Run) Times {
+	for _, tag := range []string{dagster.MaxRuntimeTag, "dagster/max_runtime_seconds"} {
+		text, ok := r.Tags[tag]
+		if !ok {
+			continue
+		}
+		seconds, err := strconv.ParseFloat(text, 64) // as Dagster: what cannot be read is no bound
+		if t.MaxRuntime = 0; err == nil && seconds > 0 {
+			t.MaxRuntime = time.Duration(seconds * float64(time.Second))
+		}
+		break
+	}
+	return t
+}
+
+// Watch is what the monitor itself has seen of a worker and done about it.
+type Watch struct {
+	Now           time.Time
+	Since         time.Time // the worker is in its phase
+	Answered      time.Time // the target's last answer
+	Heard         time.Time // an event of the run was last seen that it had not before; only looked up where it matters
+	Asked, Killed time.Time // to stop; zero: not yet
+	Times         Times
+	Policy        *Policy
+}
+
+// mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
+func (w Watch) mute(h launcher.Health) bool {
+	return w.lost(h) || vague(h) && w.over(w.Since, w.Times.Silence)
+}
+
+// vague says whether by its target a worker neither runs nor has ended.
+func vague(h launcher.Health) bool { return h.Status != launcher.Running && !h.Status.Ended() }
+
+// tells says whether the target knows how the worker of a run that has started is. One that says it has not begun does, if a resume waits for it.
+func tells(h launcher.Health, events []dagster.Event) bool {
+	return h.Status == launcher.Running || h.Status == launcher.Starting && newest(events, dagster.RunStart) == nil
+}
+
+// lost says whether the target, asked again after the time to settle, still knows no such worker.
+func (w Watch) lost(h launcher.Health) bool {
+	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() && w.Answered.Sub(w.Since) >= w.Times.Settle
+}
+
+// settled turns the answer that there is no such worker into the proof that it is dead, if it has held and the run was not heard of since.
+func (w Watch) settled(h launcher.Health) launcher.Health {
+	if w.lost(h) && !w.Heard.After(w.Since) {
+		h.Status, h.Cause = launcher.Failed, launcher.CauseUnknown
+		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time", w.Answered.Sub(w.Since).Round(time.Second))
+	}
+	return h
+}
+
+// afterKill is how long a worker that was killed may take to be seen dead. A target may have gone away meanwhile: then the run ends, and its
+// log says that nobody saw the worker's end.
+const afterKill = 30 * time.Second
+
+// Decide says what to do about a run of ours, given its worker's health and its status events in the log's order.
+func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) Action {
+	if r.Launch == nil || r.Launch.State == storage.Void {
+		return Action{Do: Nothing}
+	}
+	events = ofAttempt(*r.Launch, events)
+	if e := sticky(events); e != nil && e.Type.Status() != r.Status {
+		return Action{Do: Assert, Event: e}
+	}
+	h = w.settled(h)
+	canceling := newest(events, dagster.RunCanceling)
+	expired, isExpired := expiry(canceling)
+	switch {
+	case r.Status == dagster.Canceled && isExpired: // its worker took it for a user's cancel
+		return Action{Do: Fail, Message: expired}
+	case r.Status.Finished() || !r.Status.Active():
+		return Action{Do: Nothing}
+	case h.Status.Ended() && isExpired:
+		return Action{Do: Fail, Message: expired}
+	case h.Status.Ended() && r.Status == dagster.Canceling:
+		return Action{Do: Cancel, Message: "The run was canceled: its worker ended (" + why(h) + ")."}
+	case h.Status.Ended() && r.Status == dagster.Starting && !w.Asked.IsZero():
+		return w.dead(r, h, events, Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+	case h.Status.Ended():
+		return w.dead(r, h, events, Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination})
+	case r.Status == dagster.Canceling:
+		return w.cancel(h, canceling, isExpired, expired)
+	case r.Status == dagster.Starting && h.Status != launcher.Unknown && h.Status != "" && w.over(w.Since, w.Times.Start):
+		a := w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
+		if a.Do == Terminate && h.Message != "" {
+			a.Note += " The target says: " + h.Message
+		}
+		return a
+	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !tells(h, events):
+		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination, Message: "Nothing was heard of the run, and its target told nothing of its worker, for " + seconds(w.Times.Silence) + "."})
+	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
+		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}
+	}
+	return Action{Do: Nothing}
+}
+
+// dead says what becomes of a run whose worker is proved dead: what the policy says of the cause, else last.
+func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, last Action) Action {
+	if h.Status != launcher.Failed { // it left by itself
+		return last
+	}
+	started := r.Status == dagster.Started || newest(events, dagster.RunStart) != nil
+	cause := causeOf(h, last.Reason)
+	then, but := w.Policy.Decide(r, cause, started)
+	switch then {
+	case ThenAgain, ThenNext:
+		return Action{Do: Again, Then: then, Cause: cause, Message: last.Message}
+	case ThenResume:
+		return Action{Do: Resume, Then: then, Cause: cause, Message: last.Message}
+	}
+	if but != "" {
+		last.Message = strings.TrimSuffix(last.Message, ".") + "; " + but + "."
+	}
+	return last
+}
+
+// causeOf is why a worker died.
+func causeOf(h launcher.Health, reason dagster.RunFailureReason) launcher.Cause {
+	switch {
+	case reason == dagster.StartTimeout:
+		return launcher.CauseTimeout
+	case h.Cause == "":
+		return launcher.CauseUnknown
+	}
+	return h.Cause
+}
+
+// cancel says what to do about a run that is canceling and whose worker has not been seen to end.
+func (w Watch) cancel(h launcher.Health, canceling *dagster.Event, isExpired bool, expired string) Action {
+	if w.Asked.IsZero() && h.Status != launcher.NotFound { // also a worker of which its target can tell nothing
+		return Action{Do: Terminate}
+	}
+	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) || !w.Since.IsZero() && !w.over(w.Since, w.Times.Cancel) { // by its writer's clock and by ours
+		return Action{Do: Nothing}
+	}
+	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace
+	if isExpired {
+		return w.end(Action{Do: Fail, Message: expired})
+	}
+	return w.end(Action{Do: Cancel, Message: "Run timed out due to taking longer than " + seconds(w.Times.Cancel) + " to cancel."})
+}
+
+// end has a worker stopped and killed before what ends its run is written.
+func (w Watch) end(last Action) Action {
+	switch {
+	case w.Asked.IsZero():
+		return Action{Do: Terminate, Note: "[Slipway] " + last.Message + " Its worker is asked to stop."}
+	case w.Killed.IsZero() && w.Now.Sub(w.Asked) < w.Times.Grace+afterKill/3:
+		return Action{Do: Nothing}
+	case w.Killed.IsZero():
+		return Action{Do: Kill}
+	case w.Now.Sub(w.Killed) < afterKill:
+		return Action{Do: Nothing}
+	}
+	last.Note = "[Slipway] The run worker was asked to stop and killed, but nobody has seen its end: what it made on its target may be there still."
+	return last
+}
+
+// over says whether more than a time has passed.
+func (w Watch) over(since time.Time, limit time.Duration) bool {
+	return limit > 0 && !since.IsZero() && w.Now.Sub(since) >= limit
+}
+
+// Texts of dagster._daemon.monitoring.run_monitoring, 1.13.
+const expiryText = "Canceling due to exceeding maximum runtime of "
+
+func tooLongToStart(t Times) string {
+	return "Run timed out due to taking longer than " + seconds(t.Start) + " to start."
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%d seconds", int(d.Seconds())) }
+
+// expiry says whether a run is canceling since it has had its longest time, and with which words it fails then.
+func expiry(canceling *dagster.Event) (string, bool) {
+	if canceling == nil {
+		return "", false
+	}
+	rest, ok := strings.CutPrefix(canceling.Message, expiryText)
+	return "Exceeded maximum runtime of " + rest, ok
+}
+
+// ofAttempt leaves out the events of earlier attempts; before the first there was none. The log's order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped. In
+// SQLite's files the event of our own claim may be written after the worker's first ones; of those, the time tells.
+func ofAttempt(l storage.LaunchRow, events []dagster.Event) []dagster.Event {
+	if l.Attempt == 1 {
+		return events
+	}
+	queued := len(events)
+	for i, e := range events {
+		if e.Type == dagster.RunEnqueued {
+			queued = i
+		}
+	}
+	var ours []dagster.Event
+	for i, e := range events {
+		if i > queued || !e.Time.Before(l.At) {
+			ours = append(ours, e)
+		}
+	}
+	return ours
+}
+
+func newest(events []dagster.Event, typ dagster.EventType) *dagster.Event {
+	for i := len(events) - 1; i >= 0; i-- {
+		if events[i].Type == typ {
+			return &events[i]
+		}
+	}
+	return nil
+}
+
+// sticky is the event whose status wins over the column, if there is one: the first CANCELED; else a SUCCESS, which
+// only a worker writes, also over a FAILURE that we wrote; else the last FAILURE; else a CANCELING. Of a run that has had its longest time
+// a FAILURE wins over what its worker took for a user's cancel.
+// Dagster itself checks no transitions, so that a late write may have undone any of them.
+func sticky(events []dagster.Event) *dagster.Event {
+	rank := map[dagster.EventType]int{dagster.RunCanceling: 1, dagster.RunFailure: 2, dagster.RunSuccess: 3, dagster.RunCanceled: 4}
+	if _, expired := expiry(newest(events, dagster.RunCanceling)); expired {
+		rank[dagster.RunFailure] = 5
+	}
+	var best *dagster.Event
+	for i, e := range events {
+		switch {
+		case rank[e.Type] == 0:
+		case best == nil, rank[e.Type] > rank[best.Type], e.Type == best.Type && e.Type != dagster.RunCanceled:
+			best = &events[i]
+		}
+	}
+	return best
+}
+
+// why is the target's words on a worker's end.
+func why(h launcher.Health) string {
+	text := h.Message
+	if h.Cause != "" && h.Cause != launcher.CauseExit && h.Cause != launcher.CauseUnknown {
+		text = fmt.Sprintf("%s (%s)", text, h.Cause)
+	}
+	return strings.TrimSuffix(text, ".")
+}

@@ -1,0 +1,95 @@
+package queue
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+)
+
+// pauseRetry is how often the loop looks whether what is paused may go on.
+const pauseRetry = 500 * time.Millisecond
+
+// PausePrefix begins the keys of kvs under which pauses stand.
+const PausePrefix = "slipway/pause/"
+
+// Scope says what a pause is about.
+type Scope string
+
+// The scopes.
+const (
+	OfInstance Scope = "instance"
+	OfLauncher Scope = "launcher"
+	OfLocation Scope = "location"
+	OfJob      Scope = "job"
+	OfTag      Scope = "tag" // its value is KEY=VALUE
+)
+
+// Pause holds back launches until it is taken away or its time is over. Runs in flight go on.
+type Pause struct {
+	Scope Scope     `json:"scope"`
+	Value string    `json:"value,omitempty"`
+	By    string    `json:"by"`
+	Why   string    `json:"why"`
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"` // zero: until it is taken away
+}
+
+// Key is where the pause stands in kvs: there is one for each scope and value.
+func (p Pause) Key() string { return PausePrefix + string(p.Scope) + "/" + p.Value }
+
+// Text is the pause as it stands there.
+func (p Pause) Text() string {
+	text, _ := json.Marshal(p) // it has nothing that cannot be marshaled
+	return string(text)
+}
+
+// String says what is paused.
+func (p Pause) String() string {
+	if p.Scope == OfInstance {
+		return "the instance"
+	}
+	return strings.TrimSpace(string(p.Scope) + " " + p.Value)
+}
+
+// ParsePauses reads the pauses among entries of kvs, oldest first; those that cannot be read are an error each.
+func ParsePauses(entries map[string]string) (pauses []Pause, bad []error) {
+	for _, key := range slices.Sorted(maps.Keys(entries)) {
+		var p Pause
+		if err := json.Unmarshal([]byte(entries[key]), &p); err != nil || p.Key() != key {
+			bad = append(bad, fmt.Errorf("kvs %s is no pause: %q", key, entries[key]))
+			continue
+		}
+		pauses = append(pauses, p)
+	}
+	slices.SortStableFunc(pauses, func(a, b Pause) int { return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Key(), b.Key())) })
+	return pauses, bad
+}
+
+// Over says whether the pause's time is over.
+func (p Pause) Over(now time.Time) bool { return !p.Until.IsZero() && !now.Before(p.Until) }
+
+// HoldsLauncher says whether nothing may be launched on a launcher.
+func (p Pause) HoldsLauncher(name string) bool { return p.Scope == OfLauncher && p.Value == name }
+
+// HoldsRun says whether a run may not be launched at all.
+func (p Pause) HoldsRun(r dagster.Run) bool {
+	switch p.Scope {
+	case OfInstance:
+		return true
+	case OfLocation:
+		return r.Remote.Location == p.Value
+	case OfJob:
+		return r.Job == p.Value
+	case OfTag:
+		key, value, _ := strings.Cut(p.Value, "=")
+		got, ok := r.Tags[key]
+		return ok && got == value
+	}
+	return false
+}

@@ -1,0 +1,367 @@
+// Package router says which launchers a run may go to, in which order, and what the rule that says so sets. It is pure.
+//
+// The first rule whose every condition fits decides; without one, the default does.
+package router
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/cel-go/cel"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// LauncherTag is the tag by which a run names a launcher, where the rule allows it.
+const LauncherTag = "slipway/launcher"
+
+// Launcher is what the router knows of one.
+type Launcher struct {
+	// Restricted: no rule that looks at tags, which anybody may set, leads to it.
+	Restricted bool
+}
+
+// Rule is one entry of routes, not compiled yet.
+type Rule struct {
+	Name string // for people; routes[N] if it has none
+	When When
+	To   []string // launchers, the first choice first
+	// ByTag: a run may choose among To by its tag [LauncherTag].
+	ByTag bool
+	Set   Set
+}
+
+// Set is what a rule says about the workers of its runs. It wins over the code location and the launcher's settings; a run's own
+// tags, as far as they are allowed, win over it.
+type Set struct {
+	Image     string
+	Resources launcher.Resources // 0 says nothing
+	Env       []launcher.Env
+	Labels    map[string]string
+	Nodes     map[string]string // labels that the worker's node must have
+	Grace     time.Duration     // between stop and kill; 0 says nothing
+	Start     time.Duration     // most time until PIPELINE_START; 0 says nothing
+	MaxRun    time.Duration     // most time from then; 0 says nothing
+	Config    json.RawMessage   // for the launcher to decode, as a code location's section of container_context; nil for none
+}
+
+// When are the conditions of a rule. Lists fit if any member does; texts are globs, in which * is any text and ? any character.
+type When struct {
+	Location, Repository, Job, Assets, Partition []string
+	Tags                                         map[string][]string
+	Priority, CPU, Memory, GPU                   string // comparisons, as >=2
+	CEL                                          string // expression over run, true if it fits
+	CodeServer                                   *bool  // its location is served by a code server of its own, or not; nil: either
+}
+
+// Decision is what the router says of a run.
+type Decision struct {
+	Rule      string   // name of the rule, or "default"
+	Launchers []string // the first choice first; never none
+	Reason    string   // why this rule, in words
+	Index     int      // of the rule; -1 for the default
+	Passed    []string // of each rule before it, why it does not fit
+	Set       Set
+}
+
+// A Problem is a fault of a rule: Setting is its path below routes[Rule].
+type Problem struct {
+	Rule    int
+	Setting string
+	Text    string
+}
+
+func (p *Problem) Error() string { return fmt.Sprintf("routes[%d].%s: %s", p.Rule, p.Setting, p.Text) }
+
+// Router holds the routes of one instance. It is safe for use by many goroutines.
+type Router struct {
+	rules    []rule
+	fallback []string
+}
+
+type rule struct {
+	Rule
+	conditions []condition
+}
+
+// Rules are the rules, in order.
+func (r *Router) Rules() []Rule {
+	var out []Rule
+	for _, one := range r.rules {
+		out = append(out, one.Rule)
+	}
+	return out
+}
+
+// condition says whether a run fits, and if not, why not in words.
+type condition func(r dagster.Run, n launcher.Resources) (bool, string)
+
+// New compiles rules. Its error joins a [Problem] per fault. Fallback is the default: a launcher, or several in order.
+func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Router, error) {
+	out := &Router{fallback: fallback}
+	var errs []error
+	for i, r := range rules {
+		problem := func(setting, format string, args ...any) {
+			errs = append(errs, &Problem{i, setting, fmt.Sprintf(format, args...)})
+		}
+		if r.Name == "" {
+			r.Name = fmt.Sprintf("routes[%d]", i)
+		}
+		if len(r.To) == 0 {
+			problem("to", "a launcher is needed, or a list of them")
+		}
+		for _, name := range r.To {
+			l, ok := launchers[name]
+			switch {
+			case !ok:
+				problem("to", "there is no launcher named %q under launchers:; there are %v", name, slices.Sorted(maps.Keys(launchers)))
+			case l.Restricted && (r.ByTag || r.When.tagged()):
+				problem("to", "launcher %q is restricted, and this rule looks at tags (partition, priority, cpu, memory and gpu are tags as well), which whoever launches a run may set; let it look at locations and jobs only, or take restricted away", name)
+			}
+		}
+		compiled := rule{Rule: r}
+		compiled.conditions = r.When.compile(problem)
+		out.rules = append(out.rules, compiled)
+	}
+	return out, errors.Join(errs...)
+}
+
+// Launchers are the names that [Router.Route] gives.
+func (r *Router) Launchers(run dagster.Run) []string { return r.Route(run).Launchers }
+
+// Route decides for a run.
+func (r *Router) Route(run dagster.Run) Decision {
+	needs, _ := Resources(run) // one that cannot be read is the worker's error
+	var passed []string
+	for i, rule := range r.rules {
+		ok, why := rule.fits(run, needs)
+		if !ok {
+			passed = append(passed, rule.Name+": "+why)
+			continue
+		}
+		d := Decision{Rule: rule.Name, Launchers: rule.To, Index: i, Passed: passed, Reason: why, Set: rule.Set}
+		if name, ok := run.Tags[LauncherTag]; ok && rule.ByTag {
+			if i := slices.Index(rule.To, name); i >= 0 {
+				d.Launchers, d.Reason = rule.To[i:i+1], d.Reason+", and the run's tag "+LauncherTag+" chooses"
+			} else {
+				d.Reason += fmt.Sprintf("; its tag %s=%q is none of this rule's launchers and is ignored", LauncherTag, name)
+			}
+		}
+		return d
+	}
+	reason := "no rule fits"
+	if len(r.rules) == 0 {
+		reason = "there are no rules"
+	}
+	return Decision{Rule: "default", Launchers: r.fallback, Index: -1, Passed: passed, Reason: reason}
+}
+
+func (r rule) fits(run dagster.Run, needs launcher.Resources) (bool, string) {
+	var reasons []string
+	for _, c := range r.conditions {
+		ok, why := c(run, needs)
+		if !ok {
+			return false, why
+		}
+		reasons = append(reasons, why)
+	}
+	if len(reasons) == 0 {
+		return true, "it has no condition"
+	}
+	return true, strings.Join(reasons, ", ")
+}
+
+// tagged says whether the conditions look at tags.
+func (w When) tagged() bool {
+	return len(w.Tags)+len(w.Partition) > 0 || w.Priority+w.CPU+w.Memory+w.GPU != "" ||
+		slices.ContainsFunc([]string{"tags", "partition", "priority", "cpu", "memory", "gpu"}, func(word string) bool { return strings.Contains(w.CEL, word) })
+}
+
+func (w When) compile(problem func(setting, format string, args ...any)) []condition {
+	var out []condition
+	text := func(name string, globs []string, of func(dagster.Run) []string) {
+		if len(globs) == 0 {
+			return
+		}
+		compiled := make([]*regexp.Regexp, len(globs))
+		for i, g := range globs {
+			compiled[i] = glob(g)
+		}
+		out = append(out, func(r dagster.Run, _ launcher.Resources) (bool, string) {
+			values := of(r)
+			for _, v := range values {
+				for i, g := range compiled {
+					if g.MatchString(v) {
+						return true, fmt.Sprintf("%s %q fits %q", name, v, globs[i])
+					}
+				}
+			}
+			if len(values) == 0 {
+				return false, fmt.Sprintf("the run has no %s", name)
+			}
+			return false, fmt.Sprintf("%s %s fits none of %s", name, quoted(values), quoted(globs))
+		})
+	}
+	one := func(v string) []string {
+		if v == "" {
+			return nil
+		}
+		return []string{v}
+	}
+	if w.CodeServer != nil {
+		out = append(out, func(r dagster.Run, _ launcher.Resources) (bool, string) {
+			if r.HasCodeServer() {
+				return *w.CodeServer, fmt.Sprintf("location %q has a code server of its own", r.Remote.Location)
+			}
+			return !*w.CodeServer, fmt.Sprintf("location %q has no code server of its own", r.Remote.Location)
+		})
+	}
+	text("location", w.Location, func(r dagster.Run) []string { return one(r.Remote.Location) })
+	text("repository", w.Repository, func(r dagster.Run) []string { return one(r.Remote.Repository) })
+	text("job", w.Job, func(r dagster.Run) []string { return one(r.Job) })
+	text("asset", w.Assets, func(r dagster.Run) []string { return r.Assets })
+	text("partition", w.Partition, func(r dagster.Run) []string { return one(r.Tags[dagster.PartitionTag]) })
+	for _, key := range slices.Sorted(maps.Keys(w.Tags)) {
+		text("tag "+key, w.Tags[key], func(r dagster.Run) []string {
+			if v, ok := r.Tags[key]; ok {
+				return []string{v}
+			}
+			return nil
+		})
+	}
+	for _, n := range []struct {
+		setting, text string
+		parse         func(string) (int64, error)
+		of            func(dagster.Run, launcher.Resources) (int64, bool)
+	}{
+		{"priority", w.Priority, whole, func(r dagster.Run, _ launcher.Resources) (int64, bool) {
+			p, err := whole(r.Tags[dagster.PriorityTag])
+			return p, err == nil || r.Tags[dagster.PriorityTag] == "" // 0 without the tag
+		}},
+		{"cpu", w.CPU, config.ParseMillis, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.CPUMillis, n.CPUMillis > 0 }},
+		{"memory", w.Memory, config.ParseBytes, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.MemoryBytes, n.MemoryBytes > 0 }},
+		{"gpu", w.GPU, whole, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.GPUs, true }},
+	} {
+		if n.text == "" {
+			continue
+		}
+		holds, err := comparison(n.text, n.parse)
+		if err != nil {
+			problem("when."+n.setting, "%v", err)
+			continue
+		}
+		out = append(out, func(r dagster.Run, needs launcher.Resources) (bool, string) {
+			v, has := n.of(r, needs)
+			if !has {
+				return false, "the run does not say its " + n.setting
+			}
+			if !holds(v) {
+				return false, fmt.Sprintf("%s is not %s", n.setting, n.text)
+			}
+			return true, fmt.Sprintf("%s is %s", n.setting, n.text)
+		})
+	}
+	if w.CEL != "" {
+		c, err := celCondition(w.CEL)
+		if err != nil {
+			problem("when.cel", "%v", err)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func quoted(texts []string) string {
+	out := make([]string, len(texts))
+	for i, t := range texts {
+		out[i] = strconv.Quote(t)
+	}
+	return strings.Join(out, ", ")
+}
+
+// glob compiles a pattern in which * is any text and ? any character.
+func glob(pattern string) *regexp.Regexp {
+	quoted := regexp.QuoteMeta(pattern)
+	return regexp.MustCompile("(?s)^" + strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(quoted) + "$")
+}
+
+// Fits says whether a text fits one of some globs.
+func Fits(text string, globs []string) bool {
+	return slices.ContainsFunc(globs, func(g string) bool { return glob(g).MatchString(text) })
+}
+
+// comparison compiles a text such as >=2, <4 or 3.
+func comparison(text string, parse func(string) (int64, error)) (func(int64) bool, error) {
+	operators := []struct {
+		sign  string
+		holds func(a, b int64) bool
+	}{
+		{">=", func(a, b int64) bool { return a >= b }}, {"<=", func(a, b int64) bool { return a <= b }},
+		{">", func(a, b int64) bool { return a > b }}, {"<", func(a, b int64) bool { return a < b }},
+		{"=", func(a, b int64) bool { return a == b }}, {"", func(a, b int64) bool { return a == b }},
+	}
+	for _, o := range operators {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(text), o.sign)
+		if !ok {
+			continue
+		}
+		n, err := parse(strings.TrimSpace(rest))
+		if err != nil {
+			return nil, fmt.Errorf("%q is no comparison such as >=2", text)
+		}
+		return func(v int64) bool { return o.holds(v, n) }, nil
+	}
+	return nil, fmt.Errorf("%q is no comparison", text)
+}
+
+func whole(s string) (int64, error) { return strconv.ParseInt(strings.TrimSpace(s), 10, 64) }
+
+// celCost bounds what one expression may do for one run.
+const celCost = 100_000
+
+// celCondition compiles an expression over run: its job, location, repository, tags, assets, partition, priority, cpu (cores), memory
+// (bytes) and gpu.
+func celCondition(text string) (condition, error) {
+	env, err := cel.NewEnv(cel.Variable("run", cel.MapType(cel.StringType, cel.DynType)))
+	if err != nil {
+		return nil, err
+	}
+	ast, issues := env.Compile(text)
+	if issues != nil && issues.Err() != nil {
+		return nil, issues.Err()
+	}
+	if t := ast.OutputType(); !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
+		return nil, fmt.Errorf("the expression is a %s, not a bool", t)
+	}
+	program, err := env.Program(ast, cel.CostLimit(celCost))
+	if err != nil {
+		return nil, err
+	}
+	return func(r dagster.Run, n launcher.Resources) (bool, string) {
+		priority, _ := whole(r.Tags[dagster.PriorityTag])
+		assets := r.Assets
+		if assets == nil {
+			assets = []string{}
+		}
+		out, _, err := program.Eval(map[string]any{"run": map[string]any{
+			"job": r.Job, "location": r.Remote.Location, "repository": r.Remote.Repository, "tags": r.Tags, "assets": assets, "partition": r.Tags[dagster.PartitionTag],
+			"priority": priority, "cpu": float64(n.CPUMillis) / 1000, "memory": n.MemoryBytes, "gpu": n.GPUs,
+		}})
+		if err != nil { // as a missing tag: what cannot be told does not fit
+			return false, fmt.Sprintf("%s: %v", text, err)
+		}
+		if out.Value() != true {
+			return false, text + " is not true"
+		}
+		return true, text + " is true"
+	}, nil
+}

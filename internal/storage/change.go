@@ -1,0 +1,184 @@
+package storage
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+)
+
+// Row is the part of a run's row that a transition reads and writes.
+type Row struct {
+	Status dagster.Status
+	Body   string
+}
+
+// Change is what a Claim or Transition makes of a row. It is worked out here once and carried out by each
+// storage in its own SQL.
+type Change struct {
+	Outcome    Outcome
+	Body       string // to store; only if Status or Tags changed
+	Status     dagster.Status
+	Updated    time.Time
+	Start, End float64 // 0: leave
+	DeleteTags []int64 // ids of rows of run_tags
+	UpdateTags []Tag   // by id
+	SetTags    map[string]string
+	DropTags   []string
+	AddTags    []Tag // in order; their ids are not set
+	Events     []dagster.Event
+}
+
+// PlanClaim works out a claim of a run whose rows of run_tags with our prefix are given in the order of their ids.
+func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
+	if row.Status != dagster.Queued {
+		return Change{Outcome: Outcome{Status: row.Status}}, nil
+	}
+	r, err := dagster.ParseRun(row.Body)
+	if err != nil {
+		return Change{}, err
+	}
+	ch := Change{Status: dagster.Starting, Updated: c.At}
+	attempt := 0
+	for _, t := range ours {
+		if Alien(c.Run, t, r.Tags) {
+			ch.DeleteTags = append(ch.DeleteTags, t.ID)
+		} else if l, ok := ParseLaunch(c.Run, t.Value); ok && t.Key == LaunchKey {
+			attempt = max(attempt, l.Attempt)
+		}
+	}
+	launch := LaunchRow{
+		Run: c.Run, Attempt: attempt + 1, Instance: c.Instance, Launcher: c.Launcher, Token: c.Token,
+		Epoch: f.Epoch, At: c.At, State: Open,
+	}
+	ch.AddTags = []Tag{{Key: LaunchKey, Value: launch.String()}}
+	r.Status = dagster.Starting
+	for k, v := range c.Tags {
+		r.Tags[k] = v
+	}
+	ch.SetTags = c.Tags
+	stale := []string{CauseTag} // of an earlier attempt, or copied from the run that this one retries
+	if attempt == 0 {
+		stale = append(stale, CostTag, BillTag)
+	}
+	for _, tag := range stale {
+		if _, ok := r.Tags[tag]; ok {
+			delete(r.Tags, tag)
+			ch.DropTags = append(ch.DropTags, tag)
+		}
+	}
+	ch.Body = r.Body()
+	ch.Events = []dagster.Event{dagster.NewEvent(r, dagster.RunStarting, c.At, "")}
+	ch.Outcome = Outcome{Done: true, Status: dagster.Starting, Launch: launch}
+	return ch, nil
+}
+
+// PlanMove works out a transition.
+func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
+	refused := Change{Outcome: Outcome{Status: row.Status}}
+	if len(t.From) > 0 && !slices.Contains(t.From, row.Status) {
+		return refused, nil
+	}
+	r, err := dagster.ParseRun(row.Body)
+	if err != nil {
+		return Change{}, err
+	}
+	launch := Ours(t.Run, ours, r.Tags).Launch
+	adopts := t.Next != nil && t.Next.Instance != ""
+	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) || adopts && launch != nil {
+		return refused, nil
+	}
+	ch := Change{Status: row.Status, Events: t.Events, SetTags: t.Tags}
+	if adopts { // its worker is past every gate
+		n := t.Next
+		launch = &LaunchRow{Run: t.Run, Attempt: 1, Instance: n.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Taken}
+		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	}
+	status := t.Events
+	if t.Stands != nil {
+		status = append([]dagster.Event{*t.Stands}, status...)
+	}
+	for _, e := range status {
+		ch.apply(e)
+	}
+	if ch.Status != row.Status || len(t.Tags) > 0 {
+		if ch.Updated.IsZero() && len(t.Events) > 0 {
+			ch.Updated = t.Events[len(t.Events)-1].Time
+		}
+		r.Status = ch.Status
+		for k, v := range t.Tags {
+			r.Tags[k] = v
+		}
+		ch.Body = r.Body()
+	}
+	if launch != nil && t.Handle != "" {
+		ch.AddTags = append(ch.AddTags, Tag{Key: HandleKey, Value: HandleRow(*launch, t.Handle)})
+	}
+	if launch != nil && t.Death != nil {
+		ch.AddTags = append(ch.AddTags, Tag{Key: DeathKey, Value: deathRow(t.Run, *t.Death)})
+	}
+	ch.Outcome = Outcome{Done: true, Status: ch.Status}
+	if launch != nil {
+		ch.Outcome.Launch = *launch
+	}
+	if launch == nil || adopts || !t.Void && t.Next == nil {
+		return ch, nil
+	}
+	for _, row := range ours {
+		if row.Key == LaunchKey && row.Value == launch.String() {
+			ch.DeleteTags = append(ch.DeleteTags, row.ID)
+		}
+	}
+	launch.State = Void
+	ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
+	ch.Outcome.Launch = *launch
+	if n := t.Next; n != nil {
+		next := LaunchRow{Run: t.Run, Attempt: launch.Attempt + 1, Instance: launch.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Open}
+		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: next.String()})
+		ch.Outcome.Launch = next
+	}
+	return ch, nil
+}
+
+// apply lets an event set the status and times of the run, as Dagster's handle_run_event does.
+func (ch *Change) apply(e dagster.Event) {
+	s := e.Type.Status()
+	if s == "" {
+		return
+	}
+	ch.Status, ch.Updated = s, e.Time
+	if e.Type == dagster.RunStart {
+		ch.Start = dagster.ToUnix(e.Time)
+	}
+	if s.Finished() {
+		ch.End = dagster.ToUnix(e.Time)
+	}
+}
+
+// FenceValue is the value of the leader row.
+func FenceValue(f Fence) string { return strconv.FormatInt(f.Epoch, 10) + " " + f.Leader }
+
+// ParseFence reads the leader row; the zero Fence if there is none.
+func ParseFence(value string) Fence {
+	epoch, leader, _ := strings.Cut(value, " ")
+	n, err := strconv.ParseInt(epoch, 10, 64)
+	if err != nil {
+		return Fence{}
+	}
+	return Fence{Leader: leader, Epoch: n}
+}
+
+// Step names what a transition is to the protocol; "" for what it does not know of.
+func (t Transition) Step() string {
+	switch {
+	case t.Handle != "":
+		return "handle"
+	case t.Death != nil && t.Void:
+		return "again"
+	case slices.ContainsFunc(t.Events, func(e dagster.Event) bool { return e.Type == dagster.RunFailure }):
+		return "end"
+	}
+	return ""
+}

@@ -1,0 +1,299 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+)
+
+// Inbox collects changed runs for one reader, who is woken and takes them all at once; of several versions of
+// one run it keeps the newest. The zero value is not usable; see [NewInbox].
+type Inbox struct {
+	mu   sync.Mutex
+	runs map[string]Run
+	wake chan struct{}
+}
+
+// NewInbox makes an empty inbox.
+func NewInbox() *Inbox { return &Inbox{runs: map[string]Run{}, wake: make(chan struct{}, 1)} }
+
+// Put adds runs. It never blocks.
+func (b *Inbox) Put(runs ...Run) {
+	if len(runs) == 0 {
+		return
+	}
+	b.mu.Lock()
+	for _, r := range runs {
+		b.runs[r.ID] = r
+	}
+	b.mu.Unlock()
+	select {
+	case b.wake <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// Wake is ready when there is something to take.
+func (b *Inbox) Wake() <-chan struct{} { return b.wake }
+
+// Take empties the inbox.
+func (b *Inbox) Take() []Run {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	runs := slices.Collect(maps.Values(b.runs))
+	clear(b.runs)
+	return runs
+}
+
+// Feed turns hints into changed runs. A hint names at most a run and comes up to 50 ms before the change that it
+// is about can be read, so the run is looked at several times, many hints in one query; a slow poll finds what hints missed.
+type Feed struct {
+	Store Store
+	Log   *slog.Logger
+	// Put is given runs that may have changed; the first call has all unfinished ones. It must not block.
+	Put func(...Run)
+
+	// Deaf: take no hints, as if none arrived. For measurements.
+	Deaf bool
+
+	known  map[string]dagster.Status // of unfinished runs
+	newest time.Time                 // the latest update seen
+}
+
+const (
+	pollInterval = 5 * time.Second // the net under hints
+	scanInterval = time.Minute     // the net under the poll: clocks of workers may be behind
+	// By how much a poll goes back before the latest update: what is stamped by a clock of another machine, or of this one.
+	farOverlap  = 30 * time.Second
+	nearOverlap = 2 * time.Second
+	hintRetry   = time.Second
+	// While notices do not arrive, polls are as fast as they would be, and look back over the time between an update's stamp and its commit.
+	deafInterval = 15 * time.Millisecond
+	deafOverlap  = 250 * time.Millisecond
+	deafRetry    = 30 * time.Second
+)
+
+// probes are the waits after a notice, each from the one before.
+var probes = []time.Duration{
+	2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond, 32 * time.Millisecond, 64 * time.Millisecond, time.Second,
+}
+
+// Run feeds until ctx ends or the storage fails for good; it returns nil only with ctx.
+func (f *Feed) Run(ctx context.Context) error {
+	f.known = map[string]dagster.Status{}
+	if err := f.scan(ctx); err != nil {
+		return err
+	}
+	hints, deaf := make(chan Hint, 1024), make(chan bool, 1)
+	var wg sync.WaitGroup
+	if f.Deaf {
+		deaf <- true
+	} else {
+		wg.Go(func() { f.listen(ctx, hints, deaf) })
+	}
+	fast := time.NewTicker(deafInterval)
+	fast.Stop()
+	defer fast.Stop()
+	defer wg.Wait()
+	poll, scan := time.NewTicker(pollInterval), time.NewTicker(scanInterval)
+	defer poll.Stop()
+	defer scan.Stop()
+	due := map[string]probe{}
+	for {
+		var next <-chan time.Time
+		if len(due) > 0 {
+			next = time.After(time.Until(slices.MinFunc(slices.Collect(maps.Values(due)), func(a, b probe) int { return a.at.Compare(b.at) }).at))
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case h := <-hints:
+			if h.Run == "" {
+				err = f.poll(ctx, nearOverlap)
+			} else {
+				p := f.first(h.Run)
+				if old, ok := due[h.Run]; ok && old.at.Before(p.at) {
+					p.at = old.at // and from there on the series of the new notice
+				}
+				due[h.Run] = p
+			}
+		case <-next:
+			err = f.probe(ctx, due)
+		case isDeaf := <-deaf:
+			if fast.Stop(); isDeaf {
+				fast.Reset(deafInterval)
+			}
+		case <-fast.C:
+			err = f.poll(ctx, deafOverlap)
+		case <-poll.C:
+			err = f.poll(ctx, farOverlap)
+		case <-scan.C:
+			err = f.scan(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			f.Log.WarnContext(ctx, "storage cannot be read; looking again", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(hintRetry):
+			}
+		}
+	}
+}
+
+// probe is the next look at a run that a notice named.
+type probe struct {
+	n  int
+	at time.Time
+}
+
+// first is the first look after a notice. A run in flight announces each of its events; the last looks of the series
+// are enough for it.
+func (f *Feed) first(run string) probe {
+	n := 0
+	if f.known[run].Active() {
+		n = len(probes) - 2
+	}
+	return probe{n + 1, time.Now().Add(probes[n])}
+}
+
+// probe reads the runs whose look is due.
+func (f *Feed) probe(ctx context.Context, due map[string]probe) error {
+	now := time.Now()
+	var ids []string
+	for run, p := range due {
+		if p.at.After(now) {
+			continue
+		}
+		ids = append(ids, run)
+		if p.n < len(probes) {
+			due[run] = probe{p.n + 1, now.Add(probes[p.n])}
+		} else {
+			delete(due, run)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	runs, err := f.Store.Runs(ctx, Filter{IDs: ids})
+	if err != nil {
+		return err
+	}
+	f.put(runs, false)
+	for _, r := range runs {
+		if r.Status == dagster.Queued {
+			delete(due, r.ID) // what the notice was about
+		}
+	}
+	return nil
+}
+
+// listen passes hints on until ctx ends, and says when none arrive and when they do again.
+func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) {
+	wasDeaf := false
+	say := func(is bool) {
+		if is != wasDeaf {
+			wasDeaf = is
+			select {
+			case deaf <- is:
+			case <-ctx.Done():
+			}
+		}
+	}
+	for ctx.Err() == nil {
+		wait := hintRetry
+		for h, err := range f.Store.Hints(ctx) {
+			if errors.Is(err, ErrDeaf) {
+				wait = deafRetry
+				say(true)
+				f.Log.WarnContext(ctx, "the storage's notices do not arrive; polling instead. If there is a pooler in between, set storage.direct_url in slipway.yaml", "err", err)
+				break
+			}
+			if err != nil {
+				f.Log.WarnContext(ctx, "notifications of the storage stopped; starting again", "err", err)
+				break
+			}
+			if h.Run != "" {
+				say(false)
+			}
+			select {
+			case hints <- h:
+			default: // full: the poll finds it
+			}
+			if ctx.Err() != nil {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// poll reads what was updated lately.
+func (f *Feed) poll(ctx context.Context, overlap time.Duration) error {
+	if now := time.Now(); f.newest.After(now) { // our clock was set back
+		f.newest = now
+	}
+	// With the statuses named, Dagster's index of status and update time serves the query.
+	runs, err := f.Store.Runs(ctx, Filter{Statuses: dagster.Statuses(), Since: f.newest.Add(-overlap)})
+	f.put(runs, false)
+	return err
+}
+
+// scan reads all unfinished runs, and those that were unfinished when last seen.
+func (f *Feed) scan(ctx context.Context) error {
+	runs, err := f.Store.Runs(ctx, Filter{Statuses: dagster.UnfinishedStatuses()})
+	if err != nil {
+		return err
+	}
+	gone := maps.Clone(f.known)
+	for _, r := range runs {
+		delete(gone, r.ID)
+	}
+	if len(gone) > 0 {
+		ended, err := f.Store.Runs(ctx, Filter{IDs: slices.Collect(maps.Keys(gone))})
+		if err != nil {
+			return err
+		}
+		for _, r := range ended {
+			delete(gone, r.ID)
+		}
+		runs = append(runs, ended...)
+	}
+	for run := range gone { // deleted
+		runs = append(runs, Run{Run: dagster.Run{ID: run}})
+	}
+	f.put(runs, true)
+	return nil
+}
+
+// put passes on the runs whose status is not the one last seen, or all of them, in one call.
+func (f *Feed) put(runs []Run, all bool) {
+	now := time.Now()
+	var changed []Run
+	for _, r := range runs {
+		if r.Updated.After(f.newest) && r.Updated.Before(now) {
+			f.newest = r.Updated
+		}
+		seen, known := f.known[r.ID]
+		if known && seen == r.Status && !all || !known && (r.Status.Finished() || r.Status == dagster.NotStarted) {
+			continue
+		}
+		f.known[r.ID] = r.Status
+		if r.Status.Finished() || r.Status == "" {
+			delete(f.known, r.ID)
+		}
+		changed = append(changed, r)
+	}
+	if len(changed) > 0 {
+		f.Put(changed...)
+	}
+}

@@ -1,0 +1,371 @@
+// Package postgres is Dagster's Postgres storage. Every write of Slipway, with its events, is one
+// transaction, and each event is announced on the channel run_events as Dagster's own are.
+//
+// A notice comes before the row that it is about has changed (Dagster writes the event and the row in two
+// statements), so it is a hint and nothing more.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/test/failpoint"
+)
+
+// Error codes of Postgres.
+const (
+	undefinedTable  = "42P01"
+	undefinedColumn = "42703"
+)
+
+// Store is Dagster's storage in one Postgres database.
+type Store struct {
+	pool *pgxpool.Pool
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	defaultLimits bool
+	hasPools      bool   // the tables of pools are newer than the others
+	revision      string // of the schema
+}
+
+// Revision implements [storage.Store].
+func (s *Store) Revision() string { return s.revision }
+
+var (
+	_ storage.Store    = (*Store)(nil)
+	_ storage.Adder    = (*Store)(nil)
+	_ storage.Recorder = (*Store)(nil)
+)
+
+// maxConns is the most connections of a store, besides the one that listens.
+const maxConns = 6
+
+// channel is where every stored event is announced, as "<run id>_<event id>".
+const channel = "run_events"
+
+// idleInTransaction, in ms, is when the server ends a session that does nothing within a transaction. A daemon that is stopped there, or that
+// lost its network, holds the lock of the leader row: no other could take over.
+const idleInTransaction = "1000"
+
+// Open connects to a database in which Dagster has made its tables. It creates nothing.
+func Open(ctx context.Context, address config.Secret) (*Store, error) {
+	c, err := pgxpool.ParseConfig(string(address))
+	if err != nil {
+		return nil, errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected") // err would show the password
+	}
+	c.MaxConns = maxConns
+	if c.ConnConfig.ConnectTimeout == 0 {
+		c.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	c.ConnConfig.Tracer = answerWithin
+	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		// Who waits for the connection may give up; the pool does not, and what it makes holds up its Close.
+		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)
+		defer cancel()
+		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+idleInTransaction)
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
+	}
+	s := &Store{pool: pool}
+	for _, check := range []func(context.Context) error{s.checkServer, s.checkSession, s.checkSchema} {
+		if err := check(ctx); err != nil {
+			pool.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// checkServer looks whether the server can be reached.
+func (s *Store) checkServer(ctx context.Context) error {
+	if err := s.pool.Ping(ctx); err != nil {
+		c := s.pool.Config().ConnConfig
+		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, err)
+	}
+	return nil
+}
+
+// checkSchema refuses a database that lacks a column Slipway uses.
+func (s *Store) checkSchema(ctx context.Context) error {
+	for _, q := range []string{
+		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs LIMIT 0",
+		"SELECT id, run_id, key, value FROM run_tags LIMIT 0", "SELECT key, value FROM kvs LIMIT 0",
+		"SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
+		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
+	} {
+		if _, err := s.pool.Exec(ctx, q); err != nil {
+			if e := (*pgconn.PgError)(nil); errors.As(err, &e) && (e.Code == undefinedTable || e.Code == undefinedColumn) {
+				return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
+			}
+			return fmt.Errorf("postgres: schema: %w", err)
+		}
+	}
+	if err := s.pool.QueryRow(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("postgres: schema: %w", err)
+	}
+	if err := s.pool.QueryRow(ctx, "SELECT to_regclass('concurrency_limits') IS NOT NULL AND to_regclass('pending_steps') IS NOT NULL").Scan(&s.hasPools); err != nil {
+		return fmt.Errorf("postgres: schema: %w", err)
+	}
+	const column = "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass('concurrency_limits') AND attname = 'using_default_limit' AND NOT attisdropped"
+	if err := s.pool.QueryRow(ctx, column).Scan(&s.defaultLimits); err != nil {
+		return fmt.Errorf("postgres: schema: %w", err)
+	}
+	return nil
+}
+
+// Close closes all connections. It waits for those in use.
+func (s *Store) Close() error {
+	s.pool.Close()
+	return nil
+}
+
+// tx runs f in a transaction, under the fence if one is given.
+func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if fence != nil {
+			value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+			if err != nil {
+				return err
+			}
+			if value != storage.FenceValue(*fence) {
+				return storage.ErrFenced
+			}
+		}
+		return f(tx)
+	})
+}
+
+// kv reads one value, "" if there is none, with a lock on its row.
+func kv(ctx context.Context, tx pgx.Tx, key, lock string) (string, error) {
+	var value string
+	err := tx.QueryRow(ctx, "SELECT value FROM kvs WHERE key = $1 "+lock, key).Scan(&value)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return value, err
+}
+
+const setKV = "INSERT INTO kvs (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+
+// nowMicro is the database's clock, which does not stand still in a transaction.
+const nowMicro = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+// Lead implements [storage.Leaser]. The lease ends by the database's clock.
+func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+	err = s.tx(ctx, nil, func(tx pgx.Tx) error {
+		value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+		if err != nil {
+			return err
+		}
+		if fence = storage.ParseFence(value); fence.Leader != leader {
+			next, ok, err := s.takeOver(ctx, tx, leader)
+			if err != nil || !ok {
+				return err
+			}
+			fence = next
+		}
+		leads = true
+		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
+		return err
+	})
+	if err != nil {
+		return storage.Fence{}, false, fmt.Errorf("postgres: lease: %w", err)
+	}
+	return fence, leads, nil
+}
+
+// takeOver makes leader the next leader if the lease of the last one has ended.
+func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage.Fence, bool, error) {
+	if _, err := tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING", storage.LeaderKey, storage.LeaseKey); err != nil {
+		return storage.Fence{}, false, err
+	}
+	var ended bool
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+		return storage.Fence{}, false, err
+	}
+	value, err := kv(ctx, tx, storage.LeaderKey, "FOR UPDATE")
+	if err != nil {
+		return storage.Fence{}, false, err
+	}
+	// Another one may have been faster while this one waited for the lock.
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+		return storage.Fence{}, false, err
+	}
+	f := storage.Fence{Leader: leader, Epoch: storage.ParseFence(value).Epoch + 1}
+	_, err = tx.Exec(ctx, setKV, storage.LeaderKey, storage.FenceValue(f))
+	return f, err == nil, err
+}
+
+// Yield implements [storage.Leaser].
+func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
+	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, setKV, storage.LeaseKey, "0")
+		return err
+	})
+	if errors.Is(err, storage.ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// Settle implements [storage.Store]; a transaction leaves nothing half written.
+func (s *Store) Settle(context.Context, storage.Fence) error { return nil }
+
+// InstanceID implements [storage.Reader].
+func (s *Store) InstanceID(ctx context.Context) (string, error) {
+	var id string
+	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
+		const read = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
+		err := tx.QueryRow(ctx, read).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) { // of several that find none at once, one makes it
+			if _, err := tx.Exec(ctx, "LOCK TABLE instance_info IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+				return err
+			}
+			err = tx.QueryRow(ctx, read).Scan(&id)
+		}
+		if errors.Is(err, pgx.ErrNoRows) {
+			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)", uuid.NewString()); err != nil {
+				return err
+			}
+			err = tx.QueryRow(ctx, read).Scan(&id)
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("postgres: instance id: %w", err)
+	}
+	return id, nil
+}
+
+// Claim implements [storage.Writer].
+func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	failpoint.Here("claim.begun")
+	ids := make([]string, len(claims))
+	for i, c := range claims {
+		ids[i] = c.Run
+	}
+	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanClaim(f, claims[i], row, ours)
+	})
+	if err != nil {
+		return nil, wrap(err, "claim")
+	}
+	for _, o := range outcomes {
+		if o.Done {
+			failpoint.Trace("claim", o.Launch.Run, o.Launch.Attempt)
+		}
+	}
+	failpoint.Here("claim.committed")
+	return outcomes, nil
+}
+
+// Move implements [storage.Writer].
+func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	out, err := s.change(ctx, &f, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(t, row, ours)
+	})
+	if err != nil {
+		return out, err
+	}
+	if step := t.Step(); step != "" && out.Done {
+		failpoint.Trace(step, t.Run, out.Launch.Attempt)
+	}
+	if t.Handle != "" {
+		failpoint.Here("handle.committed")
+	}
+	return out, nil
+}
+
+func wrap(err error, what string) error {
+	if errors.Is(err, storage.ErrFenced) {
+		return err
+	}
+	return fmt.Errorf("postgres: %s: %w", what, err)
+}
+
+// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours.
+func lockRows(ctx context.Context, tx pgx.Tx, ids []string) (map[string]storage.Row, map[string][]storage.Tag, error) {
+	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
+	var id, status string
+	var body pgtype.Text
+	q, err := tx.Query(ctx, "SELECT run_id, status, run_body FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE", ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err = pgx.ForEachRow(q, []any{&id, &status, &body}, func() error {
+		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String}
+		return nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	var t storage.Tag
+	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id", ids, storage.RowPrefix+"%")
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = pgx.ForEachRow(q, []any{&id, &t.ID, &t.Key, &t.Value}, func() error {
+		ours[id] = append(ours[id], t)
+		return nil
+	})
+	return rows, ours, err
+}
+
+// queue adds the statements of a change to a batch.
+func queue(b *pgx.Batch, run string, ch storage.Change) {
+	if !ch.Outcome.Done {
+		return
+	}
+	if len(ch.DeleteTags) > 0 {
+		b.Queue("DELETE FROM run_tags WHERE id = ANY($1)", ch.DeleteTags)
+	}
+	for _, t := range ch.UpdateTags {
+		b.Queue("UPDATE run_tags SET value = $2 WHERE id = $1", t.ID, t.Value)
+	}
+	for _, t := range ch.AddTags {
+		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, t.Key, t.Value)
+	}
+	if len(ch.DropTags) > 0 {
+		b.Queue("DELETE FROM run_tags WHERE run_id = $1 AND key = ANY($2)", run, ch.DropTags)
+	}
+	for k, v := range ch.SetTags {
+		b.Queue("DELETE FROM run_tags WHERE run_id = $1 AND key = $2", run, k)
+		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, k, v)
+	}
+	if ch.Body != "" {
+		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4, update_timestamp),
+			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
+			run, string(ch.Status), ch.Body, pgtype.Timestamp{Time: ch.Updated.UTC(), Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
+	}
+	for _, e := range ch.Events {
+		b.Queue(`WITH e AS (INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
+				VALUES ($1, $2, nullif($3, ''), $4, nullif($5, '')) RETURNING id)
+			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC(), e.StepKey)
+	}
+}
+
+// Away says whether an error of Open is that the server cannot be reached now, or is just starting or stopping; not that it refuses us.
+func Away(err error) bool {
+	var said *pgconn.PgError
+	if errors.As(err, &said) {
+		return strings.HasPrefix(said.Code, "57P") || strings.HasPrefix(said.Code, "53") // shutdown, starting, too many connections
+	}
+	var failed *pgconn.ConnectError
+	var network net.Error
+	return errors.As(err, &failed) || errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}

@@ -1,0 +1,165 @@
+package postgres_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+func openStore(t testing.TB, location string) storage.Store {
+	t.Helper()
+	s, err := postgres.Open(context.Background(), config.Secret(location))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSuite(t *testing.T) {
+	storagetest.Run(t, storagetest.Target{New: storagetest.NewPostgres, Open: openStore})
+}
+
+// The same suite on a storage that Slipway made.
+func TestSuiteOnOurOwn(t *testing.T) {
+	made := func(t testing.TB) *storagetest.Dagster {
+		address := testenv.Postgres(t)
+		for range 2 { // again is nothing
+			if err := postgres.Create(context.Background(), config.Secret(address)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return storagetest.Open(t, address)
+	}
+	storagetest.Run(t, storagetest.Target{New: made, Open: openStore})
+}
+
+// pgbouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
+func pgbouncer(t *testing.T, address, mode string) string {
+	t.Helper()
+	bin, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		testenv.Missing(t, "pgbouncer", "install Debian's pgbouncer")
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	dir := t.TempDir()
+	file := filepath.Join(dir, "pgbouncer.ini")
+	text := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nauth_type = any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
+		u.Hostname(), u.Port(), u.User.Username(), port, mode)
+	if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{bin, file}
+	if os.Getuid() == 0 { // which it refuses to run as
+		for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err, log.String())
+		}
+		_ = cmd.Wait() // killed
+	})
+	u.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	testenv.Eventually(t, 10*time.Second, func() (bool, string) {
+		c, err := net.Dial("tcp", u.Host)
+		if err == nil {
+			err = c.Close()
+		}
+		return err == nil, fmt.Sprint("pgbouncer does not listen: ", err)
+	})
+	return u.String()
+}
+
+func TestPoolerIsRefused(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	pooled := pgbouncer(t, d.Location, "transaction")
+	s, err := postgres.Open(t.Context(), config.Secret(pooled))
+	if err == nil {
+		_ = s.Close() // the test fails
+	}
+	if err == nil || !strings.Contains(err.Error(), "storage.direct_url") {
+		t.Errorf("Open through PgBouncer in transaction mode = %v, want an error that names storage.direct_url", err)
+	}
+	if s, err = postgres.Open(t.Context(), config.Secret(pgbouncer(t, d.Location, "session"))); err != nil {
+		t.Fatalf("Open through PgBouncer in session mode: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A database that is at another revision works if it has the columns, and is refused if it has not.
+func TestSchemaRevisions(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	if err := errors.Join(d.Exec("DELETE FROM alembic_version"), d.Exec("INSERT INTO alembic_version VALUES ('fromthefuture')"), d.Exec("ALTER TABLE runs ADD COLUMN new_one text")); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, d.Location)
+	if r := s.Revision(); r != "fromthefuture" || storage.KnowsRevision(r) {
+		t.Errorf("Revision = %q, known %v", r, storage.KnowsRevision(r))
+	}
+	if err := errors.Join(s.Close(), d.Exec("ALTER TABLE runs RENAME COLUMN run_body TO body")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := postgres.Open(t.Context(), config.Secret(d.Location)); err == nil || !strings.Contains(err.Error(), "dagster instance migrate") {
+		t.Errorf("Open without a column = %v, want what to do", err)
+	}
+}
+
+// Notices that do not arrive are noticed.
+func TestHintsTellThatNothingArrives(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	// A function of that name that comes first in the search path takes the notices away.
+	if err := d.Exec("CREATE SCHEMA deaf"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Exec("CREATE FUNCTION deaf.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''"); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, d.Location+"?search_path=deaf,public,pg_catalog")
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, err := range s.Hints(ctx) {
+		if errors.Is(err, storage.ErrDeaf) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Error("Hints did not tell that notices do not arrive")
+}

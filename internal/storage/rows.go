@@ -1,0 +1,169 @@
+package storage
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+)
+
+// Keys of the rows that Slipway adds to Dagster's tables. Those of run_tags begin with .dagster/, which Dagster's UI hides.
+const (
+	RowPrefix = ".dagster/slipway/"
+	LaunchKey = RowPrefix + "launch"
+	HandleKey = RowPrefix + "handle"
+	DeathKey  = RowPrefix + "death"
+	CauseTag  = "slipway/cause"         // for people: why the run's worker died
+	CostTag   = "slipway/cost"          // for people: what its workers have cost
+	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
+	LeaderKey = "slipway/leader"        // of kvs: epoch and id
+	LeaseKey  = "slipway/lease"         // of kvs: when it ends, in µs
+)
+
+// LaunchRow is the fact that a run was claimed: the write that must precede any worker. The
+// newest one of a run, by row id, is its current attempt.
+type LaunchRow struct {
+	Run      string
+	Attempt  int
+	Instance string
+	Launcher string
+	Token    string
+	Epoch    int64
+	At       time.Time
+	State    LaunchState
+}
+
+// LaunchState says what may still come of a launch row.
+type LaunchState string
+
+// The states of a launch row.
+const (
+	Open  LaunchState = "open"  // its worker may start
+	Taken LaunchState = "taken" // its worker has passed the gate
+	Void  LaunchState = "void"  // nothing exists and nothing will
+)
+
+// String is the row's value in run_tags.
+func (l LaunchRow) String() string {
+	return fmt.Sprintf("%s %d %s %s %s %d %d %s", l.Run, l.Attempt, l.Instance, l.Launcher, l.Token, l.Epoch, l.At.UnixMicro(), l.State)
+}
+
+// ParseLaunch reads a launch row. It is one only if it names the run that it stands on: tags are
+// copied to retries and re-executions, and anyone who may launch may set any tag.
+func ParseLaunch(run, value string) (LaunchRow, bool) {
+	f := strings.Fields(value)
+	if len(f) != 8 || f[0] != run {
+		return LaunchRow{}, false
+	}
+	attempt, err1 := strconv.Atoi(f[1])
+	epoch, err2 := strconv.ParseInt(f[5], 10, 64)
+	at, err3 := strconv.ParseInt(f[6], 10, 64)
+	l := LaunchRow{
+		Run: run, Attempt: attempt, Instance: f[2], Launcher: f[3], Token: f[4], Epoch: epoch,
+		At: time.UnixMicro(at).UTC(), State: LaunchState(f[7]),
+	}
+	return l, err1 == nil && err2 == nil && err3 == nil && l.String() == value
+}
+
+// HandleRow is the value of the row that says where a launch row's worker is.
+func HandleRow(l LaunchRow, handle string) string {
+	return fmt.Sprintf("%s %d %s", l.Run, l.Attempt, handle)
+}
+
+// ParseHandle reads a handle row of the given launch row.
+func ParseHandle(l LaunchRow, value string) (string, bool) {
+	handle, ok := strings.CutPrefix(value, fmt.Sprintf("%s %d ", l.Run, l.Attempt))
+	return handle, ok && handle != ""
+}
+
+// Death is the fact that the worker of an attempt was proved dead before it had finished its run, and what was decided then.
+type Death struct {
+	Attempt  int
+	Launcher string
+	Cause    string
+	Then     string // resume: the next attempt goes on where it ended; else it begins anew
+}
+
+// ThenResume is the [Death.Then] after which the next attempt goes on with the run.
+const ThenResume = "resume"
+
+func deathRow(run string, d Death) string {
+	return fmt.Sprintf("%s %d %s %s %s", run, d.Attempt, d.Launcher, d.Cause, d.Then)
+}
+
+func parseDeath(run, value string) (Death, bool) {
+	f := strings.Fields(value)
+	if len(f) != 5 || f[0] != run {
+		return Death{}, false
+	}
+	n, err := strconv.Atoi(f[1])
+	return Death{Attempt: n, Launcher: f[2], Cause: f[3], Then: f[4]}, err == nil
+}
+
+// Facts are what Slipway's rows of run_tags say of a run.
+type Facts struct {
+	Launch *LaunchRow // the current one
+	Handle string     // of it; "" if none is written
+	Last   *LaunchRow // of a queued run, which has no current one: the last that it had
+	Deaths []Death    // of workers of earlier attempts, oldest first
+}
+
+// Resumes says whether the current attempt goes on with a run whose worker has died.
+func (f Facts) Resumes() bool {
+	n := len(f.Deaths)
+	return n > 0 && f.Launch != nil && f.Deaths[n-1].Then == ThenResume && f.Deaths[n-1].Attempt == f.Launch.Attempt-1
+}
+
+// Tag is one row of run_tags.
+type Tag struct {
+	ID         int64
+	Key, Value string
+}
+
+// FactsOf finds the facts of a run as it was read, in the order of the rows' ids.
+func FactsOf(r dagster.Run, rows []Tag) Facts {
+	f := Ours(r.ID, rows, r.Tags)
+	if r.Status == dagster.Queued {
+		f.Last, f.Launch, f.Handle = f.Launch, nil, ""
+	}
+	return f
+}
+
+// Ours finds what is ours among a run's rows of run_tags, in the order of their
+// ids. A row whose text stands in the run's body as well was set by a user, not by a claim.
+func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
+	for _, r := range rows {
+		if body[r.Key] == r.Value {
+			continue
+		}
+		switch r.Key {
+		case LaunchKey:
+			if l, ok := ParseLaunch(run, r.Value); ok {
+				f.Launch, f.Handle = &l, ""
+			}
+		case HandleKey:
+			if f.Launch == nil {
+				continue
+			}
+			if h, ok := ParseHandle(*f.Launch, r.Value); ok {
+				f.Handle = h
+			}
+		case DeathKey:
+			if d, ok := parseDeath(run, r.Value); ok {
+				f.Deaths = append(f.Deaths, d)
+			}
+		}
+	}
+	return f
+}
+
+// Alien says whether a row of run_tags with our prefix must go when its run is claimed: it names another run,
+// or a user wrote it.
+func Alien(run string, r Tag, body map[string]string) bool {
+	if !strings.HasPrefix(r.Key, RowPrefix) {
+		return false
+	}
+	return body[r.Key] == r.Value || !strings.HasPrefix(r.Value, run+" ")
+}

@@ -1,0 +1,457 @@
+// Package sqlite is Dagster's SQLite storage: history/runs.db, one event shard per run, and index.db, which
+// mirrors the events that change a run's status.
+//
+// No transaction spans the three files, so the commit point of every write is one transaction in
+// runs.db, which also puts the events into an outbox (rows of kvs). From there they are
+// written to the shard and to index.db, and again after a crash; an event that stands there
+// already is left alone. Run shards are opened for each use and closed: one that is kept open
+// stops the live log of Dagster's UI.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/test/failpoint"
+)
+
+// Store is Dagster's storage below one base_dir.
+type Store struct {
+	history string
+	read    *sql.DB    // runs.db
+	write   *sql.DB    // runs.db, one connection, transactions take the write lock at once
+	index   *sql.DB    // index.db, one connection
+	lock    *os.File   // history/slipway.lock; used by Lead and Yield only
+	led     bool       // Lead said yes last time
+	flush   sync.Mutex // one outbox run at a time
+	last    atomic.Int64
+	step    func() // between any two statements of a write; for tests
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	defaultLimits bool
+	hasPools      bool   // the tables of pools are newer than the others
+	revision      string // of the schema
+}
+
+// Revision implements [storage.Store].
+func (s *Store) Revision() string { return s.revision }
+
+var (
+	_ storage.Store    = (*Store)(nil)
+	_ storage.Adder    = (*Store)(nil)
+	_ storage.Recorder = (*Store)(nil)
+)
+
+// hintInterval is how often PRAGMA data_version is looked at, which takes microseconds.
+const hintInterval = 5 * time.Millisecond
+
+// Open opens the storage that Dagster has made below baseDir. It creates nothing.
+func Open(ctx context.Context, baseDir string) (*Store, error) {
+	s := &Store{history: filepath.Join(baseDir, "history"), step: func() {}}
+	for _, f := range []string{"runs.db", "runs/index.db"} {
+		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
+			return nil, fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
+		}
+	}
+	var err error
+	runs := filepath.Join(s.history, "runs.db")
+	if s.read, err = open(runs, 4); err != nil {
+		return nil, err
+	}
+	if s.write, err = open(runs, 1); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if s.index, err = open(filepath.Join(s.history, "runs/index.db"), 1); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.checkSchema(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.read.QueryRowContext(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
+	}
+	const tables = "SELECT count(*) = 2 FROM sqlite_master WHERE name IN ('concurrency_limits', 'pending_steps')"
+	if err := s.index.QueryRowContext(ctx, tables).Scan(&s.hasPools); err != nil {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
+	}
+	const column = "SELECT count(*) > 0 FROM pragma_table_info('concurrency_limits') WHERE name = 'using_default_limit'"
+	if err := s.index.QueryRowContext(ctx, column).Scan(&s.defaultLimits); err != nil {
+		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// open opens an existing file for reading and writing.
+func open(file string, conns int) (*sql.DB, error) {
+	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {"busy_timeout(30000)"}}
+	p, err := placeOf(file, (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
+	if err != nil {
+		return nil, err
+	}
+	db := sql.OpenDB(p)
+	db.SetMaxOpenConns(conns)
+	return db, nil
+}
+
+// checkSchema refuses a storage that lacks a column Slipway uses.
+func (s *Store) checkSchema(ctx context.Context) error {
+	for db, q := range map[*sql.DB]string{
+		s.read:  "SELECT r.id, r.run_id, r.status, r.run_body, r.create_timestamp, r.update_timestamp, r.start_time, r.end_time, t.id, t.key, t.value, k.key, k.value FROM runs r, run_tags t, kvs k LIMIT 0",
+		s.index: "SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
+	} {
+		rows, err := db.QueryContext(ctx, q)
+		if err != nil && ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			return fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w", s.history, err)
+		}
+		if err := rows.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close closes all files. Locks and the lease are left to end by themselves.
+func (s *Store) Close() error {
+	var errs []error
+	for _, db := range []*sql.DB{s.read, s.write, s.index} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// tx runs f in a transaction of runs.db that has the write lock, under the fence if one is given.
+func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(*sql.Tx) error) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("sqlite: begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	if fence != nil {
+		value, err := kv(ctx, tx, storage.LeaderKey)
+		if err != nil {
+			return err
+		}
+		if value != storage.FenceValue(*fence) {
+			return storage.ErrFenced
+		}
+	}
+	if err := f(tx); err != nil {
+		return err
+	}
+	s.step()
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("sqlite: commit: %w", err)
+	}
+	s.step()
+	return nil
+}
+
+func kv(ctx context.Context, tx *sql.Tx, key string) (string, error) {
+	var value string
+	err := tx.QueryRowContext(ctx, "SELECT value FROM kvs WHERE key = ?", key).Scan(&value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return value, err
+}
+
+func setKV(ctx context.Context, tx *sql.Tx, key, value string) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO kvs (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+	return err
+}
+
+// Lead implements [storage.Leaser]; it is not for several goroutines at once. The lease ends by this machine's clock, on which all users of the
+// files are; a leader that died is told by the file lock, which the kernel drops, without waiting.
+func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+	if s.lock != nil {
+		if was, err := s.lock.Stat(); err != nil || inPlace(s.lock.Name(), was) != nil { // another one's lock would not be seen
+			_ = s.lock.Close()
+			s.lock, s.led = nil, false
+		}
+	}
+	if s.lock == nil {
+		if s.lock, err = os.OpenFile(filepath.Join(s.history, "slipway.lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+			return fence, false, fmt.Errorf("sqlite: %w", away(err))
+		}
+	}
+	locked := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+	err = s.tx(ctx, nil, func(tx *sql.Tx) error {
+		value, err := kv(ctx, tx, storage.LeaderKey)
+		if err != nil {
+			return err
+		}
+		lease, err := kv(ctx, tx, storage.LeaseKey)
+		if err != nil {
+			return err
+		}
+		var ends int64
+		_, _ = fmt.Sscan(lease, &ends) // no lease, or one that cannot be read, has ended
+		now := time.Now()
+		fence = storage.ParseFence(value)
+		if fence.Leader != leader {
+			if (!locked || s.led) && now.UnixMicro() < ends {
+				return nil
+			}
+			fence = storage.Fence{Leader: leader, Epoch: fence.Epoch + 1}
+			if err := setKV(ctx, tx, storage.LeaderKey, storage.FenceValue(fence)); err != nil {
+				return err
+			}
+		}
+		leads = true
+		return setKV(ctx, tx, storage.LeaseKey, fmt.Sprint(now.Add(ttl).UnixMicro()))
+	})
+	if s.led && err == nil && !leads { // the lock no longer tells who leads
+		_ = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN)
+	}
+	s.led = leads && err == nil
+	return fence, s.led, err
+}
+
+// Yield implements [storage.Leaser].
+func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
+	err := s.tx(ctx, &f, func(tx *sql.Tx) error { return setKV(ctx, tx, storage.LeaseKey, "0") })
+	if s.lock != nil {
+		err = errors.Join(err, syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN))
+		s.led = false
+	}
+	if errors.Is(err, storage.ErrFenced) {
+		return nil
+	}
+	return err
+}
+
+// InstanceID implements [storage.Reader].
+func (s *Store) InstanceID(ctx context.Context) (string, error) {
+	var id string
+	err := s.read.QueryRowContext(ctx, "SELECT run_storage_id FROM instance_info").Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		id = uuid.NewString()
+		err = s.tx(ctx, nil, func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(ctx, "INSERT INTO instance_info (run_storage_id) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM instance_info)", id); err != nil {
+				return err
+			}
+			return tx.QueryRowContext(ctx, "SELECT run_storage_id FROM instance_info").Scan(&id)
+		})
+	}
+	if err != nil {
+		return "", fmt.Errorf("sqlite: instance id: %w", err)
+	}
+	return id, nil
+}
+
+// Hints implements [storage.Store]: SQLite cannot say what changed, so each hint is about everything.
+func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
+	return func(yield func(storage.Hint, error) bool) {
+		file := filepath.Join(s.history, "runs.db")
+		was, err := os.Stat(file)
+		if err != nil {
+			yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", away(err)))
+			return
+		}
+		conn, err := s.read.Conn(ctx)
+		if err != nil {
+			yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", err))
+			return
+		}
+		defer func() { _ = conn.Close() }() // it only goes back to the pool
+		tick := time.NewTicker(hintInterval)
+		defer tick.Stop()
+		seen := int64(-1)
+		for {
+			var version int64
+			err := inPlace(file, was)
+			if err == nil {
+				err = conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version)
+			}
+			if err != nil {
+				if ctx.Err() == nil {
+					yield(storage.Hint{}, fmt.Errorf("sqlite: hints: %w", err))
+				}
+				return
+			}
+			if version != seen && !yield(storage.Hint{}, nil) {
+				return
+			}
+			seen = version
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+// stamp is a time as Dagster's SQLite columns hold it: UTC without a zone.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000000") }
+
+// parseStamp reads a column; CURRENT_TIMESTAMP defaults have no fraction.
+func parseStamp(s string) time.Time {
+	t, err := time.Parse("2006-01-02 15:04:05.999999", strings.Replace(s, "T", " ", 1))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// Claim implements [storage.Writer]. A launch need not wait for the three commits that Settle makes; the next
+// Move or Record makes them too.
+func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	failpoint.Here("claim.begun")
+	ids := make([]string, len(claims))
+	for i, c := range claims {
+		ids[i] = c.Run
+	}
+	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanClaim(f, claims[i], row, ours)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range outcomes {
+		if o.Done {
+			failpoint.Trace("claim", o.Launch.Run, o.Launch.Attempt)
+		}
+	}
+	failpoint.Here("claim.committed")
+	return outcomes, nil
+}
+
+// Move implements [storage.Writer].
+func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	out, err := s.change(ctx, &f, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
+		return storage.PlanMove(t, row, ours)
+	})
+	if err != nil {
+		return out, err
+	}
+	if step := t.Step(); step != "" && out.Done {
+		failpoint.Trace(step, t.Run, out.Launch.Attempt)
+	}
+	if t.Handle != "" {
+		failpoint.Here("handle.committed")
+	}
+	s.deliver(ctx)
+	return out, nil
+}
+
+// row reads a run's row and its rows of run_tags that are ours; a zero Row if there is no such run.
+func (s *Store) row(ctx context.Context, tx *sql.Tx, run string) (storage.Row, []storage.Tag, error) {
+	var r storage.Row
+	err := tx.QueryRowContext(ctx, "SELECT status, run_body FROM runs WHERE run_id = ?", run).Scan(&r.Status, &r.Body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return storage.Row{}, nil, nil
+	}
+	if err != nil {
+		return r, nil, fmt.Errorf("sqlite: run %s: %w", run, err)
+	}
+	rows, err := tx.QueryContext(ctx, "SELECT id, key, value FROM run_tags WHERE run_id = ? AND key LIKE ? ORDER BY id", run, storage.RowPrefix+"%")
+	if err != nil {
+		return r, nil, fmt.Errorf("sqlite: rows of run %s: %w", run, err)
+	}
+	defer func() { _ = rows.Close() }()
+	var tags []storage.Tag
+	for rows.Next() {
+		var t storage.Tag
+		if err := rows.Scan(&t.ID, &t.Key, &t.Value); err != nil {
+			return r, nil, err
+		}
+		tags = append(tags, t)
+	}
+	return r, tags, rows.Err()
+}
+
+// apply carries out a change, the events of which go to the outbox.
+func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Change) error {
+	if !ch.Outcome.Done {
+		return nil
+	}
+	exec := func(query string, args ...any) error {
+		s.step()
+		_, err := tx.ExecContext(ctx, query, args...)
+		if err != nil {
+			return fmt.Errorf("sqlite: run %s: %w", run, err)
+		}
+		return nil
+	}
+	var errs []error
+	for _, id := range ch.DeleteTags {
+		errs = append(errs, exec("DELETE FROM run_tags WHERE id = ?", id))
+	}
+	for _, t := range ch.UpdateTags {
+		errs = append(errs, exec("UPDATE run_tags SET value = ? WHERE id = ?", t.Value, t.ID))
+	}
+	for _, t := range ch.AddTags {
+		errs = append(errs, exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, t.Key, t.Value))
+	}
+	for _, k := range ch.DropTags {
+		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k))
+	}
+	for k, v := range ch.SetTags {
+		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k), exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v))
+	}
+	if ch.Body != "" {
+		errs = append(errs, exec(`UPDATE runs SET status = ?, run_body = ?, update_timestamp = coalesce(nullif(?, ''), update_timestamp),
+			start_time = coalesce(nullif(?, 0), start_time), end_time = coalesce(nullif(?, 0), end_time) WHERE run_id = ?`,
+			ch.Status, ch.Body, stampOr(ch.Updated), ch.Start, ch.End, run))
+	}
+	for _, e := range ch.Events {
+		errs = append(errs, exec("INSERT INTO kvs (key, value) VALUES (?, ?)", fmt.Sprintf("%s%s/%d", outboxPrefix, run, s.sequence()), e.JSON()))
+	}
+	return errors.Join(errs...)
+}
+
+func stampOr(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return stamp(t)
+}
+
+// sequence gives rising numbers, also from one process to the next.
+func (s *Store) sequence() int64 {
+	for {
+		last := s.last.Load()
+		next := max(last+1, time.Now().UnixMicro())
+		if s.last.CompareAndSwap(last, next) {
+			return next
+		}
+	}
+}
+
+// fileOf is the path of a run's event shard. A run ID comes from storage; one that would leave the folder is refused.
+func (s *Store) fileOf(run string) (string, error) {
+	if run == "" || strings.ContainsAny(run, "/\\\x00") || run == "index" {
+		return "", fmt.Errorf("sqlite: %q is no run ID", run)
+	}
+	return filepath.Join(s.history, "runs", run+".db"), nil
+}
+
+func scanTime(f sql.NullFloat64) time.Time {
+	if !f.Valid || f.Float64 == 0 {
+		return time.Time{}
+	}
+	return dagster.FromUnix(f.Float64)
+}

@@ -1,0 +1,87 @@
+package worker
+
+import (
+	"fmt"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/router"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// A Layer is what one source says of a worker. Later layers win.
+type Layer struct {
+	Source string // in words: code location etl, routes[0].set, tag slipway/memory
+	Set    router.Set
+}
+
+// Layers are what decides about a run's worker, the launcher's own settings apart, which they are laid over. An error is
+// [launcher.ErrInvalid]: a tag asks for what the launcher does not allow.
+func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
+	layers := []Layer{
+		{"launchers." + t.Name, router.Set{Grace: t.Grace}},
+		{"code location " + r.Remote.Location, router.Set{Image: r.Code.Image}},
+	}
+	if b.Router != nil {
+		if d := b.Router.Route(r); d.Index >= 0 {
+			layers = append(layers, Layer{d.Rule, d.Set})
+		}
+	}
+	needs, err := router.Resources(r)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range []struct {
+		tag       string
+		asks, max int64
+		set       launcher.Resources
+		setting   string
+	}{
+		{router.CPUTag, needs.CPUMillis, t.Allow.Max.CPUMillis, launcher.Resources{CPUMillis: needs.CPUMillis}, "max_cpu"},
+		{router.MemoryTag, needs.MemoryBytes, t.Allow.Max.MemoryBytes, launcher.Resources{MemoryBytes: needs.MemoryBytes}, "max_memory"},
+		{router.GPUTag, needs.GPUs, t.Allow.Max.GPUs, launcher.Resources{GPUs: needs.GPUs}, "max_gpu"},
+		{router.DiskTag, needs.DiskBytes, t.Allow.Max.DiskBytes, launcher.Resources{DiskBytes: needs.DiskBytes}, "max_disk"},
+	} {
+		if n.asks == 0 {
+			continue
+		}
+		if n.max > 0 && n.asks > n.max {
+			return nil, fmt.Errorf("%w: tag %s=%s of run %s is more than launchers.%s.allow.%s in slipway.yaml", launcher.ErrInvalid, n.tag, r.Tags[n.tag], r.ID, t.Name, n.setting)
+		}
+		layers = append(layers, Layer{"tag " + n.tag, router.Set{Resources: n.set}})
+	}
+	if image, ok := r.Tags[router.ImageTag]; ok {
+		if !router.Fits(image, t.Allow.Images) {
+			return nil, fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml", launcher.ErrInvalid, router.ImageTag, image, r.ID, t.Name)
+		}
+		layers = append(layers, Layer{"tag " + router.ImageTag, router.Set{Image: image}})
+	}
+	return layers, nil
+}
+
+// apply lays a layer over a request.
+func (l Layer) apply(req *launcher.Request) {
+	s := l.Set
+	if s.Image != "" {
+		req.Image = s.Image
+	}
+	if s.Grace > 0 {
+		req.Grace = s.Grace
+	}
+	for _, n := range []struct{ to, from *int64 }{
+		{&req.Resources.CPUMillis, &s.Resources.CPUMillis}, {&req.Resources.MemoryBytes, &s.Resources.MemoryBytes},
+		{&req.Resources.GPUs, &s.Resources.GPUs}, {&req.Resources.DiskBytes, &s.Resources.DiskBytes},
+	} {
+		if *n.from != 0 {
+			*n.to = *n.from
+		}
+	}
+	req.Env = append(req.Env, s.Env...)
+	if s.Nodes != nil {
+		req.Nodes = s.Nodes
+	}
+	for k, v := range s.Labels {
+		if _, ours := req.Labels[k]; !ours { // nobody takes what tells whose worker it is
+			req.Labels[k] = v
+		}
+	}
+}

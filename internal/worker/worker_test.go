@@ -1,0 +1,277 @@
+package worker_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/router"
+	"github.com/slipway-run/slipway/internal/worker"
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// files is a machine with some files.
+type files struct {
+	present string // separated by spaces
+	version string
+}
+
+func (f files) Exists(path string) bool      { return strings.Contains(" "+f.present+" ", " "+path+" ") }
+func (f files) LookPath(program string) bool { return f.Exists("PATH/" + program) }
+func (f files) DagsterVersion(string) string { return f.version }
+
+func run(t *testing.T, python, file, dir string, entry ...string) dagster.Run {
+	t.Helper()
+	pointer := map[string]any{"__class__": "FileCodePointer", "fn_name": "defs", "python_file": file, "working_directory": dir}
+	body := dagster.Encode(map[string]any{
+		"run_id": "0a", "pipeline_name": "job", "tags": map[string]any{},
+		"external_pipeline_origin": map[string]any{"external_repository_origin": map[string]any{"repository_name": "r", "repository_location_origin": map[string]any{"location_name": "etl"}}},
+		"pipeline_code_origin":     map[string]any{"repository_origin": map[string]any{"code_pointer": pointer, "entry_point": entry, "executable_path": python}},
+	})
+	r, err := dagster.ParseRun(string(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var local = worker.Target{Name: "local", Traits: launcher.Traits{LocalFiles: true, MaxCommand: 1000}}
+
+var attempt = worker.Attempt{Number: 2, Token: "tok", At: time.Unix(1795337531, 0).UTC()}
+
+func TestCommandAndDirectory(t *testing.T) {
+	for name, c := range map[string]struct {
+		files       string
+		python, cwd map[string]string
+		file        string
+		want        string // command up to "api", then the directory; or an error
+	}{
+		"the code server's own Python":       {"/venv/python /code", nil, nil, "/code/defs.py", "/venv/python -m dagster in /code"},
+		"a setting for the location":         {"/venv/python /other/python", map[string]string{"etl": "/other/python", "*": "/no"}, nil, "/abs.py", "/other/python -m dagster in "},
+		"a setting for all locations":        {"/venv/python /other/python", map[string]string{"*": "/other/python"}, nil, "/abs.py", "/other/python -m dagster in "},
+		"a setting that is not there":        {"/venv/python", map[string]string{"etl": "/gone"}, nil, "/abs.py", "there is no /gone here (launchers.local.python.etl in slipway.yaml)"},
+		"the entry point on PATH":            {"PATH/dagster", nil, nil, "/abs.py", "dagster in "},
+		"neither":                            {"", nil, nil, "/abs.py", `code location etl runs in /venv/python, which is not on this machine, and "dagster" is not on PATH; set launchers.local.python.etl`},
+		"a relative file in its directory":   {"/venv/python /code/defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /code"},
+		"a relative file beside it":          {"/venv/python /defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /"},
+		"a relative file in the cwd setting": {"/venv/python /code/defs.py /x/defs.py", nil, map[string]string{"etl": "/x"}, "defs.py", "/venv/python -m dagster in /x"},
+		"a relative file that is nowhere":    {"/venv/python", nil, map[string]string{"*": "/x"}, "defs.py", "defs.py is in none of /x, /code, /; set launchers.local.cwd.etl"},
+	} {
+		b := &worker.Builder{Instance: "prod", Files: files{present: c.files}}
+		target := local
+		target.Python, target.Cwd = c.python, c.cwd
+		req, err := b.Request(run(t, "/venv/python", c.file, "/code", "dagster"), attempt, target)
+		got := ""
+		if err != nil {
+			got = err.Error()
+			if !errors.Is(err, launcher.ErrInvalid) {
+				t.Errorf("%s: %v is not ErrInvalid", name, err)
+			}
+		} else {
+			command, _, _ := strings.Cut(strings.Join(req.Command, " "), " api execute_run ")
+			got = command + " in " + req.Dir
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+func TestRequestCarriesTheRun(t *testing.T) {
+	r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+	b := &worker.Builder{Instance: "prod", Files: files{present: "/venv/python"}}
+	target := local
+	target.Ref = json.RawMessage(`{"__class__": "InstanceRef"}`)
+	req, err := b.Request(r, attempt, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"__class__": "ExecuteRunArgs", "instance_ref": {"__class__": "InstanceRef"}, "pipeline_origin": ` + string(r.Code.Raw) + `, "pipeline_run_id": "0a", "set_exit_code_on_failure": null}`
+	if d := cmp.Diff(req.Command[len(req.Command)-1], want); d != "" {
+		t.Errorf("argument (-got +want):\n%s", d)
+	}
+	if req.ID != (launcher.ID{Run: "0a", Attempt: 2}) || req.Token != "tok" || req.Instance != "prod" || req.Labels["dagster-run-id"] != "0a" {
+		t.Errorf("request = %+v", req)
+	}
+	if d := cmp.Diff(req.Env, []launcher.Env{{Name: "DAGSTER_RUN_JOB_NAME", Value: "job"}}); d != "" {
+		t.Errorf("env (-got +want):\n%s", d)
+	}
+}
+
+func TestSecretsAndLongArgumentsLeaveTheCommandLine(t *testing.T) {
+	r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+	long := json.RawMessage(`"` + strings.Repeat("x", 2000) + `"`)
+	for name, c := range map[string]struct {
+		b    worker.Builder
+		ref  json.RawMessage
+		want string // "argv", "env", "no ref" or an error
+	}{
+		"a secret, an old Dagster, here":   {worker.Builder{RefSecret: true, Home: "/home", Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "no ref"},
+		"workers with a file of their own": {worker.Builder{RefSecret: true}, nil, "argv"},
+		"no secret":                        {worker.Builder{}, json.RawMessage(`1`), "argv"},
+		"a secret":                         {worker.Builder{RefSecret: true, Files: files{version: "1.12.0"}}, json.RawMessage(`"hunter2"`), "env"},
+		"a secret, newest":                 {worker.Builder{RefSecret: true, Files: files{version: "2.0"}}, json.RawMessage(`"hunter2"`), "env"},
+		"a secret and an old Dagster":      {worker.Builder{RefSecret: true, Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "dagster.yaml holds a password, which Dagster 1.11.9 of code location etl"},
+		"a secret and no version":          {worker.Builder{RefSecret: true}, json.RawMessage(`"hunter2"`), "(version unknown)"},
+		"a secret that may show":           {worker.Builder{RefSecret: true, AllowSecretsInArgv: true, Files: files{version: "1.11"}}, json.RawMessage(`"hunter2"`), "argv"},
+		"long":                             {worker.Builder{Files: files{version: "1.13.27"}}, long, "env"},
+		"long, for an old Dagster":         {worker.Builder{Files: files{version: "1.9"}}, long, "more than local takes"},
+	} {
+		c.b.Files = files{present: "/venv/python", version: func() string {
+			if f, ok := c.b.Files.(files); ok {
+				return f.version
+			}
+			return ""
+		}()}
+		target := local
+		target.Ref = c.ref
+		req, err := c.b.Request(r, attempt, target)
+		got := ""
+		switch {
+		case err == nil && len(req.Env) == 2 && req.Env[1] == (launcher.Env{Name: "DAGSTER_HOME", Value: "/home"}) && strings.Contains(req.Command[5], `"instance_ref": null`):
+			got = "no ref"
+		case err != nil:
+			got = err.Error()
+		case len(req.Env) == 2 && req.Env[1].Name == dagster.CompressedArgsEnv && req.Env[1].Secret && strings.Join(req.Command, " ") == "/venv/python -m dagster api execute_run":
+			got = "env"
+		case len(req.Env) == 1 && len(req.Command) == 6:
+			got = "argv"
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestDagsterVersionIsReadFromThePackage(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"dagster-1.13.27.dist-info", "dagster_postgres-0.29.27.dist-info"} {
+		if err := os.MkdirAll(dir+"/lib/python3.11/site-packages/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := (worker.Machine{}).DagsterVersion(dir + "/bin/python"); got != "1.13.27" {
+		t.Errorf("DagsterVersion = %q, want 1.13.27", got)
+	}
+	if got := (worker.Machine{}).DagsterVersion("/nowhere/bin/python"); got != "" {
+		t.Errorf("DagsterVersion of nothing = %q", got)
+	}
+}
+
+func TestGoRunsAndGates(t *testing.T) {
+	b := &worker.Builder{Instance: "prod", GoWorker: []string{"/bin/slipway", "worker"}, Files: files{present: "/venv/python", version: "1.13"}}
+	command := dagster.NewCommandRun("0a", "job", json.RawMessage(`{}`), nil)
+	python := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+	far := worker.Target{Name: "far", Traits: launcher.Traits{Gate: true}}
+	for name, c := range map[string]struct {
+		run    dagster.Run
+		target worker.Target
+		gate   worker.Gate
+		number int
+		want   string // how the command begins
+		gated  bool
+	}{
+		"a Go run here":                {command, local, worker.GateOff, 1, "/bin/slipway worker api execute_run", true},
+		"a Go run elsewhere":           {command, far, worker.GateOff, 1, "slipway-worker api execute_run", true},
+		"Python without a gate":        {python, local, worker.GateOff, 2, "/venv/python -m dagster api execute_run", false},
+		"Python, first attempt":        {python, local, worker.GateRelaunch, 1, "/venv/python -m dagster api execute_run", false},
+		"Python, second attempt":       {python, local, worker.GateRelaunch, 2, "/venv/python -c ", true},
+		"Python with a gate":           {python, local, worker.GateOn, 1, "/venv/python -c ", true},
+		"Python with a gate elsewhere": {python, far, worker.GateOn, 1, "python -c ", true},
+	} {
+		c.target.Gate = c.gate
+		req, err := b.Request(c.run, worker.Attempt{Number: c.number, Token: "tok"}, c.target)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		gated := false
+		for _, e := range req.Env {
+			gated = gated || e.Name == launcher.GateEnv && e.Value == fmt.Sprintf("%d tok", c.number)
+		}
+		if got := strings.Join(req.Command, " "); !strings.HasPrefix(got, c.want) || gated != c.gated {
+			t.Errorf("%s: %.80s, gated %v; want %s, %v", name, got, gated, c.want, c.gated)
+		}
+	}
+	for traits, want := range map[launcher.Traits]worker.Gate{
+		{Gate: true, Unique: true, LocalFiles: true}: worker.GateOff, {Gate: true, Unique: true}: worker.GateRelaunch, {Gate: true}: worker.GateOn, {}: worker.GateOff,
+	} {
+		if got := worker.DefaultGate(traits); got != want {
+			t.Errorf("DefaultGate(%+v) = %s, want %s", traits, got, want)
+		}
+	}
+}
+
+func TestResume(t *testing.T) {
+	b := &worker.Builder{Files: files{present: "/venv/python", version: "1.13"}}
+	req, err := b.Request(run(t, "/venv/python", "/defs.py", "/code", "dagster"), worker.Attempt{Number: 2, Token: "t", Resume: true}, local)
+	if err != nil || req.Command[4] != "resume_run" || !strings.HasPrefix(req.Command[5], `{"__class__": "ResumeRunArgs"`) {
+		t.Errorf("Request = %v, %v", req, err)
+	}
+}
+
+// What decides about a worker: the code location, then the rule, then the run's tags as far as the launcher allows them.
+func TestLayers(t *testing.T) {
+	target := local
+	target.Grace = 30 * time.Second
+	target.Allow = worker.Allow{Images: []string{"registry/team/*"}, Max: launcher.Resources{MemoryBytes: 8 << 30}}
+	set := router.Set{Image: "rule:1", Resources: launcher.Resources{CPUMillis: 2000, MemoryBytes: 1 << 30}, Grace: time.Minute, Env: []launcher.Env{{Name: "A", Value: "rule"}}, Labels: map[string]string{"team": "data", "dagster-run-id": "mine"}}
+	rules, err := router.New([]router.Rule{{To: []string{"local"}, Set: set}}, []string{"local"}, map[string]router.Launcher{"local": {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &worker.Builder{Files: files{present: "/venv/python"}, Router: rules}
+	for tags, want := range map[string]string{
+		"": "rule:1 {2000 1073741824 0 0}", "slipway/memory=4Gi": "rule:1 {2000 4294967296 0 0}", "slipway/image=registry/team/x:2": "registry/team/x:2 {2000 1073741824 0 0}",
+		"slipway/memory=16Gi": "launchers.local.allow.max_memory", "slipway/image=evil:1": "launchers.local.allow.images", "slipway/cpu=lots": `tag slipway/cpu="lots"`,
+	} {
+		r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+		for tag := range strings.FieldsSeq(tags) {
+			k, v, _ := strings.Cut(tag, "=")
+			r.Tags[k] = v
+		}
+		req, err := b.Request(r, attempt, target)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = fmt.Sprint(req.Image, " ", req.Resources)
+			if req.Grace != time.Minute || req.Labels["team"] != "data" || req.Labels["dagster-run-id"] != r.ID || req.Env[0] != set.Env[0] {
+				t.Errorf("%q: grace %v, labels %v, env %v", tags, req.Grace, req.Labels, req.Env)
+			}
+		} else if !errors.Is(err, launcher.ErrInvalid) {
+			t.Errorf("%q: %v is not ErrInvalid", tags, err)
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%q: %s, want %s", tags, got, want)
+		}
+	}
+}
+
+// What may not be set in raw settings of a code location or a tag fails the run; a rule's own settings are the administrator's.
+func TestForbiddenFields(t *testing.T) {
+	r := run(t, "/venv/python", "/abs.py", "", "dagster")
+	r.Code.Context = json.RawMessage(`{"env_vars": ["A=1"], "docker": {"container_kwargs": {"labels": {"a": "b"}, "ulimits": [{"privileged": true}]}}}`)
+	r.Tags = map[string]string{"docker/config": `{"volumes": ["/:/host"]}`}
+	target := worker.Target{Name: "docker", Context: "docker", Tags: []string{"docker/config"}}
+	for forbid, want := range map[string]string{
+		"":                 "",
+		"network_mode":     "",
+		"privileged":       "container_context.docker of run 0a sets privileged, which launchers.docker.allow.forbid in slipway.yaml forbids",
+		"volumes":          "tag docker/config of run 0a sets volumes",
+		"container_kwargs": "sets container_kwargs",
+	} {
+		target.Allow.Forbid = []string{forbid}
+		req, err := (&worker.Builder{Instance: "i", Files: files{}}).Request(r, attempt, target)
+		if want == "" && (err != nil || len(req.Overrides) != 3) {
+			t.Errorf("forbid %q: Request = %+v, %v, want three overrides", forbid, req, err)
+		}
+		if want != "" && (!errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("forbid %q: Request = %v, want %q", forbid, err, want)
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/storagetest"
+)
+
+// world is a fresh instance on one of the storages.
+type world struct {
+	home, location string
+	writer         *storagetest.Dagster // as Dagster's webserver writes
+	store          storage.Store
+	drop           func() error
+	worker         []string // command of slipway-worker
+}
+
+// built builds a program of this module, cmd/NAME, into a new folder, which the caller removes.
+func built(ctx context.Context, name string) (dir, bin string, err error) {
+	if dir, err = os.MkdirTemp("", "slipway-bench-"); err != nil {
+		return "", "", err
+	}
+	bin = filepath.Join(dir, name)
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+		return "", "", errors.Join(fmt.Errorf("go build: %w: %s", err, out), os.RemoveAll(dir))
+	}
+	return dir, bin, nil
+}
+
+// storages are those that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG names a server.
+func storages() []string {
+	if os.Getenv("SLIPWAY_TEST_PG") == "" {
+		fmt.Println("no Postgres (SLIPWAY_TEST_PG): measuring on SQLite only; make bench starts one")
+		return []string{"sqlite"}
+	}
+	return []string{"sqlite", "postgres"}
+}
+
+// newWorld makes an instance. More is added to its dagster.yaml.
+func newWorld(ctx context.Context, dir, kind, more, slipwayYAML string) (*world, error) {
+	home, err := os.MkdirTemp(dir, "home")
+	if err != nil {
+		return nil, err
+	}
+	w := &world{home: home, location: home, drop: func() error { return nil }}
+	if kind == "postgres" {
+		if err := w.database(ctx); err != nil {
+			return nil, err
+		}
+		more += fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(w.location, "postgresql://", "postgresql+psycopg2://", 1))
+		err = postgres.Create(ctx, config.Secret(w.location))
+	} else {
+		err = sqlite.Create(ctx, home)
+	}
+	for name, text := range map[string]string{
+		"dagster.yaml": more + "telemetry: {enabled: false}\n", "slipway.yaml": slipwayYAML + "terminate: {local_only: true}\n", "workspace.yaml": "load_from: []\n",
+	} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(home, name), []byte(text), 0o600))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if w.writer, err = storagetest.Connect(w.location); err != nil {
+		return nil, err
+	}
+	if kind == "postgres" {
+		w.store, err = postgres.Open(ctx, config.Secret(w.location))
+	} else {
+		w.store, err = sqlite.Open(ctx, home)
+	}
+	return w, err
+}
+
+// database makes a database on the server.
+func (w *world) database(ctx context.Context) error {
+	server := os.Getenv("SLIPWAY_TEST_PG")
+	u, err := url.Parse(server)
+	if err != nil {
+		return err
+	}
+	name := "bench_" + strings.ToLower(rand.Text()[:12])
+	exec := func(ctx context.Context, query string) error {
+		conn, err := pgx.Connect(ctx, server)
+		if err != nil {
+			return err
+		}
+		_, err = conn.Exec(ctx, query)
+		return errors.Join(err, conn.Close(ctx))
+	}
+	if err := exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return err
+	}
+	u.Path = "/" + name
+	w.location = u.String()
+	w.drop = func() error {
+		return exec(context.WithoutCancel(ctx), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+	}
+	return nil
+}
+
+func (w *world) close() error { return errors.Join(w.store.Close(), w.drop()) }
+
+// enqueue puts n runs into the queue and gives when each could be read as QUEUED.
+func (w *world) enqueue(n int, pause time.Duration) (map[string]time.Time, error) {
+	at := map[string]time.Time{}
+	next := time.Now()
+	for range n {
+		run := uuid.NewString()
+		if err := w.writer.Enqueue(run, nil); err != nil {
+			return nil, err
+		}
+		at[run] = time.Now()
+		next = next.Add(pause)
+		time.Sleep(time.Until(next))
+	}
+	return at, nil
+}
+
+// slipway runs a daemon while f does. Deaf, it hears no notices.
+func (w *world) slipway(ctx context.Context, kind *launcher.Kind, deaf bool, f func(context.Context) error) error {
+	in, err := instance.Load(w.home, []*launcher.Kind{kind}, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(w.home, "slipway.log"))
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	d := &daemon.Daemon{Instance: in, Store: w.store, Log: slog.New(slog.NewTextHandler(log, nil)), Deaf: deaf, Worker: w.worker}
+	go func() { done <- d.Run(ctx) }()
+	err = f(ctx)
+	stop()
+	if err = errors.Join(err, <-done, log.Close()); err != nil {
+		text, _ := os.ReadFile(log.Name()) // only for the message
+		err = fmt.Errorf("%w; the daemon's log:\n%s", err, text)
+	}
+	return err
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/test/faultproxy"
+)
+
+// takeOverBound is within what a standby must lead: after a kill, and after the time of a lease, 2 s, and one more second where the leader's packets are dropped.
+const takeOverBound = 3 * time.Second
+
+// takeovers measures how long an instance is without a leader.
+func takeovers(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench takeover", flag.ContinueOnError)
+	n := flags.Int("n", 10, "how often each")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	dir, bin, err := built(ctx, "slipway") // without its supervisor: nothing is launched
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	var missed []error
+	add := func(r result, err error) error {
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-60s n=%-3d p50 %7.0f ms  max %7.0f ms  bound %.0f ms\n", r.Name, r.N, r.P50, r.Max, r.BoundMS)
+		if r.Max > r.BoundMS {
+			missed = append(missed, fmt.Errorf("%s: the bound was missed", r.Name))
+		}
+		return nil
+	}
+	for _, kind := range storages() {
+		if err := add(takeOver(ctx, dir, kind, bin, *n, false)); err != nil {
+			return err
+		}
+		if kind == "postgres" {
+			if err := add(takeOver(ctx, dir, kind, bin, *n, true)); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(missed...)
+}
+
+// takeOver has one daemon after the other lose its lead, by its death or because nothing of what it says arrives any more.
+func takeOver(ctx context.Context, dir, kind, bin string, n int, dropped bool) (r result, err error) {
+	w, err := newWorld(ctx, dir, kind, parkedYAML, "")
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	var times []time.Duration
+	for range n {
+		home, cut := w.home, func(p *os.Process) { _ = p.Kill() }
+		if dropped {
+			p, through, err := w.behindProxy()
+			if err != nil {
+				return r, err
+			}
+			defer func() { _ = p.Close() }()
+			home, cut = through, func(*os.Process) { p.Swallow(true) }
+		}
+		took, err := w.loseLeader(ctx, bin, home, cut)
+		if err != nil {
+			return r, err
+		}
+		times = append(times, took)
+	}
+	name := kind + ": kill -9 of the leader until a standby leads"
+	if dropped {
+		name = kind + ": the leader's packets are dropped until a standby leads"
+	}
+	return summarize(name, times, takeOverBound), nil
+}
+
+// behindProxy makes a home of the same instance whose daemon reaches the database through a proxy.
+func (w *world) behindProxy() (*faultproxy.Proxy, string, error) {
+	u, err := url.Parse(w.location)
+	if err != nil {
+		return nil, "", err
+	}
+	p, err := faultproxy.New(u.Host)
+	if err != nil {
+		return nil, "", err
+	}
+	u.Host = p.Addr()
+	home, err := os.MkdirTemp(filepath.Dir(w.home), "home")
+	if err != nil {
+		return nil, "", err
+	}
+	for name, text := range map[string]string{
+		"dagster.yaml":   parkedYAML + "telemetry: {enabled: false}\n" + fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(u.String(), "postgresql://", "postgresql+psycopg2://", 1)),
+		"slipway.yaml":   "terminate: {local_only: true}\n",
+		"workspace.yaml": "load_from: []\n",
+	} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
+			return nil, "", err
+		}
+	}
+	return p, home, nil
+}
+
+// loseLeader starts a daemon in a home, then another one that stands by, takes the lead from the first one, and says how long it was nobody's.
+func (w *world) loseLeader(ctx context.Context, bin, home string, cut func(*os.Process)) (time.Duration, error) {
+	before, err := w.epoch()
+	if err != nil {
+		return 0, err
+	}
+	var procs []*exec.Cmd
+	defer func() {
+		for _, p := range procs {
+			_ = p.Process.Kill()
+			_ = p.Wait() // it was killed
+		}
+	}()
+	start := func(home string) error {
+		log, err := os.CreateTemp(home, "slipway-*.log")
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, bin, "--home", home, "daemon")
+		cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setpgid: true}
+		procs = append(procs, cmd)
+		if err := errors.Join(cmd.Start(), log.Close()); err != nil {
+			return err
+		}
+		return nil
+	}
+	if err := start(home); err != nil {
+		return 0, err
+	}
+	first, err := w.leads(ctx, before)
+	if err != nil {
+		return 0, err
+	}
+	if err := start(w.home); err != nil {
+		return 0, err
+	}
+	time.Sleep(time.Second + rand.N(time.Second)) // it stands by, and asks for the lead at any moment
+	at := time.Now()
+	cut(procs[0].Process)
+	_, err = w.leads(ctx, first)
+	return time.Since(at), err
+}
+
+// epoch is that of the last leader.
+func (w *world) epoch() (int64, error) {
+	text, err := w.writer.Text("SELECT value FROM kvs WHERE key = ?", storage.LeaderKey)
+	return storage.ParseFence(text).Epoch, err
+}
+
+// leads waits for a leader after that of an epoch.
+func (w *world) leads(ctx context.Context, after int64) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		now, err := w.epoch()
+		if err != nil || now > after {
+			return now, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("nobody leads after epoch %d: %w", after, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,302 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files. More is further launchers, and routes.
+func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
+	t.Helper()
+	image = testenv.DockerImage(t)
+	testenv.DagsterBin(t)
+	location := testenv.Postgres(t)
+	t.Setenv("E2E_PG_URL", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)) // of the daemon, the webserver and, by env_vars, the workers
+	w = newWorld(t, location, "")
+	instance = "e2e-" + uuid.NewString()[:8]
+	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n")
+	fates := filepath.Join(testenv.Root(t), "test", "fates")
+	w.write("slipway.yaml", fmt.Sprintf(`
+instance_id: %s
+terminate: {local_only: true}
+queue: {max_concurrent_runs: 20}
+default: docker
+launchers:
+  local: {kind: process}
+  docker:
+    kind: docker
+    python: {"*": python}
+    step_executors: true
+    allow: {images: ["*"]}
+    config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "/var/run/docker.sock:/var/run/docker.sock"]}
+%s`, instance, image, fates, w.home, more))
+	t.Cleanup(func() {
+		docker(t, "sh", "-c", "docker ps -aq --filter label=slipway-instance="+instance+" | xargs -r docker rm -f -v")
+	})
+	return w, instance, image
+}
+
+// docker runs a command on this machine that is about the engine.
+func docker(t *testing.T, command ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(context.Background(), command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %v\n%s", command, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// says is the text of a run's events, with their metadata and errors.
+func (w *world) says(id string) string {
+	var b strings.Builder
+	for _, e := range w.events(id) {
+		fmt.Fprintln(&b, e.Type, e.Message, e.Texts(), e.Error())
+	}
+	return b.String()
+}
+
+// Real workers of Dagster in containers end as they should, and each end is told in words.
+func TestDockerFates(t *testing.T) {
+	w, _, image := dockerWorld(t, "")
+	address, _ := w.codeServer("containers")
+	bin := testenv.DagsterBin(t)
+	server, err := webserver.Start(t.Context(), webserver.Options{
+		Bin: bin, Home: w.home, Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"containers": address},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	p := w.slipway()
+	launch := func(location, job string, tags map[string]string, config map[string]any) string {
+		t.Helper()
+		id, err := server.Launch(t.Context(), webserver.Job{Location: location, Name: job, Tags: tags, Config: config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	good := launch("fates", "light", nil, nil)
+	bad := launch("fates", "fails", nil, nil)
+	big := launch("containers", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
+	steps := launch("containers", "in_steps", nil, map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
+	forever := waitsFor(filepath.Join(w.home, "never"))
+	canceled := launch("fates", "waits", nil, forever.Config)
+	killed := launch("fates", "waits", nil, forever.Config)
+	released := filepath.Join(w.home, "released")
+	restarted := launch("fates", "waits", nil, waitsFor(released).Config)
+	for _, id := range []string{canceled, killed, restarted} {
+		w.status(p, id, dagster.Started)
+	}
+	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
+		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
+	}
+	docker(t, "docker", "kill", "--signal", "KILL", "dagster-run-"+killed+"-1")
+	w.ended(3*time.Minute, p, good, bad, big, missing, steps, canceled, killed)
+	p.stop() // a worker goes on while no daemon is there
+	w.write("released", "")
+	p = w.slipway()
+	w.ended(time.Minute, p, restarted)
+	for _, c := range []struct {
+		id   string
+		want dagster.Status
+		says []string
+	}{
+		{good, dagster.Success, []string{"[DockerRunLauncher] Launching run in a new container", "with image " + image, "default: there are no rules"}},
+		{bad, dagster.Failure, nil},
+		{big, dagster.Failure, []string{"Cause oom", "ran out of memory"}},
+		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "cannot be pulled", "[Slipway] Pulling image"}},
+		{steps, dagster.Success, []string{"Launching step in Docker container"}},
+		{canceled, dagster.Canceled, nil},
+		{killed, dagster.Failure, []string{"exit code 137", "Cause exit"}},
+		{restarted, dagster.Success, nil},
+	} {
+		r, said := w.run(c.id), w.says(c.id)
+		if r.Status != c.want {
+			t.Errorf("%s is %s, want %s:\n%s", r.Job, r.Status, c.want, said)
+		}
+		starts := 1
+		if c.id == missing {
+			starts = 0
+		}
+		if n := w.count(c.id, dagster.RunStart); n != starts {
+			t.Errorf("%s has %d events PIPELINE_START, want %d", r.Job, n, starts)
+		}
+		for _, text := range c.says {
+			if !strings.Contains(said, text) {
+				t.Errorf("%s: %q is missing in\n%s", r.Job, text, said)
+			}
+		}
+		if c.id != missing && (r.Tags["dagster/image"] != image || r.Tags["docker/container_id"] == "") {
+			t.Errorf("%s has tags %v", r.Job, r.Tags)
+		}
+		if events, err := server.Events(t.Context(), c.id); err != nil || len(events) == 0 {
+			t.Errorf("the page of %s: %d events, %v", r.Job, len(events), err)
+		}
+	}
+	if shows := docker(t, "docker", "inspect", "dagster-run-"+good+"-1", "--format", "{{json .Args}} {{json .Config.Cmd}}"); strings.Contains(shows, "slipway:slipway") {
+		t.Errorf("docker inspect shows the password: %s", shows)
+	}
+	p.stop()
+	noErrors(t, stock)
+}
+
+// One instance has three launchers at once: processes, containers and a plug-in, the example of examples/spool. Each of 60 runs goes where its
+// rule says, is there and nowhere else, and explain says why.
+func TestThreeLaunchers(t *testing.T) {
+	const each = 20
+	image := testenv.DockerImage(t)
+	plugin, spooled := filepath.Join(t.TempDir(), "slipway-spool"), t.TempDir()
+	build := exec.Command("go", "build", "-o", plugin, "./cmd/slipway-spool")
+	build.Dir = filepath.Join(testenv.Root(t), "examples/spool/go")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	w, _, _ := dockerWorld(t, fmt.Sprintf(`
+  batch:
+    kind: plugin
+    python: {"*": %q}
+    config: {command: [%q], pass_env: [E2E_PG_URL], config: {program: %q, folder: %q}}
+routes:
+- {name: near, when: {tags: {team: near*}}, to: local}
+- {name: nightly, when: {cel: 'run.job == "light" && run.tags["team"] == "batch"'}, to: [batch, local], set: {env: {FROM_THE_RULE: "1"}}}
+- {name: big, when: {location: fates, memory: ">=200Mi"}, to: docker}
+`, filepath.Join(testenv.DagsterBin(t), "python"), plugin, filepath.Join(build.Dir, "spool"), spooled))
+	server := w.webserver("test/fates/fates.py")
+	p := w.slipway()
+	kinds := []struct {
+		rule, launcher, reason string
+		tags                   map[string]string
+		there                  func(id string) bool
+	}{
+		{"near", "local", `tag team "nearby" fits "near*"`, map[string]string{"team": "nearby"}, func(id string) bool {
+			found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
+			return err == nil && len(found) == 1
+		}},
+		{"nightly", "batch", `run.tags["team"] == "batch" is true`, map[string]string{"team": "batch"}, func(id string) bool {
+			found, err := filepath.Glob(filepath.Join(spooled, "dagster-run-"+id+"-1", "exit"))
+			return err == nil && len(found) == 1
+		}},
+		{"big", "docker", "memory", map[string]string{"slipway/memory": "300Mi"}, func(id string) bool {
+			return exec.Command("docker", "inspect", "dagster-run-"+id+"-1").Run() == nil
+		}},
+	}
+	var ids []string
+	for i := range each * len(kinds) {
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light", Tags: kinds[i%len(kinds)].tags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	w.ended(8*time.Minute, p, ids...)
+	for i, id := range ids {
+		k, r := kinds[i%len(kinds)], w.run(id)
+		if r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != k.launcher || w.count(id, dagster.RunStart) != 1 {
+			t.Errorf("run %s is %s by %+v, want SUCCESS by %s:\n%s", id, r.Status, r.Launch, k.launcher, w.says(id))
+		}
+		for j, other := range kinds {
+			if there := other.there(id); there != (j == i%len(kinds)) {
+				t.Errorf("run %s, which went to %s, has a worker on %s: %v", id, k.launcher, other.launcher, there)
+			}
+		}
+		if i >= len(kinds) {
+			continue
+		}
+		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "runs", "explain", id, "--json").CombinedOutput()
+		var why struct {
+			Launcher, Route, Rule, Reason string
+			Fields                        []struct{ Field, Source string }
+		}
+		if jerr := json.Unmarshal(out, &why); err != nil || jerr != nil || why.Launcher != k.launcher || why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) || !strings.HasPrefix(why.Route, k.rule+": ") {
+			t.Errorf("runs explain of one that went to %s = %v, %v\n%s", k.launcher, err, jerr, out)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "--image", image).CombinedOutput()
+	if err != nil || strings.Count(string(out), "a worker there opened the storage") != 3 {
+		t.Errorf("launchers check --from-target = %v\n%s", err, out)
+	}
+	p.stop()
+}
+
+// Runs that Dagster's own DockerRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI, one is
+// killed and fails with its cause, one in flight is handed back to the stock daemon.
+func TestDockerTakeOver(t *testing.T) {
+	w, _, image := dockerWorld(t, "")
+	fates := filepath.Join(testenv.Root(t), "test", "fates")
+	config := "storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n" + fmt.Sprintf(`
+run_launcher:
+  module: dagster_docker
+  class: DockerRunLauncher
+  config: {image: %q, network: host, env_vars: [E2E_PG_URL], container_kwargs: {volumes: ["%s:%[2]s:ro", "%s:%[3]s"]}}
+`, image, fates, w.home)
+	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+	w.write("dagster.yaml", unparked)
+	address, _ := w.codeServer("fates") // whose interpreter is the image's, as a deployment has it
+	server, err := webserver.Start(t.Context(), webserver.Options{Bin: testenv.DagsterBin(t), Home: w.home, Servers: map[string]string{"fates": address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	daemon := func() *process {
+		return w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	}
+	stock := daemon()
+	ids := map[string]string{}
+	for _, name := range []string{"good", "canceled", "killed", "handed back"} {
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(w.home, name)).Config})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[name] = id
+	}
+	for _, id := range ids {
+		w.status(stock, id, dagster.Started)
+	}
+	stock.stop()
+	w.write("dagster.yaml", parked+config)
+	p := w.slipway()
+	p.says("a run was adopted that another launcher had started")
+	for name, id := range ids {
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			r := w.run(id)
+			return r.Launch != nil && r.Handle != "", fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
+		})
+	}
+	w.write("good", "")
+	if ok, err := server.Terminate(t.Context(), ids["canceled"]); err != nil || !ok {
+		t.Errorf("Terminate in the UI = %v, %v", ok, err)
+	}
+	docker(t, "docker", "kill", "--signal", "KILL", w.run(ids["killed"]).Tags["docker/container_id"])
+	w.ended(2*time.Minute, p, ids["good"], ids["canceled"], ids["killed"])
+	for name, want := range map[string]dagster.Status{"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure, "handed back": dagster.Started} {
+		if got := w.run(ids[name]).Status; got != want {
+			t.Errorf("%s is %s, want %s:\n%s", name, got, want, w.says(ids[name]))
+		}
+	}
+	p.stop()
+	w.write("dagster.yaml", unparked)
+	stock = daemon()
+	if ok, err := server.Terminate(t.Context(), ids["handed back"]); err != nil || !ok {
+		t.Errorf("Terminate in the UI, by the stock launcher again = %v, %v", ok, err)
+	}
+	w.ended(2*time.Minute, stock, ids["handed back"])
+	if got := w.run(ids["handed back"]).Status; got != dagster.Canceled {
+		t.Errorf("the run that was handed back is %s", got)
+	}
+	noErrors(t, stock)
+}

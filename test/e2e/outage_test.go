@@ -1,0 +1,192 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/test/faultproxy"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// newProxy is a proxy before a server, closed with the test.
+func newProxy(t *testing.T, server string) *faultproxy.Proxy {
+	t.Helper()
+	p, err := faultproxy.New(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// behindProxy is an instance on Postgres whose daemon, which leads, and whose workers reach it through a proxy.
+func behindProxy(t *testing.T) (*world, *storagetest.Dagster, *faultproxy.Proxy, *process) {
+	t.Helper()
+	d := storagetest.NewPostgres(t)
+	u, err := url.Parse(d.Location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, u.Host)
+	u.Host = p.Addr()
+	w := lightWorld(t, d)
+	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: \""+u.String()+"\"}}\n")
+	daemon := w.slipway()
+	daemon.says("msg=leading")
+	return w, d, p, daemon
+}
+
+// While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.
+func TestStorageIsAwayForSomeSeconds(t *testing.T) {
+	w, d, p, daemon := behindProxy(t)
+	before := enqueue(t, d, 3, nil)
+	w.ended(time.Minute, daemon, before...)
+	p.Cut(true)
+	during := enqueue(t, d, 3, nil)
+	daemon.says("standing by")
+	p.Cut(false)
+	after := enqueue(t, d, 3, map[string]string{"fate": "die"})
+	w.ended(time.Minute, daemon, append(during, after...)...)
+	daemon.stop()
+	w.exactlyOnce(dagster.Success, append(before, during...)...)
+	w.exactlyOnce(dagster.Failure, after...)
+}
+
+// Whatever the storage does for some seconds, the daemon goes on when it has ended, and so do workers: nothing crashes, no run is lost, none runs twice.
+func TestStorageTrouble(t *testing.T) {
+	testenv.Faults(t)
+	type trouble struct{ name, begin, end string }
+	const setting = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I %s', current_database()); END $$"
+	const away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+	for _, c := range []trouble{
+		{"read-only", fmt.Sprintf(setting, "SET default_transaction_read_only = on"), fmt.Sprintf(setting, "RESET default_transaction_read_only")},
+		{"statements that are timed out", fmt.Sprintf(setting, "SET statement_timeout = ''1ms''"), fmt.Sprintf(setting, "RESET statement_timeout")},
+	} {
+		t.Run("postgres/"+c.name, func(t *testing.T) {
+			t.Parallel()
+			d := storagetest.NewPostgres(t)
+			w := lightWorld(t, d)
+			w.troubled(d, func() {
+				for _, q := range []string{c.begin, away} { // new sessions have it
+					if err := d.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}, func() {
+				for _, q := range []string{c.end, away} {
+					if err := d.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+	t.Run("sqlite/locked", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		lock := exec.Command(filepath.Join(testenv.DagsterBin(t), "python"), "-c", `
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+`, filepath.Join(d.Location, "history/runs.db"))
+		in, err := lock.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := lock.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.troubled(d, func() {
+			if err := lock.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}, func() {
+			if err := errors.Join(in.Close(), lock.Wait()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("sqlite/moved", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		history := filepath.Join(d.Location, "history")
+		move := func(from, to string) func() {
+			return func() {
+				if err := os.Rename(from, to); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.troubled(d, move(history, history+".away"), move(history+".away", history))
+	})
+	t.Run("sqlite/replaced", func(t *testing.T) {
+		t.Parallel()
+		d := storagetest.NewSQLite(t)
+		w := lightWorld(t, d)
+		runs := filepath.Join(d.Location, "history/runs.db")
+		w.troubled(d, func() {
+			err := errors.Join(d.Exec("VACUUM INTO ?", runs+".copy"), os.Rename(runs+".copy", runs), os.RemoveAll(runs+"-wal"), os.RemoveAll(runs+"-shm"))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, func() {
+			*d = *storagetest.Open(t, d.Location) // of the file that is there now
+		})
+	})
+}
+
+// troubled runs a daemon through a trouble of the storage that is longer than its lease.
+func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
+	w.t.Helper()
+	p := w.slipway()
+	p.says("msg=leading")
+	hold := filepath.Join(w.home, "go")
+	held := enqueueGo(w.t, d, 2, "while [ ! -e "+hold+" ]; do sleep 0.05; done")
+	for _, id := range held {
+		w.status(p, id, dagster.Started)
+	}
+	begin()
+	w.write("go", "")           // their workers end in the middle of it
+	time.Sleep(4 * time.Second) // longer than the lease
+	end()
+	after := enqueue(w.t, d, 2, nil)
+	w.ended(2*time.Minute, p, append(after, held...)...)
+	p.stop()
+	w.exactlyOnce(dagster.Success, append(after, held...)...)
+}
+
+// A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.
+func TestWorkersBehindAHole(t *testing.T) {
+	testenv.Faults(t)
+	t.Parallel()
+	w, d, p, daemon := behindProxy(t)
+	var all []string
+	for range 4 {
+		ids := enqueueGo(t, d, 8, "true")
+		time.Sleep(rand.N(250 * time.Millisecond)) // any moment will do
+		p.Swallow(true)
+		time.Sleep(time.Second)
+		p.Swallow(false)
+		w.ended(90*time.Second, daemon, ids...)
+		all = append(all, ids...)
+	}
+	daemon.stop()
+	w.exactlyOnce(dagster.Success, all...)
+}

@@ -1,0 +1,158 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// One run of each fate with each release of Dagster, on both storages: its webserver and workers, our daemon.
+func TestReleases(t *testing.T) {
+	for version, bin := range testenv.Releases(t) {
+		for _, storage := range []string{"sqlite", "postgres"} {
+			t.Run(version+"/"+storage, func(t *testing.T) {
+				location := ""
+				if storage == "postgres" {
+					location = testenv.Postgres(t)
+				}
+				w := newWorld(t, location, "")
+				w.bin = bin
+				server := w.webserver("test/fates/fates.py")
+				stock := w.start("dagster-daemon", nil, filepath.Join(bin, "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+				p := w.slipway()
+				fates := []struct {
+					job  webserver.Job
+					want dagster.Status
+				}{
+					{webserver.Job{Name: "light"}, dagster.Success},
+					{webserver.Job{Name: "fails"}, dagster.Failure},
+					{webserver.Job{Name: "retries"}, dagster.Success},
+					{webserver.Job{Name: "kills_itself"}, dagster.Failure},
+					{webserver.Job{Name: "load_rows", Partition: "a"}, dagster.Success},
+					{waitsFor(filepath.Join(w.home, "never")), dagster.Canceled},
+				}
+				var ids []string
+				for _, f := range fates {
+					f.job.Location = "fates"
+					id, err := server.Launch(t.Context(), f.job)
+					if err != nil {
+						t.Fatal(err)
+					}
+					ids = append(ids, id)
+				}
+				canceled := ids[len(ids)-1]
+				w.status(p, canceled, dagster.Started)
+				noPasswordInProcessList(t, location)
+				if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
+					t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
+				}
+				w.ended(3*time.Minute, p, ids...)
+				runs, err := server.Runs(t.Context(), 10)
+				if err != nil || len(runs) != len(ids) {
+					t.Errorf("the runs page shows %v, %v", runs, err)
+				}
+				for i, id := range ids {
+					w.endedWell(id, fates[i].job.Name, fates[i].want)
+					if events, err := server.Events(t.Context(), id); err != nil || len(events) == 0 {
+						t.Errorf("the log of run %s: %d events, %v", id, len(events), err)
+					}
+				}
+				w.diedInWords(ids[3])
+				p.stop()
+				noErrors(t, stock)
+				if text := p.output(); strings.Contains(text, "level=ERROR") {
+					t.Errorf("the daemon's log has errors:\n%s", text)
+				}
+			})
+		}
+	}
+}
+
+// Two code locations with Pythons of their own, of different releases of Dagster: each run's worker is that of its location. A third
+// one's Python is gone when its run is launched.
+func TestEachLocationHasItsPython(t *testing.T) {
+	older, ok := testenv.Releases(t)["1.12"]
+	if !ok {
+		testenv.Missing(t, "releases", "Dagster 1.12 is not in .venvs")
+	}
+	w := newWorld(t, "", "")
+	root := testenv.Root(t)
+	for _, name := range []string{"newer.py", "older.py", "moved.py"} {
+		text, err := os.ReadFile(filepath.Join(root, "test/fates/fates.py"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.write(name, string(text))
+	}
+	gone := filepath.Join(w.home, "venv")
+	if err := os.Symlink(filepath.Dir(testenv.DagsterBin(t)), gone); err != nil {
+		t.Fatal(err)
+	}
+	bin := testenv.DagsterBin(t)
+	server, err := webserver.Start(t.Context(), webserver.Options{
+		Bin: bin, Home: w.home, Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"), filepath.Join(w.home, "moved.py")},
+		Python: map[string]string{"older": filepath.Join(older, "python"), "moved": filepath.Join(gone, "bin/python")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	never := waitsFor(filepath.Join(w.home, "never"))
+	launch := func(location string) string {
+		t.Helper()
+		never.Location = location
+		id, err := server.Launch(t.Context(), never)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	ids := map[string]string{"newer": launch("newer"), "older": launch("older")}
+	moved := launch("moved")
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	p := w.slipway("PATH=/usr/bin:/bin") // without a dagster
+	w.ended(time.Minute, p, moved)
+	if f := w.story(moved); w.run(moved).Status != dagster.Failure || !strings.Contains(fmt.Sprint(w.errors(moved)), "launchers.local.python.moved in slipway.yaml") {
+		t.Errorf("the run whose Python is gone is %s: %s %v", w.run(moved).Status, f, w.errors(moved))
+	}
+	for location, python := range map[string]string{"newer": filepath.Join(bin, "python"), "older": filepath.Join(older, "python")} {
+		id := ids[location]
+		w.status(p, id, dagster.Started)
+		var pid string
+		for _, e := range w.events(id, dagster.EngineEvent) {
+			if _, rest, ok := strings.Cut(e.Message, "Started process for run (pid: "); ok {
+				pid = rest
+			}
+		}
+		line, err := os.ReadFile("/proc/" + strings.TrimSuffix(pid, ").") + "/cmdline")
+		if err != nil || !strings.HasPrefix(string(line), python+"\x00") {
+			t.Errorf("the worker of location %s is %q, %v, want %s", location, line, err, python)
+		}
+		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
+			t.Errorf("Terminate = %v, %v", ok, err)
+		}
+	}
+	w.ended(time.Minute, p, ids["newer"], ids["older"])
+	p.stop()
+}
+
+// errors are the messages of the errors in a run's log.
+func (w *world) errors(id string) []string {
+	w.t.Helper()
+	var all []string
+	for _, e := range w.events(id) {
+		if info := e.Error(); info != nil {
+			all = append(all, info.Message)
+		}
+	}
+	return all
+}

@@ -1,0 +1,279 @@
+// Package e2e_test runs real Dagster beside the built program, and kills the program everywhere.
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
+	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/test/failpoint"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
+
+// world is one instance: a DAGSTER_HOME and what runs on it.
+type world struct {
+	t        *testing.T
+	home     string
+	location string // of the storage: the home, or a Postgres address
+	store    storage.Store
+	env      []string // of daemons, besides this process's
+	bin      string   // folder of Dagster's programs; "": those of .venv
+}
+
+const parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+
+// newWorld makes a home with a parked dagster.yaml.
+func newWorld(t *testing.T, location, slipwayYAML string) *world {
+	t.Helper()
+	w := &world{t: t, home: t.TempDir(), location: location}
+	testenv.WorkersGone(t, w.home)
+	if location == "" {
+		w.location = w.home
+	}
+	w.write("dagster.yaml", parked+w.storageYAML())
+	w.write("slipway.yaml", slipwayYAML+"terminate: {local_only: true}\n")
+	return w
+}
+
+// storageYAML is the storage section of dagster.yaml; "" for Dagster's default.
+func (w *world) storageYAML() string {
+	switch {
+	case strings.HasPrefix(w.location, "postgresql://"):
+		return fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(w.location, "postgresql://", "postgresql+psycopg2://", 1))
+	case w.location == w.home:
+		return ""
+	}
+	return fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.location)
+}
+
+func (w *world) write(name, text string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.home, name), []byte(text), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// open opens the storage once it is there.
+func (w *world) open() storage.Store {
+	w.t.Helper()
+	if w.store != nil {
+		return w.store
+	}
+	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
+		var err error
+		if strings.HasPrefix(w.location, "postgresql://") {
+			w.store, err = postgres.Open(w.t.Context(), config.Secret(w.location))
+		} else {
+			w.store, err = sqlite.Open(w.t.Context(), w.location)
+		}
+		return err == nil, fmt.Sprint(err)
+	})
+	w.t.Cleanup(func() {
+		if err := w.store.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return w.store
+}
+
+func (w *world) run(id string) storage.Run {
+	w.t.Helper()
+	runs, err := w.open().Runs(w.t.Context(), storage.Filter{IDs: []string{id}})
+	if err != nil || len(runs) != 1 {
+		w.t.Fatalf("Runs(%s) = %v, %v", id, runs, err)
+	}
+	return runs[0]
+}
+
+func (w *world) events(id string, types ...dagster.EventType) []dagster.Event {
+	w.t.Helper()
+	events, err := w.open().Events(w.t.Context(), id, types...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return events
+}
+
+// count is how many events of a type a run has.
+func (w *world) count(id string, typ dagster.EventType) int {
+	w.t.Helper()
+	return len(w.events(id, typ))
+}
+
+// webserver starts a real dagster-webserver.
+func (w *world) webserver(locations ...string) *webserver.Server {
+	w.t.Helper()
+	root := testenv.Root(w.t)
+	for i, l := range locations {
+		locations[i] = filepath.Join(root, l)
+	}
+	if w.bin == "" {
+		w.bin = testenv.DagsterBin(w.t)
+	}
+	s, err := webserver.Start(w.t.Context(), webserver.Options{Bin: w.bin, Home: w.home, Locations: locations})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.Stop)
+	return s
+}
+
+// codeServer starts a code server of test/fates/NAME.py, as a deployment does that runs them by itself, and gives its address.
+func (w *world) codeServer(name string) (string, *process) {
+	w.t.Helper()
+	address := testenv.FreeAddress(w.t)
+	return address, w.codeServerAt(address, name, name)
+}
+
+func (w *world) codeServerAt(address, location, name string) *process {
+	w.t.Helper()
+	return w.codeServerOf(address, location, filepath.Join(testenv.Root(w.t), "test/fates", name+".py"))
+}
+
+// codeServerOf starts a code server of a file, which may be named from the home.
+func (w *world) codeServerOf(address, location, file string) *process {
+	w.t.Helper()
+	host, port, _ := strings.Cut(address, ":")
+	p := w.start("code-server-"+location, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
+		"--python-file", file, "--location-name", location)
+	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			return false, p.output()
+		}
+		return c.Close() == nil, ""
+	})
+	return p
+}
+
+// process is a program that a test started.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	log  string // file
+	done chan struct{}
+}
+
+func (w *world) start(name string, env []string, command ...string) *process {
+	w.t.Helper()
+	p := &process{t: w.t, done: make(chan struct{})}
+	log, err := os.CreateTemp(w.home, name+"-*.log")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p.log = log.Name()
+	p.cmd = exec.Command(command[0], command[1:]...)
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = w.home, log, log
+	p.cmd.Env = append(append(append(os.Environ(), "DAGSTER_HOME="+w.home, "DAGSTER_DISABLE_TELEMETRY=1", "GORACE=atexit_sleep_ms=0"), w.env...), env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := errors.Join(p.cmd.Start(), log.Close()); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }() // kill waits for it
+	w.t.Cleanup(p.kill)
+	return p
+}
+
+// slipway starts the daemon.
+func (w *world) slipway(env ...string) *process {
+	w.t.Helper()
+	return w.start("slipway", env, testenv.Build(w.t, "slipway"), "daemon", "--log-level", "debug")
+}
+
+func (p *process) kill() {
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.done
+}
+
+// killOne kills the process alone; those that it started go on.
+func (p *process) killOne() {
+	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.done
+}
+
+// ends waits until it has ended by itself; otherwise is what the test says if it does not.
+func (p *process) ends(otherwise string) {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		p.t.Fatalf("%s:\n%s", otherwise, p.output())
+	}
+}
+
+// stop ends it as a user would, and fails the test if it does not end well.
+func (p *process) stop() {
+	p.t.Helper()
+	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM)
+	p.ends("it did not stop")
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		p.t.Errorf("exit code %d after SIGTERM:\n%s", code, p.output())
+	}
+}
+
+func (p *process) output() string {
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// says waits until it has written a text.
+func (p *process) says(text string) {
+	p.t.Helper()
+	testenv.Eventually(p.t, time.Minute, func() (bool, string) {
+		return strings.Contains(p.output(), text), fmt.Sprintf("%q was not written:\n%s", text, p.output())
+	})
+}
+
+// killed waits until it has died of SIGKILL.
+func (p *process) killed() {
+	p.t.Helper()
+	p.ends("the failpoint was not passed")
+	if s, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+		p.t.Fatalf("it ended as %v, not by its failpoint:\n%s", p.cmd.ProcessState, p.output())
+	}
+}
+
+// ended waits until all runs have ended.
+func (w *world) ended(within time.Duration, p *process, ids ...string) {
+	w.t.Helper()
+	defer func() {
+		if w.t.Failed() {
+			w.t.Logf("the daemon's log:\n%s", p.output())
+		}
+	}()
+	testenv.Eventually(w.t, within, func() (bool, string) {
+		runs, err := w.open().Runs(context.Background(), storage.Filter{IDs: ids})
+		if err != nil {
+			return false, err.Error()
+		}
+		var open []string
+		for _, r := range runs {
+			if !r.Status.Finished() {
+				open = append(open, fmt.Sprintf("%s %s (%s)", r.ID, r.Job, r.Status))
+			}
+		}
+		return len(open) == 0 && len(runs) == len(ids), strings.Join(open, "\n")
+	})
+}
+
+func armed(point string) string { return failpoint.Env + "=" + point }

@@ -1,0 +1,323 @@
+// Package testenv tells tests which real things this machine has: a Postgres server, a Python with
+// Dagster. One that is missing skips the test with its reason, unless SLIPWAY_REQUIRE
+// names it, a comma list such as "dagster,postgres".
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// RequireEnv is the variable with the list of targets that may not skip.
+const RequireEnv = "SLIPWAY_REQUIRE"
+
+// Missing skips the test because a target is missing, or fails it if the target is required.
+func Missing(t testing.TB, target, reason string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv(RequireEnv), ","), target) {
+		t.Fatalf("%s is required (%s) and missing: %s", target, RequireEnv, reason)
+	}
+	t.Skipf("no %s: %s", target, reason)
+}
+
+// FaultsEnv is the variable that has the long tests of faults run.
+const FaultsEnv = "SLIPWAY_TEST_FAULTS"
+
+// Faults skips the test where the long tests of faults are not wanted.
+func Faults(t testing.TB) {
+	t.Helper()
+	if os.Getenv(FaultsEnv) == "" && os.Getenv("SLIPWAY_SOAK") == "" {
+		Missing(t, "faults", "make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
+	}
+}
+
+// AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
+const AzureEnv = "SLIPWAY_TEST_AZURE"
+
+// PostgresEnv is the variable with the address of a server on which databases may be made.
+const PostgresEnv = "SLIPWAY_TEST_PG"
+
+// Postgres makes an empty database for the test and gives its address.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	server := os.Getenv(PostgresEnv)
+	if server == "" {
+		Missing(t, "postgres", "set "+PostgresEnv+" to the address of a server, or run make test, which starts one")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	admin, err := pgx.Connect(ctx, server)
+	if err != nil {
+		t.Fatalf("%s: %v", PostgresEnv, err)
+	}
+	name := "t_" + strings.ToLower(rand.Text()[:16])
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("drop the test's database: %v", err)
+		}
+		if err := admin.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+// Root is the folder of the module.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir != "/" {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatal("go.mod is in no folder above this test")
+	return ""
+}
+
+// Golden gives the folders of data that real Dagster wrote: the one of this module, and one that SLIPWAY_GOLDEN names.
+func Golden(t testing.TB) []string {
+	t.Helper()
+	dirs := []string{filepath.Join(Root(t), "test/golden/1.13.27")}
+	if extra := os.Getenv("SLIPWAY_GOLDEN"); extra != "" {
+		dirs = append(dirs, extra)
+	}
+	for _, d := range dirs {
+		if _, err := os.Stat(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dirs
+}
+
+// GoldenLaunches reads what real launchers of Dagster were recorded to do, from a file of launchers/ in each golden folder that has it.
+func GoldenLaunches[C any](t testing.TB, name string) []C {
+	t.Helper()
+	var all []C
+	for _, dir := range Golden(t) {
+		text, err := os.ReadFile(filepath.Join(dir, "launchers", name))
+		if errors.Is(err, os.ErrNotExist) && len(all) > 0 {
+			continue
+		}
+		var file struct {
+			Cases []C `json:"cases"`
+		}
+		if err == nil {
+			err = json.Unmarshal(text, &file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, file.Cases...)
+	}
+	return all
+}
+
+// DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make
+// venv installs into .venv.
+func DagsterBin(t testing.TB) string {
+	t.Helper()
+	bin := filepath.Join(Root(t), ".venv", "bin")
+	if _, err := os.Stat(filepath.Join(bin, "dagster-webserver")); err != nil {
+		Missing(t, "dagster", "no .venv with Dagster in the project: run make venv")
+	}
+	return bin
+}
+
+// Releases gives the folders of the programs of other releases of Dagster, by version, which make test-releases installs.
+func Releases(t testing.TB) map[string]string {
+	t.Helper()
+	known, err := filepath.Glob(filepath.Join(Root(t), "hack", "python", "releases", "*.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bins := map[string]string{}
+	for _, f := range known {
+		version := strings.TrimSuffix(filepath.Base(f), ".txt")
+		dir := filepath.Join(Root(t), ".venvs", version)
+		if _, err := os.Stat(filepath.Join(dir, ".complete")); err == nil {
+			bins[version] = filepath.Join(dir, "bin")
+		}
+	}
+	if len(bins) == 0 {
+		Missing(t, "releases", "no other releases of Dagster in .venvs: run make test-releases, which installs them")
+	}
+	return bins
+}
+
+var built struct {
+	sync.Mutex
+	dir  string
+	bins map[string]string
+}
+
+// Build builds a program of this module, cmd/NAME, once per test process, and gives its path. The
+// programs are those that users get, without the race detector.
+func Build(t testing.TB, name string) string {
+	t.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if bin := built.bins[name]; bin != "" {
+		return bin
+	}
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "slipway-bin-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.dir, built.bins = dir, map[string]string{}
+	}
+	bin := filepath.Join(built.dir, name)
+	if out, err := exec.Command("go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	built.bins[name] = bin
+	return bin
+}
+
+// Cleanup removes what [Build] made. A TestMain calls it before it exits.
+func Cleanup() { _ = os.RemoveAll(built.dir) }
+
+// Eventually waits until a condition holds and fails the test with what the condition said last if it
+// does not within the time.
+func Eventually(t testing.TB, within time.Duration, condition func() (ok bool, status string)) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		ok, status := condition()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", within, status)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// WorkersGone waits, at the end of the test, until no worker or supervisor of the process launcher is alive below a
+// DAGSTER_HOME: until then they may still write into its folder.
+func WorkersGone(t testing.TB, home string) {
+	t.Helper()
+	t.Cleanup(func() {
+		Eventually(t, time.Minute, func() (bool, string) {
+			locks, err := filepath.Glob(filepath.Join(home, "slipway", "*", "*", "workers", "*", "lock"))
+			for _, file := range locks {
+				f, err := os.Open(file)
+				if err != nil {
+					return false, err.Error()
+				}
+				err = errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), f.Close())
+				if err != nil {
+					return false, file + " is held"
+				}
+			}
+			return err == nil, "workers cannot be listed"
+		})
+	})
+}
+
+// DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
+const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
+
+// DockerImage gives the image in which tests run workers.
+func DockerImage(t testing.TB) string {
+	t.Helper()
+	image := os.Getenv(DockerImageEnv)
+	if image == "" {
+		Missing(t, "docker", "set "+DockerImageEnv+" to an image of the local engine, or run make test-targets, which starts one and builds it")
+	}
+	return image
+}
+
+// FreeAddress is an address of this machine on which nobody listens.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
+// Server runs a program until the test ends, and returns when it listens.
+func Server(t testing.TB, address, program string, args ...string) {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, time.Second // what it started may outlive it
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(done) }() // it is killed below
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-done
+	})
+	Eventually(t, 30*time.Second, func() (bool, string) {
+		select {
+		case <-done:
+			t.Fatalf("%s ended: %s", program, out.String())
+		default:
+		}
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			return false, err.Error()
+		}
+		return true, errText(c.Close())
+	})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// KubeconfigEnv is the variable with the path of a kubeconfig that leads to a cluster for tests, which has the image that
+// [DockerImage] names.
+const KubeconfigEnv = "SLIPWAY_TEST_KUBECONFIG"
+
+// Kubernetes gives the kubeconfig of a cluster, and an image in it in which workers can run.
+func Kubernetes(t testing.TB) (kubeconfig, image string) {
+	t.Helper()
+	kubeconfig, image = os.Getenv(KubeconfigEnv), os.Getenv("SLIPWAY_TEST_IMAGE")
+	if kubeconfig == "" || image == "" {
+		Missing(t, "kubernetes", "make test-targets starts a cluster of one node; or set "+KubeconfigEnv+" and SLIPWAY_TEST_IMAGE")
+	}
+	return kubeconfig, image
+}
