@@ -9,6 +9,7 @@
 package launchertest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,10 @@ type Target struct {
 	Image   string        // has sh; where the target needs one
 	Timeout time.Duration // for one worker to start and end
 	Only    string        // only the sentences with this text; go test has -run
+	Many    int           // workers that one sentence starts at once; 0: a hundred
+	// Parallel has [Run] test the sentences beside each other, as many at once as go test's -parallel allows. It is for
+	// targets whose workers take long to start.
+	Parallel bool
 }
 
 // sentence is one of the contract's, with its test.
@@ -63,7 +68,7 @@ var sentences = []sentence{
 	{"Launch after reopening starts no second worker", (*kit).launchReopened},
 	{"Launch after the end starts nothing", (*kit).launchEnded},
 	{"Launch of one ID from many at once starts one worker", (*kit).launchSame},
-	{"Launch of a hundred at once starts a hundred", (*kit).launchHundred},
+	{"Launch of many at once starts as many", (*kit).launchMany},
 	{"Launch with a context that ended can be repeated", (*kit).launchCancelled},
 	{"Launch refuses what can never work as invalid", (*kit).launchInvalid},
 	{"Launch of another attempt is another worker", (*kit).launchAttempts},
@@ -100,7 +105,12 @@ func Run(t *testing.T, target Target) {
 		target.Open = opener(t, target.Kind, target.Settings)
 	}
 	for _, s := range sentences {
-		t.Run(s.text, func(t *testing.T) { s.run(t, target) })
+		t.Run(s.text, func(t *testing.T) {
+			if target.Parallel {
+				t.Parallel()
+			}
+			s.run(t, target)
+		})
 	}
 }
 
@@ -368,8 +378,8 @@ func (k *kit) launchSame() {
 	k.started(h, 1)
 }
 
-func (k *kit) launchHundred() {
-	const n = 100
+func (k *kit) launchMany() {
+	n := cmp.Or(k.target.Many, 100)
 	reqs := make([]*launcher.Request, n)
 	var wg sync.WaitGroup
 	for i := range reqs {
