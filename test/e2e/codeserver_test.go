@@ -14,6 +14,7 @@ import (
 // Without a word in slipway.yaml, runs of a location with a code server of its own are executed by that server, as Dagster's
 // DefaultRunLauncher has it, and the others by processes of this machine.
 func TestCodeServers(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 20}\n")
 	address := testenv.FreeAddress(t)
 	first := w.codeServerAt(address, "served", "fates")

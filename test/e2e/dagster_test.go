@@ -18,9 +18,16 @@ import (
 
 // realStorages are the storages that real Dagster makes itself: "" is SQLite in the home.
 func realStorages(t *testing.T, f func(t *testing.T, location string)) {
+	t.Parallel()
 	testenv.DagsterBin(t)
-	t.Run("sqlite", func(t *testing.T) { f(t, "") })
-	t.Run("postgres", func(t *testing.T) { f(t, testenv.Postgres(t)) })
+	t.Run("sqlite", func(t *testing.T) {
+		testenv.Beside(t, testenv.Dagster)
+		f(t, "")
+	})
+	t.Run("postgres", func(t *testing.T) {
+		testenv.Beside(t, testenv.Dagster)
+		f(t, testenv.Postgres(t))
+	})
 }
 
 const maxAtOnce = 8
@@ -264,7 +271,7 @@ func noPasswordInProcessList(t *testing.T, location string) {
 			continue // the stock webserver's own code server shows it
 		}
 		workers++
-		if strings.Contains(string(text), ":"+password+"@"+u.Host) {
+		if strings.Contains(string(text), ":"+password+"@"+u.Host+u.Path) {
 			t.Errorf("%s shows the storage's password: %q", f, text)
 		}
 	}
@@ -288,6 +295,7 @@ func (w *world) status(p *process, id string, want dagster.Status) {
 
 // A worker of Dagster's outlives a restart of the daemon and its end is seen by the next one.
 func TestWorkerOutlivesRestart(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "")
 	server := w.webserver("test/fates/fates.py")
@@ -382,6 +390,7 @@ func TestForeignRunsAreLeftAlone(t *testing.T) {
 
 // A stock daemon that dequeues as well is refused, with what to do.
 func TestStockDequeuerIsRefused(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "")
 	w.write("dagster.yaml", "telemetry: {enabled: false}\n")

@@ -17,6 +17,7 @@ import (
 // twice; begun anew, all run again.
 func TestDeadWorkersAreReplaced(t *testing.T) {
 	testenv.Faults(t)
+	t.Parallel()
 	for name, c := range map[string]struct {
 		monitoring   string
 		job, second  string
@@ -57,6 +58,7 @@ func TestDeadWorkersAreReplaced(t *testing.T) {
 // Workers end whose runs are ended without them: marked as canceled by force, deleted, and those of a backfill that dagster-daemon cancels.
 func TestStoppedFromEverywhere(t *testing.T) {
 	testenv.Faults(t)
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 4}\n")
 	server := w.webserver("test/fates/fates.py")

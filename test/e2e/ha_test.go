@@ -25,10 +25,11 @@ import (
 // commits nothing any more, and what it had begun on the target leaves one worker.
 func TestStoppedAtEveryFailpoint(t *testing.T) {
 	testenv.Faults(t)
+	t.Parallel()
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
 			t.Run(name+"/"+point, func(t *testing.T) {
-				t.Parallel()
+				testenv.Beside(t, testenv.Light)
 				d := s.make(t)
 				w := lightWorld(t, d)
 				ids, attempts, want := w.fated(d, point)
@@ -160,10 +161,11 @@ func (w *world) rows(d *storagetest.Dagster, ids ...string) string {
 // is adopted, and no worker notices.
 func TestTakeOver(t *testing.T) {
 	testenv.Faults(t)
+	t.Parallel()
 	const most = 30 * time.Second // ten times what it takes at most: a machine may be slow
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			testenv.Beside(t, testenv.Light)
 			d := s.make(t)
 			w := lightWorld(t, d)
 			var p *faultproxy.Proxy
@@ -220,7 +222,7 @@ func TestTakeOver(t *testing.T) {
 // A standby whose question about the lease was lost asks again: it leads when it has to.
 func TestStandbyAsksAgain(t *testing.T) {
 	testenv.Faults(t)
-	t.Parallel()
+	testenv.Beside(t, testenv.Light)
 	d := storagetest.NewPostgres(t)
 	u, err := url.Parse(d.Location)
 	if err != nil {

@@ -117,6 +117,7 @@ func (w *world) retried(p *process, id string) {
 
 // Part of production: dagster-daemon launches the runs of one location, Slipway those of the other.
 func TestOnlyOneLocation(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {only: {locations: [fates]}}\n")
 	w.write("dagster.yaml", "run_queue: {dequeue_interval_seconds: 1, tag_concurrency_limits: [{key: dagster/code_location, value: fates, limit: 0}]}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n")

@@ -47,6 +47,7 @@ func behindProxy(t *testing.T) (*world, *storagetest.Dagster, *faultproxy.Proxy,
 
 // While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.
 func TestStorageIsAwayForSomeSeconds(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	w, d, p, daemon := behindProxy(t)
 	before := enqueue(t, d, 3, nil)
 	w.ended(time.Minute, daemon, before...)
@@ -64,6 +65,7 @@ func TestStorageIsAwayForSomeSeconds(t *testing.T) {
 // Whatever the storage does for some seconds, the daemon goes on when it has ended, and so do workers: nothing crashes, no run is lost, none runs twice.
 func TestStorageTrouble(t *testing.T) {
 	testenv.Faults(t)
+	t.Parallel()
 	type trouble struct{ name, begin, end string }
 	const setting = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I %s', current_database()); END $$"
 	const away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -72,7 +74,7 @@ func TestStorageTrouble(t *testing.T) {
 		{"statements that are timed out", fmt.Sprintf(setting, "SET statement_timeout = ''1ms''"), fmt.Sprintf(setting, "RESET statement_timeout")},
 	} {
 		t.Run("postgres/"+c.name, func(t *testing.T) {
-			t.Parallel()
+			testenv.Beside(t, testenv.Light)
 			d := storagetest.NewPostgres(t)
 			w := lightWorld(t, d)
 			w.troubled(d, func() {
@@ -91,7 +93,7 @@ func TestStorageTrouble(t *testing.T) {
 		})
 	}
 	t.Run("sqlite/locked", func(t *testing.T) {
-		t.Parallel()
+		testenv.Beside(t, testenv.Light)
 		d := storagetest.NewSQLite(t)
 		w := lightWorld(t, d)
 		lock := exec.Command(filepath.Join(testenv.DagsterBin(t), "python"), "-c", `
@@ -123,7 +125,7 @@ sys.stdin.read()
 		})
 	})
 	t.Run("sqlite/moved", func(t *testing.T) {
-		t.Parallel()
+		testenv.Beside(t, testenv.Light)
 		d := storagetest.NewSQLite(t)
 		w := lightWorld(t, d)
 		history := filepath.Join(d.Location, "history")
@@ -137,7 +139,7 @@ sys.stdin.read()
 		w.troubled(d, move(history, history+".away"), move(history+".away", history))
 	})
 	t.Run("sqlite/replaced", func(t *testing.T) {
-		t.Parallel()
+		testenv.Beside(t, testenv.Light)
 		d := storagetest.NewSQLite(t)
 		w := lightWorld(t, d)
 		runs := filepath.Join(d.Location, "history/runs.db")
@@ -175,7 +177,7 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 // A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.
 func TestWorkersBehindAHole(t *testing.T) {
 	testenv.Faults(t)
-	t.Parallel()
+	testenv.Beside(t, testenv.Light)
 	w, d, p, daemon := behindProxy(t)
 	var all []string
 	for range 4 {

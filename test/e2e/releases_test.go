@@ -15,9 +15,11 @@ import (
 
 // One run of each fate with each release of Dagster, on both storages: its webserver and workers, our daemon.
 func TestReleases(t *testing.T) {
+	t.Parallel()
 	for version, bin := range testenv.Releases(t) {
 		for _, storage := range []string{"sqlite", "postgres"} {
 			t.Run(version+"/"+storage, func(t *testing.T) {
+				testenv.Beside(t, testenv.Dagster)
 				location := ""
 				if storage == "postgres" {
 					location = testenv.Postgres(t)
@@ -82,6 +84,7 @@ func TestEachLocationHasItsPython(t *testing.T) {
 	if !ok {
 		testenv.Missing(t, "releases", "Dagster 1.12 is not in .venvs")
 	}
+	testenv.Beside(t, testenv.Dagster)
 	w := newWorld(t, "", "")
 	root := testenv.Root(t)
 	for _, name := range []string{"newer.py", "older.py", "moved.py"} {

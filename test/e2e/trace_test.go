@@ -18,6 +18,7 @@ import (
 // What real daemons do, killed at random moments, the model of the protocol can do as well; with two of their steps swapped, it cannot.
 func TestTracesFitTheModel(t *testing.T) {
 	testenv.Faults(t)
+	testenv.Beside(t, testenv.Light)
 	d := storagetest.NewSQLite(t)
 	w := lightWorld(t, d)
 	w.fated(d, "replace.before") // dead workers are replaced

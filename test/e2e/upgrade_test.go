@@ -58,9 +58,11 @@ func before(t *testing.T) string {
 
 // A new Slipway takes over from an older one, and the older one from the new, with runs in flight; no worker notices.
 func TestRollingUpgrade(t *testing.T) {
+	t.Parallel()
 	bin := before(t)
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
+			testenv.Beside(t, testenv.Light)
 			d := s.make(t)
 			w := lightWorld(t, d)
 			self, err := os.Executable()
