@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -92,6 +91,7 @@ func (a *azure) group(run string, attempt int) string {
 // The block of the guides for Dagster, beside a stock dagster.yaml, on an emulator of Azure whose containers are real: real workers end as they should,
 // and each end is told in words.
 func TestDockerAzure(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	image := testenv.DockerImage(t)
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
@@ -103,10 +103,10 @@ func TestDockerAzure(t *testing.T) {
 	if password == "" {
 		t.Fatal("the tests' server has no password")
 	}
-	for name, value := range map[string]string{"USER": u.User.Username(), "PASSWORD": password, "HOST": u.Hostname(), "DB": strings.TrimPrefix(u.Path, "/")} {
-		t.Setenv("DAGSTER_POSTGRES_"+name, value)
-	}
 	w := newWorld(t, location, "")
+	for name, value := range map[string]string{"USER": u.User.Username(), "PASSWORD": password, "HOST": u.Hostname(), "DB": strings.TrimPrefix(u.Path, "/")} {
+		w.env = append(w.env, "DAGSTER_POSTGRES_"+name+"="+value)
+	}
 	fates, files := filepath.Join(testenv.Root(t), "test", "fates"), t.TempDir()
 	for share, folder := range map[string]string{"fates": fates, "home": w.home} {
 		if err := os.MkdirAll(filepath.Join(files, "account"), 0o700); err != nil {
@@ -246,8 +246,8 @@ launchers:
 		r := w.run(good)
 		return strings.HasSuffix(r.Tags["slipway/cost"], " USD"), fmt.Sprintf("tags %v", r.Tags)
 	})
-	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "azure").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "a worker there opened the storage") || !strings.Contains(string(out), "all permissions are there") {
+	out, err := w.command("launchers", "check", "--from-target", "azure")
+	if err != nil || !strings.Contains(out, "a worker there opened the storage") || !strings.Contains(string(out), "all permissions are there") {
 		t.Errorf("launchers check --from-target = %v\n%s", err, out)
 	}
 	p.stop()
@@ -329,11 +329,7 @@ launchers:
 		servers[name] = testenv.FreeAddress(t)
 		w.codeServerOf(servers[name], name, name+".py")
 	}
-	ui, err := webserver.Start(t.Context(), webserver.Options{Bin: testenv.DagsterBin(t), Home: w.home, Servers: servers})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(ui.Stop)
+	ui := w.serves(webserver.Options{Servers: servers})
 	p := w.slipway()
 	launch := func(location, job string, tags map[string]string, config map[string]any) string {
 		t.Helper()
@@ -367,16 +363,16 @@ launchers:
 	if n := w.count(good, dagster.RunStart); n != 1 {
 		t.Errorf("%d events PIPELINE_START", n)
 	}
-	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "--timeout", "10m", "azure").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "a worker there opened the storage") {
+	out, err := w.command("launchers", "check", "--from-target", "--timeout", "10m", "azure")
+	if err != nil || !strings.Contains(out, "a worker there opened the storage") {
 		t.Errorf("launchers check --from-target = %v\n%s", err, out)
 	}
 	p.stop()
 	testenv.Eventually(t, long, func() (bool, string) { // no group is left
-		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "sweep", "azure", "--grace", "0s").CombinedOutput()
+		out, err := w.command("sweep", "azure", "--grace", "0s")
 		if err != nil {
 			t.Errorf("sweep = %v\n%s", err, out)
 		}
-		return !strings.Contains(string(out), "dagster-run-"), string(out)
+		return !strings.Contains(out, "dagster-run-"), out
 	})
 }

@@ -18,15 +18,10 @@ func TestCodeServers(t *testing.T) {
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 20}\n")
 	address := testenv.FreeAddress(t)
 	first := w.codeServerAt(address, "served", "fates")
-	bin := testenv.DagsterBin(t)
-	server, err := webserver.Start(t.Context(), webserver.Options{
-		Bin: bin, Home: w.home, Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"served": address},
+	server := w.serves(webserver.Options{
+		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"served": address},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
-	w.start("dagster-daemon", nil, filepath.Join(bin, "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	w.stockDaemon()
 	p := w.slipway()
 	launch := func(location, job, until string) string {
 		t.Helper()

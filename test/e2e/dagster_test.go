@@ -47,7 +47,7 @@ func TestLaunchRunInDagstersUI(t *testing.T) {
 	realStorages(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, fmt.Sprintf("queue: {max_concurrent_runs: %d}\n", maxAtOnce))
 		server := w.webserver("examples/etl/definitions.py", "test/fates/fates.py")
-		stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+		stock := w.stockDaemon()
 		fates := []struct {
 			job  webserver.Job
 			want dagster.Status
@@ -395,7 +395,7 @@ func TestStockDequeuerIsRefused(t *testing.T) {
 	w := newWorld(t, "", "")
 	w.write("dagster.yaml", "telemetry: {enabled: false}\n")
 	w.write("workspace.yaml", "load_from: []\n")
-	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	stock := w.stockDaemon()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		beats, err := w.open().Heartbeats(t.Context())
 		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }), fmt.Sprint(beats, err, stock.output())

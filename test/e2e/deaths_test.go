@@ -62,7 +62,7 @@ func TestStoppedFromEverywhere(t *testing.T) {
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 4}\n")
 	server := w.webserver("test/fates/fates.py")
-	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	stock := w.stockDaemon()
 	p := w.slipway()
 	var ids []string
 	for range 2 {

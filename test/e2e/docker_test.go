@@ -20,11 +20,12 @@ import (
 // dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files. More is further launchers, and routes.
 func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
 	t.Helper()
+	testenv.Beside(t, testenv.Dagster)
 	image = testenv.DockerImage(t)
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
-	t.Setenv("E2E_PG_URL", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)) // of the daemon, the webserver and, by env_vars, the workers
 	w = newWorld(t, location, "")
+	w.env = []string{"E2E_PG_URL=" + strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)} // the workers have it by env_vars
 	instance = "e2e-" + uuid.NewString()[:8]
 	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n")
 	fates := filepath.Join(testenv.Root(t), "test", "fates")
@@ -71,15 +72,10 @@ func (w *world) says(id string) string {
 func TestDockerFates(t *testing.T) {
 	w, _, image := dockerWorld(t, "")
 	address, _ := w.codeServer("containers")
-	bin := testenv.DagsterBin(t)
-	server, err := webserver.Start(t.Context(), webserver.Options{
-		Bin: bin, Home: w.home, Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"containers": address},
+	server := w.serves(webserver.Options{
+		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"containers": address},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
-	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	stock := w.stockDaemon()
 	p := w.slipway()
 	launch := func(location, job string, tags map[string]string, config map[string]any) string {
 		t.Helper()
@@ -217,17 +213,17 @@ routes:
 		if i >= len(kinds) {
 			continue
 		}
-		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "runs", "explain", id, "--json").CombinedOutput()
+		out, err := w.command("runs", "explain", id, "--json")
 		var why struct {
 			Launcher, Route, Rule, Reason string
 			Fields                        []struct{ Field, Source string }
 		}
-		if jerr := json.Unmarshal(out, &why); err != nil || jerr != nil || why.Launcher != k.launcher || why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) || !strings.HasPrefix(why.Route, k.rule+": ") {
+		if jerr := json.Unmarshal([]byte(out), &why); err != nil || jerr != nil || why.Launcher != k.launcher || why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) || !strings.HasPrefix(why.Route, k.rule+": ") {
 			t.Errorf("runs explain of one that went to %s = %v, %v\n%s", k.launcher, err, jerr, out)
 		}
 	}
-	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "--home", w.home, "launchers", "check", "--from-target", "--image", image).CombinedOutput()
-	if err != nil || strings.Count(string(out), "a worker there opened the storage") != 3 {
+	out, err := w.command("launchers", "check", "--from-target", "--image", image)
+	if err != nil || strings.Count(out, "a worker there opened the storage") != 3 {
 		t.Errorf("launchers check --from-target = %v\n%s", err, out)
 	}
 	p.stop()
@@ -247,13 +243,9 @@ run_launcher:
 	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
 	w.write("dagster.yaml", unparked)
 	address, _ := w.codeServer("fates") // whose interpreter is the image's, as a deployment has it
-	server, err := webserver.Start(t.Context(), webserver.Options{Bin: testenv.DagsterBin(t), Home: w.home, Servers: map[string]string{"fates": address}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
+	server := w.serves(webserver.Options{Servers: map[string]string{"fates": address}})
 	daemon := func() *process {
-		return w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+		return w.stockDaemon()
 	}
 	stock := daemon()
 	ids := map[string]string{}

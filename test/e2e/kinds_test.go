@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +21,7 @@ func TestRunsOfEveryKind(t *testing.T) {
 		w.write("dagster.yaml", "concurrency: {runs: {max_concurrent_runs: 0}, pools: {default_limit: 1, granularity: run}}\n"+
 			"run_monitoring: {enabled: false}\nrun_retries: {enabled: true}\ntelemetry: {enabled: false}\n"+w.storageYAML())
 		server := w.webserver("test/fates/fates.py")
-		stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+		stock := w.stockDaemon()
 		launch := func(job, partition string, tags map[string]string) string {
 			t.Helper()
 			id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: job, Partition: partition, Tags: tags})
@@ -122,8 +121,7 @@ func TestOnlyOneLocation(t *testing.T) {
 	w := newWorld(t, "", "queue: {only: {locations: [fates]}}\n")
 	w.write("dagster.yaml", "run_queue: {dequeue_interval_seconds: 1, tag_concurrency_limits: [{key: dagster/code_location, value: fates, limit: 0}]}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n")
 	server := w.webserver("test/fates/fates.py", "examples/etl/definitions.py")
-	workspace := filepath.Join(w.home, "workspace.yaml")
-	stock := w.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", workspace)
+	stock := w.stockDaemon()
 	p := w.slipway()
 	p.says("msg=leading")
 	var ours, theirs []string

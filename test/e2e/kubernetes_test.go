@@ -40,8 +40,6 @@ func newCluster(t *testing.T, config, more string) *cluster {
 	kubeconfig, image := testenv.Kubernetes(t)
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
-	t.Setenv("E2E_PG_URL", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
-	t.Setenv("PYTHONPATH", filepath.Join(testenv.Root(t), ".venvs/launchers"))
 	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +49,10 @@ func newCluster(t *testing.T, config, more string) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{world: newWorld(t, location, ""), api: api, namespace: "e2e-" + uuid.NewString()[:8], image: image}
+	c.env = []string{
+		"E2E_PG_URL=" + strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1),
+		"PYTHONPATH=" + filepath.Join(testenv.Root(t), ".venvs/launchers"),
+	}
 	ctx := context.Background()
 	if _, err := api.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -143,16 +145,13 @@ func (c *cluster) servers(names ...string) *webserver.Server {
 	for _, name := range names {
 		servers[name], _ = c.codeServer(name)
 	}
-	server, err := webserver.Start(c.t.Context(), webserver.Options{Bin: testenv.DagsterBin(c.t), Home: c.home, Servers: servers})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(server.Stop)
+	server := c.serves(webserver.Options{Servers: servers})
 	return server
 }
 
 // Real workers of Dagster in pods end as they should, and each end is told in words.
 func TestKubernetesFates(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	c := newCluster(t, "", `
 monitoring:
   max_resume_run_attempts: 1
@@ -265,6 +264,7 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 }
 
 // The API server is killed for a minute while 30 runs are running, and the node's agent is stopped while others are: none fails, none is doubled.
+// It breaks the cluster, so it runs alone.
 func TestKubernetesOutages(t *testing.T) {
 	testenv.Faults(t)
 	if _, err := os.Stat(os.Getenv("SLIPWAY_KUBERNETES")); err != nil || os.Getenv("SLIPWAY_KUBERNETES") == "" {
@@ -327,6 +327,7 @@ func TestKubernetesOutages(t *testing.T) {
 // when the daemon that leads is killed, the next run goes through the other one. There is no DNS and there are no Services in this cluster, so
 // nothing is shown of the Service, the NetworkPolicy and the ServiceMonitor, which are only rendered.
 func TestKubernetesChart(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	kubeconfig, image := testenv.Kubernetes(t)
 	c := newCluster(t, "", "")
 	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
@@ -461,6 +462,7 @@ func forward(t *testing.T, host, location string) string {
 // Runs that Dagster's own K8sRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI by
 // the stock launcher of the webserver, one is killed and fails with its cause, one in flight is handed back to the stock daemon. So is one that Slipway itself launched.
 func TestKubernetesTakeOver(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
 	kubeconfig, image := testenv.Kubernetes(t)
 	c := newCluster(t, "", "")
 	fates := filepath.Join(testenv.Root(t), "test", "fates")
@@ -487,7 +489,7 @@ run_launcher:
 	c.write("slipway.yaml", "instance_id: "+c.namespace+"\n")
 	server := c.servers("fates")
 	daemon := func() *process {
-		return c.start("dagster-daemon", nil, filepath.Join(testenv.DagsterBin(t), "dagster-daemon"), "run", "-w", filepath.Join(c.home, "workspace.yaml"))
+		return c.stockDaemon()
 	}
 	launch := func(name string) string {
 		t.Helper()

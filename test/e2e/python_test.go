@@ -63,13 +63,9 @@ routes:
 	})
 	fates, _ := w.codeServer("fates")
 	containers, _ := w.codeServer("containers")
-	server, err := webserver.Start(t.Context(), webserver.Options{
-		Bin: testenv.DagsterBin(t), Home: w.home, Servers: map[string]string{"fates": fates, "containers": containers},
+	server := w.serves(webserver.Options{
+		Servers: map[string]string{"fates": fates, "containers": containers},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
 	p := w.slipway()
 	launch := func(location, job string, tags map[string]string, config map[string]any) string {
 		t.Helper()

@@ -27,7 +27,7 @@ func TestReleases(t *testing.T) {
 				w := newWorld(t, location, "")
 				w.bin = bin
 				server := w.webserver("test/fates/fates.py")
-				stock := w.start("dagster-daemon", nil, filepath.Join(bin, "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+				stock := w.stockDaemon()
 				p := w.slipway()
 				fates := []struct {
 					job  webserver.Job
@@ -99,14 +99,10 @@ func TestEachLocationHasItsPython(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := testenv.DagsterBin(t)
-	server, err := webserver.Start(t.Context(), webserver.Options{
-		Bin: bin, Home: w.home, Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"), filepath.Join(w.home, "moved.py")},
-		Python: map[string]string{"older": filepath.Join(older, "python"), "moved": filepath.Join(gone, "bin/python")},
+	server := w.serves(webserver.Options{
+		Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"), filepath.Join(w.home, "moved.py")},
+		Python:    map[string]string{"older": filepath.Join(older, "python"), "moved": filepath.Join(gone, "bin/python")},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Stop)
 	never := waitsFor(filepath.Join(w.home, "never"))
 	launch := func(location string) string {
 		t.Helper()

@@ -33,7 +33,7 @@ type world struct {
 	home     string
 	location string // of the storage: the home, or a Postgres address
 	store    storage.Store
-	env      []string // of daemons, besides this process's
+	env      []string // of what runs on it, besides this process's
 	bin      string   // folder of Dagster's programs; "": those of .venv
 }
 
@@ -120,19 +120,53 @@ func (w *world) count(id string, typ dagster.EventType) int {
 // webserver starts a real dagster-webserver.
 func (w *world) webserver(locations ...string) *webserver.Server {
 	w.t.Helper()
+	return w.serves(webserver.Options{Locations: w.files(locations...)})
+}
+
+// files are files of this module.
+func (w *world) files(names ...string) (paths []string) {
+	w.t.Helper()
 	root := testenv.Root(w.t)
-	for i, l := range locations {
-		locations[i] = filepath.Join(root, l)
+	for _, name := range names {
+		paths = append(paths, filepath.Join(root, name))
 	}
-	if w.bin == "" {
-		w.bin = testenv.DagsterBin(w.t)
-	}
-	s, err := webserver.Start(w.t.Context(), webserver.Options{Bin: w.bin, Home: w.home, Locations: locations})
+	return paths
+}
+
+// serves starts a real dagster-webserver with some code locations.
+func (w *world) serves(o webserver.Options) *webserver.Server {
+	w.t.Helper()
+	o.Bin, o.Home, o.Env = w.dagster(), w.home, w.env
+	s, err := webserver.Start(w.t.Context(), o)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(s.Stop)
 	return s
+}
+
+// dagster is the folder of Dagster's programs.
+func (w *world) dagster() string {
+	w.t.Helper()
+	if w.bin == "" {
+		w.bin = testenv.DagsterBin(w.t)
+	}
+	return w.bin
+}
+
+// stockDaemon starts a real dagster-daemon on the workspace of the webserver.
+func (w *world) stockDaemon() *process {
+	w.t.Helper()
+	return w.start("dagster-daemon", nil, filepath.Join(w.dagster(), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+}
+
+// command runs a command of slipway on the instance, and gives what it printed.
+func (w *world) command(args ...string) (string, error) {
+	w.t.Helper()
+	cmd := exec.CommandContext(w.t.Context(), testenv.Build(w.t, "slipway"), append([]string{"--home", w.home}, args...)...)
+	cmd.Env = append(os.Environ(), w.env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // codeServer starts a code server of test/fates/NAME.py, as a deployment does that runs them by itself, and gives its address.
