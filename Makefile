@@ -46,7 +46,7 @@ test-faults: .tools/gotestsum ## Run the long tests of faults: daemons killed an
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, a Kubernetes of one node, real workers in containers and pods
 	@hack/venv .venv hack/python/constraints.txt && hack/launchers
-	@hack/with-postgres hack/with-docker hack/with-kubernetes hack/targets
+	@hack/with-postgres hack/with-docker hack/targets
 
 .PHONY: soak
 soak: venv .tools/gotestsum ## Run the long forms of the suites (half an hour)

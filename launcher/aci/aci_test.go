@@ -90,7 +90,7 @@ func (a *azure) must(t testing.TB, more map[string]any) *aci.Launcher {
 func (a *azure) kit(t *testing.T, image string) {
 	t.Helper()
 	launchertest.Run(t, launchertest.Target{
-		Kind: aci.Kind(), Timeout: time.Minute, Image: image,
+		Kind: aci.Kind(), Timeout: time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
 		Open: func() (launcher.Launcher, error) {
 			l, err := a.open(t, nil)
 			return l, err

@@ -171,7 +171,8 @@ func phase(events []*arm.Event) launcher.Phase {
 
 // ended is the health of a worker whose container has ended, by its state.
 func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launcher.Health {
-	h := launcher.Health{Started: val(s.StartTime), Ended: val(s.FinishTime)}
+	// To the millisecond, as the tag that notes an end has them: the same end must read the same from either.
+	h := launcher.Health{Started: val(s.StartTime).Truncate(time.Millisecond), Ended: val(s.FinishTime).Truncate(time.Millisecond)}
 	if h.Ended.Before(h.Started) {
 		h.Ended = h.Started
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	emulator "github.com/slipway-run/slipway/test/emulator/aci"
+	"github.com/slipway-run/slipway/test/testenv"
 
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"
@@ -138,7 +139,7 @@ func TestContractUnderFaults(t *testing.T) {
 		}
 	}
 	launchertest.Run(t, launchertest.Target{
-		Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1",
+		Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(),
 		Open: func() (launcher.Launcher, error) {
 			l, err := a.open(t, nil)
 			return patient{l}, err

@@ -41,7 +41,7 @@ func spool(t *testing.T) launchertest.Target {
 	}
 	v := config.Values{File: file, Path: "launchers.spool.config", Node: config.Child(config.Child(config.Child(doc, "launchers"), "spool"), "config"), Dir: t.TempDir(), Env: os.LookupEnv}
 	return launchertest.Target{
-		Kind: command.Kind(), Timeout: time.Minute,
+		Kind: command.Kind(), Timeout: time.Minute, Many: testenv.Crowd(),
 		Open: func() (launcher.Launcher, error) {
 			return command.Kind().Open(context.Background(), v, slog.New(slog.DiscardHandler))
 		},

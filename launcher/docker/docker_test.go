@@ -43,7 +43,7 @@ func TestContract(t *testing.T) {
 	for i := range times {
 		t.Run(fmt.Sprintf("time %d", i+1), func(t *testing.T) {
 			launchertest.Run(t, launchertest.Target{
-				Kind: docker.Kind(), Timeout: 2 * time.Minute, Image: image,
+				Kind: docker.Kind(), Timeout: 2 * time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
 				Open: func() (launcher.Launcher, error) { return open(t, "{network: none}") },
 			})
 		})

@@ -107,7 +107,7 @@ func must(t testing.TB, l *logged, serve ...string) launcher.Launcher {
 func TestContractOverTheWire(t *testing.T) {
 	agent, dir := testenv.Build(t, "slipway-agent"), t.TempDir()
 	launchertest.Run(t, launchertest.Target{
-		Kind: plugin.Kind(), Timeout: time.Minute,
+		Kind: plugin.Kind(), Timeout: time.Minute, Many: testenv.Crowd(),
 		Open: func() (launcher.Launcher, error) { return open(t, dir, "", &logged{}, "process", agent) },
 	})
 }
@@ -115,7 +115,7 @@ func TestContractOverTheWire(t *testing.T) {
 func TestContractOverTheWireDocker(t *testing.T) {
 	image := testenv.DockerImage(t)
 	launchertest.Run(t, launchertest.Target{
-		Kind: plugin.Kind(), Timeout: 2 * time.Minute, Image: image,
+		Kind: plugin.Kind(), Timeout: 2 * time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
 		Open: func() (launcher.Launcher, error) {
 			return open(t, t.TempDir(), "  {network: none}\n", &logged{}, "docker")
 		},

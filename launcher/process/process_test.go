@@ -44,7 +44,7 @@ func open(t testing.TB, dir string) launcher.Launcher {
 }
 
 func TestContract(t *testing.T) {
-	times := 3
+	times := 1
 	if os.Getenv("SLIPWAY_SOAK") != "" {
 		times = 20
 	}

@@ -46,6 +46,15 @@ func Faults(t testing.TB) {
 	}
 }
 
+// Crowd is how many workers the kit starts at once: a hundred in the long form, and in the short one, which all
+// launchers but one have, ten.
+func Crowd() int {
+	if os.Getenv("SLIPWAY_SOAK") != "" {
+		return 100
+	}
+	return 10
+}
+
 // AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
 const AzureEnv = "SLIPWAY_TEST_AZURE"
 
