@@ -358,12 +358,12 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 	if err := t.budget.limit.Wait(ctx); err != nil {
 		return got, errors.Join(launcher.ErrTransient, err)
 	}
-	failpoint.Here("launch.before")
-	failpoint.Trace("launch", r.ID, r.Launch.Attempt)
+	failpoint.Here(failpoint.LaunchBefore)
+	failpoint.Trace(failpoint.StepLaunch, r.ID, r.Launch.Attempt)
 	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) { return t.Launcher.Launch(ctx, req) })
-	failpoint.Here("launch.after")
+	failpoint.Here(failpoint.LaunchAfter)
 	if err == nil {
-		failpoint.Trace("launched", r.ID, r.Launch.Attempt)
+		failpoint.Trace(failpoint.StepLaunched, r.ID, r.Launch.Attempt)
 	}
 	t.budget.learn(err, time.Now())
 	if _, slow := throttled(err); slow && d.RateLimited != nil {

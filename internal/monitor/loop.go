@@ -524,7 +524,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		}
 		t.Events = append(l.epitaph(f, a, now), last)
 	}
-	failpoint.Here("finish.before")
+	failpoint.Here(failpoint.FinishBefore)
 	out, err := l.Store.Move(ctx, l.Fence, t)
 	if err != nil {
 		if !errors.Is(err, storage.ErrFenced) {
@@ -532,7 +532,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		}
 		return err
 	}
-	failpoint.Here("finish.committed")
+	failpoint.Here(failpoint.FinishCommitted)
 	if !out.Done { // somebody was faster
 		l.later(r.ID, looksAgain[:1])
 		return nil
@@ -541,7 +541,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		f.run.Status, f.since = out.Status, time.Now()
 	}
 	l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", string(a.Do), "message", a.Message)
-	failpoint.Here("finish.done")
+	failpoint.Here(failpoint.FinishDone)
 	if a.Do == Fail && f.health.Status == launcher.Failed && l.Died != nil {
 		l.Died(r, causeOf(f.health, a.Reason))
 	}
@@ -584,7 +584,7 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 		say("[Slipway] The run goes back to the queue for a new run worker on %s (monitoring.deaths: %s: %s).", where, cause, a.Then)
 		t.Events = append(t.Events, dagster.NewRunEnqueued(r.Run, now.Add(time.Duration(len(t.Events))*time.Microsecond)))
 	}
-	failpoint.Here("replace.before")
+	failpoint.Here(failpoint.ReplaceBefore)
 	out, err := l.Store.Move(ctx, l.Fence, t)
 	if err != nil || !out.Done {
 		if !errors.Is(err, storage.ErrFenced) {
@@ -592,7 +592,7 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 		}
 		return err
 	}
-	failpoint.Here("replace.committed")
+	failpoint.Here(failpoint.ReplaceCommitted)
 	l.Log.InfoContext(ctx, "a dead worker is replaced", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "cause", cause, "then", a.Then, "message", a.Message)
 	if l.Died != nil {
 		l.Died(r, cause)

@@ -326,7 +326,7 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 		}
 		return errors.Join(err, l.lookAgain(ctx, claims))
 	}
-	failpoint.Here("claim.done")
+	failpoint.Here(failpoint.ClaimDone)
 	for i, o := range outcomes {
 		r := l.queued[runs[i].ID]
 		r.Status, r.Launch = o.Status, nil

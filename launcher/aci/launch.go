@@ -100,7 +100,7 @@ func (l *Launcher) launch(ctx context.Context, req *launcher.Request, cs []candi
 			later(c, err)
 			continue
 		}
-		failpoint.Here("aci.put")
+		failpoint.Here(failpoint.ACIPut)
 		switch err := l.put(ctx, req, c); {
 		case err == nil:
 			l.regions.took(c)

@@ -351,7 +351,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 			return none, fmt.Errorf("%w: docker: network %s: %w", launcher.ErrTransient, n, err)
 		}
 	}
-	failpoint.Here("docker.created")
+	failpoint.Here(failpoint.DockerCreated)
 	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil && !startedBefore(err.Error()) {
 		return none, startError(c.ID, err)
 	}

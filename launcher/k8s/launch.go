@@ -29,7 +29,7 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err != nil {
 		return launcher.Launched{}, l.launchError(err, job.Namespace)
 	}
-	failpoint.Here("k8s.created")
+	failpoint.Here(failpoint.K8sCreated)
 	// The node waits for the Secret, if it is not there yet when the pod is.
 	if secret := l.secretOf(req, made); secret != nil && !finished(made) {
 		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {

@@ -172,12 +172,12 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err != nil {
 		return launcher.Launched{}, errors.Join(fmt.Errorf("process: %w", err), lock.Close())
 	}
-	failpoint.Here("launch.dir")
+	failpoint.Here(failpoint.LaunchDir)
 	err = l.spawn(ctx, p, name, lock)
 	if err = errors.Join(err, lock.Close()); err != nil { // the supervisor has its own reference by now
 		return launcher.Launched{}, err
 	}
-	failpoint.Here("launch.spawned")
+	failpoint.Here(failpoint.LaunchSpawned)
 	return done, begun(ctx, p)
 }
 

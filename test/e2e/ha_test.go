@@ -28,7 +28,7 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 	t.Parallel()
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
-			t.Run(name+"/"+point, func(t *testing.T) {
+			t.Run(name+"/"+string(point), func(t *testing.T) {
 				testenv.Beside(t, testenv.Light)
 				d := s.make(t)
 				w := lightWorld(t, d)
@@ -36,7 +36,7 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				old := w.slipway(armed("stop " + point))
 				old.sleeps()
 				// What the old one is about to start nobody else starts: the launcher's lock is held.
-				starting := strings.HasPrefix(point, "launch.") && point != "launch.after"
+				starting := point == failpoint.LaunchBefore || point == failpoint.LaunchDir || point == failpoint.LaunchSpawned
 				old.letsGo(func() bool {
 					writing := !d.Postgres() && old.locks("POSIX", filepath.Join(d.Location, "history"))
 					return writing || !starting && old.locks("FLOCK", filepath.Join(w.home, "slipway", "process")) // of another of the runs

@@ -112,15 +112,15 @@ func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 }
 
 // fated enqueues runs that pass a failpoint, with how many attempts they take and how they end.
-func (w *world) fated(d *storagetest.Dagster, point string) (ids []string, attempts int, want dagster.Status) {
+func (w *world) fated(d *storagetest.Dagster, point failpoint.Point) (ids []string, attempts int, want dagster.Status) {
 	w.t.Helper()
 	policy := "monitoring: {deaths: []}\n"
 	tags, script := map[string]string(nil), "true"
 	attempts, want = 1, dagster.Success
-	switch {
-	case strings.HasPrefix(point, "finish."):
+	switch point {
+	case failpoint.FinishBefore, failpoint.FinishCommitted, failpoint.FinishDone:
 		tags, script, want = map[string]string{"fate": "die"}, "kill -9 $PPID", dagster.Failure
-	case strings.HasPrefix(point, "replace."):
+	case failpoint.ReplaceBefore, failpoint.ReplaceCommitted:
 		mark := filepath.Join(w.t.TempDir(), "died")
 		tags, script, attempts = map[string]string{"fate": "die once"}, "[ -e "+mark+" ] || { touch "+mark+"; kill -9 $PPID; }", 2
 		policy = "monitoring: {deaths: [{causes: [exit], do: again, started: again}]}\n"
@@ -138,7 +138,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 	t.Parallel()
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
-			t.Run(name+"/"+point, func(t *testing.T) {
+			t.Run(name+"/"+string(point), func(t *testing.T) {
 				testenv.Beside(t, testenv.Light)
 				d := s.make(t)
 				w := lightWorld(t, d)

@@ -21,7 +21,7 @@ func TestTracesFitTheModel(t *testing.T) {
 	testenv.Beside(t, testenv.Light)
 	d := storagetest.NewSQLite(t)
 	w := lightWorld(t, d)
-	w.fated(d, "replace.before") // dead workers are replaced
+	w.fated(d, failpoint.ReplaceBefore) // dead workers are replaced
 	file := filepath.Join(t.TempDir(), "trace")
 	var ids []string
 	const kills = 8

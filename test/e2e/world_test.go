@@ -310,4 +310,4 @@ func (w *world) ended(within time.Duration, p *process, ids ...string) {
 	})
 }
 
-func armed(point string) string { return failpoint.Env + "=" + point }
+func armed(point failpoint.Point) string { return failpoint.Env + "=" + string(point) }

@@ -33,7 +33,7 @@ func openTrace(file string) *os.File {
 }
 
 // Trace records a step of the protocol, where a test asks for it.
-func Trace(step, run string, attempt int) {
+func Trace(step Step, run string, attempt int) {
 	if trace != nil {
 		_, _ = fmt.Fprintf(trace, "%d %s %s %d\n", os.Getpid(), step, run, attempt) // one write; a trace that is not whole is refused
 	}
@@ -54,8 +54,8 @@ func parse(s string) (string, int64) {
 }
 
 // Here kills or stops this process if the point is armed.
-func Here(point string) {
-	if point != name || passed.Add(1) != nth {
+func Here(p Point) {
+	if string(p) != name || passed.Add(1) != nth {
 		return
 	}
 	if stops {

@@ -255,7 +255,7 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 
 // Claim implements [storage.Writer].
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
-	failpoint.Here("claim.begun")
+	failpoint.Here(failpoint.ClaimBegun)
 	ids := make([]string, len(claims))
 	for i, c := range claims {
 		ids[i] = c.Run
@@ -268,10 +268,10 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 	}
 	for _, o := range outcomes {
 		if o.Done {
-			failpoint.Trace("claim", o.Launch.Run, o.Launch.Attempt)
+			failpoint.Trace(failpoint.StepClaim, o.Launch.Run, o.Launch.Attempt)
 		}
 	}
-	failpoint.Here("claim.committed")
+	failpoint.Here(failpoint.ClaimCommitted)
 	return outcomes, nil
 }
 
@@ -284,10 +284,10 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 		return out, err
 	}
 	if step := t.Step(); step != "" && out.Done {
-		failpoint.Trace(step, t.Run, out.Launch.Attempt)
+		failpoint.Trace(failpoint.Step(step), t.Run, out.Launch.Attempt)
 	}
 	if t.Handle != "" {
-		failpoint.Here("handle.committed")
+		failpoint.Here(failpoint.HandleCommitted)
 	}
 	return out, nil
 }

@@ -319,7 +319,7 @@ func parseStamp(s string) time.Time {
 // Claim implements [storage.Writer]. A launch need not wait for the three commits that Settle makes; the next
 // Move or Record makes them too.
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
-	failpoint.Here("claim.begun")
+	failpoint.Here(failpoint.ClaimBegun)
 	ids := make([]string, len(claims))
 	for i, c := range claims {
 		ids[i] = c.Run
@@ -332,10 +332,10 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 	}
 	for _, o := range outcomes {
 		if o.Done {
-			failpoint.Trace("claim", o.Launch.Run, o.Launch.Attempt)
+			failpoint.Trace(failpoint.StepClaim, o.Launch.Run, o.Launch.Attempt)
 		}
 	}
-	failpoint.Here("claim.committed")
+	failpoint.Here(failpoint.ClaimCommitted)
 	return outcomes, nil
 }
 
@@ -348,10 +348,10 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 		return out, err
 	}
 	if step := t.Step(); step != "" && out.Done {
-		failpoint.Trace(step, t.Run, out.Launch.Attempt)
+		failpoint.Trace(failpoint.Step(step), t.Run, out.Launch.Attempt)
 	}
 	if t.Handle != "" {
-		failpoint.Here("handle.committed")
+		failpoint.Here(failpoint.HandleCommitted)
 	}
 	s.deliver(ctx)
 	return out, nil
