@@ -48,8 +48,6 @@ type Daemon struct {
 	Log      *slog.Logger
 	// Worker is the command of slipway-worker on this machine.
 	Worker []string
-	// Deaf: hear no notices of the storage, for measurements.
-	Deaf bool
 	// Metrics are kept and served with the daemon's health and status; nil: neither.
 	Metrics *web.Metrics
 
@@ -288,7 +286,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	slots := &monitor.Slots{Store: d.Store, Fence: fence, After: d.Instance.Deaths().FreeSlots, Log: d.Log}
 	sweep := Sweeper(d.Instance, d.name, d.Store, d.targets, d.Log)
 	sweep.Found, sweep.Bill, dispatcher.Full = d.Metrics.Orphans, d.bill(fence), sweep.Full
-	feed := &storage.Feed{Store: d.Store, Log: d.Log, Deaf: d.Deaf, Put: func(runs ...storage.Run) {
+	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
 		d.countEnded(runs)
 		queued.Put(runs...)
 		inFlight.Put(runs...)

@@ -59,9 +59,6 @@ type Feed struct {
 	// Put is given runs that may have changed; the first call has all unfinished ones. It must not block.
 	Put func(...Run)
 
-	// Deaf: take no hints, as if none arrived. For measurements.
-	Deaf bool
-
 	known  map[string]dagster.Status // of unfinished runs
 	newest time.Time                 // the latest update seen
 }
@@ -92,11 +89,7 @@ func (f *Feed) Run(ctx context.Context) error {
 	}
 	hints, deaf := make(chan Hint, 1024), make(chan bool, 1)
 	var wg sync.WaitGroup
-	if f.Deaf {
-		deaf <- true
-	} else {
-		wg.Go(func() { f.listen(ctx, hints, deaf) })
-	}
+	wg.Go(func() { f.listen(ctx, hints, deaf) })
 	fast := time.NewTicker(deafInterval)
 	fast.Stop()
 	defer fast.Stop()

@@ -79,7 +79,7 @@ launchers:
 	queued := map[string]time.Time{}
 	config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", fmt.Sprint(seconds)}}}})
 	began := time.Now()
-	err = w.slipway(ctx, aci.Kind(), false, func(ctx context.Context) error {
+	err = w.slipway(ctx, aci.Kind(), func(ctx context.Context) error {
 		for range n {
 			run := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)
 			if err := w.writer.EnqueueRun(run); err != nil {

@@ -143,7 +143,7 @@ func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launche
 	}
 	w.worker = worker
 	var times []time.Duration
-	err = w.slipway(ctx, k, false, func(ctx context.Context) error {
+	err = w.slipway(ctx, k, func(ctx context.Context) error {
 		for range n {
 			config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", "1000"}}}})
 			run := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)

@@ -136,8 +136,8 @@ func (w *world) enqueue(n int, pause time.Duration) (map[string]time.Time, error
 	return at, nil
 }
 
-// slipway runs a daemon while f does. Deaf, it hears no notices.
-func (w *world) slipway(ctx context.Context, kind *launcher.Kind, deaf bool, f func(context.Context) error) error {
+// slipway runs a daemon while f does.
+func (w *world) slipway(ctx context.Context, kind *launcher.Kind, f func(context.Context) error) error {
 	in, err := instance.Load(w.home, []*launcher.Kind{kind}, os.LookupEnv)
 	if err != nil {
 		return err
@@ -148,7 +148,7 @@ func (w *world) slipway(ctx context.Context, kind *launcher.Kind, deaf bool, f f
 	}
 	ctx, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	d := &daemon.Daemon{Instance: in, Store: w.store, Log: slog.New(slog.NewTextHandler(log, nil)), Deaf: deaf, Worker: w.worker}
+	d := &daemon.Daemon{Instance: in, Store: w.store, Log: slog.New(slog.NewTextHandler(log, nil)), Worker: w.worker}
 	go func() { done <- d.Run(ctx) }()
 	err = f(ctx)
 	stop()

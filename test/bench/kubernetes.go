@@ -248,7 +248,7 @@ launchers:
 		return err
 	}
 	config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"true"}}}})
-	err = w.slipway(ctx, k8s.Kind(), false, func(ctx context.Context) error {
+	err = w.slipway(ctx, k8s.Kind(), func(ctx context.Context) error {
 		j.queued = map[string]time.Time{}
 		for range b.n {
 			run := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)

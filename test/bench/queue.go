@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
+
+	"github.com/slipway-run/slipway/internal/storage"
 )
 
 // The bounds on the time from when a run can be read as QUEUED until it is claimed, with ten new runs a second.
@@ -21,12 +24,12 @@ const parkedYAML = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enable
 func claimTime(ctx context.Context, dir string) ([]result, error) {
 	var results []result
 	for _, kind := range storages() {
-		for _, deaf := range []bool{false, true} {
+		for _, notices := range []bool{true, false} {
 			name := kind + ": QUEUED to claimed, 10 runs a second"
-			if deaf {
+			if !notices {
 				name += ", without notices"
 			}
-			r, err := claimTimeOf(ctx, dir, kind, name, deaf)
+			r, err := claimTimeOf(ctx, dir, kind, name, notices)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
@@ -36,16 +39,26 @@ func claimTime(ctx context.Context, dir string) ([]result, error) {
 	return results, nil
 }
 
-func claimTimeOf(ctx context.Context, dir, kind, name string, deaf bool) (result, error) {
+// withoutNotices is a storage whose notices do not arrive.
+type withoutNotices struct{ storage.Store }
+
+func (withoutNotices) Hints(context.Context) iter.Seq2[storage.Hint, error] {
+	return func(yield func(storage.Hint, error) bool) { yield(storage.Hint{}, storage.ErrDeaf) }
+}
+
+func claimTimeOf(ctx context.Context, dir, kind, name string, notices bool) (result, error) {
 	w, err := newWorld(ctx, dir, kind, parkedYAML, nullYAML)
 	if err != nil {
 		return result{}, err
+	}
+	if !notices {
+		w.store = withoutNotices{w.store}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	n := newNull()
 	var times []time.Duration
-	err = w.slipway(ctx, n.kind(), deaf, func(ctx context.Context) error {
+	err = w.slipway(ctx, n.kind(), func(ctx context.Context) error {
 		if _, err := w.enqueue(5, 0); err != nil { // warm
 			return err
 		}

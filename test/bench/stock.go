@@ -173,7 +173,7 @@ func (b *bencher) backlog(ctx context.Context, kind string, n int) error {
 		return err
 	}
 	null := newNull()
-	err = w.slipway(ctx, null.kind(), false, func(ctx context.Context) error { return null.wait(ctx, n) })
+	err = w.slipway(ctx, null.kind(), func(ctx context.Context) error { return null.wait(ctx, n) })
 	if err := errors.Join(err, w.close()); err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (b *bencher) arriving(ctx context.Context, kind string) error {
 	}
 	null := newNull()
 	var queued map[string]time.Time
-	err = w.slipway(ctx, null.kind(), false, func(ctx context.Context) (err error) {
+	err = w.slipway(ctx, null.kind(), func(ctx context.Context) (err error) {
 		if _, err = w.enqueue(1, 0); err != nil {
 			return err
 		}
@@ -370,7 +370,7 @@ func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	if err != nil {
 		return err
 	}
-	err = w.slipway(ctx, process.Kind(agent), false, func(ctx context.Context) error { return b.real(ctx, w, server, "slipway", kind, n) })
+	err = w.slipway(ctx, process.Kind(agent), func(ctx context.Context) error { return b.real(ctx, w, server, "slipway", kind, n) })
 	server.Stop()
 	if err := errors.Join(err, w.close()); err != nil {
 		return err
