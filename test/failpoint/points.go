@@ -24,11 +24,12 @@ const (
 	ReplaceCommitted Point = "replace.committed" // monitor: after the commit that closes the attempt
 )
 
-// The points of single launchers.
+// The points of single launchers and storages.
 const (
-	ACIPut        Point = "aci.put"        // aci: before the request that creates a container group
-	DockerCreated Point = "docker.created" // docker: the container is created, but not started
-	K8sCreated    Point = "k8s.created"    // k8s: the Job is created, but not its Secret
+	ACIPut          Point = "aci.put"          // aci: before the request that creates a container group
+	DockerCreated   Point = "docker.created"   // docker: the container is created, but not started
+	K8sCreated      Point = "k8s.created"      // k8s: the Job is created, but not its Secret
+	SQLiteStatement Point = "sqlite.statement" // sqlite: before and after each statement that writes
 )
 
 // Points lists the points that runs pass on the process launcher, with any storage. A run passes

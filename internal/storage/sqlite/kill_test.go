@@ -1,4 +1,4 @@
-package sqlite
+package sqlite_test
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -15,18 +14,15 @@ import (
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/sqlite"
+	"github.com/slipway-run/slipway/test/failpoint"
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// The test binary is also, as "life HOME RUN STEP", a process that takes a run from the queue to its end and is killed
-// between two statements: before the STEP-th.
+// The test binary is also, as "life HOME RUN", a process that takes a run from the queue to its end.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 5 && os.Args[1] == "life" {
-		step, err := strconv.Atoi(os.Args[4])
-		if err == nil {
-			err = life(os.Args[2], os.Args[3], step)
-		}
-		if err != nil {
+	if len(os.Args) == 4 && os.Args[1] == "life" {
+		if err := life(os.Args[2], os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -36,21 +32,15 @@ func TestMain(m *testing.M) {
 }
 
 // life claims a run, records its worker and ends it, as a daemon does.
-func life(home, run string, step int) error {
+func life(home, run string) error {
 	ctx := context.Background()
-	s, err := Open(ctx, home)
+	s, err := sqlite.Open(ctx, home)
 	if err != nil {
 		return err
 	}
 	fence, leads, err := s.Lead(ctx, "slipway-"+run, time.Minute)
 	if err != nil || !leads {
 		return errors.Join(err, fmt.Errorf("leads: %v", leads))
-	}
-	s.step = func() {
-		if step--; step == 0 {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		}
 	}
 	if err := s.Settle(ctx, fence); err != nil {
 		return err
@@ -86,7 +76,7 @@ func TestKilledBetweenAnyTwoStatements(t *testing.T) {
 		kills = 500
 	}
 	d := storagetest.NewSQLite(t)
-	s, err := Open(t.Context(), d.Location)
+	s, err := sqlite.Open(t.Context(), d.Location)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +87,9 @@ func TestKilledBetweenAnyTwoStatements(t *testing.T) {
 		if err := d.Enqueue(run, nil); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(os.Args[0], "life", d.Location, run, strconv.Itoa(step))
-		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+		cmd := exec.Command(os.Args[0], "life", d.Location, run)
+		armed := fmt.Sprintf("%s=%s:%d", failpoint.Env, failpoint.SQLiteStatement, step)
+		cmd.Env = append(os.Environ(), armed, "GORACE=atexit_sleep_ms=0")
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		switch {
@@ -121,7 +112,7 @@ func TestKilledBetweenAnyTwoStatements(t *testing.T) {
 }
 
 // compare settles and compares the three files for one run.
-func compare(t *testing.T, s *Store, run string, step int) {
+func compare(t *testing.T, s *sqlite.Store, run string, step int) {
 	t.Helper()
 	ctx := t.Context()
 	fence, leads, err := s.Lead(ctx, "slipway-"+uuid.NewString(), time.Minute)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // outboxPrefix begins the keys of kvs under which committed events wait to be written to the shards.
@@ -194,15 +195,15 @@ func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOn
 		if statusOnly && e.Type.Status() == "" {
 			continue
 		}
-		s.step()
+		failpoint.Here(failpoint.SQLiteStatement)
 		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time), e.StepKey); err != nil {
 			return fmt.Errorf("sqlite: event of run %s: %w", e.RunID, err)
 		}
 	}
-	s.step()
+	failpoint.Here(failpoint.SQLiteStatement)
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("sqlite: events: %w", err)
 	}
-	s.step()
+	failpoint.Here(failpoint.SQLiteStatement)
 	return nil
 }

@@ -40,7 +40,6 @@ type Store struct {
 	led     bool       // Lead said yes last time
 	flush   sync.Mutex // one outbox run at a time
 	last    atomic.Int64
-	step    func() // between any two statements of a write; for tests
 	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
 	defaultLimits bool
 	hasPools      bool   // the tables of pools are newer than the others
@@ -61,7 +60,7 @@ const hintInterval = 5 * time.Millisecond
 
 // Open opens the storage that Dagster has made below baseDir. It creates nothing.
 func Open(ctx context.Context, baseDir string) (*Store, error) {
-	s := &Store{history: filepath.Join(baseDir, "history"), step: func() {}}
+	s := &Store{history: filepath.Join(baseDir, "history")}
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
 			return nil, fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
@@ -160,11 +159,11 @@ func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(*sql.Tx) er
 	if err := f(tx); err != nil {
 		return err
 	}
-	s.step()
+	failpoint.Here(failpoint.SQLiteStatement)
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("sqlite: commit: %w", err)
 	}
-	s.step()
+	failpoint.Here(failpoint.SQLiteStatement)
 	return nil
 }
 
@@ -389,7 +388,7 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 		return nil
 	}
 	exec := func(query string, args ...any) error {
-		s.step()
+		failpoint.Here(failpoint.SQLiteStatement)
 		_, err := tx.ExecContext(ctx, query, args...)
 		if err != nil {
 			return fmt.Errorf("sqlite: run %s: %w", run, err)
