@@ -1,7 +1,9 @@
-// Package slipway_test holds the rule of who may import whom.
+// Package slipway_test holds the rules for the whole module: who may import whom, and what the
+// programs contain.
 package slipway_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,6 +13,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/slipway-run/slipway/test/failpoint"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 const module = "github.com/slipway-run/slipway/"
@@ -53,7 +58,7 @@ var mayImport = map[string]string{
 	"cmd/slipway-agent":          "internal/agent",
 	"cmd/slipway-worker":         "internal/execute",
 	"internal/webserver":         "",
-	"test/testenv":               "",
+	"test/testenv":               "test/failpoint",
 	"test/pgserver":              "",
 	"test/storagetest":           "internal/dagster internal/storage test/testenv",
 	"launcher/launchertest":      "launcher config",
@@ -109,6 +114,27 @@ func TestImportsGoOneWay(t *testing.T) {
 	for name := range mayImport {
 		if !seen[name] {
 			t.Errorf("%s is in this table and not in the module", name)
+		}
+	}
+}
+
+// The programs that users get read no environment variable of a test. One that is built with the tag
+// shows that the names would be found.
+func TestProgramsHaveNoFailpoints(t *testing.T) {
+	defer testenv.Cleanup()
+	for file, want := range map[string]bool{
+		testenv.Build(t, "slipway"):                  false,
+		testenv.Build(t, "slipway-worker"):           false,
+		testenv.BuildFailpoints(t, "slipway-worker"): true,
+	} {
+		program, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{failpoint.Env, failpoint.TraceEnv} {
+			if got := bytes.Contains(program, []byte(name)); got != want {
+				t.Errorf("%s contains %s: %t, want %t", file, name, got, want)
+			}
 		}
 	}
 }

@@ -234,7 +234,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	for _, program := range []string{"./test/chaos/slipway", "./cmd/slipway-agent", "./cmd/slipway-worker"} {
-		build := exec.CommandContext(ctx, "go", "build", "-overlay", over, "-o", filepath.Join(w.dir, "bin")+"/", program)
+		build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-overlay", over, "-o", filepath.Join(w.dir, "bin")+"/", program)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", build, err, out)

@@ -33,7 +33,7 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				d := s.make(t)
 				w := lightWorld(t, d)
 				ids, attempts, want := w.fated(d, point)
-				old := w.slipway(armed("stop " + point))
+				old := w.armed("stop " + point)
 				old.sleeps()
 				// What the old one is about to start nobody else starts: the launcher's lock is held.
 				starting := point == failpoint.LaunchBefore || point == failpoint.LaunchDir || point == failpoint.LaunchSpawned

@@ -143,7 +143,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 				d := s.make(t)
 				w := lightWorld(t, d)
 				ids, attempts, want := w.fated(d, point)
-				w.slipway(armed(point)).killed()
+				w.armed(point).killed()
 				p := w.slipway()
 				p.says("msg=leading") // the runs may have ended without it, and until then a signal ends it as any program
 				w.ended(time.Minute, p, ids...)

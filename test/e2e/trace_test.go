@@ -28,12 +28,12 @@ func TestTracesFitTheModel(t *testing.T) {
 	for range kills {
 		ids = append(ids, enqueue(t, d, 3, nil)...)
 		ids = append(ids, enqueue(t, d, 2, map[string]string{"fate": "die once"})...)
-		p := w.slipway(failpoint.TraceEnv + "=" + file)
+		p := w.traced(file)
 		p.says("msg=leading")
 		time.Sleep(rand.N(300 * time.Millisecond)) // the random moment
 		p.kill()
 	}
-	p := w.slipway(failpoint.TraceEnv + "=" + file)
+	p := w.traced(file)
 	w.ended(2*time.Minute, p, ids...)
 	p.stop()
 	text, err := os.ReadFile(file)

@@ -231,6 +231,23 @@ func (w *world) slipway(env ...string) *process {
 	return w.start("slipway", env, testenv.Build(w.t, "slipway"), "daemon", "--log-level", "debug")
 }
 
+// armed starts a daemon that is killed at a failpoint, or stopped, with "stop " before its name.
+func (w *world) armed(point failpoint.Point) *process {
+	w.t.Helper()
+	return w.withFailpoints(failpoint.Env + "=" + string(point))
+}
+
+// traced starts a daemon that adds its steps to a file.
+func (w *world) traced(file string) *process {
+	w.t.Helper()
+	return w.withFailpoints(failpoint.TraceEnv + "=" + file)
+}
+
+func (w *world) withFailpoints(env string) *process {
+	w.t.Helper()
+	return w.start("slipway", []string{env}, testenv.BuildFailpoints(w.t, "slipway"), "daemon", "--log-level", "debug")
+}
+
 func (p *process) kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
@@ -309,5 +326,3 @@ func (w *world) ended(within time.Duration, p *process, ids ...string) {
 		return len(open) == 0 && len(runs) == len(ids), strings.Join(open, "\n")
 	})
 }
-
-func armed(point failpoint.Point) string { return failpoint.Env + "=" + string(point) }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // RequireEnv is the variable with the list of targets that may not skip.
@@ -53,6 +55,15 @@ func Crowd() int {
 		return 100
 	}
 	return 10
+}
+
+// Failpoints skips the test if its own binary was built without the tag failpoints. A test that
+// arms points only in programs from [BuildFailpoints] runs without the tag.
+func Failpoints(t testing.TB) {
+	t.Helper()
+	if !failpoint.Enabled {
+		Missing(t, "failpoints", "run go test with -tags failpoints, as make test does")
+	}
 }
 
 // AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
@@ -189,13 +200,25 @@ var built struct {
 	bins map[string]string
 }
 
-// Build builds a program of this module, cmd/NAME, once per test process, and gives its path. The
+// Build builds a program of this module, cmd/NAME, once per test process, and returns its path. The
 // programs are those that users get, without the race detector.
 func Build(t testing.TB, name string) string {
 	t.Helper()
+	return build(t, name, "")
+}
+
+// BuildFailpoints is Build for a test that arms a failpoint or reads a trace.
+func BuildFailpoints(t testing.TB, name string) string {
+	t.Helper()
+	return build(t, name, "failpoints")
+}
+
+func build(t testing.TB, name, tags string) string {
+	t.Helper()
 	built.Lock()
 	defer built.Unlock()
-	if bin := built.bins[name]; bin != "" {
+	file := filepath.Join(tags, name)
+	if bin := built.bins[file]; bin != "" {
 		return bin
 	}
 	if built.dir == "" {
@@ -205,15 +228,15 @@ func Build(t testing.TB, name string) string {
 		}
 		built.dir, built.bins = dir, map[string]string{}
 	}
-	bin := filepath.Join(built.dir, name)
-	if out, err := exec.Command("go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+	bin := filepath.Join(built.dir, file)
+	if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	built.bins[name] = bin
+	built.bins[file] = bin
 	return bin
 }
 
-// Cleanup removes what [Build] made. A TestMain calls it before it exits.
+// Cleanup removes what [Build] and [BuildFailpoints] made. A TestMain calls it before it exits.
 func Cleanup() { _ = os.RemoveAll(built.dir) }
 
 // Eventually waits until a condition holds and fails the test with what the condition said last if it
