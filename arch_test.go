@@ -31,7 +31,7 @@ var mayImport = map[string]string{
 	"launcher":                   "config",
 	"internal/router":            "internal/dagster config launcher",
 	"internal/worker":            "internal/dagster launcher internal/router",
-	"internal/storage":           "internal/dagster",
+	"internal/storage":           "internal/dagster test/failpoint",
 	"internal/storage/sqlite":    "internal/dagster internal/storage test/failpoint",
 	"internal/storage/postgres":  "internal/dagster internal/storage test/failpoint config",
 	"internal/instance":          "internal/dagster config launcher internal/router",

@@ -169,16 +169,3 @@ func ParseFence(value string) Fence {
 	}
 	return Fence{Leader: leader, Epoch: n}
 }
-
-// Step names what a transition is to the protocol; "" for what it does not know of.
-func (t Transition) Step() string {
-	switch {
-	case t.Handle != "":
-		return "handle"
-	case t.Death != nil && t.Void:
-		return "again"
-	case slices.ContainsFunc(t.Events, func(e dagster.Event) bool { return e.Type == dagster.RunFailure }):
-		return "end"
-	}
-	return ""
-}

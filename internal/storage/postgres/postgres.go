@@ -266,11 +266,7 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 	if err != nil {
 		return nil, wrap(err, "claim")
 	}
-	for _, o := range outcomes {
-		if o.Done {
-			failpoint.Trace(failpoint.StepClaim, o.Launch.Run, o.Launch.Attempt)
-		}
-	}
+	storage.TraceClaims(outcomes)
 	failpoint.Here(failpoint.ClaimCommitted)
 	return outcomes, nil
 }
@@ -283,9 +279,7 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 	if err != nil {
 		return out, err
 	}
-	if step := t.Step(); step != "" && out.Done {
-		failpoint.Trace(failpoint.Step(step), t.Run, out.Launch.Attempt)
-	}
+	storage.TraceMove(t, out)
 	if t.Handle != "" {
 		failpoint.Here(failpoint.HandleCommitted)
 	}

@@ -1,0 +1,37 @@
+package storage
+
+import (
+	"slices"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/test/failpoint"
+)
+
+// TraceClaims records the claims that were committed for tests of the protocol. It is empty without
+// the build tag failpoints.
+func TraceClaims(outcomes []Outcome) {
+	if !failpoint.Enabled {
+		return
+	}
+	for _, o := range outcomes {
+		if o.Done {
+			failpoint.Trace(failpoint.StepClaim, o.Launch.Run, o.Launch.Attempt)
+		}
+	}
+}
+
+// TraceMove is [TraceClaims] for a transition. Most transitions are not steps of the protocol.
+func TraceMove(t Transition, out Outcome) {
+	if !failpoint.Enabled || !out.Done {
+		return
+	}
+	fails := func(e dagster.Event) bool { return e.Type == dagster.RunFailure }
+	switch {
+	case t.Handle != "":
+		failpoint.Trace(failpoint.StepHandle, t.Run, out.Launch.Attempt)
+	case t.Death != nil && t.Void:
+		failpoint.Trace(failpoint.StepAgain, t.Run, out.Launch.Attempt)
+	case slices.ContainsFunc(t.Events, fails):
+		failpoint.Trace(failpoint.StepEnd, t.Run, out.Launch.Attempt)
+	}
+}
