@@ -66,6 +66,7 @@ var mayImport = map[string]string{
 	"test/chaos":                 "config internal/dagster test/chaos/check test/model test/failpoint test/faultproxy internal/storage/postgres internal/storage/sqlite test/storagetest",
 	"test/chaos/slipway":         "cli launcher/docker launcher/process",
 	"test/model":                 "",
+	"test/mutations":             "",
 	"test/chaos/check":           "", // it shares no code with what it checks
 	"test/bench":                 "internal/agent test/emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config internal/daemon internal/dagster internal/instance internal/storage internal/storage/sqlite internal/storage/postgres test/storagetest test/faultproxy internal/webserver",
 }
