@@ -33,6 +33,9 @@ func TestEveryMutationNamesATest(t *testing.T) {
 			t.Errorf("mutation %s: test has not the form 'go test ./FOLDER -run TestName': %s", m.Name, m.Test)
 			continue
 		}
+		if m.Quick && (!strings.HasPrefix(m.Test, "go test ") || parts[1] == "./test/e2e") {
+			t.Errorf("mutation %s is quick, but its test needs more than Go: %s", m.Name, m.Test)
+		}
 		files, err := filepath.Glob(filepath.Join("../..", parts[1], "*_test.go"))
 		if err != nil {
 			t.Fatal(err)
