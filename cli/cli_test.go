@@ -5,16 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/all"
 	"github.com/slipway-run/slipway/test/storagetest"
-	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // slipway runs one command on an instance and gives what it prints.
@@ -144,72 +141,6 @@ func TestVersion(t *testing.T) {
 	if err != nil || !strings.HasPrefix(out, "slipway "+Version) {
 		t.Errorf("version = %q, %v", out, err)
 	}
-}
-
-// As the first process of a container Slipway reaps what ends there, and passes on how it itself ended.
-func TestFirstProcessReaps(t *testing.T) {
-	unshare := func(command ...string) *exec.Cmd {
-		return exec.Command("unshare", append([]string{"--pid", "--fork", "--mount-proc", "--kill-child"}, command...)...)
-	}
-	if out, err := unshare("true").CombinedOutput(); err != nil {
-		t.Skipf("no PID namespace can be made: %v %s", err, out)
-	}
-	bin := testenv.Build(t, "slipway")
-	if out, err := unshare(bin, "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "slipway ") {
-		t.Errorf("version as the first process: %v\n%s", err, out)
-	}
-	if out, err := unshare(bin, "lauch").CombinedOutput(); err == nil || err.(*exec.ExitError).ExitCode() != 1 { //nolint:errorlint // of Run itself
-		t.Errorf("a wrong command as the first process: %v\n%s", err, out)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := storagetest.NewSQLite(t)
-	testenv.WorkersGone(t, d.Location)
-	for name, text := range map[string]string{
-		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\n",
-		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\n",
-	} {
-		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Exec("DELETE FROM daemon_heartbeats"); err != nil {
-		t.Fatal(err)
-	}
-	run := "11111111-2222-4333-8444-555555555555"
-	if err := d.Enqueue(run, nil); err != nil {
-		t.Fatal(err)
-	}
-	cmd := unshare("sh", "-c", "exec "+bin+" daemon --home "+d.Location)
-	cmd.Env = append(os.Environ(), storagetest.LightStorage+"="+d.Location, "GORACE=atexit_sleep_ms=0")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // unshare takes its child with it
-		if err := cmd.Process.Kill(); err != nil {
-			t.Error(err)
-		}
-		_ = cmd.Wait() // killed
-	})
-	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		status, err := d.Status(run)
-		return status == "SUCCESS", string(status) + " " + errText(err)
-	})
-	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		out, err := exec.Command("ps", "-eo", "stat,args").Output()
-		zombie := ""
-		for line := range strings.SplitSeq(string(out), "\n") {
-			if strings.HasPrefix(line, "Z") && (strings.Contains(line, "slipway") || strings.Contains(line, filepath.Base(self))) {
-				zombie = line
-			}
-		}
-		return err == nil && zombie == "", "a zombie stays: " + zombie + errText(err)
-	})
 }
 
 func errText(err error) string {

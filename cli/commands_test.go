@@ -19,6 +19,7 @@ import (
 	"github.com/slipway-run/slipway/internal/monitor"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/process"
+	"github.com/slipway-run/slipway/test/failpoint"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -141,9 +142,11 @@ func TestTerminate(t *testing.T) {
 func TestTerminateBeforeTheWorker(t *testing.T) {
 	home := parked(t, false, "")
 	run := enqueued(t, home, "--", "true")
-	cmd := exec.Command(testenv.Build(t, "slipway"), "daemon", "--home", home)
-	cmd.Env = append(os.Environ(), "SLIPWAY_FAILPOINT=claim.committed")
-	if out, err := cmd.CombinedOutput(); err == nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, testenv.BuildFailpoints(t, "slipway"), "daemon", "--home", home)
+	cmd.Env = append(os.Environ(), failpoint.Env+"="+string(failpoint.ClaimCommitted))
+	if out, err := cmd.CombinedOutput(); err == nil || ctx.Err() != nil {
 		t.Fatalf("the daemon lived on: %s", out)
 	}
 	if out, err := built(t, home, "runs", "terminate", run); err != nil || !strings.Contains(out, "CANCELING") {
@@ -293,39 +296,6 @@ routes:
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("runs explain: %q is missing in\n%s", want, out)
-		}
-	}
-}
-
-func TestCheck(t *testing.T) {
-	home := parked(t, false, "launchers: {local: {kind: process}, far: {kind: docker, config: {host: 'unix:///no/such/socket'}}}\n")
-	out, err := built(t, home, "launchers", "check")
-	for _, want := range []string{"local", "far", "WRONG", "does not answer", "SQLite"} {
-		if err == nil || !strings.Contains(out, want) {
-			t.Errorf("launchers check = %v, %q is missing in\n%s", err, want, out)
-		}
-	}
-	if out, err := built(t, home, "launchers", "check", "local"); err != nil {
-		t.Errorf("launchers check local = %v\n%s", err, out)
-	}
-	if out, err := built(t, home, "launchers", "check", "local", "--from-target"); err != nil || !strings.Contains(out, "a worker there opened the storage: the storage is open: run_storage_id ") {
-		t.Errorf("launchers check local --from-target = %v\n%s", err, out)
-	}
-	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil || !strings.Contains(out, "go or python is expected") {
-		t.Errorf("launchers check --from-target=perl = %v\n%s", err, out)
-	}
-	python := filepath.Join(testenv.DagsterBin(t), "python")
-	mine := parked(t, false, "launchers: {local: {kind: process, python: {'*': "+python+"}, config: {env: {PYTHONWARNINGS: ignore}}}}\n")
-	if out, err := built(t, mine, "launchers", "check", "--from-target=python"); err != nil || !strings.Contains(out, ", Dagster 1.") {
-		t.Errorf("launchers check --from-target=python = %v\n%s", err, out)
-	}
-	bad := parked(t, false, "launchers: {local: {kind: process, python: {'*': /bin/false}}}\n")
-	if out, err := built(t, bad, "launchers", "check", "--from-target=python"); err == nil || !strings.Contains(out, "WRONG") || !strings.Contains(out, "exit code 1") {
-		t.Errorf("launchers check --from-target=python without Python = %v\n%s", err, out)
-	}
-	for _, home := range []string{home, mine, bad} {
-		if left, err := filepath.Glob(filepath.Join(home, "slipway/process/local/*/*")); err != nil || len(left) > 0 {
-			t.Errorf("the canary left %v, %v", left, err)
 		}
 	}
 }

@@ -1,3 +1,5 @@
+//go:build real
+
 package k8s_test
 
 import (

@@ -112,16 +112,6 @@ func TestContractOverTheWire(t *testing.T) {
 	})
 }
 
-func TestContractOverTheWireDocker(t *testing.T) {
-	image := testenv.DockerImage(t)
-	launchertest.Run(t, launchertest.Target{
-		Kind: plugin.Kind(), Timeout: 2 * time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
-		Open: func() (launcher.Launcher, error) {
-			return open(t, t.TempDir(), "  {network: none}\n", &logged{}, "docker")
-		},
-	})
-}
-
 // odd is a kind whose launcher answers in every way there is.
 func odd() *launcher.Kind {
 	type settings struct {

@@ -1,3 +1,5 @@
+//go:build real
+
 package python_test
 
 import (

@@ -1,3 +1,5 @@
+//go:build real
+
 // Package e2e_test runs real Dagster beside the built program, and kills the program everywhere.
 package e2e_test
 

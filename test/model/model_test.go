@@ -5,30 +5,31 @@ import (
 	"testing"
 
 	"github.com/slipway-run/slipway/test/model"
-	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // Two daemons, three leads, crashes and lost answers at every step: no attempt has two workers past their gate, no two are past theirs at once, no run is lost,
 // no foreign one touched; also where users cancel in two writes and dead workers' runs are resumed. Without a gate, a target that can hold two workers of one name breaks that: the model shows how.
 func TestEveryState(t *testing.T) {
-	for name, c := range map[string]struct {
-		rules  model.Rules
-		broken string
-	}{
-		"unique names, gate":                                            {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
-		"unique names, no gate":                                         {model.Rules{Unique: true, Removes: true}, ""},
-		"names that can be doubled, gate":                               {model.Rules{Gate: true, Removes: true}, ""},
-		"names that can be doubled, no gate":                            {model.Rules{Removes: true}, "workers"},
-		"canceled and resumed":                                          {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"canceled and resumed, no gate":                                 {model.Rules{Unique: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"canceled and resumed, names that can be doubled":               {model.Rules{Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"nothing is done of a run that is canceled between two workers": {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Blind: true}, ""},
-		"a foreign run":                                                 {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
-	} {
+	explore(t, map[string]world{
+		"unique names, gate":                 {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
+		"unique names, no gate":              {model.Rules{Unique: true, Removes: true}, ""},
+		"names that can be doubled, gate":    {model.Rules{Gate: true, Removes: true}, ""},
+		"names that can be doubled, no gate": {model.Rules{Removes: true}, "workers"},
+		"a foreign run":                      {model.Rules{Unique: true, Gate: true, Foreign: true}, ""},
+	})
+}
+
+// world is a set of rules, and what they break.
+type world struct {
+	rules  model.Rules
+	broken string
+}
+
+// explore goes through every state of some worlds.
+func explore(t *testing.T, worlds map[string]world) {
+	t.Helper()
+	for name, c := range worlds {
 		t.Run(name, func(t *testing.T) {
-			if c.rules.Calm {
-				testenv.Faults(t) // most of the states
-			}
 			c.rules.Daemons, c.rules.Epochs = 2, 3
 			got := model.Explore(c.rules)
 			t.Logf("%d states", got.States)

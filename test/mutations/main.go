@@ -29,7 +29,7 @@ import (
 )
 
 // tags are the build tags, separated by commas, with which the tests and what they build are built.
-const tags = ""
+const tags = "real,failpoints"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -47,21 +47,6 @@ func NewSQLite(t testing.TB) *Dagster {
 	return Open(t, home)
 }
 
-// NewPostgres makes a database with the tables that real Dagster 1.13 made, and returns a writer for it.
-func NewPostgres(t testing.TB) *Dagster {
-	t.Helper()
-	d := Open(t, testenv.Postgres(t))
-	schema, err := os.ReadFile(filepath.Join(testenv.Root(t), golden, "postgres/schema/postgres.sql"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := regexp.MustCompile(`(?m)^(SET|\\|SELECT pg_catalog.set_config|ALTER .* OWNER TO).*$`).ReplaceAllString(string(schema), "")
-	if _, err := d.db.Exec(text); err != nil {
-		t.Fatalf("golden schema: %v", err)
-	}
-	return d
-}
-
 // Open returns a writer for a storage that is there.
 func Open(t testing.TB, location string) *Dagster {
 	t.Helper()

@@ -4,12 +4,9 @@
 package testenv
 
 import (
-	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/slipway-run/slipway/test/failpoint"
 )
@@ -35,17 +30,6 @@ func Missing(t testing.TB, target, reason string) {
 		t.Fatalf("%s is required (%s) and missing: %s", target, RequireEnv, reason)
 	}
 	t.Skipf("no %s: %s", target, reason)
-}
-
-// FaultsEnv is the variable that has the long tests of faults run.
-const FaultsEnv = "SLIPWAY_TEST_FAULTS"
-
-// Faults skips the test where the long tests of faults are not wanted.
-func Faults(t testing.TB) {
-	t.Helper()
-	if os.Getenv(FaultsEnv) == "" && os.Getenv("SLIPWAY_SOAK") == "" {
-		Missing(t, "faults", "make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
-	}
 }
 
 // Crowd is how many workers the kit starts at once: a hundred in the long form, and in the short one, which all
@@ -64,47 +48,6 @@ func Failpoints(t testing.TB) {
 	if !failpoint.Enabled {
 		Missing(t, "failpoints", "run go test with -tags failpoints, as make test does")
 	}
-}
-
-// AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
-const AzureEnv = "SLIPWAY_TEST_AZURE"
-
-// PostgresEnv is the variable with the address of a server on which databases may be made.
-const PostgresEnv = "SLIPWAY_TEST_PG"
-
-// Postgres makes an empty database for the test and gives its address.
-func Postgres(t testing.TB) string {
-	t.Helper()
-	server := os.Getenv(PostgresEnv)
-	if server == "" {
-		Missing(t, "postgres", "set "+PostgresEnv+" to the address of a server, or run make test, which starts one")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	admin, err := pgx.Connect(ctx, server)
-	if err != nil {
-		t.Fatalf("%s: %v", PostgresEnv, err)
-	}
-	name := "t_" + strings.ToLower(rand.Text()[:16])
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if _, err := admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
-			t.Errorf("drop the test's database: %v", err)
-		}
-		if err := admin.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	u, err := url.Parse(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.Path = "/" + name
-	return u.String()
 }
 
 // Root is the folder of the module.
@@ -160,38 +103,6 @@ func GoldenLaunches[C any](t testing.TB, name string) []C {
 		all = append(all, file.Cases...)
 	}
 	return all
-}
-
-// DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make
-// venv installs into .venv.
-func DagsterBin(t testing.TB) string {
-	t.Helper()
-	bin := filepath.Join(Root(t), ".venv", "bin")
-	if _, err := os.Stat(filepath.Join(bin, "dagster-webserver")); err != nil {
-		Missing(t, "dagster", "no .venv with Dagster in the project: run make venv")
-	}
-	return bin
-}
-
-// Releases gives the folders of the programs of other releases of Dagster, by version, which make test-releases installs.
-func Releases(t testing.TB) map[string]string {
-	t.Helper()
-	known, err := filepath.Glob(filepath.Join(Root(t), "hack", "python", "releases", "*.txt"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	bins := map[string]string{}
-	for _, f := range known {
-		version := strings.TrimSuffix(filepath.Base(f), ".txt")
-		dir := filepath.Join(Root(t), ".venvs", version)
-		if _, err := os.Stat(filepath.Join(dir, ".complete")); err == nil {
-			bins[version] = filepath.Join(dir, "bin")
-		}
-	}
-	if len(bins) == 0 {
-		Missing(t, "releases", "no other releases of Dagster in .venvs: run make test-releases, which installs them")
-	}
-	return bins
 }
 
 var built struct {
@@ -278,19 +189,6 @@ func WorkersGone(t testing.TB, home string) {
 	})
 }
 
-// DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
-const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
-
-// DockerImage gives the image in which tests run workers.
-func DockerImage(t testing.TB) string {
-	t.Helper()
-	image := os.Getenv(DockerImageEnv)
-	if image == "" {
-		Missing(t, "docker", "set "+DockerImageEnv+" to an image of the local engine, or run make test-targets, which starts one and builds it")
-	}
-	return image
-}
-
 // FreeAddress is an address of this machine on which nobody listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
@@ -338,18 +236,4 @@ func errText(err error) string {
 		return ""
 	}
 	return err.Error()
-}
-
-// KubeconfigEnv is the variable with the path of a kubeconfig that leads to a cluster for tests, which has the image that
-// [DockerImage] names.
-const KubeconfigEnv = "SLIPWAY_TEST_KUBECONFIG"
-
-// Kubernetes gives the kubeconfig of a cluster, and an image in it in which workers can run.
-func Kubernetes(t testing.TB) (kubeconfig, image string) {
-	t.Helper()
-	kubeconfig, image = os.Getenv(KubeconfigEnv), os.Getenv("SLIPWAY_TEST_IMAGE")
-	if kubeconfig == "" || image == "" {
-		Missing(t, "kubernetes", "make test-targets starts a cluster of one node; or set "+KubeconfigEnv+" and SLIPWAY_TEST_IMAGE")
-	}
-	return kubeconfig, image
 }
