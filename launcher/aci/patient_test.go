@@ -6,15 +6,10 @@ import (
 	"errors"
 	"io"
 	"iter"
-	"testing"
 	"time"
-
-	emulator "github.com/slipway-run/slipway/test/emulator/aci"
-	"github.com/slipway-run/slipway/test/testenv"
 
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/aci"
-	"github.com/slipway-run/slipway/launcher/launchertest"
 )
 
 // patient asks again where the target's answer says nothing of the outcome, as package dispatch does for the daemon.
@@ -122,30 +117,4 @@ func (p patient) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOpti
 
 func (p patient) Describe(ctx context.Context, h launcher.Handle, logs bool) (json.RawMessage, error) {
 	return again(ctx, func() (json.RawMessage, error) { return p.Launcher.Describe(ctx, h, logs) })
-}
-
-// The kit passes while requests and answers are lost, refused and late, by a seeded schedule, at every call, for one who asks again as the daemon does.
-func TestContractUnderFaults(t *testing.T) {
-	t.Parallel()
-	a := newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = stubborn })
-	a.Seed(300)
-	for _, f := range []emulator.Fault{
-		{Action: "drop_before", Probability: 0.03}, {Action: "drop_after", Probability: 0.03}, {Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.03},
-		{Action: "status", Status: 500, Probability: 0.02}, {Action: "bad_json", Probability: 0.02}, {Action: "transitioning", Operation: "stop", Probability: 0.1},
-		{Action: "slow", Delay: 30 * time.Millisecond, Probability: 0.05}, {Action: "slow_delete", Delay: 100 * time.Millisecond, Probability: 0.1},
-	} {
-		if err := a.Inject(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	launchertest.Run(t, launchertest.Target{
-		Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(),
-		Open: func() (launcher.Launcher, error) {
-			l, err := a.open(t, nil)
-			return patient{l}, err
-		},
-	})
-	if n := len(a.Journal()); n < 300 {
-		t.Errorf("%d requests", n)
-	}
 }

@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/slipway-run/slipway/test/failpoint"
 )
 
 // RequireEnv is the variable with the list of targets that may not skip.
@@ -39,15 +37,6 @@ func Crowd() int {
 		return 100
 	}
 	return 10
-}
-
-// Failpoints skips the test if its own binary was built without the tag failpoints. A test that
-// arms points only in programs from [BuildFailpoints] runs without the tag.
-func Failpoints(t testing.TB) {
-	t.Helper()
-	if !failpoint.Enabled {
-		Missing(t, "failpoints", "run go test with -tags failpoints, as make test does")
-	}
 }
 
 // Root is the folder of the module.

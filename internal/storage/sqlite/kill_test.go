@@ -1,3 +1,5 @@
+//go:build failpoints
+
 package sqlite_test
 
 import (
@@ -17,7 +19,6 @@ import (
 	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/test/failpoint"
 	"github.com/slipway-run/slipway/test/storagetest"
-	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // The test binary is also, as "life HOME RUN", a process that takes a run from the queue to its end.
@@ -72,7 +73,6 @@ func life(home, run string) error {
 // next one has recovered: the row says what the newest status event in the run's shard says, index.db has the shard's
 // status events, and no event stands twice.
 func TestKilledBetweenAnyTwoStatements(t *testing.T) {
-	testenv.Failpoints(t)
 	kills := 120 // each step of a life, several times
 	if os.Getenv("SLIPWAY_SOAK") != "" {
 		kills = 500
