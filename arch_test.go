@@ -59,7 +59,6 @@ var mayImport = map[string]string{
 	"cmd/slipway-worker":         "internal/execute",
 	"internal/webserver":         "",
 	"test/testenv":               "test/failpoint",
-	"test/pgserver":              "",
 	"test/storagetest":           "internal/dagster internal/storage test/testenv",
 	"launcher/launchertest":      "launcher config",
 	"test/faultproxy":            "",
