@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/slipway-run/slipway/config"
 )
@@ -128,45 +126,6 @@ func TestFileAndText(t *testing.T) {
 	}
 	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err == nil || !strings.Contains(err.Error(), file+":1:8: token: stat "+dir+"/gone") {
 		t.Errorf("a file that is missing: %v", err)
-	}
-}
-
-// What the schema accepts is what the decoder accepts.
-func TestSchemaAgreesWithDecode(t *testing.T) {
-	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(config.Schema(config.Fields(settings{})))))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := jsonschema.NewCompiler()
-	if err := c.AddResource("s.json", doc); err != nil {
-		t.Fatal(err)
-	}
-	schema, err := c.Compile("s.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for text, ok := range map[string]bool{
-		"name: x": true, "name: {env: USER_NAME}": true, "name: 1.10": true, "name: x\nwait: 30s\non: off": true, "name: x\nwait: 30": true,
-		"name: x\nlist: [a, b]\nmap: {k: v}\nsub: {deep: y}\npointer: 7": true,
-		"count: 3": false, "name: x\nnmae: y": false, "name: x\ncount: [1]": false, "name: x\nsub: {dep: y}": false, "name: x\nlist: a": false,
-	} {
-		n, err := config.Parse("f.yaml", []byte(text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var s settings
-		derr := config.Values{File: "f.yaml", Node: n, Env: env}.Decode(&s)
-		var v any
-		raw, err := json.Marshal(config.Tree(n))
-		if err == nil {
-			v, err = jsonschema.UnmarshalJSON(strings.NewReader(string(raw)))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if serr := schema.Validate(v); (serr == nil) != ok || (derr == nil) != ok {
-			t.Errorf("%q: schema says %v, Decode %v, want ok %v", text, serr, derr, ok)
-		}
 	}
 }
 

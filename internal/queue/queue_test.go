@@ -1,13 +1,10 @@
 package queue_test
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/queue"
@@ -36,8 +33,6 @@ func ids(runs []dagster.Run) string {
 	}
 	return strings.Join(out, " ")
 }
-
-func nobody(dagster.Run) queue.Reason { return "" }
 
 func TestPick(t *testing.T) {
 	team := []queue.TagLimit{{Key: "team", Value: "x", Limit: 1}}
@@ -83,34 +78,4 @@ func TestPick(t *testing.T) {
 			t.Errorf("%s: %d picked and %v waiting of %d: each has its reason", name, len(d.Picked), d.Waits, all)
 		}
 	}
-}
-
-func TestPickNeverPassesALimit(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		gen := rapid.Custom(func(t *rapid.T) string {
-			return fmt.Sprintf(":team=%s,priority=%d", rapid.SampledFrom([]string{"x", "y"}).Draw(t, "team"), rapid.IntRange(-2, 2).Draw(t, "priority"))
-		})
-		var words []string
-		for i, tags := range rapid.SliceOfN(gen, 0, 30).Draw(t, "queued") {
-			words = append(words, fmt.Sprintf("q%d%s", i, tags))
-		}
-		active := entries(strings.Repeat("a:team=x ", rapid.IntRange(0, 5).Draw(t, "active")))
-		limits := queue.Limits{MaxConcurrentRuns: rapid.IntRange(-1, 12).Draw(t, "max"), Tags: []queue.TagLimit{{Key: "team", Value: "x", Limit: rapid.IntRange(0, 6).Draw(t, "limit")}}}
-		picked := queue.Pick(entries(strings.Join(words, " ")), active, limits, nil, time.Now(), nobody).Picked
-		if limits.MaxConcurrentRuns >= 0 && len(picked) > max(0, limits.MaxConcurrentRuns-len(active)) {
-			t.Fatalf("%d picked beside %d in flight, limit %d", len(picked), len(active), limits.MaxConcurrentRuns)
-		}
-		x := 0
-		for i, r := range picked {
-			if r.Tags["team"] == "x" {
-				x++
-			}
-			if i > 0 && picked[i-1].Priority() < r.Priority() {
-				t.Fatalf("%s before %s", picked[i-1].ID, r.ID)
-			}
-		}
-		if x > 0 && x+len(active) > limits.Tags[0].Limit {
-			t.Fatalf("%d of team x in flight, limit %d", x+len(active), limits.Tags[0].Limit)
-		}
-	})
 }
