@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/daemon"
@@ -96,7 +95,7 @@ func (w *world) Write(b []byte) (int, error) {
 
 func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *world {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener")) })
+	testenv.GoroutinesEnd(t)
 	w := &world{t: t, d: storagetest.NewSQLite(t), moody: &moody{moods: moods}, log: &strings.Builder{}}
 	testenv.WorkersGone(t, w.d.Location)
 	t.Setenv(storagetest.LightStorage, w.d.Location)
