@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -18,8 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/net/websocket"
 )
 
 // Server is a running webserver.
@@ -373,55 +370,6 @@ func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr strin
 		stdout, stderr = stdout+got.CapturedLogs.Stdout, stderr+got.CapturedLogs.Stderr
 	}
 	return stdout, stderr, nil
-}
-
-// Follow is the run page's live log: it yields the messages of a run's events as the webserver sends them, until ctx ends.
-func (s *Server) Follow(ctx context.Context, run string) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		conn, err := websocket.Dial(strings.Replace(s.URL, "http", "ws", 1)+"/graphql", "graphql-ws", s.URL)
-		if err != nil {
-			yield("", err)
-			return
-		}
-		stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends Receive
-		defer stop()
-		defer func() { _ = conn.Close() }()
-		for _, m := range []map[string]any{
-			{"type": "connection_init", "payload": map[string]any{}},
-			{"type": "start", "id": "1", "payload": map[string]any{
-				"variables": map[string]any{"run": run},
-				"query":     `subscription ($run: ID!) {pipelineRunLogs(runId: $run) {... on PipelineRunLogsSubscriptionSuccess {messages {... on MessageEvent {message eventType}}} ... on PipelineRunLogsSubscriptionFailure {message}}}`,
-			}},
-		} {
-			if err := websocket.JSON.Send(conn, m); err != nil {
-				yield("", err)
-				return
-			}
-		}
-		for {
-			var got struct {
-				Payload struct {
-					Data struct {
-						PipelineRunLogs struct {
-							Messages []Event
-							Message  string
-						}
-					}
-				}
-			}
-			if err := websocket.JSON.Receive(conn, &got); err != nil {
-				if ctx.Err() == nil {
-					yield("", err)
-				}
-				return
-			}
-			for _, e := range got.Payload.Data.PipelineRunLogs.Messages {
-				if !yield(e.EventType+" "+e.Message, nil) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // Terminate does what the run page's button does. It says whether Dagster reports success.

@@ -88,7 +88,7 @@ func TestDagsterReadsWhatWeWrote(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			defer close(seen)
-			for m, err := range server.Follow(follow, slow) {
+			for m, err := range liveLog(follow, server, slow) {
 				if err != nil {
 					t.Error("live log: ", err)
 					return
