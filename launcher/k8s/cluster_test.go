@@ -4,6 +4,7 @@ package k8s_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.yaml.in/yaml/v3"
 	authv1 "k8s.io/api/authentication/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -27,7 +29,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/launcher"
@@ -134,6 +135,27 @@ func (a *asked) RoundTrip(r *http.Request) (*http.Response, error) {
 	return a.next.RoundTrip(r)
 }
 
+// manifest returns a Kubernetes object as YAML, with the field names of its JSON.
+func manifest(t *testing.T, object any) string {
+	t.Helper()
+	text, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members any
+	if err := json.Unmarshal(text, &members); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	e := yaml.NewEncoder(&out)
+	e.SetIndent(2)
+	e.CompactSeqIndent()
+	if err := errors.Join(e.Encode(members), e.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
 // The role in deploy/kubernetes has exactly the rights that the launcher uses: with no other ones it does all that it can do.
 func TestRole(t *testing.T) {
 	var rules []rbacv1.PolicyRule
@@ -145,16 +167,9 @@ func TestRole(t *testing.T) {
 		}
 	}
 	role := rbacv1.Role{TypeMeta: metav1.TypeMeta{APIVersion: "rbac.authorization.k8s.io/v1", Kind: "Role"}, ObjectMeta: metav1.ObjectMeta{Name: "slipway"}, Rules: rules}
-	text, err := yaml.Marshal(role)
-	if err != nil {
-		t.Fatal(err)
-	}
 	const head = "# What the daemon may do in a namespace of its workers; made from launcher/k8s, whose tests run with nothing else.\n"
-	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/kubernetes/role.yaml"), head+string(text))
-	if text, err = yaml.Marshal(map[string]any{"rules": rules}); err != nil {
-		t.Fatal(err)
-	}
-	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/helm/slipway/role-rules.yaml"), head+string(text))
+	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/kubernetes/role.yaml"), head+manifest(t, role))
+	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/helm/slipway/role-rules.yaml"), head+manifest(t, map[string]any{"rules": rules}))
 
 	client, access, image := admin(t)
 	space, ctx := namespace(t, client), t.Context()
@@ -165,7 +180,7 @@ func TestRole(t *testing.T) {
 	if _, err := client.CoreV1().ServiceAccounts(space).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "slipway"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	_, err = client.RbacV1().RoleBindings(space).Create(ctx, &rbacv1.RoleBinding{
+	_, err := client.RbacV1().RoleBindings(space).Create(ctx, &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "slipway"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "slipway"},
 		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "slipway", Namespace: space}},
 	}, metav1.CreateOptions{})
