@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/robfig/cron/v3"
+	"github.com/netresearch/go-cron"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/slipway-run/slipway/config"
@@ -317,8 +317,12 @@ type Window struct {
 	Why      string        `config:"why" help:"Is shown with it."`
 }
 
-// Begins is the schedule of a window's beginnings.
-func (w Window) Begins() (cron.Schedule, error) { return cron.ParseStandard(w.Cron) }
+// Begins returns the times at which the window begins. As in cron, a day matches if either its day of the
+// month or its day of the week does, and a time that the clock skips in spring comes right after the gap.
+func (w Window) Begins() (cron.Schedule, error) {
+	standard := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
+	return standard.Parse(w.Cron)
+}
 
 // Brake says when a job's launches are paused for the deaths of its workers.
 type Brake struct {
