@@ -11,8 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/creachadair/mds/shell"
 	"github.com/docker/go-units"
-	"github.com/google/shlex"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -296,6 +296,8 @@ func (s *spec) apply(kwargs []member) error {
 	return errors.Join(errs...)
 }
 
+// entrypoint is a list of words, or a command that docker-py splits with Python's shlex.split: quotes and
+// backslashes as in a shell, no comments, no expansion.
 func entrypoint(s *spec, value json.RawMessage) (err error) {
 	if isList(value) {
 		s.Config.Entrypoint, err = scalars(value)
@@ -305,8 +307,12 @@ func entrypoint(s *spec, value json.RawMessage) (err error) {
 	if err != nil {
 		return err
 	}
-	s.Config.Entrypoint, err = shlex.Split(text)
-	return err
+	words, ok := shell.Split(text)
+	if !ok {
+		return fmt.Errorf("%q: a quotation is not closed, or a backslash is the last character", text)
+	}
+	s.Config.Entrypoint = words
+	return nil
 }
 
 func platform(s *spec, value json.RawMessage) error {
