@@ -12,11 +12,12 @@ import (
 	"strings"
 
 	"github.com/creachadair/mds/shell"
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/slipway-run/slipway/config"
 )
 
 // spec is what is sent to the engine to make one container.
@@ -54,18 +55,33 @@ func strict(value json.RawMessage, into any) error {
 	return nil
 }
 
-// size is a keyword for a number of bytes, as 1g or 268435456.
+// size is a keyword for a number of bytes, for example 1g or 268435456.
 func size(at func(*spec) *int64) keyword {
-	return func(s *spec, value json.RawMessage) (err error) {
+	return func(s *spec, value json.RawMessage) error {
 		text, err := scalar(value)
 		if err != nil {
 			return err
 		}
-		if *at(s), err = strconv.ParseInt(text, 10, 64); err != nil { // -1 means no limit to some
-			*at(s), err = units.RAMInBytes(text)
-		}
+		*at(s), err = bytesOf(text)
 		return err
 	}
+}
+
+// bytesOf reads a size as docker-py does: k, m and g, in either case and with or without b, are powers of 1024.
+func bytesOf(text string) (int64, error) {
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil { // some options take -1 for no limit
+		return n, nil
+	}
+	number := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(text), "b"), "i")
+	unit := ""
+	if i := len(number) - 1; i >= 0 && strings.Contains("kmgt", number[i:]) {
+		number, unit = number[:i], strings.ToUpper(number[i:])+"i"
+	}
+	n, err := config.ParseBytes(strings.TrimSpace(number) + unit)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a size (for example: 512m or 1g)", text)
+	}
+	return n, nil
 }
 
 // word is a keyword for a text that may be written as a number.

@@ -68,3 +68,23 @@ func TestEntrypointIsSplitAsByPython(t *testing.T) {
 		}
 	}
 }
+
+// The wanted numbers are those of docker-py 7.1's parse_bytes.
+func TestSizesAreReadAsByDockerPy(t *testing.T) {
+	for value, want := range map[any]int64{
+		268435456: 268435456, "268435456": 268435456, "-1": -1, "7b": 7, "7B": 7, "0": 0,
+		"2k": 2048, "512m": 536870912, "512M": 536870912, "1g": 1073741824, "1gb": 1073741824, "1Gb": 1073741824,
+		"1.5g": 1610612736, "0.25m": 262144, "1 g": 1073741824,
+		"1GiB": 1073741824, "2t": 2199023255552, // docker-py refuses these
+	} {
+		got, err := made(t, "mem_limit", value)
+		if err != nil || got.HostConfig.Memory != want {
+			t.Errorf("mem_limit %v: %d, %v, want %d", value, got.HostConfig.Memory, err, want)
+		}
+	}
+	for _, text := range []string{"", "g", "b", "1x", "1gg", "lots", "nan", "infg", "1e30g", "-1g"} {
+		if got, err := made(t, "mem_limit", text); err == nil {
+			t.Errorf("mem_limit %q: %d, want an error", text, got.HostConfig.Memory)
+		}
+	}
+}
