@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -25,7 +24,8 @@ import (
 // what says which part of an instance a command is about; nothing is all of it.
 type what struct{ launcher, location, job, tag string }
 
-func (w *what) flags(f *pflag.FlagSet) {
+func (w *what) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.StringVar(&w.launcher, "launcher", "", "only launches on this launcher; its runs go to the next one of their route, if there is one")
 	f.StringVar(&w.location, "location", "", "only runs of this code location")
 	f.StringVar(&w.job, "job", "", "only runs of this job")
@@ -84,15 +84,15 @@ holds over restarts and for every daemon, and takes effect within a second or tw
 			})
 		},
 	}
-	w.flags(cmd.Flags())
-	pauseFlags(cmd.Flags(), &by, &why)
+	w.flags(cmd)
+	pauseFlags(cmd, &by, &why)
 	cmd.Flags().DurationVar(&long, "for", 0, "how long; by default until slipway unpause")
 	return cmd
 }
 
-func pauseFlags(f *pflag.FlagSet, by, why *string) {
-	f.StringVar(by, "by", "", "who pauses (default: this user)")
-	f.StringVar(why, "why", "", "why, for those who wonder later")
+func pauseFlags(cmd *cobra.Command, by, why *string) {
+	cmd.Flags().StringVar(by, "by", "", "who pauses (default: this user)")
+	cmd.Flags().StringVar(why, "why", "", "why, for those who wonder later")
 }
 
 func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage.Store, w what, by, why string, long time.Duration) (queue.Pause, error) {
@@ -127,7 +127,7 @@ func (p *program) unpauseCommand() *cobra.Command {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.unpause(cmd.Context(), in, s, w, all) })
 		},
 	}
-	w.flags(cmd.Flags())
+	w.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "all pauses")
 	return cmd
 }
@@ -178,8 +178,8 @@ or --timeout, it stays as well.`,
 			})
 		},
 	}
-	w.flags(cmd.Flags())
-	pauseFlags(cmd.Flags(), &by, &why)
+	w.flags(cmd)
+	pauseFlags(cmd, &by, &why)
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer; 0: wait")
 	return cmd
 }
