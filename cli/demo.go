@@ -15,7 +15,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/term"
 
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -96,7 +95,7 @@ Without a terminal, or with ONCE=1 in the environment, it stops everything at th
 make demo installs what --dagster needs and starts it.`,
 		Example: "  slipway demo\n  slipway demo --dagster --bin ~/venv/bin",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			terminal := term.IsTerminal(int(os.Stdout.Fd()))
+			terminal := isTerminal(os.Stdout)
 			once, _ := p.env("ONCE")
 			d.once, d.live = once != "" || !terminal, terminal
 			return d.run(cmd.Context())
@@ -106,6 +105,16 @@ make demo installs what --dagster needs and starts it.`,
 	cmd.Flags().StringVar(&d.bin, "bin", ".venv/bin", "folder of dagster-webserver and its Python")
 	cmd.Flags().StringVar(&d.project, "project", "examples/etl/definitions.py", "Python file of the example project")
 	return cmd
+}
+
+// isTerminal reports whether f is a character device other than /dev/null.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }
 
 func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
