@@ -384,7 +384,8 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	if err := l.pulls.want(s.Config.Image, l.pull, req.ID.String(), auth); err != nil {
 		return none, err
 	}
-	options := client.ContainerCreateOptions{Name: name, Config: &s.Config, HostConfig: &s.Host, Platform: s.Platform}
+	options := s.Create
+	options.Name, options.Config, options.HostConfig = name, &s.Config, &s.Host
 	if len(s.MAC) > 0 {
 		options.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{string(s.Host.NetworkMode): {MacAddress: s.MAC}}}
 	}
@@ -392,7 +393,11 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	switch {
 	case err == nil, cerrdefs.IsConflict(err): // it is looked at in both cases: another process may have made it in this moment
 	case cerrdefs.IsNotFound(err) && l.pull != "never" && strings.Contains(strings.ToLower(err.Error()), "no such image"):
-		return none, l.pulls.start(s.Config.Image, req.ID.String(), auth, s.Platform)
+		var pull client.ImagePullOptions
+		if options.Platform != nil {
+			pull.Platforms = append(pull.Platforms, *options.Platform)
+		}
+		return none, l.pulls.start(s.Config.Image, req.ID.String(), auth, pull)
 	case cerrdefs.IsNotFound(err):
 		return none, launcher.WithCause(fmt.Errorf("%w: docker: %w", launcher.ErrInvalid, err), launcher.CauseImagePull)
 	case cerrdefs.IsInvalidArgument(err):
@@ -463,6 +468,6 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	s.Config.Env = redactedEnv(s.Config.Env, s.Config.Labels[secretsLabel])
 	return json.MarshalIndent(map[string]any{
 		"engine": l.engine.DaemonHost(), "name": req.ID.String(), "pull": l.pull, "networks": s.Networks,
-		"Config": s.Config, "HostConfig": s.Host, "Platform": s.Platform,
+		"Config": s.Config, "HostConfig": s.Host, "Platform": s.Create.Platform,
 	}, "", "  ")
 }

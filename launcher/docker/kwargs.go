@@ -15,17 +15,18 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/moby/moby/client"
 
 	"github.com/slipway-run/slipway/config"
 )
 
 // spec is what is sent to the engine to make one container.
 type spec struct {
-	Config   container.Config
-	Host     container.HostConfig
-	Platform *ocispec.Platform
-	MAC      network.HardwareAddr
+	Config container.Config
+	Host   container.HostConfig
+	// Create has the platform. The other options are set when the container is made.
+	Create client.ContainerCreateOptions
+	MAC    network.HardwareAddr
 	// Networks are joined in order, the first when the container is made.
 	Networks []string
 	// Stop is the time in seconds between stop and kill that container_kwargs ask for; nil: none.
@@ -340,11 +341,14 @@ func platform(s *spec, value json.RawMessage) error {
 	if len(parts) < 2 || len(parts) > 3 {
 		return fmt.Errorf("os/architecture is expected, not %q", text)
 	}
-	s.Platform = &ocispec.Platform{OS: parts[0], Architecture: parts[1]}
+	members := map[string]string{"os": parts[0], "architecture": parts[1]}
 	if len(parts) == 3 {
-		s.Platform.Variant = parts[2]
+		members["variant"] = parts[2]
 	}
-	return nil
+	if value, err = json.Marshal(members); err != nil {
+		return err
+	}
+	return strict(value, &s.Create.Platform)
 }
 
 // lower is a mapping with its keys in the spelling of the engine's API, of which docker-py takes both.

@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 func made(t *testing.T, keyword string, value any) (out struct {
 	Config     struct{ Entrypoint []string }
 	HostConfig struct{ Memory int64 }
+	Platform   map[string]string
 }, err error) {
 	t.Helper()
 	settings, err := json.Marshal(map[string]any{"image": "image", "container_kwargs": map[string]any{keyword: value}})
@@ -85,6 +87,17 @@ func TestSizesAreReadAsByDockerPy(t *testing.T) {
 	for _, text := range []string{"", "g", "b", "1x", "1gg", "lots", "nan", "infg", "1e30g", "-1g"} {
 		if got, err := made(t, "mem_limit", text); err == nil {
 			t.Errorf("mem_limit %q: %d, want an error", text, got.HostConfig.Memory)
+		}
+	}
+}
+
+func TestPlatform(t *testing.T) {
+	for text, want := range map[string]map[string]string{
+		"linux/arm64":  {"os": "linux", "architecture": "arm64"},
+		"linux/arm/v7": {"os": "linux", "architecture": "arm", "variant": "v7"},
+	} {
+		if got, err := made(t, "platform", text); err != nil || !maps.Equal(got.Platform, want) {
+			t.Errorf("platform %q: %v, %v, want %v", text, got.Platform, err, want)
 		}
 	}
 }

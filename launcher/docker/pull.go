@@ -14,7 +14,6 @@ import (
 	"github.com/moby/moby/api/pkg/authconfig"
 	registrytypes "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/slipway-run/slipway/launcher"
 )
@@ -57,18 +56,18 @@ func (p *puller) want(image, policy, run string, auth *registry) error {
 	if done {
 		return nil
 	}
-	return p.start(image, run, auth, nil)
+	return p.start(image, run, auth, client.ImagePullOptions{})
 }
 
 // start begins a pull for a run, or says how the one that there is stands: [launcher.Pending] until it has ended, then nil or its error.
-func (p *puller) start(image, run string, auth *registry, platform *ocispec.Platform) error {
+func (p *puller) start(image, run string, auth *registry, options client.ImagePullOptions) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := p.pulls[image]
 	if at == nil || at.ended && (at.err == nil || at.asked[run]) {
 		at = &pull{began: time.Now(), state: "waiting for the registry", asked: map[string]bool{}}
 		p.pulls[image] = at
-		go p.run(at, image, run, auth, platform)
+		go p.run(at, image, run, auth, options)
 	}
 	if at.ended {
 		at.asked[run] = true
@@ -78,12 +77,12 @@ func (p *puller) start(image, run string, auth *registry, platform *ocispec.Plat
 }
 
 // run pulls until the image is there, the registry says that it will not be, or the time is up.
-func (p *puller) run(at *pull, image, run string, auth *registry, platform *ocispec.Platform) {
+func (p *puller) run(at *pull, image, run string, auth *registry, options client.ImagePullOptions) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.limit)
 	defer cancel()
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := p.once(ctx, at, image, auth, platform)
+		err := p.once(ctx, at, image, auth, options)
 		if err != nil && ctx.Err() == nil {
 			last = err
 			p.log.Warn("image not pulled", "image", image, "err", err)
@@ -122,11 +121,7 @@ func final(err error) bool {
 	return false
 }
 
-func (p *puller) once(ctx context.Context, at *pull, image string, auth *registry, platform *ocispec.Platform) error {
-	options := client.ImagePullOptions{}
-	if platform != nil {
-		options.Platforms = []ocispec.Platform{*platform}
-	}
+func (p *puller) once(ctx context.Context, at *pull, image string, auth *registry, options client.ImagePullOptions) error {
 	if auth != nil {
 		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: auth.Username, Password: auth.Password, ServerAddress: auth.URL})
 		if err != nil {
