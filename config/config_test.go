@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 type settings struct {
@@ -62,11 +61,11 @@ on: no
 		t.Errorf("Decode with an unset variable = %v", err)
 	}
 	want := settings{Name: "ann-x--${Y}", Wait: 90 * time.Second, Token: "hunter2", List: []string{"a", "ann"}, Map: map[string]string{"k": "1.10"}, Sub: sub{"y"}, Pointer: &seven}
-	if d := cmp.Diff(got, want); d != "" {
+	if d := testenv.Diff(got, want); d != "" {
 		t.Errorf("Decode (-got +want):\n%s", d)
 	}
 	got, err = decode(t, "name: n\n")
-	if d := cmp.Diff(got, settings{Name: "n", Count: 3, On: true, Wait: time.Minute, Sub: sub{"x"}}); d != "" || err != nil {
+	if d := testenv.Diff(got, settings{Name: "n", Count: 3, On: true, Wait: time.Minute, Sub: sub{"x"}}); d != "" || err != nil {
 		t.Errorf("defaults: %v (-got +want):\n%s", err, d)
 	}
 }
@@ -114,7 +113,7 @@ func TestFileAndText(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]config.Text{"A": {Value: "plain"}, "B": {Value: "ann", Secret: true}, "C": {Value: "hunter2", Secret: true}, "D": {Value: "ann", Secret: true}}
-	if d := cmp.Diff(s.Env, want, cmp.Comparer(func(a, b config.Text) bool { return a == b })); d != "" || s.Token != "hunter2" || s.Opt != nil {
+	if d := testenv.Diff(s.Env, want); d != "" || s.Token != "hunter2" || s.Opt != nil {
 		t.Errorf("token %q, opt %v, env (-got +want):\n%s", string(s.Token), s.Opt, d)
 	}
 	if text := fmt.Sprint(s.Env, s.Token); strings.Contains(text, "hunter2") || strings.Contains(text, "ann") {

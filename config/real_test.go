@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -46,7 +44,7 @@ sys.stdout.write(yaml.dump(tree, default_flow_style=False))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, want)
 	}
-	if d := cmp.Diff(config.Dump(list), string(want)); d != "" {
+	if d := testenv.Diff(config.Dump(list), string(want)); d != "" {
 		t.Errorf("Dump (-got +want):\n%s", d)
 	}
 }

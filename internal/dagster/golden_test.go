@@ -12,8 +12,6 @@ import (
 
 	_ "modernc.org/sqlite"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -56,7 +54,7 @@ func TestGoldenRunBodiesComeBackByteForByte(t *testing.T) {
 			if err != nil {
 				t.Fatalf("ParseRun(%.80s…): %v", body, err)
 			}
-			if d := cmp.Diff(r.Body(), body); d != "" {
+			if d := testenv.Diff(r.Body(), body); d != "" {
 				t.Errorf("run %s: body changed (-got +want):\n%s", r.ID, d)
 			}
 			if r.Job == "" || r.Remote.Location == "" || r.Remote.Repository == "" || len(r.Code.EntryPoint) == 0 {
@@ -79,11 +77,11 @@ func TestGoldenEventsComeBackByteForByte(t *testing.T) {
 					t.Fatalf("%s: %v", shard, err)
 				}
 				if got := e.JSON(); got != text {
-					t.Errorf("%s: event changed (-got +want):\n%s", shard, cmp.Diff(got, text))
+					t.Errorf("%s: event changed (-got +want):\n%s", shard, testenv.Diff(got, text))
 				}
 				normal, err := dagster.Normalize(text)
 				if err != nil || normal != text {
-					t.Errorf("%s: Normalize: %v\n%s", shard, err, cmp.Diff(normal, text))
+					t.Errorf("%s: Normalize: %v\n%s", shard, err, testenv.Diff(normal, text))
 				}
 			}
 			stamps := texts(t, shard, "SELECT timestamp || '|' || event FROM event_logs")
@@ -133,7 +131,7 @@ func eventsFromOutside(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 		got["timestamp"] = golden.Event["timestamp"] // ours has microseconds, Python's clock more
-		if d := cmp.Diff(got, golden.Event); d != "" {
+		if d := testenv.Diff(got, golden.Event); d != "" {
 			t.Errorf("%s (-got +want):\n%s", file, d)
 		}
 	}
@@ -162,7 +160,7 @@ func TestGoldenTextsOfAllClassesComeBackByteForByte(t *testing.T) {
 		}
 		for _, text := range all {
 			if got, err := dagster.Normalize(text); err != nil || got != text {
-				t.Errorf("Normalize: %v\n%s", err, cmp.Diff(got, text))
+				t.Errorf("Normalize: %v\n%s", err, testenv.Diff(got, text))
 			}
 		}
 	}
@@ -214,7 +212,7 @@ func TestGoldenExamplesComeBack(t *testing.T) {
 				}
 				seen[o.Class()]++
 				if got, err := decode(text); err != nil || got != text {
-					t.Errorf("%s: %v (-got +want)\n%s", file, err, cmp.Diff(got, text))
+					t.Errorf("%s: %v (-got +want)\n%s", file, err, testenv.Diff(got, text))
 				}
 			}
 		}
@@ -233,7 +231,7 @@ func TestPoolsAndErrorsAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &dagster.Pools{All: []string{"warehouse"}, Root: map[string]int{"warehouse": 1}}
-	if d := cmp.Diff(r.Pools, want); d != "" {
+	if d := testenv.Diff(r.Pools, want); d != "" {
 		t.Errorf("Pools (-got +want):\n%s", d)
 	}
 	o, err := dagster.ParseObject(read(t, filepath.Join(dir, "events/STEP_FAILURE.StepFailureData.json")))
@@ -273,7 +271,7 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 				}
 				id, _ := o.Value("pipeline_run_id").(string)
 				a := dagster.ExecuteRunArgs{InstanceRef: o["instance_ref"], Origin: o["pipeline_origin"], RunID: id, SetExitCodeOnFailure: exit, Resume: file == "resume.raw.json"}
-				if d := cmp.Diff(a.JSON(), string(raw)); d != "" {
+				if d := testenv.Diff(a.JSON(), string(raw)); d != "" {
 					t.Errorf("%s/%s (-got +want):\n%s", storage, file, d)
 				}
 			}
@@ -326,7 +324,7 @@ func TestEventsFromInsideEqualDagsters(t *testing.T) {
 					}
 				}
 			}
-			if d := cmp.Diff(got, want); d != "" {
+			if d := testenv.Diff(got, want); d != "" {
 				t.Errorf("%s (-got +want):\n%s", file, d)
 			}
 		}

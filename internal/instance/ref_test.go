@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/launcher"
@@ -63,7 +61,7 @@ func TestRefEqualsDagsters(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := cmp.Diff(strings.ReplaceAll(string(in.Ref()), dir, was), pretty); d != "" {
+			if d := testenv.Diff(strings.ReplaceAll(string(in.Ref()), dir, was), pretty); d != "" {
 				t.Errorf("%s/%s: Ref() (-got +want):\n%s", golden, storage, d)
 			}
 		}

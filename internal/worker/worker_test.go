@@ -9,12 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/router"
 	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // files is a machine with some files.
@@ -94,13 +93,13 @@ func TestRequestCarriesTheRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `{"__class__": "ExecuteRunArgs", "instance_ref": {"__class__": "InstanceRef"}, "pipeline_origin": ` + string(r.Code.Raw) + `, "pipeline_run_id": "0a", "set_exit_code_on_failure": null}`
-	if d := cmp.Diff(req.Command[len(req.Command)-1], want); d != "" {
+	if d := testenv.Diff(req.Command[len(req.Command)-1], want); d != "" {
 		t.Errorf("argument (-got +want):\n%s", d)
 	}
 	if req.ID != (launcher.ID{Run: "0a", Attempt: 2}) || req.Token != "tok" || req.Instance != "prod" || req.Labels["dagster-run-id"] != "0a" {
 		t.Errorf("request = %+v", req)
 	}
-	if d := cmp.Diff(req.Env, []launcher.Env{{Name: "DAGSTER_RUN_JOB_NAME", Value: "job"}}); d != "" {
+	if d := testenv.Diff(req.Env, []launcher.Env{{Name: "DAGSTER_RUN_JOB_NAME", Value: "job"}}); d != "" {
 		t.Errorf("env (-got +want):\n%s", d)
 	}
 }

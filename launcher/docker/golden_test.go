@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/slipway-run/slipway/config"
@@ -183,7 +182,7 @@ func TestGoldenLaunches(t *testing.T) {
 			if err != nil || differs[c.Name] != "" {
 				return
 			}
-			if d := cmp.Diff(c.Output.Tags, got.Tags); d != "" {
+			if d := testenv.Diff(c.Output.Tags, got.Tags); d != "" {
 				t.Errorf("tags (-want +got):\n%s", d)
 			}
 			if len(c.Output.Events) == 0 || len(got.Notes) != 1 || got.Notes[0].Text != c.Output.Events[len(c.Output.Events)-1].Message {
@@ -261,7 +260,7 @@ func (e *engine) compare() {
 	}
 	wantCreate, want, wantLast := pick(e.c.Output.Calls)
 	gotCreate, got, gotLast := pick(e.calls)
-	if d := cmp.Diff(want, got); d != "" {
+	if d := testenv.Diff(want, got); d != "" {
 		e.t.Errorf("networks joined (-want +got):\n%s", d)
 	}
 	if !strings.HasSuffix(wantLast, "/start") || !strings.HasSuffix(gotLast, "/start") {
@@ -300,7 +299,7 @@ func (e *engine) agree(want, got map[string]any) {
 			delete(gotLabels, k)
 		}
 	}
-	if d := cmp.Diff(bare(want), bare(got)); d != "" {
+	if d := testenv.Diff(bare(want), bare(got)); d != "" {
 		e.t.Errorf("create (-want +got):\n%s", d)
 	}
 }

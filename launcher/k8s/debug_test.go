@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -91,7 +90,7 @@ func TestGoldenDebugText(t *testing.T) {
 		if len(logs) == 0 {
 			got = strings.ReplaceAll(got, "\n\nNo logs for container 'dagster'.", "")
 		}
-		if d := cmp.Diff(want, got); d != "" {
+		if d := testenv.Diff(want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", c.Name, d)
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	"k8s.io/client-go/rest"
 
@@ -117,7 +116,7 @@ func TestGoldenLaunches(t *testing.T) {
 			if err != nil || differs[c.Name] != "" {
 				return
 			}
-			if d := cmp.Diff(c.Output.Tags, got.Tags); d != "" {
+			if d := testenv.Diff(c.Output.Tags, got.Tags); d != "" {
 				t.Errorf("tags (-want +got):\n%s", d)
 			}
 			var notes, messages []string
@@ -127,7 +126,7 @@ func TestGoldenLaunches(t *testing.T) {
 			for _, e := range c.Output.Events {
 				messages = append(messages, e.Message)
 			}
-			if d := cmp.Diff(messages, notes); d != "" {
+			if d := testenv.Diff(messages, notes); d != "" {
 				t.Errorf("notes (-want +got):\n%s", d)
 			}
 			a.compare(c)
@@ -237,7 +236,7 @@ func (a *api) compare(c goldenCase) {
 			}
 		}
 	}
-	if d := cmp.Diff(bare(want), bare(got)); d != "" {
+	if d := testenv.Diff(bare(want), bare(got)); d != "" {
 		a.t.Errorf("Job (-want +got):\n%s", d)
 	}
 }

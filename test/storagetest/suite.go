@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -321,7 +320,7 @@ func moveWrites(t *testing.T, f *fixture) {
 	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Starting, Launch: l})
 	r = f.run(t, run)
 	want(t, "handle", r.Handle, "a handle with spaces")
-	if d := cmp.Diff(r.Tags, map[string]string{"k": "new", "docker/container_id": "c1"}); d != "" {
+	if d := testenv.Diff(r.Tags, map[string]string{"k": "new", "docker/container_id": "c1"}); d != "" {
 		t.Errorf("tags (-got +want):\n%s", d)
 	}
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING ENGINE_EVENT")
@@ -593,7 +592,7 @@ func claimTags(t *testing.T, f *fixture) {
 	if out, err := f.s.Claim(f.ctx, f.lead(t), []storage.Claim{c}); err != nil || !out[0].Done {
 		t.Fatalf("Claim = %+v, %v", out, err)
 	}
-	if d := cmp.Diff(f.run(t, run).Tags, map[string]string{"a": "1", dagster.GRPCInfoTag: "ours"}); d != "" {
+	if d := testenv.Diff(f.run(t, run).Tags, map[string]string{"a": "1", dagster.GRPCInfoTag: "ours"}); d != "" {
 		t.Errorf("tags (-got +want):\n%s", d)
 	}
 	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ? AND value = 'ours'", run, dagster.GRPCInfoTag)
@@ -641,7 +640,7 @@ func poolsDefault(t *testing.T, f *fixture) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(got, expected); d != "" {
+		if d := testenv.Diff(got, expected); d != "" {
 			t.Errorf("%s (-got +want):\n%s", what, d)
 		}
 	}
