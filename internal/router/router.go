@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/cel-go/cel"
+	"cel.dev/cel-go/cel"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/dagster"
