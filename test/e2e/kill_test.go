@@ -105,10 +105,13 @@ func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 			}
 		}
 		if s, ok := w.open().(*sqlite.Store); ok {
-			index, err := s.Mirrored(w.t.Context(), id)
-			if want := 3*attempts + 1; err != nil || len(index) != want {
-				w.t.Errorf("run %s: index.db has %d status events, %v, want %d", id, len(index), err, want)
-			}
+			// A worker commits the end of its run first, and then writes it to index.db.
+			testenv.Eventually(w.t, time.Minute, func() (bool, string) {
+				index, err := s.Mirrored(w.t.Context(), id)
+				want := 3*attempts + 1
+				return err == nil && len(index) == want,
+					fmt.Sprintf("run %s: index.db has %d status events, %v, want %d", id, len(index), err, want)
+			})
 		}
 	}
 }
