@@ -20,6 +20,12 @@ import (
 
 const module = "github.com/slipway-run/slipway/"
 
+func TestMain(m *testing.M) {
+	code := m.Run()
+	testenv.Cleanup()
+	os.Exit(code)
+}
+
 // mayImport lists, for each package, which packages of this module it may import. Packages of tests and of
 // internal/ may import what they test and are not listed.
 var mayImport = map[string]string{
@@ -121,7 +127,6 @@ func TestImportsGoOneWay(t *testing.T) {
 // The programs that users get read no environment variable of a test. One that is built with the tag
 // shows that the names would be found.
 func TestProgramsHaveNoFailpoints(t *testing.T) {
-	defer testenv.Cleanup()
 	for file, want := range map[string]bool{
 		testenv.Build(t, "slipway"):                  false,
 		testenv.Build(t, "slipway-worker"):           false,
