@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -99,17 +97,13 @@ func (p *program) check(ctx context.Context, names []string, canary daemon.Canar
 }
 
 func (p *program) printFindings(views []findingView) error {
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	var b strings.Builder
+	var t table
 	for _, v := range views {
 		state, what := "ok", v.What
 		if !v.OK {
 			state, what = "WRONG", v.What+": "+v.Fix
 		}
-		fmt.Fprintf(&b, "%s\t%s\t%s\n", v.Launcher, state, what)
+		t.row(v.Launcher, state, what)
 	}
-	if _, err := w.Write([]byte(b.String())); err != nil {
-		return err
-	}
-	return w.Flush()
+	return t.print(p.out)
 }

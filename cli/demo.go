@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
@@ -303,16 +302,16 @@ func (r *row) update(ctx context.Context, s storage.Store, workers launcher.Laun
 }
 
 func (d *demo) table(w io.Writer, rows []*row) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "RUN\tJOB\tSTATE\tQUEUED\tTO EXEC\tTO START\tTOTAL")
+	var t table
+	t.row("RUN", "JOB", "STATE", "QUEUED", "TO EXEC", "TO START", "TOTAL")
 	for _, r := range rows {
 		job := r.job
 		if r.partition != "" {
 			job += " " + r.partition
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.id[:8], job, r.status, short(r.claimed), short(r.exec), short(r.start), short(r.end))
+		t.row(r.id[:8], job, r.status, short(r.claimed), short(r.exec), short(r.start), short(r.end))
 	}
-	_ = t.Flush()
+	_ = t.print(w)
 }
 
 func short(t time.Duration) string {

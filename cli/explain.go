@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -80,25 +79,26 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 	if p.json {
 		return p.printJSON(e)
 	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	var b strings.Builder
-	fmt.Fprintf(&b, "run\t%s\nlauncher\t%s\ndecided then\t%s\ndecides now\t%s: %s\nlaunchers\t%s\n", e.RunID, dash(e.Launcher), dash(e.Route), e.Rule, e.Reason, strings.Join(e.Launchers, ", then "))
+	var t table
+	t.row("run", e.RunID)
+	t.row("launcher", dash(e.Launcher))
+	t.row("decided then", dash(e.Route))
+	t.row("decides now", fmt.Sprintf("%s: %s", e.Rule, e.Reason))
+	t.row("launchers", strings.Join(e.Launchers, ", then "))
 	for _, p := range e.Passed {
-		fmt.Fprintf(&b, "does not fit\t%s\n", p)
+		t.row("does not fit", p)
 	}
 	if e.Problem != "" {
-		fmt.Fprintf(&b, "problem\t%s\n", e.Problem)
+		t.row("problem", e.Problem)
 	}
 	if len(e.Fields) > 0 {
-		b.WriteString("\nFIELD\tVALUE\tSET BY\n")
+		t.row()
+		t.row("FIELD", "VALUE", "SET BY")
 	}
 	for _, f := range e.Fields {
-		fmt.Fprintf(&b, "%s\t%s\t%s\n", f.Field, f.Value, f.Source)
+		t.row(f.Field, f.Value, f.Source)
 	}
-	if _, err := w.Write([]byte(b.String())); err != nil {
-		return err
-	}
-	return w.Flush()
+	return t.print(p.out)
 }
 
 // layerTarget is a launcher as far as the layers of a worker need it.

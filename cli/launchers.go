@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,13 +84,12 @@ func (p *program) launchersListCommand() *cobra.Command {
 			if p.json {
 				return p.printJSON(views)
 			}
-			w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-			_, err = fmt.Fprintln(w, "LAUNCHER\tKIND\tDEFAULT\tABILITIES")
+			var t table
+			t.row("LAUNCHER", "KIND", "DEFAULT", "ABILITIES")
 			for _, v := range views {
-				_, werr := fmt.Fprintf(w, "%s\t%s\t%v\t%v\n", v.Name, v.Kind, v.Default, v.Abilities)
-				err = errors.Join(err, werr)
+				t.row(v.Name, v.Kind, v.Default, v.Abilities)
 			}
-			return errors.Join(err, w.Flush())
+			return t.print(p.out)
 		},
 	}
 }

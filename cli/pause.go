@@ -9,7 +9,6 @@ import (
 	"os/user"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -220,18 +219,16 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 	}
 }
 
-// pausesTable shows pauses.
-func pausesTable(w *tabwriter.Writer, pauses []queue.Pause) error {
-	_, err := fmt.Fprintln(w, "PAUSED\tSINCE\tUNTIL\tBY\tWHY")
+// pauses adds the rows of pauses.
+func (t *table) pauses(pauses []queue.Pause) {
+	t.row("PAUSED", "SINCE", "UNTIL", "BY", "WHY")
 	for _, q := range pauses {
 		until := "unpaused"
 		if !q.Until.IsZero() {
 			until = q.Until.Local().Format(time.DateTime)
 		}
-		_, werr := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", q, q.Since.Local().Format(time.DateTime), until, q.By, dash(q.Why))
-		err = errors.Join(err, werr)
+		t.row(q, q.Since.Local().Format(time.DateTime), until, q.By, dash(q.Why))
 	}
-	return err
 }
 
 func (p *program) statusCommand() *cobra.Command {
@@ -267,44 +264,42 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 	if p.json {
 		return errors.Join(p.printJSON(st), lead)
 	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	var errs []error
-	say := func(format string, args ...any) {
-		_, err := fmt.Fprintf(w, format, args...)
-		errs = append(errs, err)
-	}
-	say("instance\t%s\nhome\t%s\nstorage\t%s\n", st.Instance, st.Home, st.Storage)
+	var t table
+	t.row("instance", st.Instance)
+	t.row("home", st.Home)
+	t.row("storage", st.Storage)
 	if lead != nil {
-		say("leader\tnone; the last one was %s, epoch %d\n", dash(st.Leader.ID), st.Leader.Epoch)
+		t.row("leader", fmt.Sprintf("none; the last one was %s, epoch %d", dash(st.Leader.ID), st.Leader.Epoch))
 	} else {
-		say("leader\t%s, epoch %d\n", st.Leader.ID, st.Leader.Epoch)
+		t.row("leader", fmt.Sprintf("%s, epoch %d", st.Leader.ID, st.Leader.Epoch))
 	}
 	for _, s := range dagster.UnfinishedStatuses() {
 		if n := st.Runs[string(s)]; n > 0 {
-			say("%s\t%d\n", s, n)
+			t.row(s, n)
 		}
 	}
 	for _, r := range slices.Sorted(maps.Keys(st.Waiting)) {
 		if n := st.Waiting[r]; n > 0 {
-			say("waiting for %s\t%d\n", r, n)
+			t.row(fmt.Sprintf("waiting for %s", r), n)
 		}
 	}
 	if problem != nil && lead == nil {
-		say("the leader's part\tnot known: %v\n", problem)
+		t.row("the leader's part", fmt.Sprintf("not known: %v", problem))
 	}
 	if len(st.Launchers) > 0 {
-		say("\nLAUNCHER\tKIND\tSTATE\tLAUNCHES/S\n")
+		t.row()
+		t.row("LAUNCHER", "KIND", "STATE", "LAUNCHES/S")
 		for _, l := range st.Launchers {
 			state := "well"
 			if l.Sick {
 				state = "sick: its calls fail; the daemon's log says why"
 			}
-			say("%s\t%s\t%s\t%g\n", l.Name, l.Kind, state, l.Rate)
+			t.row(l.Name, l.Kind, state, l.Rate)
 		}
 	}
 	if len(st.Pauses) > 0 {
-		say("\n")
-		errs = append(errs, pausesTable(w, st.Pauses))
+		t.row()
+		t.pauses(st.Pauses)
 	}
-	return errors.Join(append(errs, w.Flush(), lead)...)
+	return errors.Join(t.print(p.out), lead)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,17 +91,12 @@ func (p *program) listRuns(ctx context.Context, s storage.Store, f storage.Filte
 	if p.json {
 		return p.printJSON(views)
 	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	_, err = fmt.Fprintln(w, "RUN\tJOB\tLOCATION\tSTATUS\tLAUNCHER\tCREATED")
+	var t table
+	t.row("RUN", "JOB", "LOCATION", "STATUS", "LAUNCHER", "CREATED")
 	for _, v := range views {
-		if err == nil {
-			_, err = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.RunID, v.Job, v.Location, v.Status, dash(v.Launcher), dash(v.Created))
-		}
+		t.row(v.RunID, v.Job, v.Location, v.Status, dash(v.Launcher), dash(v.Created))
 	}
-	if err != nil {
-		return err
-	}
-	return w.Flush()
+	return t.print(p.out)
 }
 
 func dash(s string) string {
@@ -167,21 +161,17 @@ func (p *program) showRun(ctx context.Context, s storage.Store, id string) error
 	if p.json {
 		return p.printJSON(v)
 	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	var b strings.Builder
+	var t table
 	for _, f := range [][2]string{
 		{"run", v.RunID}, {"job", v.Job}, {"location", v.Location}, {"status", string(v.Status)}, {"launcher", v.Launcher}, {"worker", v.Handle},
 		{"created", v.Created}, {"started", v.Started}, {"ended", v.Ended},
 	} {
-		fmt.Fprintf(&b, "%s\t%s\n", f[0], dash(f[1]))
+		t.row(f[0], dash(f[1]))
 	}
-	b.WriteString("\n")
+	t.row()
 	for _, e := range v.Events {
 		message, _, _ := strings.Cut(e.Message, "\n")
-		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\n", e.Time, dash(string(e.Type)), dash(e.Step), message)
+		t.row(e.Time, dash(string(e.Type)), dash(e.Step), message)
 	}
-	if _, err := w.Write([]byte(b.String())); err != nil {
-		return err
-	}
-	return w.Flush()
+	return t.print(p.out)
 }

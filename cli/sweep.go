@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,11 +85,10 @@ func (p *program) sweep(ctx context.Context, in *instance.Instance, s storage.St
 	if p.json {
 		return errors.Join(append(errs, p.printJSON(views))...)
 	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	_, err = fmt.Fprintln(w, "LAUNCHER\tWORKER\tDO\tWHY")
+	var t table
+	t.row("LAUNCHER", "WORKER", "DO", "WHY")
 	for _, v := range views {
-		_, werr := fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Launcher, v.Worker, v.Do, v.Why)
-		err = errors.Join(err, werr)
+		t.row(v.Launcher, v.Worker, v.Do, v.Why)
 	}
-	return errors.Join(append(errs, err, w.Flush())...)
+	return errors.Join(append(errs, t.print(p.out))...)
 }
