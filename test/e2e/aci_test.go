@@ -93,8 +93,8 @@ func (a *azure) group(run string, attempt int) string {
 // The block of the guides for Dagster, beside a stock dagster.yaml, on an emulator of Azure whose containers are real: real workers end as they should,
 // and each end is told in words.
 func TestDockerAzure(t *testing.T) {
-	testenv.Beside(t, testenv.Dagster)
 	image := testenv.DockerImage(t)
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
 	u, err := url.Parse(location)

@@ -22,8 +22,8 @@ import (
 // dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files. More is further launchers, and routes.
 func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
 	t.Helper()
-	testenv.Beside(t, testenv.Dagster)
 	image = testenv.DockerImage(t)
+	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
 	w = newWorld(t, location, "")

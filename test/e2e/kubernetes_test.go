@@ -153,6 +153,7 @@ func (c *cluster) servers(names ...string) *webserver.Server {
 
 // Real workers of Dagster in pods end as they should, and each end is told in words.
 func TestKubernetesFates(t *testing.T) {
+	testenv.Kubernetes(t)
 	testenv.Beside(t, testenv.Dagster)
 	c := newCluster(t, "", `
 monitoring:
@@ -329,8 +330,8 @@ func TestKubernetesOutages(t *testing.T) {
 // when the daemon that leads is killed, the next run goes through the other one. There is no DNS and there are no Services in this cluster, so
 // nothing is shown of the Service, the NetworkPolicy and the ServiceMonitor, which are only rendered.
 func TestKubernetesChart(t *testing.T) {
-	testenv.Beside(t, testenv.Dagster)
 	kubeconfig, image := testenv.Kubernetes(t)
+	testenv.Beside(t, testenv.Dagster)
 	c := newCluster(t, "", "")
 	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -464,8 +465,8 @@ func forward(t *testing.T, host, location string) string {
 // Runs that Dagster's own K8sRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI by
 // the stock launcher of the webserver, one is killed and fails with its cause, one in flight is handed back to the stock daemon. So is one that Slipway itself launched.
 func TestKubernetesTakeOver(t *testing.T) {
-	testenv.Beside(t, testenv.Dagster)
 	kubeconfig, image := testenv.Kubernetes(t)
+	testenv.Beside(t, testenv.Dagster)
 	c := newCluster(t, "", "")
 	fates := filepath.Join(testenv.Root(t), "test", "fates")
 	config := fmt.Sprintf(`
