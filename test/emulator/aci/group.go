@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
@@ -569,21 +570,19 @@ func (e *Emulator) halt(g *group, grace time.Duration, then func()) {
 	e.lives.Go(func() {
 		<-done
 		ctx := context.WithoutCancel(e.ctx)
-		stopped := make(chan struct{}, len(boxes))
+		var stopping sync.WaitGroup
+		e.mu.Lock() // another halt of the group may drop the containers meanwhile
 		for _, b := range boxes {
-			go func() {
-				defer func() { stopped <- struct{}{} }()
-				if b.c == nil {
-					return
-				}
-				if err := b.c.Stop(ctx, grace); err != nil {
-					e.o.Log.Warn("a container was not stopped", "group", g.name, "container", b.name, "err", err)
-				}
-			}()
+			if c := b.c; c != nil {
+				stopping.Go(func() {
+					if err := c.Stop(ctx, grace); err != nil {
+						e.o.Log.Warn("a container was not stopped", "group", g.name, "container", b.name, "err", err)
+					}
+				})
+			}
 		}
-		for range boxes {
-			<-stopped
-		}
+		e.mu.Unlock()
+		stopping.Wait()
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		then()
