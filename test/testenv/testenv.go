@@ -129,7 +129,10 @@ func build(t testing.TB, name, tags string) string {
 		built.dir, built.bins = dir, map[string]string{}
 	}
 	bin := filepath.Join(built.dir, file)
-	if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+	// As hack/build does it, so that both share what is compiled.
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin, "github.com/slipway-run/slipway/cmd/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	built.bins[file] = bin
