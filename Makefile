@@ -49,10 +49,11 @@ test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker e
 	@hack/with-postgres hack/with-docker hack/targets
 
 .PHONY: soak
-soak: venv .tools/gotestsum ## Run the long forms of the suites (half an hour)
+soak: venv .tools/gotestsum ## Run the long forms of the suites, the fuzzer and all mutations (an hour and a half)
 	@hack/launchers
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 	@go test ./launcher/k8s -run '^$$' -fuzz FuzzRawConfig -fuzztime 10m
+	@hack/mutations
 
 .PHONY: chaos
 chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)
