@@ -40,13 +40,18 @@ func (p patient) Launch(ctx context.Context, req *launcher.Request) (launcher.La
 }
 
 func (p patient) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	before, err := p.Health(ctx, h)
+	if err != nil {
+		return false, err
+	}
 	failed := false
 	return again(ctx, func() (bool, error) {
 		was, err := p.Launcher.Terminate(ctx, h, grace)
 		if err != nil {
 			failed = true
 		}
-		return was || failed && err == nil, err // a call without an answer may have been the one that stopped it
+		// A call without an answer may have been the one that stopped a live worker.
+		return was || failed && err == nil && before.Status.Alive(), err
 	})
 }
 

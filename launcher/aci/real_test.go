@@ -63,12 +63,14 @@ func TestContractUnderFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	launchertest.Run(t, launchertest.Target{
-		Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(),
-		Open: func() (launcher.Launcher, error) {
-			l, err := a.open(t, nil)
-			return patient{l}, err
-		},
+	t.Run("kit", func(t *testing.T) { // which ends when all sentences have
+		launchertest.Run(t, launchertest.Target{
+			Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(), Parallel: true,
+			Open: func() (launcher.Launcher, error) {
+				l, err := a.open(t, nil)
+				return patient{l}, err
+			},
+		})
 	})
 	if n := len(a.Journal()); n < 300 {
 		t.Errorf("%d requests", n)
