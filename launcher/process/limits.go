@@ -2,11 +2,14 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/agent"
@@ -57,32 +60,51 @@ func readBounds(c Config, v config.Values) (bounds, error) {
 	return b, b.prepare(fail)
 }
 
-// prepare makes the parent cgroup, and there lets the workers' own ones have limits.
+// prepare makes the parent cgroup and enables limits for the cgroups of workers below it.
 func (b bounds) prepare(fail func(setting, format string, args ...any) error) error {
 	dirs := []string{filepath.Join(cgroupRoot, b.parent)}
 	if !b.version2 {
 		dirs = []string{filepath.Join(cgroupRoot, "cpu", b.parent), filepath.Join(cgroupRoot, "memory", b.parent)}
 	}
+	var err error
 	for _, d := range dirs {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return fail("cgroup", "workers cannot be limited here: %v; leave cgroup, cpu and memory out, or have the cgroup delegated to this user", err)
-		}
+		err = errors.Join(err, os.MkdirAll(d, 0o755))
 	}
-	if !b.version2 {
-		return nil
+	if err == nil && b.version2 {
+		err = b.enable()
 	}
-	for d := dirs[0]; ; d = filepath.Dir(d) {
-		enabled, err := os.ReadFile(filepath.Join(d, "cgroup.subtree_control"))
-		if err != nil {
-			return fail("cgroup", "%v", err)
+	if err != nil {
+		return fail("cgroup", "workers cannot be limited here: %v; leave cgroup, cpu and memory out, or have the cgroup delegated to this user", err)
+	}
+	return nil
+}
+
+// enable enables the controllers of version 2. A cgroup has the files of a controller only if every
+// cgroup above it has the controller in cgroup.subtree_control, so enable begins at the root. It
+// fails if a setting needs a controller that is missing, or if a process runs in one of the cgroups
+// (EBUSY), because the kernel then allows no workers below it. A run whose tag needs a missing
+// controller fails when it is launched.
+func (b bounds) enable() error {
+	dir := cgroupRoot
+	for _, name := range append([]string{""}, strings.Split(b.parent, "/")...) {
+		dir = filepath.Join(dir, name)
+		file := filepath.Join(dir, "cgroup.subtree_control")
+		for _, c := range []struct {
+			controller string
+			limit      int64
+		}{{"memory", b.memory}, {"cpu", b.cpuMillis}} { // memory first: for cpu the kernel does not return EBUSY
+			enabled, err := os.ReadFile(file)
+			// Whole words, because "cpuset" is another controller.
+			if err == nil && !slices.Contains(strings.Fields(string(enabled)), c.controller) {
+				err = os.WriteFile(file, []byte("+"+c.controller), 0o644)
+			}
+			if errors.Is(err, syscall.EBUSY) {
+				return fmt.Errorf("%w: processes run in that cgroup; name one that has none", err)
+			}
+			if err != nil && c.limit > 0 {
+				return err
+			}
 		}
-		if strings.Contains(string(enabled), "cpu") && strings.Contains(string(enabled), "memory") {
-			return nil
-		}
-		if d == cgroupRoot {
-			break
-		}
-		defer func() { _ = os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+cpu +memory"), 0o644) }() // from the top down; the launch tells if it failed
 	}
 	return nil
 }
