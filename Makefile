@@ -54,6 +54,7 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites, the fuzzer and 
 	@SLIPWAY_SOAK=1 hack/with-postgres hack/test
 	@go test ./launcher/k8s -run '^$$' -fuzz FuzzRawConfig -fuzztime 10m
 	@hack/mutations
+	@hack/cgroup2
 
 .PHONY: chaos
 chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)

@@ -77,7 +77,7 @@ func TestCgroupThatHoldsAProcess(t *testing.T) {
 // cgroup names a cgroup for a test, and removes it at the end.
 func cgroup(t *testing.T) string {
 	t.Helper()
-	name := "slipway-test-" + uuid.NewString()[:8]
+	name := filepath.Join(os.Getenv(testenv.CgroupEnv), "slipway-test-"+uuid.NewString()[:8])
 	t.Cleanup(func() { // which fails if the cgroup of a worker is still in it
 		for _, above := range []string{"", "cpu", "memory"} { // version 2; version 1
 			err := os.Remove(filepath.Join("/sys/fs/cgroup", above, name))

@@ -96,6 +96,10 @@ func Releases(t testing.TB) map[string]string {
 	return bins
 }
 
+// CgroupEnv is the variable that names the cgroup below which tests make cgroups, for a user who may
+// not make them below the root cgroup.
+const CgroupEnv = "SLIPWAY_TEST_CGROUP"
+
 // DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
 const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
 
