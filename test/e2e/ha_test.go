@@ -31,7 +31,7 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
 			t.Run(name+"/"+string(point), func(t *testing.T) {
-				testenv.Beside(t, testenv.Light)
+				testenv.Beside(t, testenv.Leads)
 				d := s.make(t)
 				w := lightWorld(t, d)
 				ids, attempts, want := w.fated(d, point)
@@ -61,8 +61,12 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				w.ended(time.Minute, young, append(last, ids...)...)
 				old.stop()
 				young.stop()
-				if now := w.leader(d); now != leader {
+				// On a busy machine the young one may lose its lead, to the old one as well: with a new epoch.
+				now := w.leader(d)
+				if kept := now == leader; !kept && epochOf(t, now) <= epochOf(t, leader) {
 					t.Errorf("the leader is %s, was %s", now, leader)
+				} else if !kept {
+					starting = true // what the next leader writes is as it should be
 				}
 				if now := w.rows(d, ids...); !starting && now != before {
 					t.Errorf("the old leader wrote. Before:\n%s\nafter:\n%s\nits log:\n%s", before, now, old.output())
@@ -135,6 +139,17 @@ func (p *process) locks(kind, folder string) bool {
 	return found
 }
 
+// epochOf reads the epoch of a leader row.
+func epochOf(t *testing.T, leader string) int {
+	t.Helper()
+	text, _, _ := strings.Cut(leader, " ")
+	epoch, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("leader row %q: %v", leader, err)
+	}
+	return epoch
+}
+
 // leader is the leader row.
 func (w *world) leader(d *storagetest.Dagster) string {
 	w.t.Helper()
@@ -167,7 +182,7 @@ func TestTakeOver(t *testing.T) {
 	const most = 30 * time.Second // ten times what it takes at most: a machine may be slow
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
-			testenv.Beside(t, testenv.Light)
+			testenv.Beside(t, testenv.Leads)
 			d := s.make(t)
 			w := lightWorld(t, d)
 			var p *faultproxy.Proxy

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"math"
 	"runtime"
 	"testing"
 
@@ -10,12 +11,14 @@ import (
 
 // Weights of tests that run beside others.
 const (
-	Light   = 1 // daemons and Go workers
+	Light   = 1 // a daemon and Go workers
+	Leads   = 2 // daemons whose leases must not end because the machine is busy
 	Dagster = 3 // a webserver, its code servers, Python workers
+	Alone   = math.MaxInt64
 )
 
 // room is what the tests of one process may weigh together. Most of them wait most of the time.
-var room = int64(max(4*runtime.NumCPU(), 2*Dagster))
+var room = int64(max(3*runtime.NumCPU(), Dagster))
 
 var besides = semaphore.NewWeighted(room)
 
