@@ -320,7 +320,10 @@ type Window struct {
 // Begins returns the times at which the window begins. As in cron, a day matches if either its day of the
 // month or its day of the week does, and a time that the clock skips in spring comes right after the gap.
 func (w Window) Begins() (cron.Schedule, error) {
-	standard := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
+	standard, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
+	if err != nil {
+		return nil, err
+	}
 	return standard.Parse(w.Cron)
 }
 

@@ -2,9 +2,8 @@
 
 import time
 
-from dagster_k8s import k8s_job_executor
-
 import dagster as dg
+from dagster_k8s import k8s_job_executor
 
 
 @dg.op

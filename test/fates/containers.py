@@ -1,8 +1,7 @@
 """Jobs for workers in containers."""
 
-from dagster_docker import docker_executor
-
 import dagster as dg
+from dagster_docker import docker_executor
 
 
 @dg.op

@@ -6,10 +6,9 @@ import signal
 import subprocess
 import time
 
+import dagster as dg
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepDelegatingExecutor, StepHandler
-
-import dagster as dg
 
 
 @dg.op

@@ -7,6 +7,8 @@ import os
 import threading
 import time
 
+import dagster
+from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher.base import (
@@ -16,8 +18,6 @@ from dagster._core.launcher.base import (
     WorkerStatus,
 )
 
-import dagster
-from dagster import DagsterInstance, DagsterRunStatus
 from slipway_launcher import Failure, Launcher, parse_name, pb, serve, worker_name
 
 log = logging.getLogger("slipway_launcher.host")

@@ -13,12 +13,11 @@ from azure.mgmt.containerinstance.models import (
     ResourceRequests,
     ResourceRequirements,
 )
+from dagster import Field, Float, Map, StringSource
 from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass
-
-from dagster import Field, Float, Map, StringSource
 
 
 class AzureContainerInstanceRunLauncher(RunLauncher, ConfigurableClass):

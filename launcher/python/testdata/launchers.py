@@ -4,10 +4,9 @@ import json
 import os
 import time
 
+from dagster import Field, IntSource, StringSource
 from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
 from dagster._serdes import ConfigurableClass
-
-from dagster import Field, IntSource, StringSource
 
 
 class Recorder(RunLauncher, ConfigurableClass):
