@@ -24,7 +24,7 @@ func TestContract(t *testing.T) {
 	for i := range times {
 		t.Run(fmt.Sprintf("time %d", i+1), func(t *testing.T) {
 			launchertest.Run(t, launchertest.Target{
-				Kind: k8s.Kind(), Timeout: 3 * time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
+				Kind: k8s.Kind(), Timeout: 3 * time.Minute, Image: image, Many: testenv.Crowd(),
 				Open: func() (launcher.Launcher, error) { return open(t, settings) },
 			})
 		})
