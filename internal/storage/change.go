@@ -11,8 +11,10 @@ import (
 
 // Row is the part of a run's row that a transition reads and writes.
 type Row struct {
-	Status dagster.Status
-	Body   string
+	Status     dagster.Status
+	Body       string
+	Updated    time.Time
+	Start, End float64 // seconds since 1970; 0 while there is none
 }
 
 // Change is what a Claim or Transition makes of a row. It is worked out here once and carried out by each
@@ -29,16 +31,27 @@ type Change struct {
 	DropTags   []string
 	AddTags    []Tag // in order; their ids are not set
 	Events     []dagster.Event
+	// OnlyEvents means that nothing but the log can tell whether the change was made before. The storage
+	// then leaves out events that the log has.
+	OnlyEvents bool
 }
 
-// PlanClaim works out a claim of a run whose rows of run_tags with our prefix are given in the order of their ids.
+// PlanClaim plans a claim of a run. ours are the run's rows of run_tags with our prefix, ordered by id.
+// A claim whose token the current launch row has was made before: it is done, and nothing is written.
 func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
-	if row.Status != dagster.Queued {
-		return Change{Outcome: Outcome{Status: row.Status}}, nil
+	refused := Change{Outcome: Outcome{Status: row.Status}}
+	if row.Status == "" {
+		return refused, nil
 	}
 	r, err := dagster.ParseRun(row.Body)
 	if err != nil {
 		return Change{}, err
+	}
+	if l := Ours(c.Run, ours, r.Tags).Launch; l != nil && l.Token == c.Token {
+		return Change{Outcome: Outcome{Done: l.State != Void, Status: row.Status, Launch: *l}}, nil
+	}
+	if row.Status != dagster.Queued {
+		return refused, nil
 	}
 	ch := Change{Status: dagster.Starting, Updated: c.At}
 	attempt := 0
@@ -75,10 +88,10 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	return ch, nil
 }
 
-// PlanMove works out a transition.
+// PlanMove plans a transition. One that was made before is done, and nothing is written.
 func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	refused := Change{Outcome: Outcome{Status: row.Status}}
-	if len(t.From) > 0 && !slices.Contains(t.From, row.Status) {
+	if row.Status == "" {
 		return refused, nil
 	}
 	r, err := dagster.ParseRun(row.Body)
@@ -86,6 +99,16 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		return Change{}, err
 	}
 	launch := Ours(t.Run, ours, r.Tags).Launch
+	if t.madeBefore(row, launch, ours) {
+		done := Change{Outcome: Outcome{Done: true, Status: row.Status}}
+		if launch != nil {
+			done.Outcome.Launch = *launch
+		}
+		return done, nil
+	}
+	if len(t.From) > 0 && !slices.Contains(t.From, row.Status) {
+		return refused, nil
+	}
 	adopts := t.Next != nil && t.Next.Instance != ""
 	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) || adopts && launch != nil {
 		return refused, nil
@@ -96,11 +119,11 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		launch = &LaunchRow{Run: t.Run, Attempt: 1, Instance: n.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Taken}
 		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
 	}
-	status := t.Events
 	if t.Stands != nil {
-		status = append([]dagster.Event{*t.Stands}, status...)
+		ch.apply(*t.Stands)
+		ch.Updated = time.Time{} // the row changes now, however old the event is
 	}
-	for _, e := range status {
+	for _, e := range t.Events {
 		ch.apply(e)
 	}
 	if ch.Status != row.Status || len(t.Tags) > 0 {
@@ -124,6 +147,7 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		ch.Outcome.Launch = *launch
 	}
 	if launch == nil || adopts || !t.Void && t.Next == nil {
+		ch.OnlyEvents = t.Launch != "" && ch.Body == "" && len(ch.AddTags) == 0
 		return ch, nil
 	}
 	for _, row := range ours {
@@ -140,6 +164,50 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 		ch.Outcome.Launch = next
 	}
 	return ch, nil
+}
+
+// madeBefore reports whether the storage has the very change of t already, because the answer to an earlier
+// try was lost. Each kind of change leaves a trace that no other change leaves: a launch row with its token,
+// a voided one, a handle row, or the time of its status event. A change of events alone leaves only those;
+// see [Change].OnlyEvents.
+func (t Transition) madeBefore(row Row, launch *LaunchRow, ours []Tag) bool {
+	has := func(key, value string) bool {
+		return slices.ContainsFunc(ours, func(o Tag) bool { return o.Key == key && o.Value == value })
+	}
+	switch {
+	case launch == nil:
+	case t.Next != nil:
+		return launch.Token == t.Next.Token
+	case t.Launch != "" && launch.Token != t.Launch:
+		return false
+	case t.Void:
+		return t.Launch != "" && launch.State == Void && (t.Death == nil || has(DeathKey, deathRow(t.Run, *t.Death)))
+	case t.Handle != "":
+		return has(HandleKey, HandleRow(*launch, t.Handle))
+	}
+	return t.setStatus(row)
+}
+
+// setStatus reports whether row has the status and the time of the event of t that sets the status.
+func (t Transition) setStatus(row Row) bool {
+	var last *dagster.Event
+	for i, e := range t.Events {
+		if e.Type.Status() != "" {
+			last = &t.Events[i]
+		}
+	}
+	if last == nil {
+		last = t.Stands
+	}
+	switch {
+	case last == nil || row.Status != last.Type.Status():
+		return false
+	case row.Status.Finished():
+		return row.End == dagster.ToUnix(last.Time)
+	case last.Type == dagster.RunStart:
+		return row.Start == dagster.ToUnix(last.Time)
+	}
+	return row.Updated.Equal(last.Time.Truncate(time.Microsecond))
 }
 
 // apply lets an event set the status and times of the run, as Dagster's handle_run_event does.

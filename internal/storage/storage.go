@@ -120,10 +120,13 @@ type Reader interface {
 type Writer interface {
 	// Claim turns queued runs to STARTING with a new launch row each, and says which of them it got. It
 	// is one transaction where the storage allows it: all outcomes, or an error and an unknown
-	// outcome, which the launch rows' tokens tell afterwards. The events may wait for Settle, which the caller calls once
-	// it has handed the claims on.
+	// outcome. The events may wait for Settle, which the caller calls once it has handed the claims on.
+	//
+	// After an error the caller makes the same call again, with the same tokens, until it has an answer. What the
+	// first call wrote, or still commits, is done then, with the status that the run has now; nothing is written twice.
 	Claim(ctx context.Context, f Fence, claims []Claim) ([]Outcome, error)
-	// Move carries out one transition.
+	// Move carries out one transition. After an error the caller makes the same call again, with the same
+	// transition, as for Claim: token, handle and events must be those of the first call.
 	Move(ctx context.Context, f Fence, t Transition) (Outcome, error)
 }
 

@@ -57,6 +57,9 @@ func Run(t *testing.T, target Target) {
 		"many are recorded at once":                            recordAll,
 		"pools are counted":                                    poolsCounted,
 		"pools follow their default limit":                     poolsDefault,
+		"a claim made again is done":                           claimAgain,
+		"a move made again is done":                            moveAgain,
+		"a status that another wrote is not ours":              moveOfAnother,
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := target.New(t)
@@ -376,7 +379,8 @@ func moveStands(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	f.claim(t, fence, run)
 	r := f.run(t, run)
-	success := f.event(r, dagster.RunSuccess)
+	claimed := r.Updated
+	success := dagster.NewEvent(r.Run, dagster.RunSuccess, time.Now().UTC().Add(-time.Hour), "")
 	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
 		t.Fatal(err)
 	}
@@ -384,6 +388,9 @@ func moveStands(t *testing.T, f *fixture) {
 	want(t, "status", r.Status, dagster.Success)
 	want(t, "end", r.End, success.Time.Truncate(time.Microsecond))
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING")
+	if r.Updated.Before(claimed) {
+		t.Errorf("updated %v, before the claim: what asks for changes since then misses it", r.Updated)
+	}
 }
 
 func fenced(t *testing.T, f *fixture) {

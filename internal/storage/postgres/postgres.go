@@ -298,12 +298,14 @@ func lockRows(ctx context.Context, tx pgx.Tx, ids []string) (map[string]storage.
 	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
 	var id, status string
 	var body pgtype.Text
-	q, err := tx.Query(ctx, "SELECT run_id, status, run_body FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE", ids)
+	var updated pgtype.Timestamp
+	var start, end float64
+	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE", ids)
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err = pgx.ForEachRow(q, []any{&id, &status, &body}, func() error {
-		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String}
+	if _, err = pgx.ForEachRow(q, []any{&id, &status, &body, &updated, &start, &end}, func() error {
+		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String, Updated: updated.Time, Start: start, End: end}
 		return nil
 	}); err != nil {
 		return nil, nil, err
@@ -342,16 +344,27 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 		b.Queue("INSERT INTO run_tags (run_id, key, value) VALUES ($1, $2, $3)", run, k, v)
 	}
 	if ch.Body != "" {
-		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4, update_timestamp),
+		// A row whose status changes by an event of the past changes now all the same.
+		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4, CASE WHEN status = $2 THEN update_timestamp ELSE timezone('utc', now()) END),
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
 			run, string(ch.Status), ch.Body, pgtype.Timestamp{Time: ch.Updated.UTC(), Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}
+	insert := insertEvent
+	if ch.OnlyEvents {
+		insert = insertNewEvent
+	}
 	for _, e := range ch.Events {
-		b.Queue(`WITH e AS (INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
-				VALUES ($1, $2, nullif($3, ''), $4, nullif($5, '')) RETURNING id)
-			SELECT pg_notify('`+channel+`', $1 || '_' || id) FROM e`, e.RunID, e.JSON(), string(e.Type), e.Time.UTC(), e.StepKey)
+		b.Queue("WITH e AS ("+insert+" RETURNING id) SELECT pg_notify('"+channel+"', $1 || '_' || id) FROM e",
+			e.RunID, e.JSON(), string(e.Type), e.Time.UTC(), e.StepKey)
 	}
 }
+
+const (
+	insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
+		SELECT $1, $2::text, nullif($3, ''), $4::timestamp, nullif($5, '')`
+	// insertNewEvent reads all events of the run.
+	insertNewEvent = insertEvent + " WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1 AND timestamp = $4 AND event = $2)"
+)
 
 // Away says whether an error of Open is that the server cannot be reached now, or is just starting or stopping; not that it refuses us.
 func Away(err error) bool {

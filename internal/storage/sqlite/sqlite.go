@@ -353,7 +353,10 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 // row reads a run's row and its rows of run_tags that are ours; a zero Row if there is no such run.
 func (s *Store) row(ctx context.Context, tx *sql.Tx, run string) (storage.Row, []storage.Tag, error) {
 	var r storage.Row
-	err := tx.QueryRowContext(ctx, "SELECT status, run_body FROM runs WHERE run_id = ?", run).Scan(&r.Status, &r.Body)
+	var updated string
+	err := tx.QueryRowContext(ctx, "SELECT status, run_body, coalesce(CAST(update_timestamp AS TEXT), ''), coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ?", run).
+		Scan(&r.Status, &r.Body, &updated, &r.Start, &r.End)
+	r.Updated = parseStamp(updated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return storage.Row{}, nil, nil
 	}
@@ -406,9 +409,10 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k), exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v))
 	}
 	if ch.Body != "" {
-		errs = append(errs, exec(`UPDATE runs SET status = ?, run_body = ?, update_timestamp = coalesce(nullif(?, ''), update_timestamp),
-			start_time = coalesce(nullif(?, 0), start_time), end_time = coalesce(nullif(?, 0), end_time) WHERE run_id = ?`,
-			ch.Status, ch.Body, stampOr(ch.Updated), ch.Start, ch.End, run))
+		// A row whose status changes by an event of the past changes now all the same.
+		errs = append(errs, exec(`UPDATE runs SET status = ?1, run_body = ?2, update_timestamp = coalesce(nullif(?3, ''), CASE WHEN status = ?1 THEN update_timestamp ELSE ?4 END),
+			start_time = coalesce(nullif(?5, 0), start_time), end_time = coalesce(nullif(?6, 0), end_time) WHERE run_id = ?7`,
+			ch.Status, ch.Body, stampOr(ch.Updated), stamp(time.Now()), ch.Start, ch.End, run))
 	}
 	for _, e := range ch.Events {
 		errs = append(errs, exec("INSERT INTO kvs (key, value) VALUES (?, ?)", fmt.Sprintf("%s%s/%d", outboxPrefix, run, s.sequence()), e.JSON()))
