@@ -64,7 +64,8 @@ type Claim struct {
 // Outcome is what became of a Claim or Transition.
 type Outcome struct {
 	Done   bool           // false: the run was not in an expected status, or its launch row is another
-	Status dagster.Status // of the run, after it; "" if the run is gone
+	Status dagster.Status // of the run, after it; "" if the run is gone, or Busy
+	Busy   bool           // of a Claim: somebody holds the run's row, and nothing is known; the claim has to be made again
 	Launch LaunchRow      // the current one, after what is Done; zero if there is none
 }
 

@@ -15,6 +15,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	server   string
 	cut      bool
+	stalled  chan struct{} // closed when it ends; nil: not stalled
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
 
@@ -47,6 +48,7 @@ func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 // Close cuts everything and waits for it.
 func (p *Proxy) Close() error {
 	err := p.listener.Close()
+	p.Stall(false)
 	p.Cut(true)
 	p.wg.Wait()
 	return err
@@ -76,6 +78,20 @@ func (p *Proxy) Swallow(on bool) { p.hole.Store(on) }
 
 // LoseAnswers lets through what is asked and swallows what is answered.
 func (p *Proxy) LoseAnswers(on bool) { p.deafens.Store(on) }
+
+// Stall takes no more answers from the server, as a client that is frozen: the server can send until all buffers are full.
+// Or it takes them again.
+func (p *Proxy) Stall(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case on && p.stalled == nil:
+		p.stalled = make(chan struct{})
+	case !on && p.stalled != nil:
+		close(p.stalled)
+		p.stalled = nil
+	}
+}
 
 // Delay holds up everything for a time.
 func (p *Proxy) Delay(d time.Duration) { p.delay.Store(int64(d)) }
@@ -108,6 +124,14 @@ type faulty struct {
 func (f faulty) Write(b []byte) (int, error) {
 	if d := f.p.delay.Load(); d > 0 {
 		time.Sleep(time.Duration(d))
+	}
+	if f.answer {
+		f.p.mu.Lock()
+		stalled := f.p.stalled
+		f.p.mu.Unlock()
+		if stalled != nil {
+			<-stalled
+		}
 	}
 	if f.p.hole.Load() || f.answer && f.p.deafens.Load() {
 		return len(b), nil

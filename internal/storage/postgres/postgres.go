@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +32,7 @@ import (
 const (
 	undefinedTable  = "42P01"
 	undefinedColumn = "42703"
+	lockTimeout     = "55P03"
 )
 
 // Store is Dagster's storage in one Postgres database.
@@ -56,9 +59,15 @@ const maxConns = 6
 // channel is where every stored event is announced, as "<run id>_<event id>".
 const channel = "run_events"
 
-// idleInTransaction, in ms, is when the server ends a session that does nothing within a transaction. A daemon that is stopped there, or that
-// lost its network, holds the lock of the leader row: no other could take over.
-const idleInTransaction = "1000"
+// sessionSettings bound how long the server waits for us, and we for others. A daemon that is stopped or loses its
+// network must not keep its locks. Settings that a server does not have are left out.
+//   - idle_in_transaction_session_timeout ends a session that sends nothing within a transaction.
+//   - tcp_user_timeout ends one that does not take its rows; keepalives end one whose machine is gone.
+//   - lock_timeout ends the waiting for a row that somebody holds, also after the client has gone.
+//   - transaction_timeout (Postgres 17) ends one that stops in the middle of what it sends.
+const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES ('idle_in_transaction_session_timeout', '1s'), ('lock_timeout', '2s'),
+	('tcp_user_timeout', '10s'), ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('transaction_timeout', '30s')) v (name, value)
+	WHERE current_setting(name, true) IS NOT NULL`
 
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
 func Open(ctx context.Context, address config.Secret) (*Store, error) {
@@ -75,7 +84,7 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 		// Who waits for the connection may give up; the pool does not, and what it makes holds up its Close.
 		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)
 		defer cancel()
-		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+idleInTransaction)
+		_, err := conn.Exec(ctx, sessionSettings)
 		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, c)
@@ -90,6 +99,12 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 		}
 	}
 	return s, nil
+}
+
+// saidCode reports whether err is an error of the server with one of some codes.
+func saidCode(err error, codes ...string) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said) && slices.Contains(codes, said.Code)
 }
 
 // checkServer looks whether the server can be reached.
@@ -110,7 +125,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
-			if e := (*pgconn.PgError)(nil); errors.As(err, &e) && (e.Code == undefinedTable || e.Code == undefinedColumn) {
+			if saidCode(err, undefinedTable, undefinedColumn) {
 				return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
 			}
 			return fmt.Errorf("postgres: schema: %w", err)
@@ -135,23 +150,28 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// tx runs f in a transaction, under the fence if one is given.
+// tx runs f in a transaction, under the fence if one is given. The fence is checked last: what f waits for, and rows
+// that are sent to a leader that has just stopped, then hold up no standby. The lock of the leader row keeps
+// another daemon from taking over between the check and the commit.
 func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if fence != nil {
-			value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
-			if err != nil {
-				return err
-			}
-			if value != storage.FenceValue(*fence) {
-				return storage.ErrFenced
-			}
+		if err := f(tx); err != nil || fence == nil {
+			return err
 		}
-		return f(tx)
+		return checkFence(ctx, tx, *fence)
 	})
 }
 
-// kv reads one value, "" if there is none, with a lock on its row.
+// checkFence fails with [storage.ErrFenced] if f does not hold, and keeps it until the end of the transaction.
+func checkFence(ctx context.Context, tx pgx.Tx, f storage.Fence) error {
+	value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+	if err == nil && value != storage.FenceValue(f) {
+		return storage.ErrFenced
+	}
+	return err
+}
+
+// kv reads one value, "" if there is none, with a lock on its row, or none.
 func kv(ctx context.Context, tx pgx.Tx, key, lock string) (string, error) {
 	var value string
 	err := tx.QueryRow(ctx, "SELECT value FROM kvs WHERE key = $1 "+lock, key).Scan(&value)
@@ -169,16 +189,25 @@ const nowMicro = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 // Lead implements [storage.Leaser]. The lease ends by the database's clock.
 func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
 	err = s.tx(ctx, nil, func(tx pgx.Tx) error {
-		value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
+		value, err := kv(ctx, tx, storage.LeaderKey, "")
 		if err != nil {
 			return err
 		}
-		if fence = storage.ParseFence(value); fence.Leader != leader {
-			next, ok, err := s.takeOver(ctx, tx, leader)
-			if err != nil || !ok {
+		// One lock, and at once the one that is needed: of several standbys that raise a shared one, all but one fail.
+		if fence = storage.ParseFence(value); fence.Leader == leader {
+			err = checkFence(ctx, tx, fence)
+			if errors.Is(err, storage.ErrFenced) { // taken over since it was read
+				return nil
+			}
+		} else {
+			var ok bool
+			fence, ok, err = s.takeOver(ctx, tx, leader)
+			if !ok {
 				return err
 			}
-			fence = next
+		}
+		if err != nil {
+			return err
 		}
 		leads = true
 		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
@@ -214,7 +243,10 @@ func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage
 
 // Yield implements [storage.Leaser].
 func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
-	err := s.tx(ctx, &f, func(tx pgx.Tx) error {
+	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
+		if err := checkFence(ctx, tx, f); err != nil { // first, for a take-over locks the two rows in this order
+			return err
+		}
 		_, err := tx.Exec(ctx, setKV, storage.LeaseKey, "0")
 		return err
 	})
@@ -260,9 +292,13 @@ func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Cla
 	for i, c := range claims {
 		ids[i] = c.Run
 	}
-	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+	plan := func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
 		return storage.PlanClaim(f, claims[i], row, ours)
-	})
+	}
+	outcomes, err := s.changeAll(ctx, &f, ids, wait, plan)
+	if saidCode(err, lockTimeout) {
+		outcomes, err = s.changeAll(ctx, &f, ids, skip, plan)
+	}
 	if err != nil {
 		return nil, wrap(err, "claim")
 	}
@@ -293,14 +329,20 @@ func wrap(err error, what string) error {
 	return fmt.Errorf("postgres: %s: %w", what, err)
 }
 
+// What is done about rows that somebody else has locked.
+const (
+	wait = ""
+	skip = "SKIP LOCKED"
+)
+
 // lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours.
-func lockRows(ctx context.Context, tx pgx.Tx, ids []string) (map[string]storage.Row, map[string][]storage.Tag, error) {
+func lockRows(ctx context.Context, tx pgx.Tx, ids []string, locked string) (map[string]storage.Row, map[string][]storage.Tag, error) {
 	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
 	var id, status string
 	var body pgtype.Text
 	var updated pgtype.Timestamp
 	var start, end float64
-	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE", ids)
+	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE "+locked, ids)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -311,7 +353,7 @@ func lockRows(ctx context.Context, tx pgx.Tx, ids []string) (map[string]storage.
 		return nil, nil, err
 	}
 	var t storage.Tag
-	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id", ids, storage.RowPrefix+"%")
+	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id", slices.Collect(maps.Keys(rows)), storage.RowPrefix+"%")
 	if err != nil {
 		return nil, nil, err
 	}

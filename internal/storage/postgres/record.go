@@ -29,7 +29,7 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	for i, t := range ts {
 		ids[i] = t.Run
 	}
-	outcomes, err := s.changeAll(ctx, nil, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+	outcomes, err := s.changeAll(ctx, nil, ids, wait, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
 		return storage.PlanMove(ts[i], row, ours)
 	})
 	if err != nil {
@@ -38,16 +38,21 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	return outcomes, nil
 }
 
-// changeAll works out the changes of several runs under their locks and carries them out.
-func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
+// changeAll works out the changes of several runs under their locks and carries them out. Runs that somebody else has locked are
+// waited for, or skipped.
+func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, locked string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
 	outcomes := make([]storage.Outcome, len(runs))
 	err := s.tx(ctx, f, func(tx pgx.Tx) error {
-		rows, ours, err := lockRows(ctx, tx, runs)
+		rows, ours, err := lockRows(ctx, tx, runs, locked)
 		if err != nil {
 			return err
 		}
 		b := &pgx.Batch{}
 		for i, run := range runs {
+			if _, ok := rows[run]; !ok && locked == skip {
+				outcomes[i] = storage.Outcome{Busy: true}
+				continue
+			}
 			ch, err := plan(i, rows[run], ours[run])
 			if err != nil { // a body that cannot be read is no reason to hold up the others
 				outcomes[i] = storage.Outcome{Status: rows[run].Status}
@@ -65,7 +70,7 @@ func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, 
 func (s *Store) change(ctx context.Context, f *storage.Fence, run string, plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome
 	err := s.tx(ctx, f, func(tx pgx.Tx) error {
-		rows, ours, err := lockRows(ctx, tx, []string{run})
+		rows, ours, err := lockRows(ctx, tx, []string{run}, wait)
 		if err != nil || rows[run].Status == "" {
 			return err
 		}
