@@ -113,6 +113,9 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	if t.Launch != "" && (launch == nil || launch.Token != t.Launch) || adopts && launch != nil {
 		return refused, nil
 	}
+	if t.Void && t.Death == nil && launch != nil && launch.State == Taken { // its worker executes
+		return refused, nil
+	}
 	ch := Change{Status: row.Status, Events: t.Events, SetTags: t.Tags}
 	if adopts { // its worker is past every gate
 		n := t.Next

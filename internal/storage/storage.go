@@ -75,7 +75,9 @@ type Transition struct {
 	From   []dagster.Status // the statuses it may have now; empty: any
 	Launch string           // token that the current launch row must have; "" for any or none
 	Handle string           // written as the handle row of that launch row, if not ""
-	Void   bool             // the launch row ends: nothing exists and nothing will
+	// Void ends the launch row: nothing exists and nothing will. A worker that has passed its gate exists: without its
+	// Death the transition is refused.
+	Void bool
 	// Events are added in order. The last of them that gives a status sets the run's.
 	Events []dagster.Event
 	// Stands is an event that the log holds already, whose status the run's row lacks.

@@ -48,6 +48,7 @@ func Run(t *testing.T, target Target) {
 		"the instance id stays":                                instanceID,
 		"a claim sets tags":                                    claimTags,
 		"one worker of an attempt passes the gate":             takeOnce,
+		"a launch row that was taken ends by a death alone":    voidTaken,
 		"a worker records under the statuses it expects":       recordExpects,
 		"a run that is added is queued":                        addRun,
 		"a death leads to a new attempt, with its facts kept":  deaths,
@@ -701,6 +702,24 @@ func takeOnce(t *testing.T, f *fixture) {
 	want(t, "handle", r.Handle, "h")
 	if ok, err := f.s.Take(f.ctx, uuid.NewString(), 1, "x"); ok || err != nil {
 		t.Errorf("Take of a run that is gone = %v, %v", ok, err)
+	}
+}
+
+func voidTaken(t *testing.T, f *fixture) {
+	run, fence := f.enqueue(t, nil), f.lead(t)
+	l := f.claim(t, fence, run)
+	if took, err := f.s.Take(f.ctx, run, 1, l.Token); err != nil || !took {
+		t.Fatal(took, err)
+	}
+	void := storage.Transition{Run: run, Launch: l.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(f.run(t, run).Run, time.Now())}}
+	out, err := f.s.Move(f.ctx, fence, void)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "Move while its worker executes", out, storage.Outcome{Status: dagster.Starting})
+	void.Death = &storage.Death{Attempt: 1, Launcher: "local", Cause: "oom", Then: "again"}
+	if out, err = f.s.Move(f.ctx, fence, void); err != nil || !out.Done || out.Status != dagster.Queued {
+		t.Errorf("Move when its worker is dead = %+v, %v", out, err)
 	}
 }
 

@@ -13,8 +13,10 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/test/faultproxy"
 	"github.com/slipway-run/slipway/test/storagetest"
@@ -51,6 +53,21 @@ func begin(t *testing.T, c *pgx.Conn) pgx.Tx {
 	return tx
 }
 
+// claimedRun is a run that leader has claimed, and its launch row.
+func claimedRun(t *testing.T, d *storagetest.Dagster, s *Store) (storage.Fence, storage.LaunchRow) {
+	t.Helper()
+	fence, leads, err := s.Lead(t.Context(), "leader", time.Minute)
+	if err != nil || !leads {
+		t.Fatal(leads, err)
+	}
+	c := queuedClaim(t, d)
+	out, err := s.Claim(t.Context(), fence, []storage.Claim{c})
+	if err != nil || !out[0].Done {
+		t.Fatal(out, err)
+	}
+	return fence, out[0].Launch
+}
+
 func queuedClaim(t *testing.T, d *storagetest.Dagster) storage.Claim {
 	t.Helper()
 	run := uuid.NewString()
@@ -67,6 +84,91 @@ func waiting(t *testing.T, d *storagetest.Dagster, kind, event string) {
 		n, err := d.Text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = ? AND (? = '' OR wait_event = ?)", kind, event, event)
 		return err == nil && n != "0", fmt.Sprintf("no session waits for %s %s: %v", kind, event, err)
 	})
+}
+
+// passGate is what the gate of Dagster's Python does: it looks at no row but the launch row.
+func passGate(ctx context.Context, db interface {
+	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
+}, l storage.LaunchRow) (bool, error) {
+	taken := l
+	taken.State = storage.Taken
+	tag, err := db.Exec(ctx, "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND value = $3", taken.String(), l.Run, l.String())
+	return err == nil && tag.RowsAffected() == 1, err
+}
+
+// A worker passes its gate while the leader ends its launch row, or another worker of the same row comes: only one of them gets it,
+// whoever is first.
+func TestGateMeetsAnotherWriter(t *testing.T) {
+	d := storagetest.NewPostgres(t)
+	s := openAt(t, d.Location)
+	writers := map[string]func(f storage.Fence, l storage.LaunchRow) (bool, error){
+		"the launch row ends": func(f storage.Fence, l storage.LaunchRow) (bool, error) {
+			out, err := s.Move(t.Context(), f, storage.Transition{
+				Run: l.Run, From: []dagster.Status{dagster.Starting}, Launch: l.Token, Void: true,
+				Events: []dagster.Event{dagster.NewRunEnqueued(dagster.Run{ID: l.Run, Job: "light"}, time.Now())},
+			})
+			return out.Done, err
+		},
+		"another worker": func(_ storage.Fence, l storage.LaunchRow) (bool, error) {
+			return s.Take(t.Context(), l.Run, l.Attempt, l.Token)
+		},
+	}
+	for name, write := range writers {
+		t.Run(name+", the gate first", func(t *testing.T) {
+			fence, l := claimedRun(t, d, s)
+			gate := begin(t, session(t, d.Location))
+			if passed, err := passGate(t.Context(), gate, l); err != nil || !passed {
+				t.Fatal(passed, err)
+			}
+			done := make(chan bool, 1)
+			go func() {
+				got, err := write(fence, l)
+				if err != nil {
+					t.Error(err)
+				}
+				done <- got
+			}()
+			waiting(t, d, "Lock", "")
+			if err := gate.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if <-done {
+				t.Error("it was done although a worker had passed the gate")
+			}
+			runs, err := s.Runs(t.Context(), storage.Filter{IDs: []string{l.Run}})
+			if err != nil || runs[0].Status != dagster.Starting || runs[0].Launch.State != storage.Taken {
+				t.Errorf("the run is %v, %v, want STARTING with a launch row that is taken", runs, err)
+			}
+		})
+		t.Run(name+", the gate last", func(t *testing.T) {
+			fence, l := claimedRun(t, d, s)
+			gate := session(t, d.Location)
+			passed := make(chan bool, 1)
+			// Between what the writer reads and what it writes the gate comes.
+			err := s.tx(t.Context(), &fence, func(tx pgx.Tx) error {
+				if _, _, err := lockRows(t.Context(), tx, []string{l.Run}, wait); err != nil {
+					return err
+				}
+				go func() {
+					got, err := passGate(t.Context(), gate, l)
+					if err != nil {
+						t.Error(err)
+					}
+					passed <- got
+				}()
+				waiting(t, d, "Lock", "")
+				l.State = storage.Void
+				_, err := tx.Exec(t.Context(), "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND key = $3", l.String(), l.Run, storage.LaunchKey)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if <-passed {
+				t.Error("the worker passed the gate of a launch row that had ended")
+			}
+		})
+	}
 }
 
 // A leader that waits in a transaction, for whatever, keeps no standby from leading, and commits nothing then.

@@ -335,7 +335,8 @@ const (
 	skip = "SKIP LOCKED"
 )
 
-// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours.
+// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours. Those are
+// locked as well, because a gate of Dagster's Python changes a launch row without a lock of its run.
 func lockRows(ctx context.Context, tx pgx.Tx, ids []string, locked string) (map[string]storage.Row, map[string][]storage.Tag, error) {
 	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
 	var id, status string
@@ -353,7 +354,7 @@ func lockRows(ctx context.Context, tx pgx.Tx, ids []string, locked string) (map[
 		return nil, nil, err
 	}
 	var t storage.Tag
-	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id", slices.Collect(maps.Keys(rows)), storage.RowPrefix+"%")
+	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id FOR UPDATE", slices.Collect(maps.Keys(rows)), storage.RowPrefix+"%")
 	if err != nil {
 		return nil, nil, err
 	}
