@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -76,7 +77,8 @@ func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, er
 		return false, err
 	}
 	if gate, ok := env(launcher.GateEnv); ok {
-		if in, err := pass(ctx, store, a.RunID, gate); err != nil || !in {
+		in, err := w.pass(ctx, a.RunID, gate)
+		if err != nil || !in {
 			if err == nil {
 				fmt.Printf("run %s: another worker has passed the gate, or this one was replaced; leaving\n", a.RunID)
 			}
@@ -166,9 +168,13 @@ const (
 
 // insist does something with the storage again and again until it is done or patience has ended, also when ctx has.
 func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	return retry(context.WithoutCancel(ctx), f)
+}
+
+// retry does something with the storage again and again until it is done, or ctx or patience has ended.
+func retry[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, longestPause
-	ctx = context.WithoutCancel(ctx)
 	return backoff.Retry(ctx, func() (T, error) {
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
@@ -176,16 +182,19 @@ func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, 
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
 }
 
-// pass lets this worker pass its gate, if it may. It asks once: whether a try without an answer was done nobody can tell, and then nothing is executed.
-func pass(ctx context.Context, s storage.Recorder, run, gate string) (bool, error) {
+// pass lets this worker pass its gate, if it may. A nonce tells it whether a question whose answer was lost was carried out.
+func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	attempt, token, _ := strings.Cut(gate, " ")
 	n, err := strconv.Atoi(attempt)
 	if err != nil || token == "" {
 		return false, fmt.Errorf("%s=%q: an attempt and a token are expected", launcher.GateEnv, gate)
 	}
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
-	return s.Take(ctx, run, n, token)
+	by := uuid.NewString()
+	in, err := retry(ctx, func(ctx context.Context) (bool, error) { return w.store.Take(ctx, run, n, token, by) })
+	if err != nil {
+		return false, fmt.Errorf("run %s: the gate: %w", run, err)
+	}
+	return in, nil
 }
 
 // writeTimeout bounds one write, which is done although the worker was told to stop.

@@ -158,7 +158,7 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 			ch.DeleteTags = append(ch.DeleteTags, row.ID)
 		}
 	}
-	launch.State = Void
+	launch.State, launch.By = Void, ""
 	ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
 	ch.Outcome.Launch = *launch
 	if n := t.Next; n != nil {

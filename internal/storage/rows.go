@@ -33,6 +33,7 @@ type LaunchRow struct {
 	Epoch    int64
 	At       time.Time
 	State    LaunchState
+	By       string // of a row that was taken: the nonce of the worker that took it; "" from older workers
 }
 
 // LaunchState says what may still come of a launch row.
@@ -47,7 +48,11 @@ const (
 
 // String is the row's value in run_tags.
 func (l LaunchRow) String() string {
-	return fmt.Sprintf("%s %d %s %s %s %d %d %s", l.Run, l.Attempt, l.Instance, l.Launcher, l.Token, l.Epoch, l.At.UnixMicro(), l.State)
+	state := string(l.State)
+	if l.By != "" {
+		state += "/" + l.By
+	}
+	return fmt.Sprintf("%s %d %s %s %s %d %d %s", l.Run, l.Attempt, l.Instance, l.Launcher, l.Token, l.Epoch, l.At.UnixMicro(), state)
 }
 
 // ParseLaunch reads a launch row. It is one only if it names the run that it stands on: tags are
@@ -60,9 +65,10 @@ func ParseLaunch(run, value string) (LaunchRow, bool) {
 	attempt, err1 := strconv.Atoi(f[1])
 	epoch, err2 := strconv.ParseInt(f[5], 10, 64)
 	at, err3 := strconv.ParseInt(f[6], 10, 64)
+	state, by, _ := strings.Cut(f[7], "/")
 	l := LaunchRow{
 		Run: run, Attempt: attempt, Instance: f[2], Launcher: f[3], Token: f[4], Epoch: epoch,
-		At: time.UnixMicro(at).UTC(), State: LaunchState(f[7]),
+		At: time.UnixMicro(at).UTC(), State: LaunchState(state), By: by,
 	}
 	return l, err1 == nil && err2 == nil && err3 == nil && l.String() == value
 }

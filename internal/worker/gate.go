@@ -39,9 +39,10 @@ with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else Dagst
 `
 
 // bootstrap passes the gate in the interpreter that then becomes Dagster's worker: it turns the newest launch row of the run from
-// open to taken, for exactly this attempt and token, and leaves with exit code 0 if it cannot.
+// open to taken, for exactly this attempt and token, and leaves with exit code 0 if it cannot. The row keeps its nonce, so it
+// asks again after an error, or after 30 s without an answer, for which a thread may wait for ever.
 const bootstrap = `
-import base64, os, runpy, sys, zlib
+import base64, os, runpy, sys, threading, time, uuid, zlib
 from dagster import DagsterInstance
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs  # known to deserialize_value once imported
 from dagster._serdes import deserialize_value
@@ -49,15 +50,34 @@ from sqlalchemy import text
 packed = os.environ.get("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS")
 args = deserialize_value(sys.argv[3] if len(sys.argv) > 3 else zlib.decompress(base64.b64decode(packed)).decode())
 attempt, token = os.environ.pop("SLIPWAY_GATE").split()
+taken = "taken/" + uuid.uuid4().hex
+newest = text("SELECT id, value FROM run_tags WHERE run_id = :run AND key = '.dagster/slipway/launch' ORDER BY id DESC LIMIT 1")
+change = text("UPDATE run_tags SET value = :new WHERE id = :id AND value = :old")
+def ask(answers):
+    def row(state):
+        found = db.execute(newest, {"run": args.run_id}).fetchone()
+        old = found[1].split() if found else []
+        return found if len(old) == 8 and (old[0], old[1], old[4], old[7]) == (args.run_id, attempt, token, state) else None
+    try:
+        with instance.run_storage.connect() as db:
+            old = row("open")
+            if old:
+                db.execute(change, {"new": old[1][:-4] + taken, "id": old[0], "old": old[1]})
+            ours = row(taken) is not None
+        answers.append(ours)
+    except Exception as e:
+        print("slipway: the gate gives no answer, asking again:", e, flush=True)
 with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else DagsterInstance.get() as instance:
-    with instance.run_storage.connect() as db:
-        newest = "SELECT id, value FROM run_tags WHERE run_id = :run AND key = '.dagster/slipway/launch' ORDER BY id DESC LIMIT 1"
-        row = db.execute(text(newest), {"run": args.run_id}).fetchone()
-        old = row[1].split() if row else []
-        ours = len(old) == 8 and (old[0], old[1], old[4], old[7]) == (args.run_id, attempt, token, "open")
-        change = text("UPDATE run_tags SET value = :new WHERE id = :id AND value = :old")
-        ours = ours and db.execute(change, {"new": row[1][:-4] + "taken", "id": row[0], "old": row[1]}).rowcount == 1
-if not ours:
+    answers, until = [], time.monotonic() + 300
+    while not answers:
+        if time.monotonic() > until:
+            sys.exit("slipway: the gate gave no answer for five minutes")
+        asking = threading.Thread(target=ask, args=(answers,), daemon=True)
+        asking.start()
+        asking.join(30)
+        if not answers:
+            time.sleep(1)
+if not answers[0]:
     print("slipway: another worker of this run has passed the gate, or this one was replaced; leaving")
     sys.exit(0)
 sys.argv[0] = "dagster"

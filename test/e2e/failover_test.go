@@ -81,9 +81,7 @@ func TestPostgresFailsOver(t *testing.T) {
 	if os.Getenv("SLIPWAY_TEST_PG_BIN") == "" {
 		testenv.Missing(t, "postgres", "SLIPWAY_TEST_PG_BIN names no folder of a server's programs: hack/with-postgres does, where it has them")
 	}
-	// A worker whose question at the gate gets no answer leaves, and its run fails. On a machine at rest few are there
-	// when the server dies.
-	testenv.Beside(t, testenv.Alone)
+	testenv.Beside(t, testenv.Light)
 	primary, standby := newServer(t), newServer(t)
 	pg(t, primary.dir, "initdb", "-D", filepath.Join(primary.dir, "data"), "-U", "slipway", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C.UTF-8")
 	primary.start("-c fsync=off -c synchronous_standby_names=*")

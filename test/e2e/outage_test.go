@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/webserver"
 	"github.com/slipway-run/slipway/test/faultproxy"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
@@ -174,6 +175,50 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 	w.ended(2*time.Minute, p, append(after, held...)...)
 	p.stop()
 	w.exactlyOnce(dagster.Success, append(after, held...)...)
+}
+
+// The gate's answer to a worker is lost, with the connection or without: the worker asks again, learns that it had passed, and executes.
+func TestGateAnswerIsLost(t *testing.T) {
+	testenv.Faults(t)
+	testenv.Beside(t, testenv.Dagster)
+	testenv.DagsterBin(t)
+	u, err := url.Parse(testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, u.Host)
+	u.Host = p.Addr()
+	w := newWorld(t, u.String(), "launchers: {local: {kind: process, worker_gate: 'on'}}\nallow_secrets_in_argv: true\n")
+	server := w.webserver("test/fates/fates.py")
+	daemon := w.slipway()
+	daemon.says("msg=leading")
+	python := func() string {
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	command := func() string { return w.enqueued("--", "true") }
+	for _, c := range []struct {
+		enqueue func() string
+		last    string // what the worker says when the row is about to be taken
+	}{
+		{command, "commit"}, {python, "taken/"},
+	} {
+		for _, cut := range []bool{true, false} {
+			lost := p.LoseAnswer("taken/", c.last, cut)
+			id := c.enqueue()
+			w.ended(2*time.Minute, daemon, id)
+			select {
+			case <-lost:
+			default:
+				t.Error("no worker asked at its gate")
+			}
+			w.exactlyOnce(dagster.Success, id)
+		}
+	}
+	daemon.stop()
 }
 
 // A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.

@@ -2,6 +2,7 @@
 package faultproxy
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"sync"
@@ -16,6 +17,7 @@ type Proxy struct {
 	server   string
 	cut      bool
 	stalled  chan struct{} // closed when it ends; nil: not stalled
+	lose     *lost         // the next answer to lose; nil: none
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
 
@@ -93,6 +95,45 @@ func (p *Proxy) Stall(on bool) {
 	}
 }
 
+// lost is one answer that is lost.
+type lost struct {
+	first, last []byte // what the client says before it, on one connection
+	cut         bool
+	done        chan struct{}
+}
+
+// LoseAnswer loses one answer: a client that says first and then last on one connection, which the server hears, hears nothing more on it. With
+// cut the connection is closed then, else it stays. The channel is closed when the client has said it.
+func (p *Proxy) LoseAnswer(first, last string, cut bool) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lose = &lost{[]byte(first), []byte(last), cut, make(chan struct{})}
+	return p.lose.done
+}
+
+// link is one connection through the proxy.
+type link struct {
+	first *lost // the client has said the first of its texts
+	deaf  atomic.Pointer[lost]
+}
+
+// says notes what a client says, before the server hears it.
+func (p *Proxy) says(l *link, b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lose == nil {
+		return
+	}
+	if bytes.Contains(b, p.lose.first) {
+		l.first = p.lose
+	}
+	if l.first == p.lose && bytes.Contains(b, p.lose.last) {
+		l.deaf.Store(p.lose)
+		close(p.lose.done)
+		p.lose = nil
+	}
+}
+
 // Delay holds up everything for a time.
 func (p *Proxy) Delay(d time.Duration) { p.delay.Store(int64(d)) }
 
@@ -118,6 +159,7 @@ func (p *Proxy) forget(c net.Conn) {
 type faulty struct {
 	net.Conn
 	p      *Proxy
+	link   *link
 	answer bool
 }
 
@@ -132,6 +174,14 @@ func (f faulty) Write(b []byte) (int, error) {
 		if stalled != nil {
 			<-stalled
 		}
+	}
+	if !f.answer {
+		f.p.says(f.link, b)
+	} else if lost := f.link.deaf.Load(); lost != nil {
+		if lost.cut {
+			return 0, f.Close()
+		}
+		return len(b), nil
 	}
 	if f.p.hole.Load() || f.answer && f.p.deafens.Load() {
 		return len(b), nil
@@ -155,9 +205,10 @@ func (p *Proxy) pass(client net.Conn) {
 	if !p.keep(server) {
 		return
 	}
+	l := &link{}
 	p.wg.Go(func() {
-		_, _ = io.Copy(faulty{server, p, false}, client) // until one of them is closed
+		_, _ = io.Copy(faulty{server, p, l, false}, client) // until one of them is closed
 		_ = server.Close()
 	})
-	_, _ = io.Copy(faulty{client, p, true}, server)
+	_, _ = io.Copy(faulty{client, p, l, true}, server)
 }

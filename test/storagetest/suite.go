@@ -670,37 +670,40 @@ func poolsDefault(t *testing.T, f *fixture) {
 func takeOnce(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	l := f.claim(t, fence, run)
-	take := func(attempt int, token string) bool {
+	take := func(attempt int, token, by string) bool {
 		t.Helper()
-		ok, err := f.s.Take(f.ctx, run, attempt, token)
+		ok, err := f.s.Take(f.ctx, run, attempt, token, by)
 		if err != nil {
 			t.Error(err)
 		}
 		return ok
 	}
-	want(t, "another attempt", take(2, l.Token), false)
-	want(t, "another token", take(1, "other"), false)
+	want(t, "another attempt", take(2, l.Token, "w"), false)
+	want(t, "another token", take(1, "other", "w"), false)
 	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: l.Token, Handle: "h"}); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	passed := 0
-	for range 10 {
+	passed := map[string]bool{}
+	for i := range 20 { // each worker asks twice at once, as one does whose first question still waits
 		wg.Go(func() {
-			if take(1, l.Token) {
+			if by := fmt.Sprint("worker", i/2); take(1, l.Token, by) {
 				mu.Lock()
-				passed++
+				passed[by] = true
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	want(t, "workers past the gate", passed, 1)
+	want(t, "workers past the gate", len(passed), 1)
 	r := f.run(t, run)
 	want(t, "state", r.Launch.State, storage.Taken)
+	want(t, "who is past the gate", passed[r.Launch.By], true)
+	want(t, "it asks again", take(1, l.Token, r.Launch.By), true)
+	want(t, "one without a nonce", take(1, l.Token, ""), false)
 	want(t, "handle", r.Handle, "h")
-	if ok, err := f.s.Take(f.ctx, uuid.NewString(), 1, "x"); ok || err != nil {
+	if ok, err := f.s.Take(f.ctx, uuid.NewString(), 1, "x", "w"); ok || err != nil {
 		t.Errorf("Take of a run that is gone = %v, %v", ok, err)
 	}
 }
@@ -708,7 +711,7 @@ func takeOnce(t *testing.T, f *fixture) {
 func voidTaken(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	l := f.claim(t, fence, run)
-	if took, err := f.s.Take(f.ctx, run, 1, l.Token); err != nil || !took {
+	if took, err := f.s.Take(f.ctx, run, 1, l.Token, "w"); err != nil || !took {
 		t.Fatal(took, err)
 	}
 	void := storage.Transition{Run: run, Launch: l.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(f.run(t, run).Run, time.Now())}}
@@ -801,10 +804,10 @@ func deaths(t *testing.T, f *fixture) {
 	want(t, "launcher", r.Launch.Launcher, "other")
 	want(t, "resumes", r.Resumes(), true)
 	want(t, "deaths", fmt.Sprint(r.Deaths), "[{1 local oom resume}]")
-	if took, err := f.s.Take(f.ctx, run, 1, first.Token); err != nil || took {
+	if took, err := f.s.Take(f.ctx, run, 1, first.Token, "w"); err != nil || took {
 		t.Errorf("the dead attempt's gate: %v, %v", took, err)
 	}
-	if took, err := f.s.Take(f.ctx, run, 2, "second"); err != nil || !took {
+	if took, err := f.s.Take(f.ctx, run, 2, "second", "w"); err != nil || !took {
 		t.Errorf("the new attempt's gate: %v, %v", took, err)
 	}
 	out, err = f.s.Move(f.ctx, fence, storage.Transition{

@@ -91,7 +91,7 @@ func passGate(ctx context.Context, db interface {
 	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
 }, l storage.LaunchRow) (bool, error) {
 	taken := l
-	taken.State = storage.Taken
+	taken.State, taken.By = storage.Taken, "gate"
 	tag, err := db.Exec(ctx, "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND value = $3", taken.String(), l.Run, l.String())
 	return err == nil && tag.RowsAffected() == 1, err
 }
@@ -110,7 +110,7 @@ func TestGateMeetsAnotherWriter(t *testing.T) {
 			return out.Done, err
 		},
 		"another worker": func(_ storage.Fence, l storage.LaunchRow) (bool, error) {
-			return s.Take(t.Context(), l.Run, l.Attempt, l.Token)
+			return s.Take(t.Context(), l.Run, l.Attempt, l.Token, "another")
 		},
 	}
 	for name, write := range writers {

@@ -9,9 +9,9 @@ import (
 )
 
 // Take implements [storage.Recorder].
-func (s *Store) Take(ctx context.Context, run string, attempt int, token string) (bool, error) {
+func (s *Store) Take(ctx context.Context, run string, attempt int, token, by string) (bool, error) {
 	out, err := s.change(ctx, nil, run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
-		return storage.PlanTake(run, attempt, token, row, ours)
+		return storage.PlanTake(run, attempt, token, by, row, ours)
 	})
 	return out.Done, err
 }
