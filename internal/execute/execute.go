@@ -189,6 +189,7 @@ func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	if err != nil || token == "" {
 		return false, fmt.Errorf("%s=%q: an attempt and a token are expected", launcher.GateEnv, gate)
 	}
+	w.launch = token
 	by := uuid.NewString()
 	in, err := retry(ctx, func(ctx context.Context) (bool, error) { return w.store.Take(ctx, run, n, token, by) })
 	if err != nil {
@@ -204,42 +205,37 @@ const writeTimeout = 30 * time.Second
 type worker struct {
 	store  store
 	logs   string // folder of compute logs; "" for none
+	launch string // token of the launch row that it took; "" for a worker without a gate
 	resume bool
 	events dagster.Inside
 }
 
-// record writes events that must follow one of some statuses, and says whether they did.
+// record writes events that change the run's status, if it has one of some statuses and this worker's launch row is
+// still the current one. It reports whether they were written.
 func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
-	t, again := storage.Transition{Run: w.events.Run.ID, From: from, Events: events, Tags: tags}, false
-	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
-		if again { // the first try may have been done, and its answer lost
-			if out, ok, err := w.wrote(ctx, events); ok || err != nil {
-				return out, err
-			}
-		}
-		again = true
-		return w.store.Record(ctx, t)
-	})
-}
-
-// wrote says whether the last of some events stands in the run's log, and the run's status.
-func (w *worker) wrote(ctx context.Context, events []dagster.Event) (storage.Outcome, bool, error) {
-	last := events[len(events)-1]
-	stored, err := w.store.Events(ctx, last.RunID, last.Type)
-	if err != nil || !slices.ContainsFunc(stored, func(e dagster.Event) bool { return e.JSON() == last.JSON() }) {
-		return storage.Outcome{}, false, err
-	}
-	runs, err := w.store.Runs(ctx, storage.Filter{IDs: []string{last.RunID}})
-	if err != nil || len(runs) == 0 {
-		return storage.Outcome{}, false, err
-	}
-	return storage.Outcome{Done: true, Status: runs[0].Status}, true, nil
+	t := storage.Transition{Run: w.events.Run.ID, From: from, Launch: w.launch, Events: events, Tags: tags}
+	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
 }
 
 // log writes events that change no status.
 func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
-	_, err := w.record(ctx, nil, nil, events...)
+	again := false
+	_, err := insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
+		if again { // the first try may have been done, and its answer lost
+			if wrote, err := w.wrote(ctx, events[len(events)-1]); wrote || err != nil {
+				return storage.Outcome{}, err
+			}
+		}
+		again = true
+		return w.store.Record(ctx, storage.Transition{Run: w.events.Run.ID, Events: events})
+	})
 	return err
+}
+
+// wrote reports whether the run's log has an event.
+func (w *worker) wrote(ctx context.Context, e dagster.Event) (bool, error) {
+	stored, err := w.store.Events(ctx, e.RunID, e.Type)
+	return slices.ContainsFunc(stored, func(s dagster.Event) bool { return s.JSON() == e.JSON() }), err
 }
 
 // status reads the run's status.
@@ -355,7 +351,7 @@ func (w *worker) end(ctx context.Context, p *plan) (dagster.Status, error) {
 	if err != nil || out.Done {
 		return out.Status, err
 	}
-	return w.interrupted(ctx) // somebody changed the run meanwhile
+	return w.interrupted(ctx) // somebody changed the run meanwhile, or replaced this worker
 }
 
 // interrupted writes what a worker that was told to stop leaves, as Dagster's does.
@@ -363,6 +359,9 @@ func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
 	r, err := w.read(ctx, w.events.Run.ID)
 	if err != nil {
 		return "", err
+	}
+	if w.launch != "" && (r.Launch == nil || r.Launch.Token != w.launch) {
+		return r.Status, w.log(ctx, w.events.Engine("[Slipway] Another run worker has taken the place of this one, which ends without a word about the run's end.", nil))
 	}
 	switch r.Status {
 	case dagster.Canceling:
