@@ -236,8 +236,12 @@ func (d *Dagster) Event(e dagster.Event) error {
 	case status.Finished():
 		set, extra = ", end_time = ?", []any{at}
 	}
-	args = append([]any{string(status), r.Body(), args[3]}, extra...)
-	return d.Exec("UPDATE runs SET status = ?, run_body = ?, update_timestamp = ?"+set+" WHERE run_id = ?", append(args, e.RunID)...)
+	updated, at := "?", args[3]
+	if d.Postgres() { // Dagster gives a time with a zone, which the server converts to that of the session
+		updated, at = "?::timestamptz", any(e.Time)
+	}
+	args = append([]any{string(status), r.Body(), at}, extra...)
+	return d.Exec("UPDATE runs SET status = ?, run_body = ?, update_timestamp = "+updated+set+" WHERE run_id = ?", append(args, e.RunID)...)
 }
 
 func (d *Dagster) shards(e dagster.Event, args []any) error {

@@ -17,7 +17,20 @@ import (
 // NewPostgres makes a database with the tables that real Dagster 1.13 made, and returns a writer for it.
 func NewPostgres(t testing.TB) *Dagster {
 	t.Helper()
-	d := Open(t, testenv.Postgres(t))
+	return madePostgres(t, testenv.Postgres(t))
+}
+
+// NewPostgresIn is [NewPostgres] with the time zone of the sessions of the database.
+func NewPostgresIn(zone string) func(testing.TB) *Dagster {
+	return func(t testing.TB) *Dagster {
+		t.Helper()
+		return madePostgres(t, testenv.PostgresIn(t, zone))
+	}
+}
+
+func madePostgres(t testing.TB, address string) *Dagster {
+	t.Helper()
+	d := Open(t, address)
 	schema, err := os.ReadFile(filepath.Join(testenv.Root(t), golden, "postgres/schema/postgres.sql"))
 	if err != nil {
 		t.Fatal(err)

@@ -162,6 +162,9 @@ func claimWrites(t *testing.T, f *fixture) {
 	r := f.run(t, run)
 	want(t, "status", r.Status, dagster.Starting)
 	want(t, "updated", r.Updated, c.At)
+	if age := time.Since(r.Created); age.Abs() > 10*time.Minute {
+		t.Errorf("a run that was just created is %v old", age)
+	}
 	want(t, "tags", r.Tags["team"], "data")
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING")
 	if r.Launch == nil || *r.Launch != out[0].Launch {

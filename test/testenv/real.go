@@ -5,6 +5,7 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -62,6 +63,21 @@ func Postgres(t testing.TB) string {
 	}
 	u.Path = "/" + name
 	return u.String()
+}
+
+// PostgresIn is [Postgres] with the time zone of the sessions of the database.
+func PostgresIn(t testing.TB, zone string) string {
+	t.Helper()
+	address := Postgres(t)
+	conn, err := pgx.Connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), '"+zone+"'); END $$")
+	if err = errors.Join(err, conn.Close(context.WithoutCancel(t.Context()))); err != nil {
+		t.Fatal(err)
+	}
+	return address
 }
 
 // DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make

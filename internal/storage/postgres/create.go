@@ -54,8 +54,8 @@ func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	ch, columns := storage.PlanAdd(n)
 	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set, create_timestamp, update_timestamp)
-			VALUES ($1, nullif($2, ''), $3, $4, $5, nullif($6, ''), nullif($7, ''), $8, $8)`,
-			n.Run.ID, columns.Snapshot, n.Run.Job, string(ch.Status), ch.Body, columns.Partition, columns.PartitionSet, n.At.UTC()); err != nil {
+			VALUES ($1, nullif($2, ''), $3, $4, $5, nullif($6, ''), nullif($7, ''), $8::timestamptz, $8::timestamptz)`,
+			n.Run.ID, columns.Snapshot, n.Run.Job, string(ch.Status), ch.Body, columns.Partition, columns.PartitionSet, n.At); err != nil {
 			return err
 		}
 		b := &pgx.Batch{}

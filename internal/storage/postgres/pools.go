@@ -133,7 +133,7 @@ func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) erro
 			return err
 		}
 		for _, pool := range free {
-			if _, err := tx.Exec(ctx, `UPDATE pending_steps SET assigned_timestamp = timezone('utc', now()) WHERE id = (SELECT id FROM pending_steps
+			if _, err := tx.Exec(ctx, `UPDATE pending_steps SET assigned_timestamp = now() WHERE id = (SELECT id FROM pending_steps
 				WHERE concurrency_key = $1 AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1 FOR UPDATE)`, pool); err != nil {
 				return err
 			}

@@ -1,6 +1,11 @@
 // Package postgres is Dagster's Postgres storage. Every write of Slipway, with its events, is one
 // transaction, and each event is announced on the channel run_events as Dagster's own are.
 //
+// Dagster's columns without a time zone hold UTC in event_logs. In runs, daemon_heartbeats and pending_steps they hold the
+// time of the session's zone, because Dagster writes times with a zone there and the server converts them. So does this
+// package, in the same zone: that of the server, the database, the role or the address. Nothing that must be right
+// is decided by them, for an hour that a clock is set back comes twice.
+//
 // A notice comes before the row that it is about has changed (Dagster writes the event and the row in two
 // statements), so it is a hint and nothing more.
 package postgres
@@ -341,9 +346,9 @@ func lockRows(ctx context.Context, tx pgx.Tx, ids []string, locked string) (map[
 	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
 	var id, status string
 	var body pgtype.Text
-	var updated pgtype.Timestamp
+	var updated pgtype.Timestamptz
 	var start, end float64
-	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE "+locked, ids)
+	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp::timestamptz, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE "+locked, ids)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -388,9 +393,9 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	}
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
-		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4, CASE WHEN status = $2 THEN update_timestamp ELSE timezone('utc', now()) END),
+		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2 THEN update_timestamp ELSE now()::timestamp END),
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
-			run, string(ch.Status), ch.Body, pgtype.Timestamp{Time: ch.Updated.UTC(), Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
+			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}
 	insert := insertEvent
 	if ch.OnlyEvents {

@@ -50,6 +50,11 @@ func TestSuiteOnOurOwn(t *testing.T) {
 	storagetest.Run(t, storagetest.Target{New: made, Open: openStore})
 }
 
+// The same suite on a database whose time zone is not UTC.
+func TestSuiteInAnotherZone(t *testing.T) {
+	storagetest.Run(t, storagetest.Target{New: storagetest.NewPostgresIn("America/New_York"), Open: openStore})
+}
+
 // pgbouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
 func pgbouncer(t *testing.T, address, mode string) string {
 	t.Helper()

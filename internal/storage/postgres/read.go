@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 // Runs implements [storage.Reader].
 func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error) {
-	q := "SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs"
+	q := "SELECT id, run_id, status, run_body, create_timestamp::timestamptz, update_timestamp::timestamptz, start_time, end_time FROM runs"
 	var where []string
 	var args []any
 	cond := func(text string, arg any) {
@@ -29,7 +30,7 @@ func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, erro
 		cond("run_id = ANY($%d)", f.IDs)
 	}
 	if !f.Since.IsZero() {
-		cond("update_timestamp >= $%d", f.Since.UTC())
+		cond("update_timestamp >= $%d::timestamptz::timestamp", f.Since)
 	}
 	if len(where) > 0 {
 		q += " WHERE " + strings.Join(where, " AND ")
@@ -54,7 +55,7 @@ func scanRun(row pgx.CollectableRow) (storage.Run, error) {
 		r                storage.Run
 		id, status       string
 		body             pgtype.Text
-		created, updated pgtype.Timestamp
+		created, updated pgtype.Timestamptz
 		start, end       pgtype.Float8
 	)
 	if err := row.Scan(&r.Row, &id, &status, &body, &created, &updated, &start, &end); err != nil {
@@ -62,7 +63,7 @@ func scanRun(row pgx.CollectableRow) (storage.Run, error) {
 	}
 	r.Run, r.Broken = dagster.ParseRun(body.String)
 	r.ID, r.Status = id, dagster.Status(status)
-	r.Created, r.Updated = created.Time, updated.Time
+	r.Created, r.Updated = created.Time.UTC(), updated.Time.UTC()
 	if start.Valid {
 		r.Start = dagster.FromUnix(start.Float64)
 	}
@@ -121,13 +122,15 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 
 // Heartbeats implements [storage.Heart].
 func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
-	rows, err := s.pool.Query(ctx, "SELECT daemon_type, coalesce(daemon_id, ''), timestamp FROM daemon_heartbeats")
+	rows, err := s.pool.Query(ctx, "SELECT daemon_type, coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats")
 	if err != nil {
 		return nil, fmt.Errorf("postgres: heartbeats: %w", err)
 	}
 	beats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (storage.Heartbeat, error) {
 		var h storage.Heartbeat
-		err := row.Scan(&h.Type, &h.ID, &h.At)
+		var body pgtype.Text
+		err := row.Scan(&h.Type, &h.ID, &h.At, &body)
+		h.At = beatAt(body.String, h.At)
 		return h, err
 	})
 	if err != nil {
@@ -136,11 +139,30 @@ func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
 	return beats, nil
 }
 
+// beatAt is when a heartbeat was written: what its body says in seconds since 1970, or else column.
+func beatAt(body string, column time.Time) time.Time {
+	if h, err := dagster.ParseHeartbeat(body); err == nil {
+		return h.Time
+	}
+	return column.UTC()
+}
+
 // Beat implements [storage.Heart].
 func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) (bool, error) {
-	tag, err := s.pool.Exec(ctx, `INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body) VALUES ($1, $2, $3, $4)
+	var id string
+	var at time.Time
+	var body pgtype.Text
+	err := s.pool.QueryRow(ctx, "SELECT coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats WHERE daemon_type = $1", h.Type).Scan(&id, &at, &body)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return false, fmt.Errorf("postgres: heartbeat: %w", err)
+	}
+	if err == nil && id != h.ID && !beatAt(body.String, at).Before(since) {
+		return false, nil
+	}
+	// Another heartbeat than the one that was read is left alone.
+	tag, err := s.pool.Exec(ctx, `INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body) VALUES ($1, $2, $3::timestamptz, $4)
 		ON CONFLICT (daemon_type) DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
-		WHERE d.daemon_id = excluded.daemon_id OR d.timestamp < $5`, h.Type, h.ID, h.At.UTC(), h.Body(), since.UTC())
+		WHERE d.daemon_id = excluded.daemon_id OR d.body IS NOT DISTINCT FROM $5`, h.Type, h.ID, h.At, h.Body(), body)
 	if err != nil {
 		return false, fmt.Errorf("postgres: heartbeat: %w", err)
 	}
