@@ -108,14 +108,12 @@ func (f *Feed) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case h := <-hints:
-			if h.Run == "" {
+			all := f.hinted(h, due)
+			for len(hints) > 0 { // one poll for all that wait
+				all = f.hinted(<-hints, due) || all
+			}
+			if all {
 				err = f.poll(ctx, nearOverlap)
-			} else {
-				p := f.first(h.Run)
-				if old, ok := due[h.Run]; ok && old.at.Before(p.at) {
-					p.at = old.at // and from there on the series of the new notice
-				}
-				due[h.Run] = p
 			}
 		case <-next:
 			err = f.probe(ctx, due)
@@ -138,6 +136,19 @@ func (f *Feed) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// hinted notes when to look at the run that a hint names. It reports whether the hint is about everything.
+func (f *Feed) hinted(h Hint, due map[string]probe) bool {
+	if h.Run == "" {
+		return true
+	}
+	p := f.first(h.Run)
+	if old, ok := due[h.Run]; ok && old.at.Before(p.at) {
+		p.at = old.at // and from there on the series of the new notice
+	}
+	due[h.Run] = p
+	return false
 }
 
 // probe is the next look at a run that a notice named.

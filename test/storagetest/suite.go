@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ func Run(t *testing.T, target Target) {
 		"one leader at a time":                                 leaders,
 		"a lease that is yielded is free at once":              yielded,
 		"hints tell of new and changed runs":                   hints,
+		"hints tell of a run that changed without an event":    hintsStands,
 		"runs are filtered":                                    filters,
 		"a heartbeat of another daemon is left alone":          heartbeats,
 		"unknown fields of a body survive":                     unknownFields,
@@ -486,6 +488,29 @@ func hints(t *testing.T, f *fixture) {
 			}
 		case <-ctx.Done():
 			t.Fatal("no hint for a new run")
+		}
+	}
+}
+
+func hintsStands(t *testing.T, f *fixture) {
+	run, fence := f.enqueue(t, nil), f.lead(t)
+	f.claim(t, fence, run)
+	success := f.event(f.run(t, run), dagster.RunSuccess)
+	next, stop := iter.Pull2(f.s.Hints(f.ctx))
+	defer stop()
+	if h, err, _ := next(); err != nil || h.Run != "" {
+		t.Fatal(h, err)
+	}
+	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		h, err, ok := next()
+		if err != nil || !ok {
+			t.Fatal("no hint for a run that changed without an event:", err)
+		}
+		if h.Run == run || h.Run == "" {
+			return
 		}
 	}
 }

@@ -70,7 +70,7 @@ func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error 
 		if i := strings.LastIndexByte(run, '_'); i >= 0 {
 			run = run[:i]
 		}
-		if !pass(storage.Hint{Run: run}) {
+		if !pass(storage.Hint{Run: strings.TrimPrefix(run, changedPrefix)}) {
 			return nil
 		}
 	}
@@ -78,6 +78,9 @@ func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error 
 
 // noncePrefix begins notices of our own. They have the form of Dagster's, run and event, so that other listeners take them for those of a run they do not know.
 const noncePrefix = "slipway-test-"
+
+// changedPrefix begins notices of ours about runs that changed without an event. To Dagster's listeners they are about a run that they do not know, too.
+const changedPrefix = "slipway-run-"
 
 // test sends a notice now and then and waits for it on the listening connection. It returns [storage.ErrDeaf] if one does not arrive, else nil with ctx.
 func (s *Store) test(ctx context.Context, heard <-chan string) error {

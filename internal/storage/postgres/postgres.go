@@ -397,6 +397,9 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
 			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}
+	if ch.Body != "" && len(ch.Events) == 0 { // no event announces it
+		b.Queue("SELECT pg_notify('"+channel+"', $1)", changedPrefix+run+"_0")
+	}
 	insert := insertEvent
 	if ch.OnlyEvents {
 		insert = insertNewEvent
