@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -175,6 +176,44 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 	w.ended(2*time.Minute, p, append(after, held...)...)
 	p.stop()
 	w.exactlyOnce(dagster.Success, append(after, held...)...)
+}
+
+// The shard of one run is locked, as by a worker of Dagster's that is frozen within a write: no other run waits for it.
+func TestLockedShardHoldsUpNoOtherRun(t *testing.T) {
+	testenv.Faults(t)
+	testenv.Beside(t, testenv.Light)
+	d := storagetest.NewSQLite(t)
+	w := lightWorld(t, d)
+	daemon := w.slipway()
+	daemon.says("msg=leading")
+	stuck := enqueueGo(t, d, 1, "while [ ! -e "+filepath.Join(w.home, "never")+" ]; do sleep 0.05; done")[0]
+	w.status(daemon, stuck, dagster.Started)
+	shard, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", stuck+".db")+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = shard.Close() }()
+	lock, err := shard.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start("terminate", nil, testenv.Build(t, "slipway"), "runs", "terminate", stuck) // commits an event of that run
+	w.status(daemon, stuck, dagster.Canceling)
+	began := time.Now()
+	others := enqueue(t, d, 6, nil)
+	w.ended(time.Minute, daemon, others...)
+	if took := time.Since(began); took > 25*time.Second {
+		t.Errorf("six other runs took %v while one shard was locked", took)
+	}
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	w.ended(time.Minute, daemon, stuck)
+	daemon.stop()
+	w.exactlyOnce(dagster.Success, others...)
+	if r := w.run(stuck); r.Status != dagster.Canceled {
+		t.Errorf("the run with the locked shard is %s, want CANCELED:\n%s", r.Status, w.story(stuck))
+	}
 }
 
 // The gate's answer to a worker is lost, with the connection or without: the worker asks again, learns that it had passed, and executes.

@@ -96,5 +96,6 @@ func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	if err != nil {
 		return err
 	}
-	return s.drain(ctx)
+	s.deliver(ctx, n.Run.ID, patient)
+	return nil
 }

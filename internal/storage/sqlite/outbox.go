@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -22,21 +24,29 @@ import (
 // outboxPrefix begins the keys of kvs under which committed events wait to be written to the shards.
 const outboxPrefix = "slipway/outbox/"
 
-// Settle implements [storage.Store]: it empties the outbox.
-func (s *Store) Settle(ctx context.Context, _ storage.Fence) error { return s.drain(ctx) }
+// How long the write of events waits for a file that somebody else writes to.
+const (
+	// brief is for a leader: a worker that is frozen within a write holds up its own run's events alone.
+	brief = 500 * time.Millisecond
+	// patient is for who writes to its own run alone.
+	patient = 30 * time.Second
+	// busyPause is the least time for which a leader leaves a file alone that was still busy after brief. Opening it in an unlucky
+	// moment takes 10 s; then the pause is longer.
+	busyPause = 5 * time.Second
+)
 
-// deliver drains the outbox after a commit. What is committed stands, whether its events can be written to the shards now or not: told of a failure, who asked for
-// the change would take it for one that was not made. The next write delivers what is left, or the leader's [Store.Settle].
-func (s *Store) deliver(ctx context.Context) {
-	for range 3 {
-		if s.drain(ctx) == nil || ctx.Err() != nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+// errBusy: the file was busy a moment ago.
+var errBusy = errors.New("somebody writes to the file without an end")
+
+// Settle implements [storage.Store]: it empties the outbox, but for events whose files are busy.
+func (s *Store) Settle(ctx context.Context, _ storage.Fence) error {
+	return s.drain(ctx, outboxPrefix, brief)
+}
+
+// deliver writes the events of one run from the outbox to its files after a commit. A commit is final whether that succeeds or
+// not: an error would make the caller believe nothing was committed. What is left is written by the leader's next [Store.Settle].
+func (s *Store) deliver(ctx context.Context, run string, wait time.Duration) {
+	_ = s.drain(ctx, outboxPrefix+run+"/", wait)
 }
 
 // undelivered is an event of the outbox.
@@ -62,13 +72,11 @@ func readOutbox(ctx context.Context, db *sql.DB, prefix string) (out []undeliver
 	return out, nil
 }
 
-// drain writes every event of the outbox to its shards, in order, and then takes it out. What a process that
-// dies in the middle has written is found there again and not written twice.
-func (s *Store) drain(ctx context.Context) error {
-	s.flush.Lock()
-	defer s.flush.Unlock()
-	out, err := readOutbox(ctx, s.write, outboxPrefix)
-	if err != nil {
+// drain writes the events of the outbox whose keys begin with a prefix to their files, in order, and then takes them out. What a process that
+// dies in the middle has written, or another one writes at the same time, is found there again and not written twice.
+func (s *Store) drain(ctx context.Context, prefix string, wait time.Duration) error {
+	out, err := readOutbox(ctx, s.write, prefix)
+	if err != nil || len(out) == 0 {
 		return err
 	}
 	texts, keys := map[string][]string{}, map[string][]string{}
@@ -82,7 +90,7 @@ func (s *Store) drain(ctx context.Context) error {
 	}
 	var errs []error
 	for some := range slices.Chunk(order, drainBatch) {
-		written, err := s.storeAll(ctx, some, texts)
+		written, err := s.storeAll(ctx, some, texts, wait)
 		errs = append(errs, err) // the events of those that failed wait for the next time
 		if len(written) == 0 {
 			continue
@@ -109,13 +117,13 @@ const (
 )
 
 // storeAll writes events of runs to their shards, and those that change a status to index.db as well, and gives the runs for which that was done.
-func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string) ([]string, error) {
+func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string, wait time.Duration) ([]string, error) {
 	errs := make([]error, len(runs))
 	var g errgroup.Group
 	g.SetLimit(shardsAtOnce)
 	for i, run := range runs {
 		g.Go(func() error {
-			errs[i] = s.shard(ctx, run, texts[run])
+			errs[i] = s.shard(ctx, run, texts[run], wait)
 			return nil
 		})
 	}
@@ -129,23 +137,17 @@ func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]
 			written, errs[i] = append(written, run), nil
 		}
 	}
-	if err := s.insert(ctx, s.index, all, true); err != nil {
+	if err := s.into(ctx, filepath.Join(s.history, "runs/index.db"), ofStatus(all), wait); err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}
 	return written, errors.Join(errs...)
-}
-
-// store writes events of one run to its shard and those that change its status to index.db as well.
-func (s *Store) store(ctx context.Context, run string, texts []string) error {
-	_, err := s.storeAll(ctx, []string{run}, map[string][]string{run: texts})
-	return err
 }
 
 // errDeleted: the run has no shard any more.
 var errDeleted = errors.New("the run was deleted meanwhile")
 
 // shard writes events of one run to its shard.
-func (s *Store) shard(ctx context.Context, run string, texts []string) error {
+func (s *Store) shard(ctx context.Context, run string, texts []string, wait time.Duration) error {
 	file, err := s.fileOf(run)
 	if err != nil {
 		return err
@@ -157,12 +159,7 @@ func (s *Store) shard(ctx context.Context, run string, texts []string) error {
 	if !has {
 		return errDeleted
 	}
-	shard, err := open(file, 1)
-	if err != nil {
-		return err
-	}
-	err = s.insert(ctx, shard, texts, false)
-	return errors.Join(err, shard.Close())
+	return s.into(ctx, file, texts, wait)
 }
 
 // hasShard says whether a run has a shard: false if it was deleted, but not if no run's file is where it was.
@@ -178,10 +175,49 @@ func hasShard(file string) (bool, error) {
 const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
 	SELECT ?1, ?2, nullif(?3, ''), ?4, nullif(?5, '') WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
 
-func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOnly bool) error {
+// ofStatus picks the events that change a run's status, which are those of index.db.
+func ofStatus(texts []string) (picked []string) {
+	for _, text := range texts {
+		if e, err := dagster.ParseEvent(text); err != nil || e.Type.Status() != "" {
+			picked = append(picked, text) // one that cannot be read fails below
+		}
+	}
+	return picked
+}
+
+// into writes events to a file, and waits no longer for others who write to it. A brief try leaves a file alone that was busy a moment ago.
+func (s *Store) into(ctx context.Context, file string, texts []string, wait time.Duration) error {
 	if len(texts) == 0 {
 		return nil
 	}
+	s.mu.Lock()
+	until := s.busy[file]
+	s.mu.Unlock()
+	began := time.Now()
+	if wait == brief && began.Before(until) {
+		return fmt.Errorf("sqlite: %s: %w", file, errBusy)
+	}
+	db, err := open(file, 1, wait)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(insert(ctx, db, texts), db.Close())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if delete(s.busy, file); isBusy(err) {
+		now := time.Now()
+		s.busy[file] = now.Add(max(busyPause, 10*now.Sub(began)))
+	}
+	return err
+}
+
+// isBusy reports whether err says that another process has locked the file, or is about to open it.
+func isBusy(err error) bool {
+	var said *driver.Error
+	return errors.As(err, &said) && (said.Code()&0xff == sqlite3.SQLITE_BUSY || said.Code()&0xff == sqlite3.SQLITE_PROTOCOL)
+}
+
+func insert(ctx context.Context, db *sql.DB, texts []string) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("sqlite: events: %w", err)
@@ -191,9 +227,6 @@ func (s *Store) insert(ctx context.Context, db *sql.DB, texts []string, statusOn
 		e, err := dagster.ParseEvent(text)
 		if err != nil {
 			return err
-		}
-		if statusOnly && e.Type.Status() == "" {
-			continue
 		}
 		failpoint.Here(failpoint.SQLiteStatement)
 		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time), e.StepKey); err != nil {

@@ -138,7 +138,7 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 	if err != nil {
 		return nil, err
 	}
-	shard, err := open(file, 1)
+	shard, err := open(file, 1, patient)
 	if err != nil {
 		return nil, err
 	}

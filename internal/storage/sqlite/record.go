@@ -46,7 +46,8 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 			texts = append(texts, e.JSON())
 		}
 		if plain {
-			return storage.Outcome{Done: true}, s.store(ctx, t.Run, texts)
+			_, err := s.storeAll(ctx, []string{t.Run}, map[string][]string{t.Run: texts}, patient)
+			return storage.Outcome{Done: true}, err
 		}
 	}
 	out, err := s.change(ctx, nil, t.Run, func(row storage.Row, ours []storage.Tag) (storage.Change, error) {
@@ -55,7 +56,7 @@ func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outco
 	if err != nil {
 		return out, err
 	}
-	s.deliver(ctx)
+	s.deliver(ctx, t.Run, patient)
 	return out, nil
 }
 
@@ -71,7 +72,7 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	if err != nil {
 		return nil, err
 	}
-	s.deliver(ctx)
+	_ = s.drain(ctx, outboxPrefix, brief) // as in deliver
 	return outcomes, nil
 }
 

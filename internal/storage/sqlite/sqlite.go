@@ -33,13 +33,14 @@ import (
 // Store is Dagster's storage below one base_dir.
 type Store struct {
 	history string
-	read    *sql.DB    // runs.db
-	write   *sql.DB    // runs.db, one connection, transactions take the write lock at once
-	index   *sql.DB    // index.db, one connection
-	lock    *os.File   // history/slipway.lock; used by Lead and Yield only
-	led     bool       // Lead said yes last time
-	flush   sync.Mutex // one outbox run at a time
+	read    *sql.DB  // runs.db
+	write   *sql.DB  // runs.db, one connection, transactions take the write lock at once
+	index   *sql.DB  // index.db, one connection
+	lock    *os.File // history/slipway.lock; used by Lead and Yield only
+	led     bool     // Lead said yes last time
 	last    atomic.Int64
+	mu      sync.Mutex
+	busy    map[string]time.Time // files of events that were busy: until when they are left alone
 	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
 	defaultLimits bool
 	hasPools      bool   // the tables of pools are newer than the others
@@ -60,7 +61,7 @@ const hintInterval = 5 * time.Millisecond
 
 // Open opens the storage that Dagster has made below baseDir. It creates nothing.
 func Open(ctx context.Context, baseDir string) (*Store, error) {
-	s := &Store{history: filepath.Join(baseDir, "history")}
+	s := &Store{history: filepath.Join(baseDir, "history"), busy: map[string]time.Time{}}
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
 			return nil, fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
@@ -68,13 +69,13 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	}
 	var err error
 	runs := filepath.Join(s.history, "runs.db")
-	if s.read, err = open(runs, 4); err != nil {
+	if s.read, err = open(runs, 4, patient); err != nil {
 		return nil, err
 	}
-	if s.write, err = open(runs, 1); err != nil {
+	if s.write, err = open(runs, 1, patient); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if s.index, err = open(filepath.Join(s.history, "runs/index.db"), 1); err != nil {
+	if s.index, err = open(filepath.Join(s.history, "runs/index.db"), 1, patient); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.checkSchema(ctx); err != nil {
@@ -94,9 +95,9 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	return s, nil
 }
 
-// open opens an existing file for reading and writing.
-func open(file string, conns int) (*sql.DB, error) {
-	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {"busy_timeout(30000)"}}
+// open opens an existing file for reading and writing. wait is how long it waits for others who write.
+func open(file string, conns int, wait time.Duration) (*sql.DB, error) {
+	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", wait.Milliseconds())}}
 	p, err := placeOf(file, (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
 	if err != nil {
 		return nil, err
@@ -315,7 +316,7 @@ func parseStamp(s string) time.Time {
 	return t
 }
 
-// Claim implements [storage.Writer]. A launch need not wait for the three commits that Settle makes; the next
+// Claim implements [storage.Writer]. A launch need not wait for the three commits that Settle makes; the run's next
 // Move or Record makes them too.
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	failpoint.Here(failpoint.ClaimBegun)
@@ -346,7 +347,7 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 	if t.Handle != "" {
 		failpoint.Here(failpoint.HandleCommitted)
 	}
-	s.deliver(ctx)
+	s.deliver(ctx, t.Run, brief)
 	return out, nil
 }
 
