@@ -145,6 +145,9 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	if launch != nil && t.Death != nil {
 		ch.AddTags = append(ch.AddTags, Tag{Key: DeathKey, Value: deathRow(t.Run, *t.Death)})
 	}
+	if launch != nil && !t.Began.IsZero() {
+		ch.AddTags = append(ch.AddTags, Tag{Key: BeganKey, Value: beganRow(t.Run, t.Began)})
+	}
 	ch.Outcome = Outcome{Done: true, Status: ch.Status}
 	if launch != nil {
 		ch.Outcome.Launch = *launch

@@ -15,6 +15,7 @@ const (
 	LaunchKey = RowPrefix + "launch"
 	HandleKey = RowPrefix + "handle"
 	DeathKey  = RowPrefix + "death"
+	BeganKey  = RowPrefix + "began"
 	CauseTag  = "slipway/cause"         // for people: why the run's worker died
 	CostTag   = "slipway/cost"          // for people: what its workers have cost
 	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
@@ -73,6 +74,20 @@ func ParseLaunch(run, value string) (LaunchRow, bool) {
 	return l, err1 == nil && err2 == nil && err3 == nil && l.String() == value
 }
 
+// NewToken makes a launch row's token from a unique text and, if the row's worker can be seen on one host alone, that host.
+func NewToken(unique, host string) string {
+	if host == "" {
+		return unique
+	}
+	return unique + "@" + host
+}
+
+// Host names the only host on which the row's worker can be seen; "" if it can be seen from everywhere.
+func (l LaunchRow) Host() string {
+	_, host, _ := strings.Cut(l.Token, "@")
+	return host
+}
+
 // HandleRow is the value of the row that says where a launch row's worker is.
 func HandleRow(l LaunchRow, handle string) string {
 	return fmt.Sprintf("%s %d %s", l.Run, l.Attempt, handle)
@@ -114,6 +129,18 @@ type Facts struct {
 	Handle string     // of it; "" if none is written
 	Last   *LaunchRow // of a queued run, which has no current one: the last that it had
 	Deaths []Death    // of workers of earlier attempts, oldest first
+	Began  time.Time  // when the run was seen to have started, by the database's clock; zero: not written. An attempt that begins anew has none.
+}
+
+func beganRow(run string, at time.Time) string { return fmt.Sprintf("%s %d", run, at.UnixMicro()) }
+
+func parseBegan(run, value string) (time.Time, bool) {
+	f := strings.Fields(value)
+	if len(f) != 2 || f[0] != run {
+		return time.Time{}, false
+	}
+	at, err := strconv.ParseInt(f[1], 10, 64)
+	return time.UnixMicro(at).UTC(), err == nil
 }
 
 // Resumes says whether the current attempt goes on with a run whose worker has died.
@@ -132,7 +159,7 @@ type Tag struct {
 func FactsOf(r dagster.Run, rows []Tag) Facts {
 	f := Ours(r.ID, rows, r.Tags)
 	if r.Status == dagster.Queued {
-		f.Last, f.Launch, f.Handle = f.Launch, nil, ""
+		f.Last, f.Launch, f.Handle, f.Began = f.Launch, nil, "", time.Time{}
 	}
 	return f
 }
@@ -147,7 +174,10 @@ func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 		switch r.Key {
 		case LaunchKey:
 			if l, ok := ParseLaunch(run, r.Value); ok {
-				f.Launch, f.Handle = &l, ""
+				anew := f.Launch != nil && f.Launch.Token != l.Token
+				if f.Launch, f.Handle = &l, ""; anew && !f.Resumes() {
+					f.Began = time.Time{}
+				}
 			}
 		case HandleKey:
 			if f.Launch == nil {
@@ -155,6 +185,10 @@ func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 			}
 			if h, ok := ParseHandle(*f.Launch, r.Value); ok {
 				f.Handle = h
+			}
+		case BeganKey:
+			if at, ok := parseBegan(run, r.Value); ok {
+				f.Began = at
 			}
 		case DeathKey:
 			if d, ok := parseDeath(run, r.Value); ok {

@@ -84,6 +84,8 @@ type Transition struct {
 	Stands *dagster.Event
 	Tags   map[string]string // set in run_tags and in the body
 	Death  *Death            // of the worker of the current launch row
+	// Began is when the run was seen to have started, by the database's clock; zero: it is not written.
+	Began time.Time
 	// Next replaces the current launch row by that of another attempt, while the run's status stays. [Outcome] has the row.
 	Next *Next
 }
@@ -105,6 +107,8 @@ type Leaser interface {
 	// Lead takes or renews the lease for leader. It gives the fence and true while leader leads; a
 	// lease that another leader holds is no error.
 	Lead(ctx context.Context, leader string, ttl time.Duration) (Fence, bool, error)
+	// Clock reads the database's clock, which all daemons of an instance share.
+	Clock(ctx context.Context) (time.Time, error)
 	// Yield ends the lease early, if the fence still holds it.
 	Yield(ctx context.Context, f Fence) error
 }
@@ -115,6 +119,9 @@ type Reader interface {
 	Runs(ctx context.Context, f Filter) ([]Run, error)
 	// Events gives the events of one run in the order they were stored, all types if none is named.
 	Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error)
+	// EventsAfter gives the events of one run that were stored after the one with the given id, and the id of the newest. Below
+	// zero it gives the newest id alone. Events that wait in an outbox have no id yet and are not among them.
+	EventsAfter(ctx context.Context, run string, after int64) ([]dagster.Event, int64, error)
 	// InstanceID is the run_storage_id that Dagster gave to the storage, made if there is none yet.
 	InstanceID(ctx context.Context) (string, error)
 }

@@ -224,6 +224,15 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 	return fence, leads, nil
 }
 
+// Clock implements [storage.Leaser].
+func (s *Store) Clock(ctx context.Context) (time.Time, error) {
+	var micro int64
+	if err := s.pool.QueryRow(ctx, "SELECT "+nowMicro).Scan(&micro); err != nil {
+		return time.Time{}, fmt.Errorf("postgres: clock: %w", err)
+	}
+	return time.UnixMicro(micro).UTC(), nil
+}
+
 // takeOver makes leader the next leader if the lease of the last one has ended.
 func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage.Fence, bool, error) {
 	if _, err := tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING", storage.LeaderKey, storage.LeaseKey); err != nil {
@@ -393,7 +402,7 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	}
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
-		b.Queue(`UPDATE runs SET status = $2, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2 THEN update_timestamp ELSE now()::timestamp END),
+		b.Queue(`UPDATE runs SET status = $2::varchar, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::varchar THEN update_timestamp ELSE now()::timestamp END),
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
 			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}

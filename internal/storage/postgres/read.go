@@ -82,7 +82,7 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key IN ($2, $3, $4) ORDER BY id", ids, storage.LaunchKey, storage.HandleKey, storage.DeathKey)
+	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key IN ($2, $3, $4, $5) ORDER BY id", ids, storage.LaunchKey, storage.HandleKey, storage.DeathKey, storage.BeganKey)
 	if err != nil {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}
@@ -118,6 +118,26 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 		return nil, fmt.Errorf("postgres: events of run %s: %w", run, err)
 	}
 	return events, nil
+}
+
+// EventsAfter implements [storage.Reader].
+func (s *Store) EventsAfter(ctx context.Context, run string, after int64) (events []dagster.Event, newest int64, err error) {
+	if after < 0 {
+		err = s.pool.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM event_logs WHERE run_id = $1", run).Scan(&newest)
+	} else {
+		newest = after
+		rows, _ := s.pool.Query(ctx, "SELECT id, event FROM event_logs WHERE run_id = $1 AND id > $2 ORDER BY id", run, after) // an error comes with the rows
+		var text string
+		_, err = pgx.ForEachRow(rows, []any{&newest, &text}, func() error {
+			e, err := dagster.ParseEvent(text)
+			events = append(events, e)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, after, fmt.Errorf("postgres: events of run %s: %w", run, err)
+	}
+	return events, newest, nil
 }
 
 // Heartbeats implements [storage.Heart].

@@ -103,7 +103,7 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	tags := map[string][]storage.Tag{}
 	for some := range slices.Chunk(ids, maxList) {
 		marks, args := list(some)
-		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN (?, ?, ?) ORDER BY id", append(args, storage.LaunchKey, storage.HandleKey, storage.DeathKey)...)
+		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN (?, ?, ?, ?) ORDER BY id", append(args, storage.LaunchKey, storage.HandleKey, storage.DeathKey, storage.BeganKey)...)
 		if err != nil {
 			return fmt.Errorf("sqlite: launch rows: %w", err)
 		}
@@ -157,6 +157,51 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 		}
 	}
 	return events, nil
+}
+
+// EventsAfter implements [storage.Reader].
+func (s *Store) EventsAfter(ctx context.Context, run string, after int64) ([]dagster.Event, int64, error) {
+	file, err := s.fileOf(run)
+	if err != nil {
+		return nil, after, err
+	}
+	if has, err := hasShard(file); err != nil || !has {
+		return nil, max(0, after), err
+	}
+	shard, err := open(file, 1, patient)
+	if err != nil {
+		return nil, after, err
+	}
+	events, newest, err := eventsAfter(ctx, shard, run, after)
+	if err = errors.Join(err, shard.Close()); err != nil {
+		return nil, after, fmt.Errorf("sqlite: events of run %s: %w", run, err)
+	}
+	return events, newest, nil
+}
+
+func eventsAfter(ctx context.Context, shard *sql.DB, run string, after int64) (events []dagster.Event, newest int64, err error) {
+	if after < 0 {
+		err = shard.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM event_logs WHERE run_id = ?", run).Scan(&newest)
+		return nil, newest, err
+	}
+	rows, err := shard.QueryContext(ctx, "SELECT id, event FROM event_logs WHERE run_id = ? AND id > ? ORDER BY id", run, after)
+	if err != nil {
+		return nil, after, err
+	}
+	defer func() { _ = rows.Close() }()
+	newest = after
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&newest, &text); err != nil {
+			return nil, after, err
+		}
+		e, err := dagster.ParseEvent(text)
+		if err != nil {
+			return nil, after, err
+		}
+		events = append(events, e)
+	}
+	return events, newest, rows.Err()
 }
 
 // Mirrored gives the events of a run that stand in index.db.

@@ -229,6 +229,9 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 	return fence, s.led, err
 }
 
+// Clock implements [storage.Leaser]: all users of the files are on this machine, so its clock is the database's.
+func (s *Store) Clock(context.Context) (time.Time, error) { return time.Now().UTC().Round(0), nil }
+
 // Yield implements [storage.Leaser].
 func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
 	err := s.tx(ctx, &f, func(tx *sql.Tx) error { return setKV(ctx, tx, storage.LeaseKey, "0") })
