@@ -63,6 +63,12 @@ type (
 		// Find says whether the worker of req.ID exists, and what Launch returned for it.
 		Find(ctx context.Context, req *Request) (Launched, bool, error)
 	}
+	// A Local sees only workers of its own host, so that its answer says nothing of those that another host started.
+	Local interface {
+		// Host names that host: the same for all launchers that see these workers, and for no other. It is not empty and has no
+		// blanks.
+		Host() string
+	}
 	// A Watcher reports changes as they happen.
 	Watcher interface {
 		// Watch yields every worker that there is, then one Worker with Synced set, then each worker whose health

@@ -46,6 +46,7 @@ type Config struct {
 // Launcher launches processes. It is safe for use by many goroutines.
 type Launcher struct {
 	root    string
+	host    string // random, kept in root
 	agent   []string
 	inherit bool
 	env     []launcher.Env
@@ -64,6 +65,7 @@ var (
 	_ launcher.Previewer = (*Launcher)(nil)
 	_ launcher.Checker   = (*Launcher)(nil)
 	_ launcher.Capacity  = (*Launcher)(nil)
+	_ launcher.Local     = (*Launcher)(nil)
 )
 
 // Kind declares the process launcher. Agent is the command of its supervisor, to which the
@@ -121,8 +123,14 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 			return nil, fmt.Errorf("process: %w", err)
 		}
 	}
+	if l.host, err = launcher.HostOf(l.root); err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
 	return l, nil
 }
+
+// Host implements [launcher.Local].
+func (l *Launcher) Host() string { return l.host }
 
 // meta is what a worker carries besides its command.
 type meta struct {
