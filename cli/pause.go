@@ -278,6 +278,12 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 			t.row(s, n)
 		}
 	}
+	if st.Held != "" {
+		t.row("claims", "none: "+st.Held)
+	}
+	if st.Elsewhere > 0 {
+		t.row("on other hosts", fmt.Sprintf("%d workers, which the leader cannot see: a daemon there must lead", st.Elsewhere))
+	}
 	for _, r := range slices.Sorted(maps.Keys(st.Waiting)) {
 		if n := st.Waiting[r]; n > 0 {
 			t.row(fmt.Sprintf("waiting for %s", r), n)

@@ -248,6 +248,15 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if inFlightRuns, err = d.adopt(ctx, fence, inFlightRuns); err != nil {
 		return err
 	}
+	at, err := d.Store.Clock(ctx)
+	if err != nil {
+		return err
+	}
+	read := time.Now()
+	if there := d.elsewhere(inFlightRuns); len(there) > 0 {
+		one := slices.Min(slices.Collect(maps.Keys(there)))
+		d.Log.WarnContext(ctx, "runs in flight have their worker on another host; they are left as they are until a daemon leads there", "runs", len(there), "run_id", one, "why", there[one])
+	}
 	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
 	requeued := make(chan queue.Requeued, 64)
 	dispatcher := &dispatch.Dispatcher{
@@ -268,7 +277,10 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: Route(d.Instance),
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log, Pauses: d.paused,
-		Waiting: func(w queue.Waiting) { d.waiting.Store(&w); d.Metrics.Waiting(w) },
+		Waiting: func(w queue.Waiting) {
+			d.waiting.Store(&w)
+			d.Metrics.Waiting(w)
+		},
 		Claimed: func(r storage.Run) { d.Metrics.Claimed(r.Launch.At.Sub(r.Created)) },
 	}
 	stop := d.brake(ctx)
@@ -277,6 +289,8 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
+		TakeUp: func(r storage.Run) { dispatcher.TakeUp(ctx, r) }, Find: dispatcher.Find,
+		Clock: func() time.Time { return at.Add(time.Since(read)) },
 		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,
 		Died: func(r storage.Run, cause launcher.Cause) {
 			d.Metrics.Died(r.Launch.Launcher, string(cause))

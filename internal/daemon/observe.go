@@ -68,6 +68,9 @@ const observerRoom = 1000
 // Room is never full.
 func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
 
+// Token is not written anywhere.
+func (o *observer) Token(string) string { return "" }
+
 // Launch logs the decision.
 func (o *observer) Launch(r storage.Run) {
 	o.log.Info("would launch", "run_id", r.ID, "job", r.Job, "location", r.Remote.Location, "launcher", r.Launch.Launcher)

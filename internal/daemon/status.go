@@ -30,8 +30,13 @@ type Status struct {
 	Leader    Leader           `json:"leader"`
 	Runs      map[string]int   `json:"runs"` // unfinished ones, by status
 	Pauses    []queue.Pause    `json:"pauses"`
+	Held      string           `json:"held,omitempty"`    // why nothing is claimed; the leader's
 	Waiting   map[string]int   `json:"waiting,omitempty"` // queued runs by reason; the leader's
 	Launchers []LauncherStatus `json:"launchers,omitempty"`
+	// Elsewhere is how many runs in flight have their worker on another host, which the leader cannot see.
+	Elsewhere int `json:"workers_on_other_hosts,omitempty"`
+
+	unfinished []storage.Run
 }
 
 // Leader is the daemon that leads.
@@ -80,6 +85,7 @@ func ReadStatus(ctx context.Context, in *instance.Instance, name string, s stora
 	if err != nil {
 		return st, err
 	}
+	st.unfinished = runs
 	for _, r := range runs {
 		st.Runs[string(r.Status)]++
 	}
@@ -95,6 +101,7 @@ func (d *Daemon) Status(ctx context.Context) (any, error) {
 	if err != nil || st.Leader.ID != d.id {
 		return st, err
 	}
+	st.Elsewhere = len(d.elsewhere(st.unfinished))
 	if w := d.waiting.Load(); w != nil {
 		st.Waiting = map[string]int{}
 		for r, n := range w.Reasons {
@@ -194,7 +201,7 @@ func FullStatus(ctx context.Context, in *instance.Instance, name string, s stora
 		return st, problem, nil
 	}
 	if full.Leader.ID == st.Leader.ID {
-		st.Waiting, st.Launchers = full.Waiting, full.Launchers
+		st.Held, st.Waiting, st.Launchers, st.Elsewhere = full.Held, full.Waiting, full.Launchers, full.Elsewhere
 	}
 	return st, nil, nil
 }

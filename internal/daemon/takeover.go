@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/dispatch"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -68,6 +66,20 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 	return seen
 }
 
+// elsewhere are the runs in flight whose worker is on another host, by launcher and host.
+func (d *Daemon) elsewhere(inFlight []storage.Run) map[string]string {
+	out := map[string]string{}
+	for _, r := range inFlight {
+		if !r.Status.Active() || r.Broken != nil || r.Launch == nil || r.Launch.Instance != d.name {
+			continue
+		}
+		if t := d.targets[r.Launch.Launcher]; t != nil && t.Elsewhere(*r.Launch) != "" {
+			out[r.ID] = t.Elsewhere(*r.Launch)
+		}
+	}
+	return out
+}
+
 // adopt takes over runs in flight that Dagster's own launchers started, where a launcher of ours knows them by their tags and its target shows the worker, with
 // this run's ID on it. The others are left alone. It gives the runs as they are then.
 func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []storage.Run) ([]storage.Run, error) {
@@ -96,7 +108,7 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 			now := time.Now()
 			out, err := d.Store.Move(ctx, fence, storage.Transition{
 				Run: r.ID, From: []dagster.Status{r.Status}, Handle: string(handle),
-				Next:   &storage.Next{Instance: d.name, Launcher: name, Token: uuid.NewString(), Epoch: fence.Epoch, At: r.Created.UTC().Truncate(time.Microsecond)},
+				Next:   &storage.Next{Instance: d.name, Launcher: name, Token: t.NewToken(), Epoch: fence.Epoch, At: r.Created.UTC().Truncate(time.Microsecond)},
 				Events: []dagster.Event{dagster.NewEngineEvent(r.Run, now, "[Slipway] Adopted the run worker, which another launcher had started.", []dagster.Metadata{{Label: "Worker", Text: string(handle)}, {Label: "Launcher", Text: name}}, nil)},
 			})
 			if err != nil {

@@ -26,6 +26,17 @@ func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string,
 	return s.InstanceID(ctx)
 }
 
+// hostOf names the only host on which a launcher's workers can be seen; "" if that is every host.
+func hostOf(home string, kind *launcher.Kind, l launcher.Launcher) (string, error) {
+	if local, ok := launcher.As[launcher.Local](l); ok {
+		return local.Host(), nil
+	}
+	if !kind.Traits.LocalFiles {
+		return "", nil
+	}
+	return launcher.HostOf(filepath.Join(home, "slipway"))
+}
+
 // Targets opens the launchers of an instance. The caller closes them.
 func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[string]*dispatch.Target, error) {
 	targets := map[string]*dispatch.Target{}
@@ -54,6 +65,9 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			t.Gate = worker.DefaultGate(kind.Traits)
 		}
 		targets[name] = dispatch.NewTarget(t, kind, opened)
+		if targets[name].Host, err = hostOf(in.Home, kind, opened); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for i, r := range in.Router.Rules() {
 		for _, name := range r.To {

@@ -38,7 +38,8 @@ type Dispatcher struct {
 	// Requeued is told of runs that go back to the queue, and when to try this launcher for them again: before it is written, with the
 	// run's ID alone, and when it is. It must not block for long.
 	Requeued func(r storage.Run, launcher string, until time.Time)
-	// Launched is told of every run whose handle is written.
+	// Launched is told of every run whose handle is written, and of runs in flight, without a handle, whose worker was not found
+	// although the target cannot prove that there is none: somebody must go on looking ([Dispatcher.Find]).
 	Launched func(r storage.Run)
 	// Grace is how long Run finishes what it has after its context ended.
 	Grace time.Duration
@@ -58,6 +59,9 @@ type Dispatcher struct {
 	again map[string]chan job // by target: those whose pause is over
 	freed chan struct{}
 	lost  context.CancelCauseFunc
+
+	mu   sync.Mutex
+	hand map[string]bool // launch tokens of the jobs that are under way
 }
 
 // DefaultDeniedTimeout is a sensible [Dispatcher.DeniedTimeout].
@@ -89,7 +93,7 @@ func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
 // Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose launch row an earlier
 // leader left without a handle row.
 func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
-	d.freed, d.jobs, d.again = make(chan struct{}, 1), map[string]chan job{}, map[string]chan job{}
+	d.freed, d.jobs, d.again, d.hand = make(chan struct{}, 1), map[string]chan job{}, map[string]chan job{}, map[string]bool{}
 	begun := map[string][]storage.Run{}
 	for _, r := range inFlight {
 		if d.ours(r) && r.Handle == "" {
@@ -100,9 +104,63 @@ func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
 		d.jobs[name], d.again[name] = make(chan job, 2*launches+len(begun[name])), make(chan job)
 		for _, r := range begun[name] {
 			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", name, "attempt", r.Launch.Attempt, "status", r.Status)
+			d.take(r)
 			d.jobs[name] <- newJob(r, true)
 		}
 	}
+}
+
+// take reports whether the launch of a run is not under way yet, and notes that it is from now on.
+func (d *Dispatcher) take(r storage.Run) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hand[r.Launch.Token] {
+		return false
+	}
+	d.hand[r.Launch.Token] = true
+	return true
+}
+
+// drop notes that the launch of a run is no longer under way.
+func (d *Dispatcher) drop(r storage.Run) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.hand, r.Launch.Token)
+}
+
+// TakeUp goes on with the launch of a run that has a launch row and no handle row, if it is not under way. It returns at once,
+// and ends with ctx.
+func (d *Dispatcher) TakeUp(ctx context.Context, r storage.Run) {
+	if r.Handle != "" || !d.ours(r) || !d.take(r) {
+		return
+	}
+	t := d.Targets[r.Launch.Launcher]
+	go func() { // ends with ctx
+		now, err := d.current(ctx, r)
+		if err != nil || now == nil || now.Handle != "" { // what was read before may be old; who asks asks again
+			d.drop(r)
+			return
+		}
+		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt, "status", now.Status)
+		d.pause(ctx, t, newJob(*now, true), 0)
+	}()
+}
+
+// Find looks for the worker of a run in flight without a handle. If the target has it, its handle is written and Launched is
+// told; the health is zero then. Else it is NotFound, or Unknown where the target cannot say.
+func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, error) {
+	t := d.Targets[r.Launch.Launcher]
+	got, found, err := d.look(ctx, t, r, true)
+	switch {
+	case err != nil:
+		return launcher.Health{}, err
+	case found:
+		d.launched(ctx, t, r, got)
+		return launcher.Health{}, nil
+	case !t.finds():
+		return launcher.Health{Status: launcher.Unknown, Message: "it is not known whether the worker was started, and the target cannot be asked for workers by name"}, nil
+	}
+	return launcher.Health{Status: launcher.NotFound, Message: "the target has no worker of this run's name"}, nil
 }
 
 // Room is how many more launches a target takes now, and whether it is sick, so that others may take its runs.
@@ -120,12 +178,17 @@ func (d *Dispatcher) Room(name string) (room int, sick bool) {
 // Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
 func (d *Dispatcher) Launch(r storage.Run) {
 	d.Targets[r.Launch.Launcher].room.take()
+	if !d.take(r) {
+		return
+	}
 	d.jobs[r.Launch.Launcher] <- newJob(r, false)
 }
 
 // Relaunch launches the worker of a further attempt at a run in flight. It returns at once, and ends with ctx.
 func (d *Dispatcher) Relaunch(ctx context.Context, r storage.Run) {
-	go d.pause(ctx, d.Targets[r.Launch.Launcher], newJob(r, false), 0)
+	if d.take(r) {
+		go d.pause(ctx, d.Targets[r.Launch.Launcher], newJob(r, false), 0)
+	}
 }
 
 // Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
@@ -199,20 +262,35 @@ func (d *Dispatcher) ours(r storage.Run) bool {
 // launch asks for the worker of one job. That ends with a handle row, a failed run, a run back in the queue, or a pause after which
 // the job comes again; it holds nobody up meanwhile. What is pausing when ctx ends, the next leader goes on with.
 func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
-	r := j.run
+	r, again := j.run, false
+	defer func() {
+		if !again {
+			d.drop(r)
+		}
+	}()
+	pauseFor := func(wait time.Duration) {
+		again = true
+		go d.pause(ctx, t, j, wait)
+	}
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
+	if where := t.Elsewhere(*r.Launch); where != "" {
+		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
+		d.Launched(r)
+		return
+	}
 	// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
 	resumes := r.Status == dagster.Started && r.Resumes()
 	past := r.Status != dagster.Starting && !resumes
+	none := !j.begun && j.asked.IsZero() // no call was made whose outcome is not known: there is no worker
 	settles := t.Traits.Settle > 0
 	got, found, err := d.look(ctx, t, r, j.begun || past || settles && !j.asked.IsZero())
 	if err == nil && !found {
 		if left := t.Traits.Settle - time.Since(j.asked); settles && !j.asked.IsZero() && left > 0 {
-			go d.pause(ctx, t, j, min(left, j.wait.NextBackOff()))
+			pauseFor(min(left, j.wait.NextBackOff()))
 			return
 		}
 		if past {
-			d.abandon(ctx, t, r)
+			d.abandon(ctx, t, r, none)
 			return
 		}
 		got, err = d.ask(ctx, t, r)
@@ -228,7 +306,9 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		return
 	case errors.Is(err, launcher.ErrInvalid):
 		d.done(t.Name, "failed", time.Since(j.at))
-		d.fail(ctx, r, err)
+		if !d.fail(ctx, r, err) {
+			pauseFor(0) // it was canceled meanwhile
+		}
 		return
 	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
 		d.done(t.Name, "requeued", time.Since(j.at))
@@ -236,11 +316,15 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 		if d.Full != nil {
 			d.Full(t.Name)
 		}
-		d.requeue(ctx, r, err)
+		if !d.requeue(ctx, r, err) {
+			pauseFor(0) // likewise
+		}
 		return
 	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:
 		d.done(t.Name, "failed", time.Since(j.at))
-		d.fail(ctx, r, err)
+		if !d.fail(ctx, r, err) {
+			pauseFor(0)
+		}
 		return
 	}
 	var pause time.Duration
@@ -253,7 +337,7 @@ func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
 	if after, ok := launcher.RetryAfter(err); ok {
 		pause = max(pause, after)
 	}
-	go d.pause(ctx, t, j, pause)
+	pauseFor(pause)
 }
 
 func (d *Dispatcher) done(launcher, outcome string, took time.Duration) {
@@ -279,11 +363,14 @@ func (d *Dispatcher) pause(ctx context.Context, t *Target, j job, pause time.Dur
 		return
 	case <-time.After(pause):
 	}
-	now, ok := d.reread(ctx, j.run)
-	if !ok {
+	now, err := d.current(ctx, j.run)
+	if err == nil && now == nil {
+		d.drop(j.run)
 		return
 	}
-	j.run = now
+	if err == nil { // else the storage is away as well: go on with what is known
+		j.run = *now
+	}
 	select {
 	case <-ctx.Done():
 	case d.again[t.Name] <- j:
@@ -318,9 +405,14 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 	return events
 }
 
-// abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves that.
-func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
-	if r.Status != dagster.Canceling || !t.Traits.StrongRead && t.Traits.Settle == 0 {
+// abandon ends a run that was canceled before it had a worker. That is proved if no call was made that may have made one, or by a
+// target whose answer is the truth about a moment ago. Every other run in flight is left to those who watch workers.
+func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run, none bool) {
+	if !r.Status.Active() {
+		return
+	}
+	if r.Status != dagster.Canceling || !none && !t.Traits.StrongRead && t.Traits.Settle == 0 {
+		d.Launched(r)
 		return
 	}
 	d.move(ctx, storage.Transition{
@@ -329,16 +421,13 @@ func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
 	})
 }
 
-// reread gives the run as it is now; false if its launch row is no longer the one we work on.
-func (d *Dispatcher) reread(ctx context.Context, r storage.Run) (storage.Run, bool) {
+// current reads the run as it is now; nil if its launch row is no longer the one we work on.
+func (d *Dispatcher) current(ctx context.Context, r storage.Run) (*storage.Run, error) {
 	runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}})
-	if err != nil {
-		return r, true // the storage is away as well: go on with what is known
+	if err != nil || len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token || runs[0].Launch.State == storage.Void {
+		return nil, err
 	}
-	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token {
-		return r, false
-	}
-	return runs[0], runs[0].Launch.State != storage.Void
+	return &runs[0], nil
 }
 
 func (d *Dispatcher) request(t *Target, r storage.Run) (*launcher.Request, error) {
@@ -370,6 +459,13 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 		d.RateLimited(t.Name)
 	}
 	return got, err
+}
+
+// finds reports whether a worker can be looked for by its name on the target.
+func (t *Target) finds() bool {
+	_, finder := launcher.As[launcher.Finder](t.Launcher)
+	_, lister := launcher.As[launcher.Lister](t.Launcher)
+	return finder || lister
 }
 
 // look finds the worker of a run on the target, if it is to be looked for and the launcher can.
@@ -455,8 +551,8 @@ func (d *Dispatcher) route(r storage.Run) string {
 // Texts of dagster._daemon.run_coordinator.queued_run_coordinator_daemon, 1.13.
 const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Marking the run as failed and dropping it from the queue"
 
-// fail ends a run that can never be launched, as Dagster's queue does.
-func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
+// fail ends a run that can never be launched, as Dagster's queue does. It reports whether that was written.
+func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) bool {
 	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
 	now := time.Now()
 	var meta []dagster.Metadata
@@ -468,13 +564,14 @@ func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
 	if r.Resumes() {
 		from = append(from, dagster.Started)
 	}
-	d.move(ctx, storage.Transition{
+	_, ok := d.move(ctx, storage.Transition{
 		Run: r.ID, From: from, Launch: r.Launch.Token, Void: true, Tags: tags,
 		Events: []dagster.Event{
 			dagster.NewEngineEvent(r.Run, now, unrecoverable, meta, cause),
 			dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), dagster.MarkedFailed),
 		},
 	})
+	return ok
 }
 
 const (
@@ -482,8 +579,8 @@ const (
 	maxPause   = time.Minute
 )
 
-// requeue puts a run for which there is no room back into the queue.
-func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
+// requeue puts a run for which there is no room back into the queue. It reports whether that was written.
+func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) bool {
 	now := time.Now()
 	pause := min(maxPause, firstPause<<min(r.Launch.Attempt-1, 10))
 	if after, ok := launcher.RetryAfter(cause); ok {
@@ -499,8 +596,9 @@ func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) {
 		},
 	})
 	if !ok {
-		return
+		return false
 	}
 	r.Status, r.Launch, r.Handle = out.Status, nil, ""
 	d.Requeued(r, name, now.Add(pause))
+	return true
 }

@@ -20,6 +20,7 @@ type Target struct {
 	worker.Target
 	Kind     *launcher.Kind
 	Launcher launcher.Launcher
+	Host     string // the only one on which its workers can be seen; "" if they can be seen from everywhere
 
 	limit   *rate.Limiter
 	budget  *budget // of launches

@@ -73,10 +73,11 @@ func (t Times) Of(r dagster.Run) Times {
 // Watch is what the monitor itself has seen of a worker and done about it.
 type Watch struct {
 	Now           time.Time
-	Since         time.Time // the worker is in its phase
+	Since         time.Time // when the worker's phase began
+	Canceling     time.Time // when the run was seen to be canceling; zero: it is not
 	Answered      time.Time // the target's last answer
-	Heard         time.Time // an event of the run was last seen that it had not before; only looked up where it matters
-	Asked, Killed time.Time // to stop; zero: not yet
+	Heard         time.Time // when a new event of the run was last seen; only looked up where it matters
+	Asked, Killed time.Time // when the target took the stop, and the kill; zero: not yet
 	Times         Times
 	Policy        *Policy
 }
@@ -94,16 +95,20 @@ func tells(h launcher.Health, events []dagster.Event) bool {
 	return h.Status == launcher.Running || h.Status == launcher.Starting && newest(events, dagster.RunStart) == nil
 }
 
-// lost says whether the target, asked again after the time to settle, still knows no such worker.
+// lost reports whether the target, asked again after the time to settle, still knows no such worker, while the run wrote
+// nothing. An event begins that time anew.
 func (w Watch) lost(h launcher.Health) bool {
-	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() && w.Answered.Sub(w.Since) >= w.Times.Settle
+	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() && w.Answered.Sub(w.quiet()) >= w.Times.Settle
 }
 
-// settled turns the answer that there is no such worker into the proof that it is dead, if it has held and the run was not heard of since.
+// quiet is since when the worker is in its phase and its run has written nothing.
+func (w Watch) quiet() time.Time { return latest(w.Since, w.Heard) }
+
+// settled turns the answer that there is no such worker into the proof that it is dead, if it has held.
 func (w Watch) settled(h launcher.Health) launcher.Health {
-	if w.lost(h) && !w.Heard.After(w.Since) {
+	if w.lost(h) {
 		h.Status, h.Cause = launcher.Failed, launcher.CauseUnknown
-		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time", w.Answered.Sub(w.Since).Round(time.Second))
+		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time", w.Answered.Sub(w.quiet()).Round(time.Second))
 	}
 	return h
 }
@@ -138,8 +143,8 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	case h.Status.Ended():
 		return w.dead(r, h, events, Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination})
 	case r.Status == dagster.Canceling:
-		return w.cancel(h, canceling, isExpired, expired)
-	case r.Status == dagster.Starting && h.Status != launcher.Unknown && h.Status != "" && w.over(w.Since, w.Times.Start):
+		return w.cancel(h, isExpired, expired)
+	case r.Status == dagster.Starting && h.Status != "" && w.over(w.Since, w.Times.Start):
 		a := w.end(Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
 		if a.Do == Terminate && h.Message != "" {
 			a.Note += " The target says: " + h.Message
@@ -185,14 +190,16 @@ func causeOf(h launcher.Health, reason dagster.RunFailureReason) launcher.Cause 
 }
 
 // cancel says what to do about a run that is canceling and whose worker has not been seen to end.
-func (w Watch) cancel(h launcher.Health, canceling *dagster.Event, isExpired bool, expired string) Action {
+func (w Watch) cancel(h launcher.Health, isExpired bool, expired string) Action {
 	if w.Asked.IsZero() && h.Status != launcher.NotFound { // also a worker of which its target can tell nothing
 		return Action{Do: Terminate}
 	}
-	if canceling == nil || !w.over(canceling.Time, w.Times.Cancel) || !w.Since.IsZero() && !w.over(w.Since, w.Times.Cancel) { // by its writer's clock and by ours
+	if !w.over(w.Canceling, w.Times.Cancel) {
 		return Action{Do: Nothing}
 	}
-	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace
+	if w.Asked.IsZero() { // the target knows no such worker: there is none to give a grace to
+		w.Asked = w.Now.Add(-w.Times.Grace - afterKill)
+	}
 	if isExpired {
 		return w.end(Action{Do: Fail, Message: expired})
 	}

@@ -109,6 +109,7 @@ func TestDecideOnAbsence(t *testing.T) {
 		"absent, and not looked at again":            {health: lost, since: 500, answered: 500, heard: 600, settle: time.Minute, want: monitor.Nothing},
 		"absent, and looked at again":                {health: lost, since: 61, answered: 1, heard: 100, settle: time.Minute, want: monitor.Fail},
 		"absent, and the run wrote since":            {health: lost, since: 61, answered: 1, heard: 30, settle: time.Minute, want: monitor.Nothing},
+		"absent for long enough since it last wrote": {health: lost, since: 500, answered: 1, heard: 62, settle: time.Minute, want: monitor.Fail},
 		"absent where that never counts":             {health: lost, since: 5000, answered: 1, heard: 6000, want: monitor.Nothing},
 		"unknown for ever":                           {health: unknown, since: 50000, answered: 1, heard: 50000, settle: time.Minute, want: monitor.Nothing},
 		"unknown for longer than the silence":        {health: unknown, since: 500, answered: 1, heard: 400, silence: 300 * time.Second, want: monitor.Terminate},
@@ -168,7 +169,7 @@ func TestDecideInTime(t *testing.T) {
 		"a start that takes too long":               {status: dagster.Starting, health: starting, since: 100, want: monitor.Terminate, note: "longer than 100 seconds to start. Its worker is asked to stop"},
 		"a start that waits for something":          {status: dagster.Starting, health: launcher.Health{Status: launcher.Starting, Message: "no node fits"}, since: 100, want: monitor.Terminate, note: "asked to stop. The target says: no node fits"},
 		"a running worker that does not start":      {status: dagster.Starting, health: running, since: 100, want: monitor.Terminate},
-		"one that nobody can look at":               {status: dagster.Starting, health: launcher.Health{Status: launcher.Unknown}, since: 10000, want: monitor.Nothing},
+		"one that nobody can look at":               {status: dagster.Starting, health: launcher.Health{Status: launcher.Unknown}, since: 100, want: monitor.Terminate},
 		"one that was not looked at":                {status: dagster.Starting, since: 10000, want: monitor.Nothing},
 		"it was asked just now":                     {status: dagster.Starting, health: running, since: 120, asked: 39, want: monitor.Nothing},
 		"it did not stop":                           {status: dagster.Starting, health: running, since: 150, asked: 40, want: monitor.Kill},
@@ -191,6 +192,8 @@ func TestDecideInTime(t *testing.T) {
 		"it does not end":                           {status: dagster.Canceling, health: running, asked: 100, killed: 30, events: canceling(100, expiring), want: monitor.Fail, note: "nobody has seen its end"},
 		"a cancel in its time":                      {status: dagster.Canceling, health: running, asked: 99, events: canceling(99, ""), want: monitor.Nothing},
 		"a cancel that takes too long":              {status: dagster.Canceling, health: running, asked: 100, events: canceling(100, ""), want: monitor.Kill},
+		"a cancel that its target took late":        {status: dagster.Canceling, health: running, asked: 20, events: canceling(500, ""), want: monitor.Nothing},
+		"a cancel that its target never took":       {status: dagster.Canceling, health: running, events: canceling(5000, ""), want: monitor.Terminate},
 		"of a worker that its target does not know": {status: dagster.Canceling, health: lost, events: canceling(100, ""), want: monitor.Kill},
 		"and kills nothing":                         {status: dagster.Canceling, health: lost, killed: 30, events: canceling(130, ""), want: monitor.Cancel, message: "Run timed out due to taking longer than 100 seconds to cancel.", note: "nobody has seen its end"},
 		"and kills":                                 {status: dagster.Canceling, health: dead, asked: 130, killed: 3, events: canceling(130, ""), want: monitor.Cancel, message: "The run was canceled: its worker ended"},
@@ -203,7 +206,11 @@ func TestDecideInTime(t *testing.T) {
 		}
 		r := storage.Run{Run: dagster.Run{ID: "r", Status: c.status, Tags: c.tags}, Start: at(c.started), Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", At: claimed, State: storage.Open}}}
 		times := monitor.Times{Start: 100 * time.Second, Cancel: 100 * time.Second, MaxRuntime: 500 * time.Second, Grace: 30 * time.Second}.Of(r.Run)
-		got := monitor.Decide(r, c.health, c.events, monitor.Watch{Now: now, Since: at(c.since), Asked: at(c.asked), Killed: at(c.killed), Times: times})
+		var since time.Time
+		if c.status == dagster.Canceling {
+			since = c.events[0].Time
+		}
+		got := monitor.Decide(r, c.health, c.events, monitor.Watch{Now: now, Since: at(c.since), Canceling: since, Asked: at(c.asked), Killed: at(c.killed), Times: times})
 		if got.Do != c.want || !strings.HasPrefix(got.Message, c.message) || c.reason != "" && string(got.Reason) != c.reason || !strings.Contains(got.Note, c.note) || c.note == "" && strings.Contains(got.Note, "nobody") {
 			t.Errorf("%s: Decide = %+v, want %s %q %s %q", name, got, c.want, c.message, c.reason, c.note)
 		}

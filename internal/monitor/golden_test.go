@@ -86,7 +86,7 @@ func TestOutcomesOfTheRealMonitoring(t *testing.T) {
 				r.Launch = nil
 			}
 			w := c.seen
-			w.Now, w.Since = now, ago(c.age)
+			w.Now, w.Since, w.Canceling = now, ago(c.age), ago(c.age)
 			w.Times = monitor.Times{Start: 100 * time.Second, Cancel: 100 * time.Second, MaxRuntime: 500 * time.Second, Grace: 5 * time.Second}.Of(r.Run)
 			var events []dagster.Event
 			if g.Before == dagster.Canceling {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/dispatch"
@@ -27,9 +26,13 @@ const (
 	// watchRetry is the wait after a target's watch ended.
 	watchRetry = time.Second
 	// tick is how often times are looked at that runs may take.
-	tick           = time.Second
-	terminateTries = 5
-	writeTimeout   = 30 * time.Second
+	tick         = time.Second
+	writeTimeout = 30 * time.Second
+	// looseAfter is how long a run may have a launch row but neither a handle row nor a flight. A launch that is under way
+	// takes less; after that the dispatcher is asked whether it has the run in hand.
+	looseAfter = 5 * time.Second
+	// lastCalls is how long calls that stop workers may still take when the monitor ends.
+	lastCalls = 2 * time.Second
 )
 
 // looksAgain is when a run that we finished is looked at again: a worker's last write may have come after ours.
@@ -40,6 +43,7 @@ type store interface {
 	Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error)
 	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
 	Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error)
+	EventsAfter(ctx context.Context, run string, after int64) ([]dagster.Event, int64, error)
 }
 
 // Loop watches the workers of runs in flight. Its fields are set before Run.
@@ -49,7 +53,9 @@ type Loop struct {
 	Instance string
 	Targets  map[string]*dispatch.Target
 	Inbox    *storage.Inbox // changed runs
-	Launched *storage.Inbox // runs whose handle was written; apart, so that older news of a run cannot take their place
+	// Launched has runs whose handle was written, and runs without a handle that the dispatcher leaves to the monitor. It is
+	// not the Inbox, so that older news of a run cannot take their place.
+	Launched *storage.Inbox
 	// Seen is what targets said of their workers just before Run; of those they are not asked again at once. Nil: nothing is known.
 	Seen map[launcher.ID]launcher.Health
 	// Times are those of one run on its launcher.
@@ -57,6 +63,14 @@ type Loop struct {
 	Policy *Policy
 	// Relaunch launches the worker of a further attempt that was just written.
 	Relaunch func(r storage.Run)
+	// TakeUp is given runs that have a launch row of ours but no handle, again and again until they have one or end. Whoever
+	// launches workers goes on with those that it does not have in hand.
+	TakeUp func(r storage.Run)
+	// Find looks for the worker of a run without a handle. If the target has it, its handle is written and the run comes by
+	// Launched. The health is NotFound if the target has none, and Unknown if the target cannot say.
+	Find func(ctx context.Context, r storage.Run) (launcher.Health, error)
+	// Clock is the database's clock. It measures how long a run has been going on over a change of leaders.
+	Clock func() time.Time
 	// Died is told of each worker whose death was proved and written. It must not block.
 	Died func(r storage.Run, cause launcher.Cause)
 	// Held is told of each answer that proves nothing, by which a run is left as it is: unknown, not_found or error; nil: nobody.
@@ -68,36 +82,63 @@ type Loop struct {
 	Log         *slog.Logger
 
 	flights map[string]*flight
+	loose   map[string]loose // by run
 	reports chan report
-	asks    map[string]chan flightKey
+	stopped chan stopped
+	asks    map[string]chan question
 	again   []look
 	calls   sync.WaitGroup
+	calling context.Context // of the calls that stop workers; it ends a moment after Run's
 }
 
-// flight is a run of ours with a handle.
+// loose is a run with a launch row that has neither a handle nor a flight.
+type loose struct {
+	run   storage.Run
+	since time.Time // when it was first seen so, or given to TakeUp; monotonic
+}
+
+// flight is a run of ours whose worker is watched: one with a handle, or one whose worker is still looked for. All times are
+// our own and monotonic.
 type flight struct {
-	run           storage.Run
-	times         Times
-	health        launcher.Health
-	since         time.Time      // it is in its phase; by our own clock, for others may be off, and ours be stepped
-	began         time.Time      // the run has started, likewise; zero: not yet
-	asked, killed time.Time      // to stop; zero: not yet
-	again         time.Time      // before this it is not looked at again for the time that it takes
-	answered      time.Time      // by its target, the last time
-	events        int            // that others had written when its target ceased to tell that the worker runs
-	heard         time.Time      // more were seen in the run's log; by our own clock, for their writer's may be off
-	debug         string         // what the target says of a dead worker for people
-	told          launcher.Phase // the last one that stands in the run's log
-	over          time.Time      // the run was seen to be canceled, its worker not seen to end
+	run      storage.Run
+	times    Times
+	health   launcher.Health
+	since    time.Time      // when its phase began
+	began    time.Time      // when the run started; zero: not yet
+	canceled time.Time      // when the run was seen to be canceling; zero: it is not
+	again    time.Time      // its timeouts are not looked at before
+	answered time.Time      // when its target last answered
+	newest   int64          // storage id of the run's newest event that was seen
+	heard    time.Time      // when a new event of the run was last seen; only looked up where it matters
+	debug    string         // what the target says of a dead worker for people
+	told     launcher.Phase // the last one that the run's log has
+	over     time.Time      // when the run was seen to be canceled while its worker had not been seen to end
+	stop     stop
 }
 
-// start notes when a run was seen to have started, which is when its longest time begins.
+// stop is how far the stopping of a worker has come. A stop that the target did not answer is asked for again.
+type stop struct {
+	asked, killed time.Time // when the target took the stop, and the kill; zero: not yet
+	calling       bool      // a call is on its way
+	retry         time.Time // no call before this
+	wait          *backoff.ExponentialBackOff
+	noted, failed bool // the run's log has why the worker is stopped, and that the target did not answer
+	leave         bool // nobody needs the worker: the flight ends once the stop is taken
+}
+
+// start notes when a run was seen to have started or to be canceling, which is when the times that these may take begin.
 func (f *flight) start() {
 	if f.began.IsZero() && f.run.Status == dagster.Started {
 		f.began = time.Now()
 	}
 	if !f.began.IsZero() {
 		f.run.Start = f.began
+	}
+	switch {
+	case f.run.Status != dagster.Canceling:
+		f.canceled = time.Time{}
+	case f.canceled.IsZero():
+		f.canceled = time.Now()
 	}
 }
 
@@ -109,7 +150,7 @@ func (f *flight) lingers(now time.Time) bool { return !f.over.IsZero() && now.Su
 
 // seen is what was seen of a flight so far.
 func (f *flight) seen(now time.Time) Watch {
-	return Watch{Now: now, Since: f.since, Answered: f.answered, Heard: f.heard, Asked: f.asked, Killed: f.killed, Times: f.times}
+	return Watch{Now: now, Since: f.since, Canceling: f.canceled, Answered: f.answered, Heard: f.heard, Asked: f.stop.asked, Killed: f.stop.killed, Times: f.times}
 }
 
 // dueAgain is how long a run whose time is over is left alone between two looks at it.
@@ -121,7 +162,7 @@ func (f *flight) due(now time.Time) bool {
 		return false
 	}
 	w := f.seen(now)
-	due := f.run.Status == dagster.Canceling && w.over(f.since, w.Times.Cancel) || w.mute(f.health)
+	due := f.run.Status == dagster.Canceling && w.over(f.canceled, w.Times.Cancel) || w.mute(f.health)
 	switch Decide(f.run, f.health, nil, w).Do {
 	case Terminate, Kill, Expire, Fail:
 		due = true
@@ -141,6 +182,19 @@ func (f *flight) key() flightKey {
 	return flightKey{launcher.ID{Run: f.run.ID, Attempt: f.run.Launch.Attempt}, launcher.Handle(f.run.Handle)}
 }
 
+// question asks a target about a worker.
+type question struct {
+	key flightKey // without a handle the worker is looked for
+	run storage.Run
+}
+
+// stopped is the outcome of a call that stops a worker.
+type stopped struct {
+	id   launcher.ID
+	kill bool
+	err  error
+}
+
 // report is what a target says of a worker.
 type report struct {
 	id     launcher.ID
@@ -157,17 +211,25 @@ type look struct {
 // Run monitors until ctx ends or the lead is lost ([storage.ErrFenced]).
 func (l *Loop) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	l.flights, l.asks, l.reports = map[string]*flight{}, map[string]chan flightKey{}, make(chan report, 256)
+	l.flights, l.loose, l.asks = map[string]*flight{}, map[string]loose{}, map[string]chan question{}
+	l.reports, l.stopped = make(chan report, 256), make(chan stopped, 256)
+	var endCalls context.CancelFunc
+	l.calling, endCalls = context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	for name, t := range l.Targets {
-		ask := make(chan flightKey, 1024)
+		ask := make(chan question, 1024)
 		l.asks[name] = ask
 		wg.Go(func() { l.watch(ctx, t) })
 		wg.Go(func() { l.answer(ctx, t, ask) })
 	}
 	defer wg.Wait()
-	defer l.calls.Wait()
-	defer cancel()
+	defer func() { // a daemon that stops still stops workers, but a target that hangs does not keep it from standing by
+		cancel()
+		late := time.AfterFunc(lastCalls, endCalls)
+		l.calls.Wait()
+		late.Stop()
+		endCalls()
+	}()
 	net, times := time.NewTicker(netInterval), time.NewTicker(tick)
 	defer net.Stop()
 	defer times.Stop()
@@ -186,15 +248,21 @@ func (l *Loop) Run(ctx context.Context) error {
 			err = take(ctx, l.Inbox, l.changed)
 		case rep := <-l.reports:
 			err = l.reported(ctx, rep)
+		case s := <-l.stopped:
+			err = l.answeredStop(ctx, s)
 		case <-again:
 			run := l.again[0].run
 			l.again = l.again[1:]
 			err = l.check(ctx, run)
 		case now := <-times.C:
 			var errs []error
+			l.takeUp(now)
 			for id, f := range l.flights {
-				if f.health.Status == launcher.NotFound && f.answered.Sub(f.since) < f.times.Settle && now.Sub(f.since) >= f.times.Settle {
+				if quiet := latest(f.since, f.heard); f.health.Status == launcher.NotFound && f.answered.Sub(quiet) < f.times.Settle && now.Sub(quiet) >= f.times.Settle {
 					l.ask(f) // its absence counts only if it has held
+				}
+				if f.stop.leave {
+					l.terminate(f, false)
 				}
 				if now.Sub(f.since) >= l.PhasesAfter {
 					errs = append(errs, l.tell(ctx, f))
@@ -231,10 +299,63 @@ func take(ctx context.Context, inbox *storage.Inbox, with func(context.Context, 
 
 // launched takes in a run whose handle was written, in the status that it had then: what was read of it before had no handle, and is not told again.
 func (l *Loop) launched(ctx context.Context, r storage.Run) error {
-	if f := l.flights[r.ID]; f != nil && f.run.Launch.Token == r.Launch.Token {
-		return nil // read since, with the handle
+	f := l.flights[r.ID]
+	if f == nil || f.run.Launch.Token != r.Launch.Token {
+		return l.begin(ctx, r)
 	}
-	return l.changed(ctx, r)
+	if f.run.Handle == "" && r.Handle != "" { // its worker was found
+		f.run.Handle, f.since = r.Handle, time.Now()
+		l.ask(f)
+	}
+	return nil
+}
+
+// begin watches the worker of a run from now on.
+func (l *Loop) begin(ctx context.Context, r storage.Run) error {
+	delete(l.loose, r.ID)
+	f := &flight{run: r, times: l.Times(r.Run, r.Launch.Launcher), since: time.Now(), newest: -1}
+	if f.start(); !f.began.IsZero() && !r.Began.IsZero() { // before this daemon saw it
+		f.began = f.began.Add(-max(0, l.Clock().Sub(r.Began)))
+		f.run.Start = f.began
+	}
+	if r.Status == dagster.Canceled { // by force, while its worker was being launched
+		f.over = f.since
+	}
+	l.flights[r.ID] = f
+	if err := l.noteStart(ctx, f); err != nil {
+		return err
+	}
+	if h, ok := l.Seen[f.key().id]; ok && r.Handle != "" {
+		delete(l.Seen, f.key().id)
+		return l.reported(ctx, report{id: f.key().id, health: h})
+	}
+	l.ask(f) // it may have ended before we knew of it
+	return nil
+}
+
+// noteStart writes when a run with a longest time was seen to have started, by the database's clock: for the leaders to come.
+func (l *Loop) noteStart(ctx context.Context, f *flight) error {
+	if f.run.Status != dagster.Started || f.times.MaxRuntime == 0 || !f.run.Began.IsZero() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	at := l.Clock().UTC().Truncate(time.Microsecond)
+	_, err := l.Store.Move(ctx, l.Fence, storage.Transition{Run: f.run.ID, Launch: f.run.Launch.Token, Began: at})
+	if err == nil {
+		f.run.Began = at
+	}
+	return err
+}
+
+// takeUp passes on the runs that have waited for their handle, without anybody who says that it is on its way.
+func (l *Loop) takeUp(now time.Time) {
+	for id, w := range l.loose {
+		if now.Sub(w.since) >= looseAfter {
+			l.loose[id] = loose{w.run, now}
+			l.TakeUp(w.run)
+		}
+	}
 }
 
 // changed takes in a run's new state.
@@ -245,8 +366,12 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	}
 	if f != nil && r.Status == "" { // deleted: nobody needs its worker
 		l.Log.InfoContext(ctx, "a run in flight was deleted", "run_id", r.ID, "launcher", f.run.Launch.Launcher)
-		l.terminate(f, f.times.Grace)
+		f.stop.leave = true
+		l.terminate(f, false)
+		return nil
 	}
+	waits, isLoose := l.loose[r.ID]
+	delete(l.loose, r.ID)
 	if r.Broken != nil || r.Launch == nil || r.Launch.Instance != l.Instance || l.asks[r.Launch.Launcher] == nil {
 		delete(l.flights, r.ID)
 		return nil
@@ -256,23 +381,16 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		return l.unlaunched(ctx, r)
 	}
 	if f == nil || f.run.Launch.Token != r.Launch.Token {
-		if r.Handle == "" || !r.Status.Active() && r.Status != dagster.Canceled {
-			return nil
+		delete(l.flights, r.ID) // of an earlier attempt
+		switch {
+		case r.Handle == "" && r.Status.Active():
+			if !isLoose || waits.run.Launch.Token != r.Launch.Token {
+				waits.since = time.Now()
+			}
+			l.loose[r.ID] = loose{r, waits.since}
+		case r.Handle != "" && (r.Status.Active() || r.Status == dagster.Canceled):
+			return l.begin(ctx, r)
 		}
-		f = &flight{run: r, times: l.Times(r.Run, r.Launch.Launcher), since: time.Now()}
-		if f.start(); !f.began.IsZero() && !r.Start.IsZero() { // before we saw it: there is but the run's own time
-			f.began = f.began.Add(-max(0, time.Now().Round(0).Sub(r.Start)))
-			f.run.Start = f.began
-		}
-		if r.Status == dagster.Canceled { // by force, while its worker was being launched
-			f.over = f.since
-		}
-		l.flights[r.ID] = f
-		if h, ok := l.Seen[f.key().id]; ok {
-			delete(l.Seen, f.key().id)
-			return l.reported(ctx, report{id: f.key().id, health: h})
-		}
-		l.ask(f) // it may have ended before we knew of it
 		return nil
 	}
 	if r.Handle == "" {
@@ -284,6 +402,9 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	was := f.run.Status
 	f.run = r
 	f.start()
+	if err := l.noteStart(ctx, f); err != nil {
+		return err
+	}
 	switch {
 	case r.Status == dagster.Canceling, was == dagster.Canceling && r.Status == dagster.Canceled: // it may have had its longest time
 		return l.check(ctx, r.ID)
@@ -335,11 +456,10 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	}
 	was := f.health.Status
 	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || vague(rep.health) && f.times.Silence > 0) { // what is written from now on counts
-		n, err := l.wrote(ctx, rep.id.Run)
-		if err != nil {
+		if err := l.hear(ctx, f); err != nil {
 			return err // the net asks again
 		}
-		f.events, f.heard = n, time.Now()
+		f.heard = time.Now()
 	}
 	f.answered = time.Now()
 	switch rep.health.Status {
@@ -361,8 +481,9 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		}
 	}
 	if f.lingers(f.answered) && rep.health.Status != launcher.Unknown {
-		if rep.health.Status.Alive() {
-			l.terminate(f, f.times.Grace)
+		if f.stop.leave = true; rep.health.Status.Alive() {
+			l.terminate(f, false)
+			return nil
 		}
 		delete(l.flights, rep.id.Run)
 		return nil
@@ -420,7 +541,7 @@ func (l *Loop) tell(ctx context.Context, f *flight) error {
 // ask has the target's health of a worker reported.
 func (l *Loop) ask(f *flight) {
 	select {
-	case l.asks[f.run.Launch.Launcher] <- f.key():
+	case l.asks[f.run.Launch.Launcher] <- question{f.key(), f.run}:
 	default: // the target is slow; the net comes again
 	}
 }
@@ -458,12 +579,8 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	w := f.seen(time.Now())
 	w.Policy = l.Policy
 	if w.mute(f.health) {
-		n, err := l.wrote(ctx, id)
-		if err != nil {
+		if err := l.hear(ctx, f); err != nil {
 			return err
-		}
-		if n != f.events {
-			f.events, f.heard = n, w.Now
 		}
 		w.Heard = f.heard
 	}
@@ -474,17 +591,21 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	return l.act(ctx, f, a)
 }
 
-// wrote is how many events a run has that are not ours.
-func (l *Loop) wrote(ctx context.Context, run string) (n int, err error) {
+// hear looks for events that somebody other than Slipway has written since the last look. It reads only those that are new.
+func (l *Loop) hear(ctx context.Context, f *flight) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
-	events, err := l.Store.Events(ctx, run)
+	events, newest, err := l.Store.EventsAfter(ctx, f.run.ID, f.newest)
+	if err != nil {
+		return err
+	}
+	f.newest = newest
 	for _, e := range events {
 		if e.Type != dagster.EngineEvent || !strings.HasPrefix(e.Message, "[Slipway] ") {
-			n++
+			f.heard = time.Now()
 		}
 	}
-	return n, err
+	return nil
 }
 
 // act carries out a decision.
@@ -494,17 +615,13 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	switch a.Do {
 	case Nothing:
 		return nil
-	case Terminate:
-		f.asked = now
-		l.terminate(f, f.times.Grace)
-		if a.Note == "" {
+	case Terminate, Kill: // written first: a leader that lost its lead stops nobody
+		if f.stop.calling || now.Before(f.stop.retry) {
 			return nil
 		}
-		t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now, a.Note, nil, nil)}
-	case Kill:
-		f.killed = now
-		l.terminate(f, 0)
-		return nil
+		if a.Note != "" && !f.stop.noted {
+			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now, a.Note, nil, nil)}
+		}
 	case Expire:
 		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, a.Message)}
 	case Assert:
@@ -532,6 +649,15 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		}
 		return err
 	}
+	switch {
+	case a.Do == Terminate && out.Done:
+		f.stop.noted = true
+		l.terminate(f, false)
+		return nil
+	case a.Do == Kill && out.Done:
+		l.terminate(f, true)
+		return nil
+	}
 	failpoint.Here(failpoint.FinishCommitted)
 	if !out.Done { // somebody was faster
 		l.later(r.ID, looksAgain[:1])
@@ -545,11 +671,8 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	if a.Do == Fail && f.health.Status == launcher.Failed && l.Died != nil {
 		l.Died(r, causeOf(f.health, a.Reason))
 	}
-	switch a.Do {
-	case Expire:
+	if a.Do == Expire {
 		return l.check(ctx, r.ID) // and asks the worker to stop
-	case Terminate:
-		return nil
 	}
 	l.later(r.ID, looksAgain)
 	return nil
@@ -574,7 +697,7 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 	if a.Do == Resume {
 		say(detected, "FAILED", why(f.health), r.ID)
 		say(resuming)
-		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: uuid.NewString(), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
+		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: l.Targets[r.Launch.Launcher].NewToken(), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
 	} else {
 		t.Void = true
 		where := "the same launcher"
@@ -644,21 +767,80 @@ func (l *Loop) later(run string, after []time.Duration) {
 	}
 }
 
-// terminate asks a worker to stop, without waiting for the target.
-func (l *Loop) terminate(f *flight, grace time.Duration) {
-	t, handle, run := l.Targets[f.run.Launch.Launcher], launcher.Handle(f.run.Handle), f.run.ID
+// terminate asks a worker to stop, without waiting for the target. The outcome comes by answeredStop.
+func (l *Loop) terminate(f *flight, kill bool) {
+	if f.stop.calling || time.Now().Before(f.stop.retry) {
+		return
+	}
+	f.stop.calling = true
+	t, key := l.Targets[f.run.Launch.Launcher], f.key()
+	where, grace := t.Elsewhere(*f.run.Launch), f.times.Grace
+	if kill {
+		grace = 0
+	}
 	l.calls.Go(func() {
-		// A stopping daemon still stops the worker: the calls have deadlines of their own.
-		ctx := context.Background()
-		was, err := backoff.Retry(ctx, func() (bool, error) {
-			return dispatch.Call(ctx, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, handle, grace) })
-		}, backoff.WithMaxTries(terminateTries))
-		if err != nil {
-			l.Log.ErrorContext(ctx, "a worker could not be asked to stop, though its run is to end", "run_id", run, "launcher", t.Name, "err", err)
-			return
+		out := stopped{id: key.id, kill: kill}
+		switch {
+		case where != "":
+			out.err = errors.New(where)
+		case key.handle != "": // else there is nobody to ask
+			var was bool
+			was, out.err = dispatch.Call(l.calling, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, key.handle, grace) })
+			if errors.Is(out.err, launcher.ErrNotFound) {
+				out.err = nil
+			}
+			if out.err != nil {
+				l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again", "run_id", key.id.Run, "launcher", t.Name, "err", out.err)
+			} else {
+				l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run, "launcher", t.Name, "grace", grace, "running", was)
+			}
 		}
-		l.Log.InfoContext(ctx, "worker asked to stop, for its run is to end", "run_id", run, "launcher", t.Name, "grace", grace, "running", was)
+		select {
+		case l.stopped <- out:
+		case <-l.calling.Done():
+		}
 	})
+}
+
+// answeredStop takes in the outcome of a call that stops a worker.
+func (l *Loop) answeredStop(ctx context.Context, s stopped) error {
+	f := l.flights[s.id.Run]
+	if f == nil || f.run.Launch.Attempt != s.id.Attempt {
+		return nil
+	}
+	f.stop.calling = false
+	if s.err != nil {
+		if f.stop.wait == nil {
+			f.stop.wait = backoff.NewExponentialBackOff()
+			f.stop.wait.InitialInterval, f.stop.wait.MaxInterval = 500*time.Millisecond, 15*time.Second
+		}
+		f.stop.retry, f.again = time.Now().Add(f.stop.wait.NextBackOff()), time.Time{}
+		return l.stopFailed(ctx, f, s.err)
+	}
+	f.stop.retry, f.stop.wait = time.Time{}, nil
+	switch {
+	case f.stop.leave:
+		delete(l.flights, s.id.Run)
+	case s.kill:
+		f.stop.killed = time.Now()
+	default:
+		f.stop.asked = time.Now()
+	}
+	return nil
+}
+
+// stopFailed writes once into a run's log that its worker goes on because the target did not answer.
+func (l *Loop) stopFailed(ctx context.Context, f *flight, why error) error {
+	if f.stop.failed || f.stop.leave {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	_, err := l.Store.Move(ctx, l.Fence, storage.Transition{Run: f.run.ID, From: []dagster.Status{f.run.Status}, Launch: f.run.Launch.Token, Events: []dagster.Event{
+		dagster.NewEngineEvent(f.run.Run, time.Now(), fmt.Sprintf("[Slipway] Launcher %q could not be asked to stop the run worker. It is asked again until it answers.", f.run.Launch.Launcher), nil, why),
+	}})
+	f.stop.failed = err == nil
+	return err
 }
 
 // watch passes on what a target tells by itself.
@@ -682,13 +864,25 @@ func (l *Loop) watch(ctx context.Context, t *dispatch.Target) {
 }
 
 // answer asks a target for the health of single workers.
-func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan flightKey) {
+func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan question) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case key := <-ask:
-			h, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
+		case q := <-ask:
+			key := q.key
+			var h launcher.Health
+			var err error
+			if where := t.Elsewhere(*q.run.Launch); where != "" {
+				h = launcher.Health{Status: launcher.Unknown, Message: where}
+			} else if key.handle == "" {
+				h, err = l.Find(ctx, q.run)
+			} else {
+				h, err = dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
+			}
+			if err == nil && h.Status == "" { // found: its handle comes by Launched
+				continue
+			}
 			if err != nil {
 				l.held(t.Name, "error")
 				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/test/failpoint"
@@ -33,7 +31,6 @@ const roomRetry = time.Second
 type store interface {
 	storage.Pooler
 	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
-	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
 	Settle(ctx context.Context, f storage.Fence) error
 }
 
@@ -41,6 +38,8 @@ type store interface {
 type runLauncher interface {
 	// Room is how many more runs the launcher takes now, and whether it is sick, so that a run's next launcher may take it.
 	Room(launcher string) (room int, sick bool)
+	// Token makes the token of a new launch.
+	Token(launcher string) string
 	// Launch takes over a claimed run and returns at once.
 	Launch(r storage.Run)
 }
@@ -59,17 +58,26 @@ type Loop struct {
 	Route    func(storage.Run) []string // launchers of a run, the first choice first
 	Launcher runLauncher
 	Pauses   func() []Pause    // that hold now; nil: none ever
+	Held     func() bool       // reports whether nothing may be claimed, because another dequeuer may be at work; nil: never
+	Taken    func(storage.Run) // is told of each waiting run that another program launched; nil: nobody
 	Claimed  func(storage.Run) // is told of each claim; nil: nobody
 	Waiting  func(Waiting)     // is told what each pass leaves in the queue; nil: nobody
 	Inbox    *storage.Inbox    // changed runs of all statuses
 	Freed    <-chan struct{}   // ready when a launcher has room again
 	Log      *slog.Logger
 
-	queued map[string]storage.Run
-	active map[string]storage.Run
-	hold   map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
-	choice map[string]string               // of the runs that were picked: the launcher
-	routes map[string][]string             // of the queued runs, once they were asked for
+	unclear []pending // claims whose outcome is not known: they are made again, as they were, before any other
+	queued  map[string]storage.Run
+	active  map[string]storage.Run
+	hold    map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
+	choice  map[string]string               // of the runs that were picked: the launcher
+	routes  map[string][]string             // of the queued runs, once they were asked for
+}
+
+// pending is a claim that was asked for, with the run as it was in the queue.
+type pending struct {
+	run   storage.Run
+	claim storage.Claim
 }
 
 // Waiting is the queue after a pass.
@@ -115,7 +123,7 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 			l.requeued(<-requeued)
 		}
 		for _, r := range l.Inbox.Take() {
-			l.changed(ctx, r)
+			l.changed(r)
 		}
 		var err error
 		if wait, err = l.pass(ctx); err != nil {
@@ -136,15 +144,21 @@ func (l *Loop) requeued(r Requeued) {
 }
 
 // changed takes in a run that the feed has read.
-func (l *Loop) changed(ctx context.Context, r storage.Run) {
+func (l *Loop) changed(r storage.Run) {
 	claimed, ok := l.active[r.ID]
 	if ok && claimed.Launch != nil && r.QueuedBefore(*claimed.Launch) {
 		return // read before we claimed it; taken at its word, it would free its place for another
 	}
-	if _, waited := l.queued[r.ID]; waited && r.Status == dagster.Starting && r.Launch == nil && r.Broken == nil {
-		l.Log.WarnContext(ctx, "another program launches runs that wait for Slipway: is dagster-daemon parked (run_queue: {max_concurrent_runs: 0})?", "run_id", r.ID)
+	if _, waited := l.queued[r.ID]; waited && l.Taken != nil && launchedByOther(r) {
+		l.Taken(r)
 	}
 	l.apply(r)
+}
+
+// launchedByOther reports whether a run that waited in the queue was launched without a claim of ours.
+func launchedByOther(r storage.Run) bool {
+	begun := r.Status == dagster.Starting || r.Status == dagster.Started || r.Status == dagster.Success
+	return begun && r.Broken == nil && (r.Launch == nil || r.Launch.State == storage.Void)
 }
 
 // apply takes a run's new state into the loop's view.
@@ -172,6 +186,14 @@ func (l *Loop) apply(r storage.Run) {
 // pass claims what may go now, and says when to look again without a cause; 0 is never.
 func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	for {
+		if len(l.unclear) > 0 {
+			if err := l.claim(context.WithoutCancel(ctx), l.unclear); errors.Is(err, storage.ErrFenced) {
+				return 0, err
+			} else if err != nil {
+				l.Log.WarnContext(ctx, "it is not known what became of a claim; asking again for the same", "err", err, "runs", len(l.unclear))
+				return retryDelay, nil
+			}
+		}
 		pools, err := l.pools(ctx)
 		if errors.Is(err, storage.ErrFenced) {
 			return 0, err
@@ -187,14 +209,13 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 		if len(picked) == 0 {
 			return wait, nil
 		}
-		batch := picked[:min(len(picked), claimBatch)]
-		err = l.claim(context.WithoutCancel(ctx), batch)
+		err = l.claim(context.WithoutCancel(ctx), l.claims(picked[:min(len(picked), claimBatch)]))
 		if errors.Is(err, storage.ErrFenced) {
 			return 0, err
 		}
 		if err != nil {
-			l.Log.WarnContext(ctx, "claim failed; looking what became of it", "err", err, "runs", len(batch))
-			return retryDelay, nil
+			l.Log.WarnContext(ctx, "the answer to a claim was lost; asking again for the same", "err", err, "runs", len(l.unclear))
+			continue
 		}
 		if ctx.Err() != nil {
 			return 0, nil
@@ -240,7 +261,12 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 	if l.Pauses != nil {
 		pauses = l.Pauses()
 	}
+	rival := l.Held != nil && l.Held()
 	held := func(r dagster.Run) Reason {
+		if rival {
+			sooner(roomRetry)
+			return Rival
+		}
 		if l.choice[r.ID] != "" {
 			return ""
 		}
@@ -306,29 +332,37 @@ func entriesOf(runs map[string]storage.Run) []Entry {
 	return entries
 }
 
-// claimTimeout bounds one claim.
-const claimTimeout = 30 * time.Second
+// claimTimeout bounds one claim. One whose answer is lost waits in the database for the first one, if that still commits.
+const claimTimeout = 10 * time.Second
 
-// claim claims runs and hands those that it got to the launcher. An error leaves the loop's view as the
-// storage shows it then.
-func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
+// claims makes the claims of runs that were picked.
+func (l *Loop) claims(runs []dagster.Run) []pending {
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	claims := make([]pending, len(runs))
+	for i, r := range runs {
+		claims[i] = pending{l.queued[r.ID], storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance, Token: l.Launcher.Token(l.choice[r.ID]), At: now, Tags: l.Claims}}
+	}
+	return claims
+}
+
+// claim claims runs and hands those that it got to the launcher. After an error the outcome is not known, and the claims must
+// be made again as they were: the storage tells its own token, so that nothing is claimed twice and nothing is forgotten.
+func (l *Loop) claim(ctx context.Context, batch []pending) error {
+	l.unclear = batch
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	claims := make([]storage.Claim, len(runs))
-	for i, r := range runs {
-		claims[i] = storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance, Token: uuid.NewString(), At: now, Tags: l.Claims}
+	claims := make([]storage.Claim, len(batch))
+	for i, p := range batch {
+		claims[i] = p.claim
 	}
 	outcomes, err := l.Store.Claim(ctx, l.Fence, claims)
 	if err != nil {
-		if errors.Is(err, storage.ErrFenced) {
-			return err
-		}
-		return errors.Join(err, l.lookAgain(ctx, claims))
+		return err
 	}
+	l.unclear = nil
 	failpoint.Here(failpoint.ClaimDone)
 	for i, o := range outcomes {
-		r := l.queued[runs[i].ID]
+		r := batch[i].run
 		r.Status, r.Launch = o.Status, nil
 		if o.Done {
 			launch := o.Launch
@@ -350,25 +384,6 @@ func (l *Loop) claim(ctx context.Context, runs []dagster.Run) error {
 	}
 	if err := l.Store.Settle(ctx, l.Fence); err != nil {
 		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)
-	}
-	return nil
-}
-
-// lookAgain finds out what became of claims whose outcome was lost: the token in the launch row tells.
-func (l *Loop) lookAgain(ctx context.Context, claims []storage.Claim) error {
-	ids := make([]string, len(claims))
-	for i, c := range claims {
-		ids[i] = c.Run
-	}
-	runs, err := l.Store.Runs(ctx, storage.Filter{IDs: ids})
-	if err != nil {
-		return err
-	}
-	for _, r := range runs {
-		l.apply(r)
-		if r.Launch != nil && slices.ContainsFunc(claims, func(c storage.Claim) bool { return c.Token == r.Launch.Token }) {
-			l.Launcher.Launch(r)
-		}
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/internal/storage/sqlite"
@@ -29,6 +31,8 @@ func (k *taker) Room(name string) (int, bool) {
 	}
 	return 100, false
 }
+
+func (k *taker) Token(string) string { return uuid.NewString() }
 
 func (k *taker) Launch(r storage.Run) {
 	k.taken, k.launchers = append(k.taken, r.ID), append(k.launchers, r.Launch.Launcher)
@@ -64,7 +68,7 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 // read gives the loop what stands in storage, as the feed does.
 func read(t *testing.T, l *Loop) []storage.Run {
 	t.Helper()
-	runs, err := l.Store.Runs(t.Context(), storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+	runs, err := l.Store.(storage.Reader).Runs(t.Context(), storage.Filter{Statuses: dagster.UnfinishedStatuses()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,15 +91,15 @@ func TestStaleNewsFreesNoPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	stale := read(t, l)[0]
-	l.changed(t.Context(), stale)
+	l.changed(stale)
 	pass(t, l)
 	if err := d.Enqueue("run-b", map[string]string{dagster.PriorityTag: "9"}); err != nil {
 		t.Fatal(err)
 	}
-	l.changed(t.Context(), stale)
+	l.changed(stale)
 	for _, r := range read(t, l) {
 		if r.ID == "run-b" {
-			l.changed(t.Context(), r)
+			l.changed(r)
 		}
 	}
 	pass(t, l)
@@ -162,7 +166,7 @@ func TestBrokenRunHoldsUpNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range read(t, l) {
-		l.changed(t.Context(), r)
+		l.changed(r)
 	}
 	pass(t, l)
 	if !slices.Equal(k.taken, []string{"run-b"}) {
@@ -183,12 +187,12 @@ func TestPausedRunsStayQueued(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	runs, err := l.Store.Runs(t.Context(), storage.Filter{Statuses: []dagster.Status{dagster.Queued}})
+	runs, err := l.Store.(storage.Reader).Runs(t.Context(), storage.Filter{Statuses: []dagster.Status{dagster.Queued}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range runs {
-		l.changed(t.Context(), r)
+		l.changed(r)
 	}
 	wait, err := l.pass(t.Context())
 	if err != nil || len(k.taken) != 1 || !strings.HasSuffix(k.taken[0], "b") || k.launchers[0] != "other" || wait == 0 || waiting.Reasons[Paused] != 1 || waiting.Queued != 1 {

@@ -53,7 +53,7 @@ type Entry struct {
 // Reason is why a queued run waits.
 type Reason string
 
-// The reasons. The last four are those of a launcher or an operator.
+// The reasons. Those from Paused on come from an operator, a launcher, or another dequeuer.
 const (
 	Limit    Reason = "max_concurrent_runs"
 	TagFull  Reason = "tag_limit"
@@ -62,6 +62,7 @@ const (
 	Backoff  Reason = "backoff" // its launcher had no room for it a moment ago
 	Busy     Reason = "launcher_busy"
 	Sick     Reason = "launcher_sick"
+	Rival    Reason = "dagster_daemon" // it dequeues as well, or may do so
 )
 
 // Decision says which queued runs may be launched now, in the order to launch them, and how many wait for which reason. A run that

@@ -77,7 +77,7 @@ func NewMetrics(version string) *Metrics {
 }
 
 // reasons are all that a queued run can wait for.
-var reasons = []queue.Reason{queue.Limit, queue.TagFull, queue.PoolFull, queue.Paused, queue.Backoff, queue.Busy, queue.Sick}
+var reasons = []queue.Reason{queue.Limit, queue.TagFull, queue.PoolFull, queue.Paused, queue.Backoff, queue.Busy, queue.Sick, queue.Rival}
 
 // Waiting takes in what a pass left in the queue.
 func (m *Metrics) Waiting(w queue.Waiting) {

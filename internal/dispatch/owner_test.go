@@ -1,0 +1,173 @@
+package dispatch_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/dispatch"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// Tests of who owns a run with a launch row and no handle row: there is always somebody who acts on it.
+
+// strictStore refuses a change that names another status or another launch row, as storages do.
+type strictStore struct{ *fakeStore }
+
+func (s strictStore) Move(ctx context.Context, f storage.Fence, t storage.Transition) (storage.Outcome, error) {
+	s.mu.Lock()
+	r := s.runs[t.Run]
+	fits := len(t.From) == 0
+	for _, from := range t.From {
+		fits = fits || from == r.Status
+	}
+	s.mu.Unlock()
+	if !fits {
+		return storage.Outcome{Status: r.Status}, nil
+	}
+	return s.fakeStore.Move(ctx, f, t)
+}
+
+func (s *fakeStore) set(status dagster.Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.runs["r1"]
+	r.Status = status
+	s.runs["r1"] = r
+}
+
+// strictly has the dispatcher work on a storage that refuses what does not fit, and passes on what it leaves to the monitor.
+func strictly(left chan<- storage.Run) func(*dispatch.Dispatcher) {
+	return func(d *dispatch.Dispatcher) {
+		d.Store = strictStore{d.Store.(*fakeStore)}
+		d.Launched = func(r storage.Run) { left <- r }
+	}
+}
+
+// A run is canceled while its launch is on its way, and the target refuses it: nothing was made, so the run is canceled.
+func TestCanceledWhileTheLaunchIsRefused(t *testing.T) {
+	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "invalid": launcher.ErrInvalid} {
+		t.Run(name, func(t *testing.T) {
+			asked, canceled := make(chan struct{}), make(chan struct{})
+			l := &target{launch: func(int) (launcher.Launched, error) {
+				close(asked)
+				<-canceled
+				return launcher.Launched{}, refusal
+			}}
+			_, s := dispatching(t, l, 0, dagster.Starting, false, strictly(make(chan storage.Run, 1)))
+			<-asked
+			s.set(dagster.Canceling)
+			close(canceled)
+			m := s.wrote(t, "the end of the canceled run", func(m storage.Transition) bool { return m.Void })
+			if last := m.Events[len(m.Events)-1]; last.Type != dagster.RunCanceled {
+				t.Errorf("it ends with %s, want %s", last.Type, dagster.RunCanceled)
+			}
+		})
+	}
+}
+
+// A run is canceled while the target does not say whether it made a worker, and the target cannot prove that it did not: the
+// monitor looks on. One that was never asked for has no worker.
+func TestCanceledOnATargetThatProvesNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		said error
+		left bool
+	}{
+		"its answer was lost":    {errors.New("the answer was lost"), true},
+		"it had denied the call": {launcher.ErrDenied, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s *fakeStore
+			ready := make(chan struct{})
+			l := &target{launch: func(int) (launcher.Launched, error) {
+				<-ready
+				s.set(dagster.Canceling)
+				return launcher.Launched{}, c.said
+			}}
+			left := make(chan storage.Run, 1)
+			_, s = dispatching(t, l, 0, dagster.Starting, false, strictly(left))
+			close(ready)
+			if !c.left {
+				s.wrote(t, "the end of the canceled run", func(m storage.Transition) bool { return m.Void })
+				return
+			}
+			if r := <-left; r.Handle != "" || r.Status != dagster.Canceling {
+				t.Errorf("the monitor was given %s with handle %q, want %s without one", r.Status, r.Handle, dagster.Canceling)
+			}
+		})
+	}
+}
+
+// A run has started, and its target, asked for the worker whose handle was never written, has none: the monitor looks on.
+func TestVanishedBeforeItsHandle(t *testing.T) {
+	l := &target{find: func(int) bool { return false }}
+	left := make(chan storage.Run, 1)
+	d, s := dispatching(t, l, 0, dagster.Started, true, strictly(left))
+	r := <-left
+	if r.Handle != "" || r.Status != dagster.Started || len(s.moves) != 0 {
+		t.Fatalf("the monitor was given %s with handle %q, and %d changes were written", r.Status, r.Handle, len(s.moves))
+	}
+	if h, err := d.Find(t.Context(), r); err != nil || h.Status != launcher.NotFound {
+		t.Errorf("Find = %+v, %v; want %s", h, err, launcher.NotFound)
+	}
+	l.mu.Lock()
+	l.find = func(int) bool { return true }
+	l.mu.Unlock()
+	if h, err := d.Find(t.Context(), r); err != nil || h.Status != "" {
+		t.Errorf("Find = %+v, %v; want it found", h, err)
+	}
+	if r := <-left; r.Handle != "found" {
+		t.Errorf("the worker that was found has the handle %q", r.Handle)
+	}
+}
+
+// TakeUp goes on with a launch that nobody has in hand, once, and not with one whose handle is written.
+func TestTakeUp(t *testing.T) {
+	asked, answer := make(chan struct{}, 10), make(chan struct{})
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		asked <- struct{}{}
+		<-answer
+		return launcher.Launched{Handle: "h"}, nil
+	}}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	<-asked
+	r := s.runs["r1"]
+	d.TakeUp(t.Context(), r) // it is in hand
+	close(answer)
+	s.wrote(t, "the handle", launched)
+	s.mu.Lock()
+	r.Handle = "h"
+	s.runs["r1"] = r
+	s.mu.Unlock()
+	r.Handle = "" // as it was read before
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		d.TakeUp(t.Context(), r)
+		return l.said() == "launch", "launched again: " + l.said()
+	})
+	s.mu.Lock()
+	r.Launch.Token = "forgotten"
+	s.runs["r1"] = r
+	s.mu.Unlock()
+	d.TakeUp(t.Context(), r)
+	s.wrote(t, "the handle of a launch that was forgotten", func(m storage.Transition) bool { return launched(m) && m.Launch == "forgotten" })
+}
+
+// A target that sees its own host alone is not asked for the worker of another host, and starts none in its place.
+func TestWorkerOfAnotherHost(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}
+	left := make(chan storage.Run, 1)
+	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
+		strictly(left)(d)
+		d.Targets["x"].Host = "here"
+		s := d.Store.(strictStore)
+		r := s.runs["r1"]
+		r.Launch.Token = storage.NewToken("t", "elsewhere")
+	})
+	if r := <-left; r.Handle != "" || l.said() != "" || len(s.moves) != 0 {
+		t.Errorf("calls %q, %d changes; want the run left as it is", l.said(), len(s.moves))
+	}
+}

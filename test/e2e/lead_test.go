@@ -1,0 +1,147 @@
+//go:build real
+
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// Tests of a lead that lasts: what goes wrong while one daemon leads is healed by that daemon, without a restart or a take-over.
+
+// lasts fails the test unless a daemon has led all the time.
+func (p *process) lasts() {
+	p.t.Helper()
+	if out := p.output(); strings.Count(out, "msg=leading") != 1 || strings.Contains(out, "standing by") {
+		p.t.Errorf("the lead did not last, so nothing is shown:\n%s", out)
+	}
+}
+
+// The answer to a claim's COMMIT is lost, and the connection stays open. The run is launched, once, by the same leader.
+func TestClaimAnswerLost(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
+	w, d, p, daemon := behindProxy(t)
+	lost := p.LoseAnswer("PIPELINE_STARTING", "commit", false)
+	ids := enqueue(t, d, 2, nil)
+	<-lost
+	w.ended(2*time.Minute, daemon, ids...)
+	daemon.lasts()
+	daemon.stop()
+	w.exactlyOnce(dagster.Success, ids...)
+}
+
+// The answer to the COMMIT that gives a run another worker is lost. The worker is launched by the same leader.
+func TestResumeAnswerLost(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
+	w, _, p, daemon := behindProxy(t)
+	daemon.stop()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), fmt.Sprintf(", python: {\"*\": %q}", self), "", 1)+"monitoring: {max_resume_run_attempts: 1}\n")
+	server := w.webserver("test/fates/fates.py")
+	daemon = w.slipway()
+	daemon.says("msg=leading")
+	lost := p.LoseAnswer("Launching a new run worker to resume run", "commit", false)
+	op := map[string]any{"config": map[string]any{"file": filepath.Join(w.home, "wrote")}}
+	id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "dies_in_the_middle", Config: map[string]any{"ops": map[string]any{"first_step": op, "second_step": op}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-lost
+	w.ended(2*time.Minute, daemon, id)
+	if r := w.run(id); r.Status != dagster.Success || r.Launch.Attempt != 2 || w.count(id, dagster.RunStart) != 1 {
+		t.Errorf("the run is %s, launch row %v:\n%s", r.Status, r.Launch, w.story(id))
+	}
+	daemon.lasts()
+	daemon.stop()
+}
+
+// Somebody claims a run for the leader and forgets it. The leader finds it by itself and launches it.
+func TestForgottenClaimIsTakenUp(t *testing.T) {
+	for name, s := range storages() {
+		t.Run(name, func(t *testing.T) {
+			testenv.Beside(t, testenv.Light)
+			d := s.make(t)
+			w := lightWorld(t, d)
+			w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "max_concurrent_runs: 10", "max_concurrent_runs: 1", 1))
+			daemon := w.slipway()
+			daemon.says("msg=leading")
+			hold := filepath.Join(w.home, "hold")
+			first := enqueueGo(t, d, 1, "while [ ! -e "+hold+" ]; do sleep 0.05; done")[0]
+			w.status(daemon, first, dagster.Started)
+			id := enqueue(t, d, 1, nil)[0] // it waits for its place
+			store := w.open()
+			kv, err := store.Entries(t.Context(), storage.LeaderKey)
+			if err != nil {
+				t.Fatal(err)
+			}
+			instance, err := store.InstanceID(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			fence := storage.ParseFence(kv[storage.LeaderKey])
+			outcomes, err := store.Claim(t.Context(), fence, []storage.Claim{{Run: id, Launcher: "local", Instance: instance, Token: uuid.NewString(), At: time.Now().UTC().Truncate(time.Microsecond)}})
+			if err != nil || !outcomes[0].Done {
+				t.Fatal(outcomes, err)
+			}
+			if err := store.Settle(t.Context(), fence); err != nil {
+				t.Fatal(err)
+			}
+			w.ended(3*time.Minute, daemon, id)
+			w.write("hold", "")
+			w.ended(time.Minute, daemon, first)
+			daemon.lasts()
+			daemon.stop()
+			w.exactlyOnce(dagster.Success, id, first)
+		})
+	}
+}
+
+// Two daemons on two hosts, with the process launcher: the second one does not see the worker of the first, and so leaves its run
+// alone, says so, and neither fails nor doubles it. Two homes stand for two hosts.
+func TestTwoHosts(t *testing.T) {
+	testenv.Beside(t, testenv.Leads)
+	d := storagetest.NewPostgres(t)
+	a, b := lightWorld(t, d), lightWorld(t, d)
+	const again = "monitoring: {deaths: [{causes: [unknown], do: again, started: again}]}\n"
+	for _, w := range []*world{a, b} {
+		w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "kind: process,", "kind: process, settle: 2s,", 1)+again)
+	}
+	first := a.slipway()
+	first.says("msg=leading")
+	hold := filepath.Join(a.home, "hold")
+	id := enqueueGo(t, d, 1, "while [ ! -e "+hold+" ]; do sleep 0.05; done")[0]
+	a.status(first, id, dagster.Started)
+	first.killOne()
+	second := b.slipway()
+	second.says("msg=leading")
+	second.says("on another host")
+	if err := d.Event(dagster.NewEvent(a.run(id).Run, dagster.RunCanceling, time.Now(), "")); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the time to settle
+		return strings.Contains(a.story(id), "could not be asked to stop"), "the run's log does not say why it goes on:\n" + second.output()
+	})
+	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 {
+		t.Errorf("the run is %s, attempt %d:\n%s", r.Status, r.Launch.Attempt, a.story(id))
+	}
+	second.stop()
+	third := a.slipway() // on the first host again
+	a.ended(time.Minute, third, id)
+	third.stop()
+	a.exactlyOnce(dagster.Canceled, id)
+}
