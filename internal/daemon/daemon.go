@@ -54,6 +54,7 @@ type Daemon struct {
 	pauses   atomic.Pointer[[]queue.Pause]
 	waiting  atomic.Pointer[queue.Waiting]
 	answered atomic.Pointer[time.Time] // the storage, the last time
+	rival    atomic.Pointer[rival]     // of the lead; nil while there is none, or no guard
 	web      string                    // address; "" for none
 
 	id      string // of this process
@@ -248,6 +249,13 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if inFlightRuns, err = d.adopt(ctx, fence, inFlightRuns); err != nil {
 		return err
 	}
+	var rival *rival
+	if !d.Instance.Settings.Coexist {
+		if rival, err = d.newRival(ctx); err != nil {
+			return err
+		}
+	}
+	d.rival.Store(rival)
 	at, err := d.Store.Clock(ctx)
 	if err != nil {
 		return err
@@ -280,8 +288,14 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		Waiting: func(w queue.Waiting) {
 			d.waiting.Store(&w)
 			d.Metrics.Waiting(w)
+			if rival != nil {
+				rival.passed(w)
+			}
 		},
 		Claimed: func(r storage.Run) { d.Metrics.Claimed(r.Launch.At.Sub(r.Created)) },
+	}
+	if rival != nil {
+		loop.Held, loop.Taken = func() bool { return rival.Why() != "" }, rival.took
 	}
 	stop := d.brake(ctx)
 	policy := Policy(d.Instance, d.targets)
@@ -318,6 +332,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { return sweep.Run(ctx) })
 	g.Go(func() error { return slots.Run(ctx) })
 	g.Go(func() error { return d.watchPauses(ctx) })
+	if rival != nil {
+		g.Go(func() error { return rival.Run(ctx) })
+	}
 	d.announceWeb(ctx)
 	g.Go(func() error { return d.beat(ctx, fence) })
 	if d.address.network == "unix" {

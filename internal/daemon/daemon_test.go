@@ -285,6 +285,7 @@ func TestTagsAndHandleAreWritten(t *testing.T) {
 	}
 }
 
+// A dagster-daemon that monitors runs is refused. One that may dequeue is watched, see rival_test.go.
 func TestStockDaemonIsRefused(t *testing.T) {
 	beat := func(w *world, daemonType, id string, age time.Duration) {
 		t.Helper()
@@ -299,13 +300,6 @@ func TestStockDaemonIsRefused(t *testing.T) {
 			})
 		}
 	}
-	t.Run("a dequeuer that is not parked", func(t *testing.T) {
-		w := newWorld(t, "", "")
-		beat(w, "QUEUED_RUN_COORDINATOR", "stock", time.Second)
-		if err := w.run(nil); err == nil || !strings.Contains(err.Error(), "max_concurrent_runs: 0") {
-			t.Errorf("Run = %v", err)
-		}
-	})
 	t.Run("one that was there long ago", func(t *testing.T) {
 		w := newWorld(t, "", "")
 		beat(w, "QUEUED_RUN_COORDINATOR", "stock", 2*time.Minute)

@@ -101,6 +101,7 @@ func (d *Daemon) Status(ctx context.Context) (any, error) {
 	if err != nil || st.Leader.ID != d.id {
 		return st, err
 	}
+	st.Held = d.rival.Load().Why()
 	st.Elsewhere = len(d.elsewhere(st.unfinished))
 	if w := d.waiting.Load(); w != nil {
 		st.Waiting = map[string]int{}

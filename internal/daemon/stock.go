@@ -19,20 +19,13 @@ const (
 // stockLook is how often a heartbeat is looked at while it is not clear whether it is renewed.
 const stockLook = 500 * time.Millisecond
 
-// checkStock refuses to work beside a stock daemon that dequeues or monitors as well. A parked dequeuer writes
-// heartbeats too, so that alone is no sign of one; a monitor writes them only while it is on.
+// checkStock refuses to work beside a stock daemon that monitors as well; it writes heartbeats only while its monitor is on. A
+// dequeuer writes them also while it is parked, so a leader looks at what it does (see rival).
 func (d *Daemon) checkStock(ctx context.Context) error {
 	if d.Instance.Settings.Coexist {
 		return nil
 	}
 	file := d.Instance.Home + "/dagster.yaml"
-	queue, err := d.beatOf(ctx, queueDaemon)
-	if err != nil {
-		return err
-	}
-	if age := time.Since(queue.At); age < beatAge && !d.Instance.Parks() {
-		return fmt.Errorf("dagster-daemon dequeues runs of this instance (heartbeat %s ago) and would race with Slipway: set max_concurrent_runs: 0 under run_queue in %s and restart dagster-daemon; Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}; or set coexist: true there if you know better", age.Round(time.Second), file)
-	}
 	monitor, err := d.beatOf(ctx, monitorDaemon)
 	if err != nil {
 		return err
@@ -54,6 +47,11 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 		d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides Slipway; add run_queue: {max_concurrent_runs: 0} and run_monitoring: {enabled: false}", "file", file)
 	}
 	return nil
+}
+
+// parkAdvice tells how to park dagster-daemon.
+func (d *Daemon) parkAdvice() string {
+	return fmt.Sprintf("Set max_concurrent_runs: 0 under run_queue in the dagster.yaml that dagster-daemon reads (%s/dagster.yaml, or one of its own) and restart dagster-daemon. Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}.", d.Instance.Home)
 }
 
 // beatOf reads the heartbeat of a daemon type that is not ours; the zero one if there is none.

@@ -390,21 +390,76 @@ func TestForeignRunsAreLeftAlone(t *testing.T) {
 	})
 }
 
-// A stock daemon that dequeues as well is refused, with what to do.
-func TestStockDequeuerIsRefused(t *testing.T) {
+// A dagster-daemon that no file of ours parks is watched. While it dequeues nothing is claimed, everybody who asks is told, and its runs
+// go on. When it is replaced by one that leaves runs alone, runs are claimed again. That one reads a folder of its own; the webserver and
+// Slipway keep their dagster.yaml, with the true limits.
+func TestStockDequeuer(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "")
 	w.write("dagster.yaml", "telemetry: {enabled: false}\n")
-	w.write("workspace.yaml", "load_from: []\n")
+	server := w.webserver("test/fates/fates.py")
 	stock := w.stockDaemon()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		beats, err := w.open().Heartbeats(t.Context())
 		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }), fmt.Sprint(beats, err, stock.output())
 	})
 	p := w.slipway()
-	p.ends("it goes on beside a stock dequeuer")
-	if out := p.output(); p.cmd.ProcessState.Success() || !strings.Contains(out, "set max_concurrent_runs: 0 under run_queue in "+w.home+"/dagster.yaml") {
-		t.Errorf("slipway daemon beside a stock dequeuer: %v\n%s", p.cmd.ProcessState, out)
+	p.says("waiting to see whether dagster-daemon dequeues runs")
+	file := filepath.Join(w.home, "go")
+	job := waitsFor(file)
+	theirs, err := server.Launch(t.Context(), job)
+	if err != nil {
+		t.Fatal(err)
 	}
+	p.says("another program launches runs that wait for Slipway")
+	w.status(p, theirs, dagster.Started)
+	status, err := w.command("status")
+	if err != nil || !strings.Contains(status, theirs+" was launched by another program") || !strings.Contains(status, "max_concurrent_runs: 0") {
+		t.Errorf("slipway status: %v\n%s", err, status)
+	}
+	stock.stop()
+
+	ours, err := server.Launch(t.Context(), job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := t.TempDir()
+	if err := os.WriteFile(filepath.Join(own, "dagster.yaml"), []byte(parked+fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.home)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.run(ours); r.Status != dagster.Queued {
+		t.Errorf("a run is %s while it is not known whether dagster-daemon dequeues", r.Status)
+	}
+	w.start("parked-dagster-daemon", []string{"DAGSTER_HOME=" + own}, filepath.Join(w.dagster(), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	p.says("runs are claimed again")
+	w.write("go", "")
+	w.ended(2*time.Minute, p, theirs, ours)
+	if r := w.run(ours); r.Launch == nil {
+		t.Errorf("Slipway did not launch the run that waited for it:\n%s", w.story(ours))
+	}
+	if r := w.run(theirs); r.Launch != nil || r.Status != dagster.Success {
+		t.Errorf("the run of dagster-daemon is %s, launch row %v", r.Status, r.Launch)
+	}
+	p.stop()
+
+	again := w.slipway() // which takes the one that is running for parked once it has left a run alone
+	again.says("waiting to see whether dagster-daemon dequeues runs")
+	id, err := server.Launch(t.Context(), job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.says("it is parked; runs are claimed")
+	w.ended(2*time.Minute, again, id)
+	again.stop()
+	last := w.slipway() // and so does the next one, without waiting
+	last.says("msg=leading")
+	if id, err = server.Launch(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	w.ended(2*time.Minute, last, id)
+	if strings.Contains(last.output(), "waiting to see") {
+		t.Errorf("it does not know what the one before saw:\n%s", last.output())
+	}
+	last.stop()
 }
