@@ -69,7 +69,7 @@ var mayImport = map[string]string{
 	"launcher/launchertest":      "launcher config",
 	"test/faultproxy":            "",
 	"test/chaos":                 "config internal/dagster test/chaos/check test/model test/failpoint test/faultproxy internal/storage/postgres internal/storage/sqlite test/storagetest",
-	"test/chaos/slipway":         "cli launcher/docker launcher/process",
+	"test/chaos/slipway":         "cli config launcher launcher/docker launcher/process",
 	"test/model":                 "",
 	"test/mutations":             "",
 	"test/chaos/check":           "", // it shares no code with what it checks

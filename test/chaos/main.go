@@ -2,6 +2,7 @@
 //
 //	go run ./test/chaos -storage sqlite -runs 1000
 //	hack/with-postgres hack/with-docker go run ./test/chaos -storage postgres -runs 1000 -dagster 50 -seed 7
+//	hack/with-postgres go run ./test/chaos -storage postgres -runs 500 -lasting
 //
 // Two daemons, random command jobs on the process launcher, some runs of Dagster's own workers (-dagster), and, with hack/with-docker on Postgres, a fifth in containers; and, at random: daemons killed or stopped for
 // longer than their lease, their clocks stepped, workers and supervisors killed, runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres
@@ -53,6 +54,7 @@ func main() {
 	flag.IntVar(&o.dagster, "dagster", 0, "have one run of so many executed by Dagster's own worker, from .venv; 0: none")
 	flag.IntVar(&o.containers, "containers", 5, "on Postgres with hack/with-docker: have one run of so many executed in a container; 0: none")
 	flag.DurationVar(&o.engine, "engine", 0, "likewise: kill Docker's engine about so often, beside the other faults, among which it is a rare one; 0: only there")
+	flag.BoolVar(&o.lasting, "lasting", false, "one daemon that leads all the time, and faults that it must heal by itself: single lost answers, moody targets, locked rows")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -66,6 +68,7 @@ func main() {
 type options struct {
 	storage, dir string
 	disk         string // size of a file system of its own for the instance; "": none
+	lasting      bool
 	runs         int
 	dagster      int           // one run of so many is for Dagster's own worker; 0: none
 	containers   int           // one run of so many is for a container; 0: none
@@ -105,6 +108,13 @@ crash_loop: {deaths: 0}
 launchers:
   local: {kind: process, stop_grace: 1s, settle: 5s}
 `
+
+func (w *world) settings() string {
+	if w.lasting {
+		return lastingSettings
+	}
+	return settings + w.inContainers()
+}
 
 // inContainers is what is added where there is an image with slipway-worker: a part of the runs goes into containers.
 func (w *world) inContainers() string {
@@ -160,6 +170,9 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	faults, heal := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for i := range w.daemons {
+		if w.lasting && i > 0 {
+			break
+		}
 		if err := w.start(i); err != nil {
 			heal()
 			return nil, err
@@ -197,6 +210,10 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return bad, err
 	}
+	if w.lasting { // the model has no moody targets
+		unfit, err := w.lasted()
+		return append(bad, unfit...), err
+	}
 	unfit, err := w.replays()
 	return append(bad, unfit...), err
 }
@@ -207,7 +224,7 @@ func (w *world) check() ([]string, error) {
 
 func (w *world) prepare(ctx context.Context) (err error) {
 	w.home, w.witness = filepath.Join(w.dir, "home"), filepath.Join(w.dir, "witness")
-	if w.storage == "postgres" { // which containers reach
+	if w.storage == "postgres" && !w.lasting { // which containers reach
 		w.image, w.instance = os.Getenv("SLIPWAY_TEST_IMAGE"), "chaos-"+uuid.NewString()[:8]
 	}
 	for _, dir := range []string{w.home, w.witness, filepath.Join(w.dir, "bin")} {
@@ -264,7 +281,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	} else if err := sqlite.Create(ctx, w.home); err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": settings + w.inContainers(), "workspace.yaml": "load_from: []\n"} {
+	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": w.settings(), "workspace.yaml": "load_from: []\n"} {
 		if err := os.WriteFile(filepath.Join(w.home, name), []byte(text), 0o600); err != nil {
 			return err
 		}
@@ -332,7 +349,7 @@ func (w *world) start(i int) error {
 		return err
 	}
 	cmd := exec.Command(w.bin, "daemon", "--home", w.home)
-	cmd.Env = append(os.Environ(), clockEnv+"="+w.clock(i), failpoint.TraceEnv+"="+filepath.Join(w.dir, "trace"))
+	cmd.Env = append(os.Environ(), clockEnv+"="+w.clock(i), moodsEnv+"="+w.moods(), failpoint.TraceEnv+"="+filepath.Join(w.dir, "trace"))
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setpgid: true}
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return err
@@ -427,14 +444,23 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 		seconds += 1.5
 	}
 	file := filepath.Join(w.witness, id)
-	script := fmt.Sprintf("echo begin $$ >> %s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
+	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
+	script := fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	var tags map[string]string
+	if w.lasting {
+		if tags = where(r); r.IntN(20) == 0 {
+			fate, seconds = "expire", 600
+		}
+	}
 	if w.image != "" && w.containers > 0 && r.IntN(w.containers) == 0 {
 		tags = map[string]string{"on": "docker"}
 		w.count("in_a_container")
 	}
 	run := dagster.NewCommandRun(id, "job"+strconv.Itoa(r.IntN(5)), conf, tags)
+	if fate == "expire" {
+		run = expires(run)
+	}
 	if w.dagster > 0 && r.IntN(w.dagster) == 0 {
 		run, fate = w.own(id, file, seconds), "dagster"
 		w.count("of_dagster")
@@ -640,6 +666,9 @@ func (w *world) breaks(ctx context.Context, r *rand.Rand) {
 
 // faults are those that can befall this instance; i is a daemon.
 func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
+	if w.lasting {
+		return w.lastingFaults(ctx, r)
+	}
 	all := []func(int){
 		func(i int) {
 			w.note(check.Entry{Do: "kill_daemon"})
@@ -752,11 +781,15 @@ func (w *world) during(ctx context.Context, r *rand.Rand, what string, set func(
 // mend ends every fault.
 func (w *world) mend() {
 	w.fill(false)
+	_ = os.Remove(w.moods()) // there may be none
 	if w.proxy != nil {
 		w.proxy.Swallow(false)
 		w.proxy.LoseAnswers(false)
 		w.proxy.Delay(0)
 		w.proxy.Cut(false)
+	}
+	if w.lasting {
+		return
 	}
 	for i := range w.daemons {
 		if err := w.setClock(i, 0); err != nil {

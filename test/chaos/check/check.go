@@ -22,7 +22,7 @@ import (
 type Entry struct {
 	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete; others are not looked at
 	Run  string `json:"run,omitempty"`  // to which run
-	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, or dagster, whose own worker executes it, and would succeed if its storage were always there
+	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, expire, which takes longer than it may, or dagster, whose own worker executes it, and would succeed if its storage were always there
 	Note string `json:"note,omitempty"` // of foreign: what its row was
 }
 
@@ -42,6 +42,7 @@ type run struct {
 	canceled, forced, deleted             bool
 	status                                string
 	starts, successes, failures, attempts int
+	cancels                               int
 	epochs                                []int64
 	begins, ends                          int
 	byDagster                             bool // Dagster's own worker wrote that the run failed
@@ -117,6 +118,10 @@ func judge(id string, r *run, say func(string, ...any)) {
 		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
 	case r.status == "FAILURE" && r.fate == "dagster" && !r.canceled && !r.byDagster:
 		say("run %s of Dagster's own worker is FAILURE, which that worker has not written", id)
+	case r.status != "CANCELED" && r.cancels > 0 && r.fate != "expire":
+		say("run %s is %s, and its log has %d CANCELED", id, r.status, r.cancels)
+	case r.status == "SUCCESS" && r.fate == "expire":
+		say("run %s is SUCCESS, and takes longer than it may", id)
 	case r.status == "SUCCESS" && r.fate == "fail":
 		say("run %s is SUCCESS, and its step fails", id)
 	case r.status == "SUCCESS" && r.ends == 0:
@@ -269,6 +274,8 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			r.starts++
 		case "PIPELINE_SUCCESS":
 			r.successes++
+		case "PIPELINE_CANCELED":
+			r.cancels++
 		case "PIPELINE_FAILURE":
 			r.failures++
 			r.byDagster = r.byDagster || slices.ContainsFunc(dagsterFailed, func(text string) bool { return strings.Contains(event, text) })

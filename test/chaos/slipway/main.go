@@ -20,5 +20,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "slipway:", err)
 		os.Exit(1)
 	}
-	os.Exit(cli.Main(process.Kind(filepath.Join(filepath.Dir(self), "slipway-agent")), docker.Kind()))
+	kind := process.Kind(filepath.Join(filepath.Dir(self), "slipway-agent"))
+	os.Exit(cli.Main(kind, docker.Kind(), moodyKind(kind, "moody", true), moodyKind(kind, "blunt", false)))
 }

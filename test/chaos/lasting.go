@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
+	_ "modernc.org/sqlite"             // driver "sqlite"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/test/chaos/check"
+)
+
+// With -lasting one daemon leads from the beginning to the end. Nothing is healed by a take-over, so what goes wrong in a small way
+// must be healed by the daemon that leads: single answers that are lost, targets that hang, refuse or forget, rows and shards that
+// somebody has locked, workers that die and are resumed, runs that take too long.
+
+// moodsEnv is that of test/chaos/slipway.
+const moodsEnv = "SLIPWAY_TEST_MOODS"
+
+// lastingSettings are those of one daemon with three launchers: one that works, one with moods, and one with moods that proves nothing.
+const lastingSettings = `queue: {max_concurrent_runs: 40}
+terminate: {local_only: true}
+allow_secrets_in_argv: true
+monitoring:
+  launch_attempts: 1000
+  max_resume_run_attempts: 1000
+  cancel_timeout_seconds: 15
+  free_slots_after_run_end_seconds: 1
+  deaths:
+    - {causes: [exit], do: again, started: resume}
+    - {causes: [unknown, timeout], do: again, started: again}
+crash_loop: {deaths: 0}
+launchers:
+  local: {kind: process, stop_grace: 1s, settle: 5s}
+  moody: {kind: moody, stop_grace: 1s, settle: 5s}
+  blunt: {kind: blunt, stop_grace: 1s, settle: 5s}
+default: local
+routes:
+  - {when: {tags: {on: moody}}, to: moody}
+  - {when: {tags: {on: blunt}}, to: blunt}
+  - {when: {tags: {on: either}}, to: [moody, local]}
+`
+
+// where is the tag by which a run goes to one of the launchers.
+func where(r *rand.Rand) map[string]string {
+	return []map[string]string{nil, nil, {"on": "moody"}, {"on": "moody"}, {"on": "blunt"}, {"on": "either"}}[r.IntN(6)]
+}
+
+// moods is the file that gives the launchers their moods.
+func (w *world) moods() string { return filepath.Join(w.dir, "moods") }
+
+// answers are the writes whose answers are lost: two texts that a client says within one transaction.
+var answers = [][2]string{
+	{"PIPELINE_STARTING", "commit"}, {"Launched the run worker", "commit"}, {"PIPELINE_FAILURE", "commit"}, {"goes back to the queue", "commit"},
+	{"Launching a new run worker to resume run", "commit"}, {"PIPELINE_CANCELED", "commit"}, {"PIPELINE_ENQUEUED", "commit"},
+}
+
+// lastingFaults are those that a lead outlives.
+func (w *world) lastingFaults(ctx context.Context, r *rand.Rand) []func(int) {
+	all := []func(int){
+		func(int) {
+			w.during(ctx, r, "moods", func(on bool) {
+				if on {
+					_ = os.WriteFile(w.moods(), nil, 0o600) // without it there are no moods
+				} else {
+					_ = os.Remove(w.moods())
+				}
+			})
+		},
+		func(int) { w.vanish(r) },
+		func(int) { w.locks(ctx, r) },
+	}
+	if w.proxy == nil {
+		return all
+	}
+	lose := func(int) {
+		a := answers[r.IntN(len(answers))]
+		lost := w.proxy.LoseAnswer(a[0], a[1], r.IntN(2) == 0)
+		select {
+		case <-lost:
+			w.note(check.Entry{Do: "lose_one_answer"})
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second): // nobody said it
+		}
+	}
+	return append(all, lose, lose, func(int) {
+		w.during(ctx, r, "delay", func(on bool) {
+			w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
+		})
+	})
+}
+
+// vanish takes a worker, its supervisor and what its target knows of it.
+func (w *world) vanish(r *rand.Rand) {
+	victims := w.victims("\x00dagster-run-")
+	ids := slices.Sorted(maps.Values(victims))
+	if len(ids) == 0 {
+		return
+	}
+	id := ids[r.IntN(len(ids))]
+	w.note(check.Entry{Do: "vanish", Run: id})
+	w.note(check.Entry{Do: "kill_supervisor", Run: id})
+	w.note(check.Entry{Do: "kill_worker", Run: id})
+	for _, text := range []string{"\x00dagster-run-", "execute_run", "resume_run"} { // the supervisor first, so that it records no end
+		for pid, of := range w.victims(text) {
+			if of == id {
+				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+			}
+		}
+	}
+	files, _ := filepath.Glob(filepath.Join(w.home, "slipway", "*", "*", "*", "*"+id+"*")) // the pattern is good
+	for _, dir := range files {
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// locks holds the row, or the shard, of some runs as an open transaction of somebody does.
+func (w *world) locks(ctx context.Context, r *rand.Rand) {
+	ids := map[string]bool{}
+	for range 3 {
+		if id, err := w.d.Text("SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN ('QUEUED', 'STARTING', 'STARTED') ORDER BY random() LIMIT 1"); err == nil && id != "" {
+			ids[id] = true
+		}
+	}
+	var open []*sql.DB
+	for id := range ids {
+		if err := w.lock(ctx, id, &open); err != nil {
+			fmt.Println("chaos: lock:", err)
+		}
+	}
+	if len(open) > 0 {
+		w.note(check.Entry{Do: "lock"})
+	}
+	pause(ctx, time.Duration(500+r.IntN(5000))*time.Millisecond)
+	for _, db := range open {
+		_ = db.Close() // which ends the transaction
+	}
+}
+
+func (w *world) lock(ctx context.Context, id string, open *[]*sql.DB) error {
+	driver, location, statement, args := "pgx", w.location, "SELECT status FROM runs WHERE run_id = $1 FOR UPDATE", []any{id}
+	if w.proxy == nil {
+		file := filepath.Join(w.home, "history", "runs", id+".db")
+		if _, err := os.Stat(file); err != nil { // it has none yet
+			return nil
+		}
+		driver, location, statement, args = "sqlite", "file:"+file+"?_txlock=immediate&_pragma=busy_timeout(100)", "UPDATE event_logs SET step_key = step_key WHERE 0", nil
+	}
+	db, err := sql.Open(driver, location)
+	if err != nil {
+		return err
+	}
+	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
+	if err == nil {
+		_, err = tx.Exec(statement, args...)
+	}
+	if err != nil { // somebody else has it, or the run is gone
+		return db.Close()
+	}
+	*open = append(*open, db)
+	return nil
+}
+
+// expires is a run that takes longer than it may.
+func expires(run dagster.Run) dagster.Run {
+	run.Tags["dagster/max_runtime"] = "2"
+	return run
+}
+
+// lasted reports what contradicts a lead that lasted.
+func (w *world) lasted() ([]string, error) {
+	log, err := os.ReadFile(filepath.Join(w.dir, "daemon-0.log"))
+	if err != nil {
+		return nil, err
+	}
+	if n := strings.Count(string(log), "msg=leading"); n != 1 {
+		return []string{fmt.Sprintf("the daemon began to lead %d times: its lead did not last", n)}, nil
+	}
+	if w.daemon(0).Signal(syscall.Signal(0)) != nil {
+		return []string{"the daemon ended"}, nil
+	}
+	return nil, nil
+}
