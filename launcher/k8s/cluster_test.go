@@ -25,6 +25,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -301,6 +302,64 @@ func TestRole(t *testing.T) {
 		if !needs[right] && !strings.HasPrefix(right, "serviceaccounts ") && !strings.HasPrefix(right, "configmaps ") {
 			t.Errorf("%q was asked, which the role does not have", right)
 		}
+	}
+}
+
+// What a real API server refuses: it looks at the quota before the name, and names no Job where the rights are missing.
+func TestRefusals(t *testing.T) {
+	client, access, image := admin(t)
+	space, other := namespace(t, client), namespace(t, client)
+	ctx := t.Context()
+	_, err := client.CoreV1().ResourceQuotas(space).Create(ctx, &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Name: "jobs"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/jobs.batch": resource.MustParse("1")}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := openAt(t, access, map[string]any{"job_namespace": space, "image_pull_policy": "Never"})
+	req := script(image, "refusals", "sleep 1000")
+	var first launcher.Launched
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // the quota has no status at first
+		var err error
+		if first, err = l.Launch(ctx, req); err != nil && !errors.Is(err, launcher.ErrTransient) {
+			t.Fatalf("Launch = %v", err)
+		}
+		quota, err2 := client.CoreV1().ResourceQuotas(space).Get(ctx, "jobs", metav1.GetOptions{})
+		used := quota.Status.Used["count/jobs.batch"]
+		return err == nil && err2 == nil && used.Value() == 1, fmt.Sprint(err, err2, used.String())
+	})
+	if again, err := l.Launch(ctx, req); err != nil || again.Handle != first.Handle {
+		t.Errorf("the same Launch with the quota used up = %+v, %v, want %s", again, err, first.Handle)
+	}
+	if _, err := l.Launch(ctx, script(image, "refusals", "x")); !errors.Is(err, launcher.ErrCapacity) || launcher.CauseOf(err) != launcher.CauseQuota {
+		t.Errorf("another Launch with the quota used up = %v, want ErrCapacity", err)
+	}
+	narrow := rest.CopyConfig(access)
+	narrow.Impersonate.UserName = "nobody"
+	elsewhere := script(image, "refusals", "x")
+	elsewhere.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: fmt.Appendf(nil, `{"namespace": %q}`, other)}}
+	powerless := openAt(t, narrow, map[string]any{"job_namespace": space})
+	for what, c := range map[string]struct {
+		l    *k8s.Launcher
+		req  *launcher.Request
+		want error
+		says string
+	}{
+		"no right in job_namespace":               {powerless, script(image, "refusals", "x"), launcher.ErrDenied, `User "nobody" cannot create resource "jobs"`},
+		"no right in a code location's namespace": {powerless, elsewhere, launcher.ErrInvalid, `User "nobody" cannot create resource "jobs"`},
+		"a code location's namespace that is not": {l, func() *launcher.Request {
+			r := script(image, "refusals", "x")
+			r.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: []byte(`{"namespace": "not-there"}`)}}
+			return r
+		}(), launcher.ErrInvalid, `namespaces "not-there" not found`},
+	} {
+		if _, err := c.l.Launch(ctx, c.req); !errors.Is(err, c.want) || !strings.Contains(fmt.Sprint(err), c.says) {
+			t.Errorf("%s: Launch = %v, want %v, %s", what, err, c.want, c.says)
+		}
+	}
+	health, err := powerless.Health(ctx, launcher.Handle(other+"/dagster-run-"+elsewhere.ID.Run))
+	if err != nil || health.Status != launcher.Unknown || !strings.Contains(health.Message, "cannot get resource") {
+		t.Errorf("Health in a code location's namespace without rights = %+v, %v, want Unknown", health, err)
 	}
 }
 

@@ -60,6 +60,16 @@ func status(code int, reason, message string) map[string]any {
 	return map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}
 }
 
+// about adds to an answer the object that it is about, and the cause, if any.
+func about(status map[string]any, name, cause string) map[string]any {
+	details := map[string]any{"name": name, "group": "batch", "kind": "jobs"}
+	if cause != "" {
+		details["causes"] = []any{map[string]any{"reason": cause}}
+	}
+	status["details"] = details
+	return status
+}
+
 // What the API server answers to the creation of a Job decides what becomes of the run.
 func TestLaunchErrors(t *testing.T) {
 	for _, c := range []struct {
@@ -69,13 +79,18 @@ func TestLaunchErrors(t *testing.T) {
 		message  string
 		settings map[string]any
 		override string
-		header   string
+		object   string // that the answer names
+		reasons  string
 		want     error
 		cause    launcher.Cause
-		after    time.Duration
 	}{
 		{name: "quota", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: 5, limited: 5`, want: launcher.ErrCapacity, cause: launcher.CauseQuota},
 		{name: "no right", code: 403, reason: "Forbidden", message: "User cannot create resource jobs", want: launcher.ErrDenied, cause: launcher.CauseAuth},
+		{name: "no right in a code location's namespace", code: 403, reason: "Forbidden", message: `User cannot create resource "jobs" in the namespace "other"`, override: `{"namespace": "other"}`, want: launcher.ErrInvalid},
+		{name: "a policy that forbids this Job", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: no`, object: "x", want: launcher.ErrInvalid},
+		{name: "a namespace that ends", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: it is being terminated`, object: "x", reasons: "NamespaceTerminating", want: launcher.ErrDenied, cause: launcher.CauseAuth},
+		{name: "a code location's namespace that ends", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: it is being terminated`, object: "x", reasons: "NamespaceTerminating", override: `{"namespace": "other"}`, want: launcher.ErrInvalid},
+		{name: "a server that has just started", code: 403, reason: "Forbidden", message: `jobs.batch "x" is forbidden: not yet ready to handle request`, object: "x", want: launcher.ErrTransient},
 		{name: "no token", code: 401, reason: "Unauthorized", message: "Unauthorized", want: launcher.ErrDenied, cause: launcher.CauseAuth},
 		{name: "a Job that the API refuses", code: 422, reason: "Invalid", message: "spec.template.spec.containers[0].image: Required value", want: launcher.ErrInvalid},
 		{name: "a policy that refuses it", code: 400, reason: "BadRequest", message: `admission webhook "policy.example.com" denied the request: no`, want: launcher.ErrInvalid},
@@ -85,7 +100,13 @@ func TestLaunchErrors(t *testing.T) {
 		{name: "a server that is slow", code: 504, reason: "Timeout", message: "request did not complete within the allotted timeout", want: launcher.ErrTransient},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := against(t, c.settings, func(w http.ResponseWriter, _ *http.Request) { reply(t, w, c.code, status(c.code, c.reason, c.message)) })
+			l := against(t, c.settings, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet {
+					reply(t, w, 404, status(404, "NotFound", "not found"))
+					return
+				}
+				reply(t, w, c.code, about(status(c.code, c.reason, c.message), c.object, c.reasons))
+			})
 			req := request()
 			if c.override != "" {
 				req.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: json.RawMessage(c.override)}}
@@ -133,6 +154,116 @@ func TestLostAnswers(t *testing.T) {
 	other.Instance = "another"
 	if _, err := l.Launch(t.Context(), other); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "left alone") {
 		t.Errorf("Launch of another instance's = %v, want ErrInvalid", err)
+	}
+}
+
+// A creation can be refused although the Job exists: the answer to an earlier one was lost, and the API
+// server looks at rights, policies and quotas before it looks at the name.
+func TestRefusedAfterALostAnswer(t *testing.T) {
+	for name, refusal := range map[string]map[string]any{
+		"the last Job of a quota":         about(status(403, "Forbidden", `jobs.batch "x" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: 10, limited: 10`), "x", ""),
+		"rights that were taken away":     status(403, "Forbidden", `jobs.batch is forbidden: User "slipway" cannot create resource "jobs"`),
+		"a policy that begins to refuse":  status(400, "BadRequest", `admission webhook "policy.example.com" denied the request: no`),
+		"a validation that has changed":   status(422, "Invalid", "spec.template: Invalid value"),
+		"a token that has expired, maybe": status(401, "Unauthorized", "Unauthorized"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var made map[string]any
+			answers := true // of GET
+			l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.Method == http.MethodPost && made == nil:
+					if err := json.NewDecoder(r.Body).Decode(&made); err != nil {
+						t.Error(err)
+					}
+					panic(http.ErrAbortHandler) // the answer is lost
+				case r.Method == http.MethodPost:
+					reply(t, w, refusal["code"].(int), refusal)
+				case !answers:
+					reply(t, w, 500, status(500, "InternalError", "etcdserver: leader changed"))
+				default:
+					reply(t, w, 200, made)
+				}
+			})
+			if _, err := l.Launch(t.Context(), request()); !errors.Is(err, launcher.ErrTransient) {
+				t.Errorf("the first Launch = %v, want ErrTransient", err)
+			}
+			answers = false
+			_, err := l.Launch(t.Context(), request())
+			if !errors.Is(err, launcher.ErrTransient) || errors.Is(err, launcher.ErrCapacity) || errors.Is(err, launcher.ErrDenied) || errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), refusal["message"].(string)) {
+				t.Errorf("Launch while the Job cannot be read = %v, want ErrTransient alone, with the refusal", err)
+			}
+			answers = true
+			if got, err := l.Launch(t.Context(), request()); err != nil || got.Handle != "default/dagster-run-1e9a2c34-0000-4000-8000-000000000001" {
+				t.Errorf("the last Launch = %+v, %v, want the Job that exists", got, err)
+			}
+		})
+	}
+}
+
+// A namespace of a code location in which the daemon has no rights concerns its own runs, and no others.
+func TestForbiddenNamespace(t *testing.T) {
+	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/namespaces/other/") {
+			reply(t, w, 403, status(403, "Forbidden", `User "slipway" cannot do this in the namespace "other"`))
+			return
+		}
+		reply(t, w, 404, status(404, "NotFound", "not found"))
+	})
+	const name = "dagster-run-1e9a2c34-0000-4000-8000-000000000001"
+	got, err := l.HealthOf(t.Context(), []launcher.Handle{"other/" + name, "default/" + name})
+	if err != nil || got[0].Status != launcher.Unknown || !strings.Contains(got[0].Message, `in the namespace "other"`) || got[1].Status != launcher.NotFound {
+		t.Errorf("HealthOf = %+v, %v, want Unknown and NotFound", got, err)
+	}
+	for what, call := range map[string]func() error{
+		"Terminate": func() error { _, err := l.Terminate(t.Context(), "other/"+name, 0); return err },
+		"Remove":    func() error { return l.Remove(t.Context(), "other/"+name) },
+	} {
+		if err := call(); !errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrDenied) {
+			t.Errorf("%s = %v, want an error about this worker", what, err)
+		}
+	}
+}
+
+// Where a worker's Secret cannot be created the Job is given up if that is about this run, else it waits for it.
+func TestSecretRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		override string
+		answer   map[string]any
+		want     error
+	}{
+		"no right in a code location's namespace": {`{"namespace": "other"}`, status(403, "Forbidden", "cannot create secrets"), nil},
+		"too large": {`{}`, status(422, "Invalid", "Too long"), nil},
+		"no right":  {`{}`, status(403, "Forbidden", "cannot create secrets"), launcher.ErrTransient},
+		"a quota":   {`{}`, about(status(403, "Forbidden", "exceeded quota: count/secrets"), "x", ""), launcher.ErrTransient},
+	} {
+		t.Run(name, func(t *testing.T) {
+			patch := ""
+			l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				if strings.HasSuffix(r.URL.Path, "/secrets") {
+					reply(t, w, c.answer["code"].(int), c.answer)
+					return
+				}
+				if r.Method == http.MethodPatch {
+					patch = string(body)
+				}
+				w.Header().Set("Content-Type", "application/json")
+				if _, err := w.Write(body); err != nil {
+					t.Error(err)
+				}
+			})
+			req := request()
+			req.Env = []launcher.Env{{Name: "PASSED", Value: "hunter2", Secret: true}}
+			req.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: json.RawMessage(c.override)}}
+			_, err := l.Launch(t.Context(), req)
+			if !errors.Is(err, c.want) || (patch == "") != (c.want != nil) || c.want == nil && !strings.Contains(patch, c.answer["message"].(string)) {
+				t.Errorf("Launch = %v, patch %s; want %v", err, patch, c.want)
+			}
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -23,28 +24,39 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		return launcher.Launched{}, err
 	}
 	made, err := l.client.BatchV1().Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		made, err = l.ours(ctx, req, job)
+	if err != nil {
+		made, err = l.existing(ctx, req, job, err)
 	}
 	if err != nil {
-		return launcher.Launched{}, l.launchError(err, job.Namespace)
+		return launcher.Launched{}, err
 	}
 	failpoint.Here(failpoint.K8sCreated)
 	// The node waits for the Secret, if it is not there yet when the pod is.
 	if secret := l.secretOf(req, made); secret != nil && !finished(made) {
 		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-			return launcher.Launched{}, l.secretError(err)
+			if err := l.withoutSecret(ctx, made, err); err != nil {
+				return launcher.Launched{}, err
+			}
 		}
 	}
 	l.hub.made(made)
 	return launched(made), nil
 }
 
-// ours is the Job that has a name already, if it is this request's.
-func (l *Launcher) ours(ctx context.Context, req *launcher.Request, job *batchv1.Job) (*batchv1.Job, error) {
+// existing returns the Job of a request whose creation the API server has refused, if there is one; else
+// it returns what the refusal means. The Job can exist: the answer to an earlier creation may have been
+// lost, and the API server checks rights, policies and quotas before it looks at the name.
+func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *batchv1.Job, refusal error) (*batchv1.Job, error) {
+	refused := l.launchError(refusal, job.Namespace)
+	if !final(refused) && !apierrors.IsAlreadyExists(refusal) {
+		return nil, refused
+	}
 	got, err := l.client.BatchV1().Jobs(job.Namespace).Get(ctx, job.Name, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		return nil, refused // a daemon that may not read Jobs there has created none
+	case err != nil:
+		return nil, fmt.Errorf("%w: kubernetes: cannot see whether Job %s/%s exists (%w) after its creation was refused: %w", launcher.ErrTransient, job.Namespace, job.Name, err, refusal)
 	}
 	for _, label := range []string{instanceLabel, runLabel, attemptLabel} {
 		if got.Labels[label] != job.Labels[label] {
@@ -52,6 +64,11 @@ func (l *Launcher) ours(ctx context.Context, req *launcher.Request, job *batchv1
 		}
 	}
 	return got, nil
+}
+
+// final reports whether an error says that a worker does not exist and will not.
+func final(err error) bool {
+	return errors.Is(err, launcher.ErrCapacity) || errors.Is(err, launcher.ErrDenied) || errors.Is(err, launcher.ErrInvalid)
 }
 
 func launched(job *batchv1.Job) launcher.Launched {
@@ -67,28 +84,52 @@ func launched(job *batchv1.Job) launcher.Launched {
 	}
 }
 
-// secretError is what it means that a Job has no Secret. It is there already: the outcome is not known until it has one.
-func (l *Launcher) secretError(err error) error {
+// withoutSecret handles a Job whose Secret could not be created. Where that is about this Job, the
+// Job is given up, and its run fails with the API server's words. Else the outcome of the launch is
+// unknown until the Job has its Secret.
+func (l *Launcher) withoutSecret(ctx context.Context, job *batchv1.Job, err error) error {
+	text := fmt.Sprintf("the Secret with the worker's secret values cannot be created: %v", err)
 	if apierrors.IsForbidden(err) {
-		return fmt.Errorf("%w: kubernetes: the daemon may not create Secrets, in which a worker gets values that must not show: apply deploy/kubernetes/role.yaml: %w", launcher.ErrTransient, err)
+		text += "; apply deploy/kubernetes/role.yaml in namespace " + job.Namespace
 	}
-	return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err)
+	if errors.Is(l.launchError(err, job.Namespace), launcher.ErrInvalid) {
+		failed := l.giveUp(ctx, job, &doom{launcher.CauseAuth, text})
+		if failed == nil {
+			return nil
+		}
+		text += fmt.Sprintf("; the Job cannot be stopped: %v", failed)
+	}
+	return fmt.Errorf("%w: kubernetes: %s", launcher.ErrTransient, text)
 }
 
-// launchError is what a failed creation means.
+// launchError is what a failed creation in a namespace means. A refusal is about this one Job and fails
+// its run, unless every Job would meet it.
 func (l *Launcher) launchError(err error, namespace string) error {
 	text := err.Error()
+	elsewhere := namespace != l.config.Namespace // a code location or a rule names it, so other runs do not meet this
 	switch {
-	case errors.Is(err, launcher.ErrInvalid):
-		return err
 	case apierrors.IsForbidden(err) && strings.Contains(text, "exceeded quota"):
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrCapacity, err), launcher.CauseQuota)
+	case apierrors.IsForbidden(err) && (strings.Contains(text, "not yet ready to handle request") || strings.Contains(text, "status unknown for quota")):
+		return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err) // a server, or a quota, that has just begun
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err), strings.Contains(text, "denied the request"): // by an admission webhook
 		return fmt.Errorf("%w: kubernetes refuses the Job: %w", launcher.ErrInvalid, err)
-	case apierrors.IsNotFound(err) && namespace != l.config.Namespace:
-		return fmt.Errorf("%w: kubernetes: %w: the code location names this namespace", launcher.ErrInvalid, err)
+	case apierrors.IsNotFound(err) && elsewhere, apierrors.IsForbidden(err) && elsewhere:
+		return fmt.Errorf("%w: kubernetes: %w; the run's code location or rule names namespace %s: create it and apply deploy/kubernetes/role.yaml there, or take namespace out", launcher.ErrInvalid, err, namespace)
+	case apierrors.IsForbidden(err) && objectName(err) != "" && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return fmt.Errorf("%w: kubernetes refuses the Job: %w", launcher.ErrInvalid, err)
 	}
 	return asked(err)
+}
+
+// objectName is the name of the object that an answer of the API server is about. Of a Job that may not be
+// created at all, which is about the daemon's rights, it is empty.
+func objectName(err error) string {
+	var s apierrors.APIStatus
+	if !errors.As(err, &s) || s.Status().Details == nil {
+		return ""
+	}
+	return s.Status().Details.Name
 }
 
 // asked is what an error of the API server says of it. Nothing is said of the worker.
@@ -109,6 +150,15 @@ func asked(err error) error {
 		out = launcher.WithCause(out, launcher.CauseThrottled)
 	}
 	return out
+}
+
+// askedIn is what an error means of a call about one worker in a namespace. That the daemon may not do
+// something in the namespace of a code location or a rule is about this worker, not about the launcher.
+func (l *Launcher) askedIn(namespace string, err error) error {
+	if apierrors.IsForbidden(err) && namespace != l.config.Namespace {
+		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrInvalid, err), launcher.CauseAuth)
+	}
+	return asked(err)
 }
 
 // Preview implements [launcher.Previewer].

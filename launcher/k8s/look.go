@@ -52,7 +52,7 @@ func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*ba
 		return nil, nil, fmt.Errorf("%w: Job %s", launcher.ErrNotFound, h)
 	}
 	if err != nil {
-		return nil, nil, asked(err)
+		return nil, nil, l.askedIn(namespace, err)
 	}
 	if w, ok := workerOf(job); !ok {
 		return nil, nil, fmt.Errorf("%w: Job %s is not of Slipway (run %q)", launcher.ErrNotFound, h, w.ID.Run)
@@ -64,7 +64,7 @@ func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*ba
 func (l *Launcher) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod, error) {
 	list, err := l.client.CoreV1().Pods(job.Namespace).List(ctx, metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job.Name})
 	if err != nil {
-		return nil, asked(err)
+		return nil, l.askedIn(job.Namespace, err)
 	}
 	var pods []*corev1.Pod
 	for i := range list.Items {
@@ -103,10 +103,13 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 	if errors.Is(err, launcher.ErrNotFound) {
 		return launcher.Health{Status: launcher.NotFound, Message: "there is no such Job"}, nil
 	}
+	if errors.Is(err, launcher.ErrInvalid) { // about this worker only: HealthOf still answers for the others
+		return launcher.Health{Status: launcher.Unknown, Message: strings.TrimPrefix(err.Error(), launcher.ErrInvalid.Error()+": ")}, nil
+	}
 	if err != nil {
 		return launcher.Health{}, err
 	}
-	return l.healthOf(ctx, job, pods)
+	return l.healthOf(ctx, job, pods), nil
 }
 
 // HealthOf implements [launcher.Batcher].
@@ -121,23 +124,27 @@ const atOnce = 8
 const tailLines = 20
 
 // healthOf is the health of a worker, with its last lines if it failed and what events say if it starts slowly. A worker that can never begin is given up.
-func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev1.Pod) (launcher.Health, error) {
-	now := time.Now()
+func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev1.Pod) launcher.Health {
+	now, key := time.Now(), job.Namespace+"/"+job.Name
 	h, given, since := Health(job, pods, now)
 	switch {
 	case h.Status == launcher.Failed:
 		h.Tail = l.tail(ctx, job, newest(pods))
 	case given != nil && !abandoned(job):
 		if left := l.config.Patience - now.Sub(since); left > 0 {
-			l.hub.later(job.Namespace+"/"+job.Name, left)
-		} else if err := l.giveUp(ctx, job, given); err != nil {
-			return h, err
+			l.hub.later(key, left)
+		} else if err := l.giveUp(ctx, job, given); err != nil { // its health is known all the same
+			l.log.WarnContext(ctx, "a Job could not be given up; trying again", "job", key, "err", err)
+			l.hub.later(key, giveUpAgain)
 		}
 	case h.Status == launcher.Starting && h.Message == "":
 		l.slow(ctx, &h, job, newest(pods), now)
 	}
-	return h, nil
+	return h
 }
+
+// giveUpAgain is the time between two tries to give up a Job.
+const giveUpAgain = 10 * time.Second
 
 // tail gives the last lines of an ended worker, which are read once.
 func (l *Launcher) tail(ctx context.Context, job *batchv1.Job, pod *corev1.Pod) []string {
@@ -250,7 +257,7 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	background := metav1.DeletePropagationBackground
 	err = l.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &job.UID}})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return asked(err)
+		return l.askedIn(job.Namespace, err)
 	}
 	return nil
 }

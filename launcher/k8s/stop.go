@@ -69,7 +69,7 @@ func (l *Launcher) stopPod(ctx context.Context, pod *corev1.Pod, grace time.Dura
 		_, err = l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`), metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return asked(err)
+		return l.askedIn(pod.Namespace, err)
 	}
 	return nil
 }
@@ -91,7 +91,7 @@ func (l *Launcher) patchJob(ctx context.Context, job *batchv1.Job, notes map[str
 	case apierrors.IsInvalid(err):
 		return fmt.Errorf("%w: kubernetes refuses to stop Job %s/%s: %w", launcher.ErrTransient, job.Namespace, job.Name, err)
 	}
-	return asked(err)
+	return l.askedIn(job.Namespace, err)
 }
 
 // giveUp ends a Job whose worker can never begin, and writes on it why.

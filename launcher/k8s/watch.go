@@ -367,21 +367,15 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 			return
 		}
 		defer l.hub.leave(w)
-		fail := func(err error) {
+		if err := l.hub.synced(ctx); err != nil {
 			if ctx.Err() == nil {
 				yield(launcher.Worker{}, err)
 			}
-		}
-		if err := l.hub.synced(ctx); err != nil {
-			fail(err)
 			return
 		}
 		w.take()
 		for _, key := range l.hub.keys() {
-			if worker, ok, err := l.worker(ctx, key); err != nil {
-				fail(err)
-				return
-			} else if ok && !yield(worker, nil) {
+			if worker, ok := l.worker(ctx, key); ok && !yield(worker, nil) {
 				return
 			}
 		}
@@ -395,10 +389,7 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 			case <-w.wake:
 			}
 			for _, key := range w.take() {
-				if worker, ok, err := l.worker(ctx, key); err != nil {
-					fail(err)
-					return
-				} else if ok && !yield(worker, nil) {
+				if worker, ok := l.worker(ctx, key); ok && !yield(worker, nil) {
 					return
 				}
 			}
@@ -447,19 +438,17 @@ func (h *hub) keys() []string {
 }
 
 // worker is the worker of a Job that the informers know; false if it is none, or gone.
-func (l *Launcher) worker(ctx context.Context, key string) (launcher.Worker, bool, error) {
+func (l *Launcher) worker(ctx context.Context, key string) (launcher.Worker, bool) {
 	namespace, name, _ := strings.Cut(key, "/")
 	job, pods, ok := l.hub.view(namespace, name)
 	if !ok {
-		return launcher.Worker{}, false, nil
+		return launcher.Worker{}, false
 	}
 	w, ok := workerOf(job)
-	if !ok {
-		return w, false, nil
+	if ok {
+		w.Health = l.healthOf(ctx, job, pods)
 	}
-	var err error
-	w.Health, err = l.healthOf(ctx, job, pods)
-	return w, true, err
+	return w, ok
 }
 
 // workerOf is what a Job says of the worker in it; false if it is none of ours.
@@ -495,10 +484,7 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 				if !ok || !f.Wants(w.ID.Run) {
 					continue
 				}
-				if w.Health, err = l.healthOf(ctx, &jobs[i], pods[jobs[i].UID]); err != nil {
-					yield(w, err)
-					return
-				}
+				w.Health = l.healthOf(ctx, &jobs[i], pods[jobs[i].UID])
 				if !yield(w, nil) {
 					return
 				}
