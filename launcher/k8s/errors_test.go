@@ -335,14 +335,18 @@ func TestBadSettings(t *testing.T) {
 		{map[string]any{"pod_security": "strict"}, "pod_security", "none, restricted"},
 		{map[string]any{"spot": "moon"}, "spot", "gke"},
 		{map[string]any{"cpu": "two"}, "cpu", `"two"`},
-		{map[string]any{"memory": "1 GB"}, "memory", `"1 GB"`},
-		{map[string]any{"tolerations": []any{map[string]any{"kee": "x"}}}, "tolerations", "kee: the Kubernetes API has no such field in Toleration"},
+		{map[string]any{"memory": "1 GB"}, "memory", `memory: "1 GB" is not a quantity of Kubernetes (for example: 1Gi)`},
+		{map[string]any{"resources": map[string]any{"limits": map[string]any{"memory": "4GB"}}}, "resources", `config.resources.limits.memory: "4GB" is not a quantity of Kubernetes (for example: 4Gi)`},
+		{map[string]any{"run_k8s_config": []any{}}, "run_k8s_config", "run_k8s_config: a mapping is expected"},
+		{map[string]any{"volume_mounts": []any{map[string]any{"name": "v", "mountpath": "/x"}}}, "volume_mounts", "config.volume_mounts[0].mountpath: the Kubernetes API has no such field"},
+		{map[string]any{"only_allow_user_defined_k8s_config_fields": "all"}, "only_allow_user_defined_k8s_config_fields", "config_fields: a mapping is expected"},
+		{map[string]any{"tolerations": []any{map[string]any{"kee": "x"}}}, "tolerations", "config.tolerations[0].kee: the Kubernetes API has no such field in Toleration"},
 		{map[string]any{"affinity": []any{}}, "affinity", "a mapping is expected"},
 		{map[string]any{"job_namespace": "Data_Team"}, "job_namespace", "Data_Team"},
 		{map[string]any{"volumes": []any{map[string]any{"emptyDir": map[string]any{}}}}, "volumes", "name is required"},
 		{map[string]any{"run_k8s_config": map[string]any{"pod_spec": map[string]any{}}}, "run_k8s_config", "pod_spec: unknown section"},
 		{map[string]any{"run_k8s_config": map[string]any{"pod_spec_config": map[string]any{"nodeselector": map[string]any{}}}}, "run_k8s_config", "nodeselector"},
-		{map[string]any{"run_k8s_config": map[string]any{"job_spec_config": map[string]any{"backoff_limit": "three"}}}, "", "backoffLimit: a number is expected"},
+		{map[string]any{"run_k8s_config": map[string]any{"job_spec_config": map[string]any{"backoff_limit": "three"}}}, "", "backoffLimit: a whole number of at most 32 bits is expected, not \"three\""},
 		{map[string]any{"resources": map[string]any{"limit": map[string]any{}}}, "resources", "limits and requests"},
 		{map[string]any{"labels": map[string]any{"a": 1}}, "labels", "put it into quotes"},
 		{map[string]any{"env_vars": []any{"NOT_THERE"}}, "env_vars", "NOT_THERE is not set"},
@@ -357,6 +361,35 @@ func TestBadSettings(t *testing.T) {
 		_, err = k8s.OpenAt(v, &rest.Config{Host: "http://127.0.0.1:1"})
 		if problems := config.Problems(err); len(problems) == 0 || !strings.HasPrefix(problems[0].Setting, strings.TrimSuffix("launchers.k8s.config."+c.setting, ".")) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%v: %v, want %q of %s", c.settings, err, c.says, c.setting)
+		}
+	}
+}
+
+// What a code location or a tag asks for wrongly fails the run, and says where, what stands there, and what is expected.
+func TestBadOverrides(t *testing.T) {
+	l := against(t, nil, http.NotFound)
+	for _, c := range []struct{ source, text, says string }{
+		{"container_context.k8s", `"x"`, `container_context.k8s: a mapping is expected, not "x"`},
+		{"container_context.k8s", `{"resources": {"limits": {"memory": "4GB"}}}`, `container_context.k8s: resources.limits.memory: "4GB" is not a quantity of Kubernetes (for example: 4Gi)`},
+		{"container_context.k8s", `{"run_k8s_config": {"container_config": {"resources": {"requests": {"cpu": "two"}}}}}`, `run_k8s_config.container_config.resources.requests.cpu: "two" is not a quantity of Kubernetes (for example: 500m)`},
+		{"container_context.k8s", `{"env_vars": [{"a": 1}]}`, "container_context.k8s: env_vars[0]: a text is expected, not a mapping"},
+		{"tag dagster-k8s/config", `{"container_config": {"resources": {"limits": {"memory": "a lot"}}}}`, `tag dagster-k8s/config: container_config.resources.limits.memory: "a lot" is not a quantity of Kubernetes (for example: 512Mi)`},
+		{"tag dagster-k8s/config", `{"container_config": {"ports": [{"container_port": 1e99}]}}`, "Job.spec.template.spec.containers[0].ports[0].containerPort: a whole number of at most 32 bits is expected, not 1e99"},
+		{"tag dagster-k8s/config", `{"container_config": {"liveness_probe": {"http_get": {"port": {}}}}}`, "livenessProbe.httpGet.port: one value is expected, not a mapping"},
+		{"tag dagster-k8s/config", `{"container_config": {"liveness_probe": {"http_get": {"port": 1.5}}}}`, "livenessProbe.httpGet.port: a whole number or a text is expected, not 1.5"},
+		{"tag dagster-k8s/config", `{"job_metadata": {"creation_timestamp": "today"}}`, `Job.metadata.creationTimestamp: "today" is not a time`},
+		{"tag dagster-k8s/config", `[]`, "tag dagster-k8s/config: a mapping is expected, not a list"},
+		{"tag dagster-k8s/config", `null`, "tag dagster-k8s/config: a mapping is expected, not null"},
+		{"tag dagster-k8s/config", `{limits`, "tag dagster-k8s/config: this is not JSON: invalid character 'l'"},
+		{"tag dagster-k8s/resource_requirements", `null`, "tag dagster-k8s/resource_requirements: a mapping is expected"},
+		{"tag dagster-k8s/resource_requirements", `{"limits": {"memory": "4 GB"}}`, `tag dagster-k8s/resource_requirements: limits.memory: "4 GB" is not a quantity of Kubernetes (for example: 4Gi)`},
+		{"tag dagster-k8s/resource_requirements", `{"limit": {}}`, "tag dagster-k8s/resource_requirements: limit is not known; limits and requests are"},
+	} {
+		req := request()
+		req.Overrides = []launcher.Override{{Source: c.source, JSON: json.RawMessage(c.text)}}
+		_, err := l.Preview(t.Context(), req)
+		if !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), c.says) || strings.Contains(fmt.Sprint(err), "json:") || strings.Contains(fmt.Sprint(err), ": :") {
+			t.Errorf("%s %s: %v, want %q", c.source, c.text, err, c.says)
 		}
 	}
 }

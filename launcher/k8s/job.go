@@ -167,6 +167,10 @@ func (l *Launcher) build(all layer, req *launcher.Request) (*batchv1.Job, error)
 	}
 	out := &batchv1.Job{}
 	if err := json.Unmarshal(text, out); err != nil {
+		var wrong *json.UnmarshalTypeError
+		if errors.As(err, &wrong) {
+			return nil, fault("Job."+wrong.Field, "the Kubernetes API does not expect a %s here", wrong.Value)
+		}
 		return nil, fmt.Errorf("the Kubernetes API does not take this Job: %w", err)
 	}
 	out.Namespace = all.namespace

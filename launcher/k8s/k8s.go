@@ -21,7 +21,6 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -318,12 +317,12 @@ func (c Config) named(v config.Values) (layer, error) {
 		}
 		r := &reader{env: v.Env}
 		if n.set(r, raw.setting, value); len(r.errs) > 0 {
-			return layer{}, v.Problem(raw.setting, "%v", errors.Join(r.errs...))
+			return layer{}, problems(v, raw.setting, errors.Join(r.errs...))
 		}
 		one := named{}
 		one.set(&reader{env: v.Env}, raw.setting, value)
 		if _, err := one.layer(v.Env); err != nil {
-			return layer{}, v.Problem(raw.setting, "%v", err)
+			return layer{}, problems(v, raw.setting, err)
 		}
 	}
 	for name, value := range n.labels {
@@ -341,6 +340,23 @@ func (c Config) named(v config.Values) (layer, error) {
 	return out, nil
 }
 
+// problems are the faults of a raw setting, each with its own place. Each path in err begins with the name
+// of the setting, or with the API's name for it.
+func problems(v config.Values, setting string, err error) error {
+	if all, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what it joins itself
+		var errs []error
+		for _, one := range all.Unwrap() {
+			errs = append(errs, problems(v, setting, one))
+		}
+		return errors.Join(errs...)
+	}
+	path, text, _ := strings.Cut(err.Error(), ": ")
+	if i := strings.IndexAny(path, ".["); i > 0 {
+		setting += path[i:]
+	}
+	return v.Problem(setting, "%s", text)
+}
+
 // typed are our own settings about pods.
 func (c Config) typed(v config.Values) (layer, error) {
 	out := newLayer()
@@ -354,8 +370,8 @@ func (c Config) typed(v config.Values) (layer, error) {
 		if q.value == "" {
 			continue
 		}
-		if _, err := resource.ParseQuantity(q.value); err != nil {
-			return out, v.Problem(q.setting, "%q: %v", q.value, err)
+		if err := checkQuantity(q.value, q.setting); err != nil {
+			return out, v.Problem(q.setting, "%v", err)
 		}
 		requests[string(q.name)] = q.value
 		if q.limit {
@@ -376,11 +392,11 @@ func (c Config) typed(v config.Values) (layer, error) {
 			continue
 		}
 		value, err := section(raw.value)
-		if err == nil {
-			value, err = modelOf[corev1.PodSpec]().fields[raw.key].normal(value, raw.setting)
-		}
 		if err != nil {
-			return out, v.Problem(raw.setting, "%v", err)
+			return out, err
+		}
+		if value, err = modelOf[corev1.PodSpec]().fields[raw.key].normal(value, raw.setting); err != nil {
+			return out, problems(v, raw.setting, err)
 		}
 		pod[raw.key] = value
 	}

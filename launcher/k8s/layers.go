@@ -84,7 +84,7 @@ func deep(onto, from map[string]any, path string) (map[string]any, error) {
 	out := maps.Clone(onto)
 	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(from)) {
-		value, at := from[key], path+"."+key
+		value, at := from[key], below(path, key)
 		old, there := out[key]
 		if !there {
 			out[key] = value
@@ -139,10 +139,10 @@ func tree(raw json.RawMessage) (any, error) {
 	d.UseNumber()
 	var v any
 	if err := d.Decode(&v); err != nil {
-		return nil, fmt.Errorf("no JSON: %w", err)
+		return nil, fmt.Errorf("this is not JSON: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("no JSON: something stands behind it")
+		return nil, errors.New("this is not one JSON value: something follows it")
 	}
 	return v, nil
 }
@@ -150,7 +150,7 @@ func tree(raw json.RawMessage) (any, error) {
 func mappingOf(v any, path string) (map[string]any, error) {
 	m, ok := v.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("%s: a mapping is expected, not %s", path, word(v))
+		return nil, fault(path, "a mapping is expected, not %s", word(v))
 	}
 	return m, nil
 }
@@ -165,7 +165,7 @@ func rawLayer(v any, path string, behaviour bool) (layer, error) {
 	var errs []error
 	known := sectionModels()
 	for _, key := range slices.Sorted(maps.Keys(members)) {
-		at := strings.TrimPrefix(path+"."+key, ".")
+		at := below(path, key)
 		if key == mergeBehavior && behaviour {
 			switch members[key] {
 			case "SHALLOW":
@@ -254,7 +254,7 @@ func (n named) layer(env config.Lookup) (layer, error) {
 	for section, members := range map[string]map[string]any{containerConfig: container, podSpecConfig: pod} {
 		normal, err := sectionModels()[section].normal(members, "")
 		if err != nil {
-			errs = append(errs, errors.New(strings.TrimPrefix(err.Error(), ".")))
+			errs = append(errs, err)
 			continue
 		}
 		out.sections[section] = normal.(map[string]any)
@@ -273,7 +273,7 @@ type reader struct {
 }
 
 func (r *reader) fail(key, format string, args ...any) {
-	r.errs = append(r.errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
+	r.errs = append(r.errs, fault(key, format, args...))
 }
 
 func (r *reader) text(key string, v any) string {
@@ -310,8 +310,8 @@ func (r *reader) list(key string, v any) []any {
 
 func (r *reader) texts(key string, v any) []string {
 	var out []string
-	for _, item := range r.list(key, v) {
-		out = append(out, r.text(key, item))
+	for i, item := range r.list(key, v) {
+		out = append(out, r.text(fmt.Sprintf("%s[%d]", key, i), item))
 	}
 	return out
 }
@@ -404,7 +404,7 @@ func contextLayer(o launcher.Override, env config.Lookup) (layer, error) {
 	if _, shared := v.([]any); shared {
 		n.envVars = r.texts("env_vars", v)
 	} else {
-		members, err := mappingOf(v, o.Source)
+		members, err := mappingOf(v, "")
 		if err != nil {
 			return layer{}, err
 		}
@@ -459,15 +459,11 @@ func tagLayer(config, resources json.RawMessage) (layer, error) {
 		v, err := tree(resources)
 		if err == nil {
 			r := &reader{}
-			m := r.table("", v, "limits", "requests")
-			if m == nil {
-				r.fail("", "a mapping is expected")
+			if r.table("", v, "limits", "requests"); len(r.errs) == 0 {
+				v, err = modelOf[corev1.ResourceRequirements]().normal(v, "")
 			}
-			for k := range m {
-				r.table(k, m[k])
-			}
-			err = errors.Join(r.errs...)
-			out.sections[containerConfig]["resources"] = m
+			err = errors.Join(append(r.errs, err)...)
+			out.sections[containerConfig]["resources"] = v
 		}
 		if err != nil {
 			return out, fmt.Errorf("tag %s: %w", resourcesTag, err)

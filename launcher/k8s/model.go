@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,8 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"encoding/json"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +28,7 @@ type model struct {
 	fields map[string]*model // of an object, by the API's names
 	snake  map[string]string // Python's names for those of the API
 	name   string            // of the type, for people
+	bits   int               // of a number
 }
 
 type modelKind int
@@ -35,7 +36,10 @@ type modelKind int
 const (
 	anything modelKind = iota // not looked into
 	text
+	quantity
+	moment
 	number
+	intOrText
 	flag
 	list
 	table // a mapping whose keys the user chooses
@@ -58,10 +62,16 @@ func modelFor(t reflect.Type) *model {
 
 func readModel(t reflect.Type) *model {
 	switch t {
-	case reflect.TypeFor[resource.Quantity](), reflect.TypeFor[metav1.Time](), reflect.TypeFor[metav1.MicroTime](), reflect.TypeFor[[]byte]():
-		return &model{kind: text}
-	case reflect.TypeFor[intstr.IntOrString](), reflect.TypeFor[metav1.FieldsV1]():
+	case reflect.TypeFor[resource.Quantity]():
+		return &model{kind: quantity}
+	case reflect.TypeFor[metav1.Time]():
+		return &model{kind: moment}
+	case reflect.TypeFor[intstr.IntOrString]():
+		return &model{kind: intOrText}
+	case reflect.TypeFor[metav1.FieldsV1]():
 		return &model{kind: anything}
+	case reflect.TypeFor[[]byte]():
+		return &model{kind: text}
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
@@ -71,7 +81,7 @@ func readModel(t reflect.Type) *model {
 	case reflect.Bool:
 		return &model{kind: flag}
 	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Float64:
-		return &model{kind: number}
+		return &model{kind: number, bits: t.Bits()}
 	case reflect.Slice:
 		return &model{kind: list, of: modelFor(t.Elem())}
 	case reflect.Map:
@@ -115,6 +125,18 @@ func snakeCase(name string) string {
 	return s
 }
 
+// fault is an error about what stands at a path of a tree; the path "" is the tree itself.
+func fault(path, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	if path != "" {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return err
+}
+
+// below is the path of a member of what stands at a path.
+func below(path, key string) string { return strings.TrimPrefix(path+"."+key, ".") }
+
 // known is the API's name of a key.
 func (m *model) known(key string) (string, bool) {
 	if name, ok := m.snake[key]; ok {
@@ -130,7 +152,7 @@ func (m *model) normal(v any, path string) (any, error) {
 	case list:
 		items, ok := v.([]any)
 		if !ok {
-			return nil, fmt.Errorf("%s: a list is expected, not %s", path, word(v))
+			return nil, fault(path, "a list is expected, not %s", word(v))
 		}
 		out := make([]any, len(items))
 		var errs []error
@@ -143,40 +165,67 @@ func (m *model) normal(v any, path string) (any, error) {
 	case table:
 		entries, ok := v.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("%s: a mapping is expected, not %s", path, word(v))
+			return nil, fault(path, "a mapping is expected, not %s", word(v))
 		}
 		out := map[string]any{}
 		var errs []error
 		for _, key := range slices.Sorted(maps.Keys(entries)) {
 			var err error
-			out[key], err = m.of.normal(entries[key], path+"."+key)
+			out[key], err = m.of.normal(entries[key], below(path, key))
 			errs = append(errs, err)
 		}
 		return out, errors.Join(errs...)
 	case object:
 		return m.normalObject(v, path)
+	case quantity: // told here, where the path is the user's
+		if s, ok := v.(string); ok {
+			if err := checkQuantity(s, path); err != nil {
+				return nil, fault(path, "%w", err)
+			}
+		}
 	}
 	return v, nil
+}
+
+// checkQuantity reports a text that is not a quantity of the Kubernetes API. The path ends with the name of the resource.
+func checkQuantity(s, path string) error {
+	valid := func(s string) bool {
+		_, err := resource.ParseQuantity(s)
+		return err == nil
+	}
+	if valid(s) {
+		return nil
+	}
+	example := "1"
+	switch meant := strings.TrimRight(strings.ToUpper(strings.ReplaceAll(s, " ", "")), "IB") + "i"; { // 4GB, 4 gib
+	case strings.HasSuffix(path, "cpu"):
+		example = "500m"
+	case valid(meant):
+		example = meant
+	case strings.HasSuffix(path, "memory"), strings.HasSuffix(path, "storage"):
+		example = "512Mi"
+	}
+	return fmt.Errorf("%q is not a quantity of Kubernetes (for example: %s)", s, example)
 }
 
 func (m *model) normalObject(v any, path string) (any, error) {
 	entries, ok := v.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("%s: a mapping is expected (%s of the Kubernetes API), not %s", path, m.name, word(v))
+		return nil, fault(path, "a mapping is expected (%s of the Kubernetes API), not %s", m.name, word(v))
 	}
 	out := map[string]any{}
 	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(entries)) {
 		name, ok := m.known(key)
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s.%s: the Kubernetes API has no such field in %s", path, key, m.name))
+			errs = append(errs, fault(below(path, key), "the Kubernetes API has no such field in %s", m.name))
 			continue
 		}
 		if _, twice := out[name]; twice {
-			errs = append(errs, fmt.Errorf("%s: %s stands there twice, as %s too", path, name, key))
+			errs = append(errs, fault(path, "%s stands there twice, as %s too", name, key))
 			continue
 		}
-		value, err := m.fields[name].normal(entries[key], path+"."+key)
+		value, err := m.fields[name].normal(entries[key], below(path, key))
 		out[name] = value
 		errs = append(errs, err)
 	}
@@ -194,7 +243,7 @@ func (m *model) cast(v any, path string) (any, error) {
 		for i, item := range items {
 			var err error
 			if item == nil {
-				err = fmt.Errorf("%s[%d]: null stands in a list", path, i)
+				err = fault(fmt.Sprintf("%s[%d]", path, i), "null stands in a list")
 			} else {
 				out[i], err = m.of.cast(item, fmt.Sprintf("%s[%d]", path, i))
 			}
@@ -213,7 +262,7 @@ func (m *model) cast(v any, path string) (any, error) {
 			if entries[key] == nil {
 				continue
 			}
-			value, err := of.cast(entries[key], path+"."+key)
+			value, err := of.cast(entries[key], below(path, key))
 			out[key] = value
 			errs = append(errs, err)
 		}
@@ -222,8 +271,11 @@ func (m *model) cast(v any, path string) (any, error) {
 		return v, nil
 	}
 	out, err := m.scalar(v)
+	if s, ok := out.(string); ok && err == nil && m.kind == quantity {
+		err = checkQuantity(s, path)
+	}
 	if err != nil {
-		err = fmt.Errorf("%s: %w", path, err)
+		err = fault(path, "%w", err)
 	}
 	return out, err
 }
@@ -234,31 +286,30 @@ func (m *model) scalar(v any) (any, error) {
 		return nil, fmt.Errorf("one value is expected, not %s", word(v))
 	}
 	switch m.kind {
-	case text:
+	case text, quantity:
 		switch v := v.(type) {
 		case bool:
 			return map[bool]string{true: "True", false: "False"}[v], nil
 		case json.Number:
 			return pythonNumber(v), nil
 		}
-		return v, nil
-	case number:
-		switch v := v.(type) {
-		case bool:
-			return map[bool]int{true: 1}[v], nil
-		case json.Number:
-			f, err := v.Float64()
-			if strings.ContainsAny(v.String(), ".eE") && err == nil && math.Abs(f) < 1<<53 {
-				return json.Number(strconv.FormatInt(int64(f), 10)), nil
-			}
-			return v, nil
-		case string:
-			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("a number is expected, not %q", v)
-			}
-			return n, nil
+	case moment:
+		s, _ := v.(string)
+		if _, err := time.Parse(time.RFC3339, s); err != nil {
+			return nil, fmt.Errorf("%s is not a time (for example: 2026-01-31T12:00:00Z)", word(v))
 		}
+	case intOrText:
+		switch v := v.(type) {
+		case string:
+			return v, nil
+		case json.Number:
+			if n, err := strconv.ParseInt(v.String(), 10, 32); err == nil {
+				return n, nil
+			}
+		}
+		return nil, fmt.Errorf("a whole number or a text is expected, not %s", word(v))
+	case number:
+		return whole(v, m.bits)
 	case flag:
 		switch v := v.(type) {
 		case string:
@@ -269,6 +320,27 @@ func (m *model) scalar(v any) (any, error) {
 		}
 	}
 	return v, nil
+}
+
+// whole is a whole number of some bits, as Python's int makes it of a value.
+func whole(v any, bits int) (any, error) {
+	digits := ""
+	switch v := v.(type) {
+	case bool:
+		return map[bool]int{true: 1}[v], nil
+	case json.Number:
+		digits = v.String()
+		if f, err := v.Float64(); strings.ContainsAny(digits, ".eE") && err == nil && math.Abs(f) < 1<<53 {
+			digits = strconv.FormatInt(int64(f), 10)
+		}
+	case string:
+		digits = strings.TrimSpace(v)
+	}
+	n, err := strconv.ParseInt(digits, 10, bits)
+	if err != nil {
+		return nil, fmt.Errorf("a whole number of at most %d bits is expected, not %s", bits, word(v))
+	}
+	return n, nil
 }
 
 // pythonNumber is a number as Python prints it.
