@@ -112,7 +112,7 @@ type Launcher struct {
 	log     *slog.Logger
 	workers workers
 	regions regions
-	images  sync.Map // groups whose image a PUT has called inaccessible once
+	images  sync.Map // when a PUT first said that the image of a group is inaccessible, by the group's name
 }
 
 var (
@@ -324,12 +324,13 @@ type regions struct {
 }
 
 type region struct {
-	closed time.Time // no capacity until then
-	why    string
-	read   time.Time // of its quotas
-	groups int       // that may still be made; -1: not known
-	cores  float64
-	spot   float64
+	closed      time.Time // until then it has no capacity for groups of at least cpu and memory
+	cpu, memory float64
+	why         string
+	read        time.Time // of its quotas
+	groups      int       // that may still be made; -1: not known
+	cores       float64
+	spot        float64
 }
 
 // of gives what is known of a location, under the mutex.

@@ -283,6 +283,10 @@ func (a *api) put(ctx context.Context, name string, g arm.ContainerGroup) error 
 		return err
 	}
 	_, err := a.groups.BeginCreateOrUpdate(once(ctx), a.rg, name, g, nil)
+	var r *azcore.ResponseError
+	if errors.As(err, &r) && r.ErrorCode == "ResourceNotFound" { // something that the group names, for example its subnet
+		return fmt.Errorf("%w: azure: %s: %s", launcher.ErrInvalid, r.ErrorCode, message(r))
+	}
 	return classify(err)
 }
 

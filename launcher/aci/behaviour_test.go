@@ -148,6 +148,17 @@ func TestBehaviours(t *testing.T) {
 			c.counts("put", 1)
 			c.deployed(h, 1)
 		}},
+		{"02b the last group of a quota, whose answer is lost, is found and not taken for a lack of room", func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil, func(c *case_) {
+			req := c.request(forever)
+			c.inject(emulator.Fault{Action: "drop_after", Operation: "put", Count: 1})
+			c.inject(emulator.Fault{Action: "status", Operation: "get", Status: 500, Skip: 1, Count: 30}) // after the look before the PUT
+			_ = c.fails(req, launcher.ErrTransient)
+			c.Calm()
+			if _, err := c.must(c, nil).Launch(ctx, req); err != nil {
+				c.Errorf("Launch = %v, want the group that exists", err)
+			}
+			c.counts("put", 1)
+		}},
 		{"03 a PUT that is lost is sent again", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "drop_before", Operation: "put", Count: 1})
 			h := c.launch(c.request(forever))
@@ -238,6 +249,18 @@ func TestBehaviours(t *testing.T) {
 			c.launch(c.request(forever))
 			c.counts("put", 4) // the regions without capacity are left alone
 		}},
+		{"08b without capacity for a large group a location still takes a small one", nil, nil, func(c *case_) {
+			large := c.request(forever)
+			large.Resources.CPUMillis = 16_000
+			_ = c.fails(large, launcher.ErrCapacity)
+			if n, known, err := c.l.Free(ctx, launcher.Resources{}); n == 0 || !known || err != nil {
+				c.Errorf("Free = %d, %v, %v, want room for groups of the usual size", n, known, err)
+			}
+			c.launch(c.request(forever))
+			c.counts("put", 2)
+			_ = c.fails(large, launcher.ErrCapacity)
+			c.counts("put", 2) // large ones leave it alone
+		}},
 		{"09 a quota of zero means a long pause", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "fraud", Operation: "put"})
 			err := c.fails(c.request(forever), launcher.ErrCapacity)
@@ -271,7 +294,10 @@ func TestBehaviours(t *testing.T) {
 		{"12 an image that is inaccessible at the PUT", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "inaccessible_image", Operation: "put"})
 			req := c.request(forever)
-			_ = c.fails(req, launcher.ErrTransient) // it may be the registry's bad minute
+			err := c.fails(req, launcher.ErrPending) // it may be the registry's bad minute; the launcher is well
+			if notes := launcher.Notes(err); len(notes) != 1 || !strings.Contains(notes[0].Text, req.Image) {
+				c.Errorf("%v has notes %v, want one that names the image", err, notes)
+			}
 			if err := c.fails(req, launcher.ErrInvalid); launcher.CauseOf(err) != launcher.CauseImagePull {
 				c.Errorf("%v has cause %q", err, launcher.CauseOf(err))
 			}
@@ -291,6 +317,18 @@ func TestBehaviours(t *testing.T) {
 			c.inject(emulator.Fault{Action: "image_pull", Message: "i/o timeout", Delay: time.Second})
 			c.inject(emulator.Fault{Action: "registry_error", Operation: "put", Count: 1})
 			c.until(c.launch(c.request(forever)), "running", running)
+		}},
+		{"12d a registry that stays away fails the run, and is no matter of other runs", nil, map[string]any{"pull_patience": "200ms"}, func(c *case_) {
+			c.inject(emulator.Fault{Action: "registry_error", Operation: "put"})
+			req := c.request(forever)
+			_ = c.fails(req, launcher.ErrPending)
+			testenv.Eventually(c, wait, func() (bool, string) {
+				_, err := c.l.Launch(ctx, req)
+				if !errors.Is(err, launcher.ErrPending) && !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull && errors.Is(err, launcher.ErrInvalid) {
+					c.Fatalf("Launch = %v, want ErrPending, then ErrInvalid for the image", err)
+				}
+				return errors.Is(err, launcher.ErrInvalid), fmt.Sprint(err)
+			})
 		}},
 		{"13 a group that is stuck is deleted before it is reported as gone", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "stuck_pending"})
@@ -402,15 +440,30 @@ func TestBehaviours(t *testing.T) {
 			c.Calm()
 			c.until(h, "running", running)
 		}},
-		{"21 a refused token is denied", nil, nil, func(c *case_) {
-			for _, f := range []emulator.Fault{
-				{Action: "status", Status: 401, Code: "ExpiredAuthenticationToken"}, {Action: "status", Status: 403, Code: "AuthorizationFailed"}, {Action: "status", Status: 404, Code: "ResourceGroupNotFound"},
-				{Action: "status", Status: 409, Code: "ScopeLocked"}, {Action: "status", Status: 403, Code: "RequestDisallowedByPolicy"},
+		{"21 what every request meets is denied, what one names fails that one", nil, nil, func(c *case_) {
+			for _, a := range []struct {
+				status int
+				code   string
+				want   error
+			}{
+				{401, "ExpiredAuthenticationToken", launcher.ErrDenied}, {403, "AuthorizationFailed", launcher.ErrDenied}, {404, "ResourceGroupNotFound", launcher.ErrDenied},
+				{404, "SubscriptionNotFound", launcher.ErrDenied}, {409, "ScopeLocked", launcher.ErrDenied}, {409, "MissingSubscriptionRegistration", launcher.ErrDenied},
+				{403, "LinkedAuthorizationFailed", launcher.ErrInvalid}, {403, "RequestDisallowedByPolicy", launcher.ErrInvalid}, {404, "ResourceNotFound", launcher.ErrInvalid},
+				{404, "VirtualNetworkNotFound", launcher.ErrInvalid}, {400, "SubnetNotDelegated", launcher.ErrInvalid}, {409, "SomethingNew", launcher.ErrInvalid},
+				{500, "InternalServerError", launcher.ErrTransient}, {429, "TooManyRequests", launcher.ErrTransient},
 			} {
 				c.Calm()
-				f.Operation = "put"
-				c.inject(f)
-				_ = c.fails(c.request(forever), launcher.ErrDenied)
+				c.l = c.must(c, nil)
+				c.inject(emulator.Fault{Operation: "put", Action: "status", Status: a.status, Code: a.code, Message: "in Azure's words"})
+				err := c.fails(c.request(forever), a.want)
+				for _, kind := range []error{launcher.ErrDenied, launcher.ErrInvalid, launcher.ErrTransient, launcher.ErrNotFound} {
+					if errors.Is(err, kind) && kind != a.want { //nolint:errorlint // one of the list
+						c.Errorf("%d %s: Launch = %v, which is %v too", a.status, a.code, err, kind)
+					}
+				}
+				if !strings.Contains(err.Error(), "in Azure's words") {
+					c.Errorf("%d %s: Launch = %v, without Azure's words", a.status, a.code, err)
+				}
 			}
 			if n := c.Names(); len(n) != 0 {
 				c.Errorf("groups %v", n)

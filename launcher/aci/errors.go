@@ -20,8 +20,10 @@ var (
 	errUnclear = errors.New("the answer was lost")
 	// errBusy: another operation is going on with the group.
 	errBusy = errors.New("the group is in transition")
-	// errImage: the image is inaccessible, says a PUT, which it says also when a registry has a bad minute.
+	// errImage: a PUT says that the image is inaccessible. It says so also when a registry has a bad minute.
 	errImage = errors.New("the image is inaccessible")
+	// errRegistry: a PUT says that the registry of the image failed.
+	errRegistry = errors.New("the registry failed")
 )
 
 // Pauses that the service does not name itself.
@@ -32,6 +34,7 @@ const (
 )
 
 // classify says what an error of the SDK means. Four things are HTTP 409, so the code and the text decide, not the status.
+// A refusal is about the request, and fails its run, unless its code is one that every request would meet.
 func classify(err error) error {
 	if err == nil {
 		return nil
@@ -68,11 +71,14 @@ func classify(err error) error {
 	case "InaccessibleImage":
 		return launcher.WithCause(fmt.Errorf("azure: %w: %s", errImage, text), launcher.CauseImagePull)
 	case "RegistryErrorResponse":
-		return say(launcher.ErrTransient)
+		return launcher.WithCause(fmt.Errorf("azure: %w: %s", errRegistry, text), launcher.CauseImagePull)
 	case "ResourceNotFound", "ContainerLogNotAvailable", "ContainerGroupDeploymentNotReady", "ContainerGroupStopped", "ContainerNotFound":
 		return say(launcher.ErrNotFound)
-	case "ScopeLocked", "ResourceGroupBeingDeleted", "MissingSubscriptionRegistration":
+	case "AuthorizationFailed", "ResourceGroupNotFound", "ResourceGroupBeingDeleted", "ScopeLocked", "SubscriptionNotFound", "InvalidSubscriptionId",
+		"ReadOnlyDisabledSubscription", "MissingSubscriptionRegistration":
 		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
+	case "LinkedAuthorizationFailed": // an identity may not be assigned, or a subnet not joined
+		return launcher.WithCause(say(launcher.ErrInvalid), launcher.CauseAuth)
 	}
 	switch {
 	case r.StatusCode == http.StatusTooManyRequests:
@@ -81,12 +87,14 @@ func classify(err error) error {
 			err = launcher.WithRetryAfter(err, max(time.Second, seconds(r.RawResponse.Header.Get("Retry-After"))))
 		}
 		return err
-	case r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden, r.StatusCode == http.StatusNotFound: // the group of resources, the subscription
+	case r.StatusCode == http.StatusUnauthorized:
 		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
 	case r.StatusCode >= 500, r.StatusCode == http.StatusRequestTimeout:
 		return fmt.Errorf("%w: azure: %w: %s %s", launcher.ErrTransient, errUnclear, r.ErrorCode, text)
 	case r.StatusCode < 300: // an answer that cannot be read
 		return fmt.Errorf("%w: azure: %w: %w", launcher.ErrTransient, errUnclear, err)
+	case r.ErrorCode == "": // not an answer of Azure Resource Manager: a proxy, or a wrong endpoint
+		return fmt.Errorf("%w: the answer is not one of Azure's: %s", launcher.ErrDenied, text)
 	}
 	return say(launcher.ErrInvalid)
 }

@@ -137,15 +137,19 @@ func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) 
 				return err
 			}
 		}
-	case errors.Is(err, errImage): // as a registry's bad minute
-		if _, again := l.images.LoadOrStore(c.name, true); !again {
-			return fmt.Errorf("%w: %w", launcher.ErrTransient, err)
+	case errors.Is(err, errImage), errors.Is(err, errRegistry): // it may be the registry's bad minute
+		first, again := l.images.LoadOrStore(c.name, time.Now())
+		if !again || errors.Is(err, errRegistry) && time.Since(first.(time.Time)) < l.c.PullPatience { //nolint:errcheck,forcetypeassert // what is stored
+			return launcher.Pending(imagePause, launcher.Note{Text: fmt.Sprintf("[AzureContainerInstanceRunLauncher] Azure cannot reach image %s, and is asked again: %v", val(c.group.Properties.Containers[0].Properties.Image), err)})
 		}
-		l.images.Delete(c.name)
-		return fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
+		err = fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
 	}
+	l.images.Delete(c.name)
 	return err
 }
+
+// imagePause is the time between two tries with an image that Azure could not reach.
+const imagePause = 5 * time.Second
 
 // quotaAge is how old what is known of a location's quotas may be.
 const quotaAge = 15 * time.Second
@@ -155,13 +159,14 @@ func (r *regions) room(ctx context.Context, l *Launcher, c candidate) error {
 	r.mu.Lock()
 	at := r.of(c.location)
 	now := time.Now()
-	closed, why, stale := at.closed, at.why, now.Sub(at.read) > quotaAge
+	cpu, memory := c.size()
+	closed, why, stale := at.closedFor(cpu, memory, now), at.why, now.Sub(at.read) > quotaAge
 	if stale {
 		at.read = now // one reads it
 	}
 	r.mu.Unlock()
-	if now.Before(closed) {
-		return launcher.WithRetryAfter(fmt.Errorf("%w: %s", launcher.ErrCapacity, why), closed.Sub(now))
+	if closed > 0 {
+		return launcher.WithRetryAfter(fmt.Errorf("%w: %s", launcher.ErrCapacity, why), closed)
 	}
 	if stale {
 		if err := r.read(ctx, l, c.location); err != nil {
@@ -173,14 +178,14 @@ func (r *regions) room(ctx context.Context, l *Launcher, c candidate) error {
 	if at.groups < 0 {
 		return nil
 	}
-	want, cores, name := val(c.group.Properties.Containers[0].Properties.Resources.Requests.CPU), at.cores, "StandardCores"
+	cores, name := at.cores, "StandardCores"
 	if c.spot {
 		cores, name = at.spot, "StandardSpotCores"
 	}
 	switch {
 	case at.groups < 1:
 		name = "ContainerGroups"
-	case cores >= want:
+	case cores >= cpu:
 		return nil
 	}
 	err := fmt.Errorf("%w: quota %s of %s is used up", launcher.ErrCapacity, name, c.location)
@@ -222,15 +227,16 @@ func (r *regions) took(c candidate) {
 	if at.groups > 0 {
 		at.groups--
 	}
-	want := val(c.group.Properties.Containers[0].Properties.Resources.Requests.CPU)
+	cpu, _ := c.size()
 	if c.spot {
-		at.spot -= want
+		at.spot -= cpu
 	} else {
-		at.cores -= want
+		at.cores -= cpu
 	}
 }
 
-// refused notes that a location has no room. A quota is read again before the next launch there; without capacity it is left alone for a while.
+// refused notes that a location has no room. A quota is read again before the next launch there. A location without capacity is left alone for a
+// while by groups of that size and larger ones; it may still have room for smaller ones.
 func (r *regions) refused(c candidate, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -240,15 +246,29 @@ func (r *regions) refused(c candidate, err error) {
 		at.read = time.Time{}
 		return
 	}
-	at.closed, at.why = time.Now().Add(after), fmt.Sprintf("%s is left alone after: %v", c.location, err)
+	cpu, memory := c.size()
+	if after >= fraudPause {
+		cpu, memory = 0, 0
+	}
+	now := time.Now()
+	if now.Before(at.closed) {
+		cpu, memory = min(cpu, at.cpu), min(memory, at.memory)
+	}
+	at.closed, at.cpu, at.memory, at.why = now.Add(after), cpu, memory, fmt.Sprintf("%s is left alone after: %v", c.location, err)
+}
+
+// closedFor returns how long the location is left alone by groups of a size; 0 if it is not.
+func (at *region) closedFor(cpu, memory float64, now time.Time) time.Duration {
+	if cpu < at.cpu || memory < at.memory {
+		return 0
+	}
+	return max(0, at.closed.Sub(now))
 }
 
 // Free implements [launcher.Capacity].
 func (l *Launcher) Free(ctx context.Context, r launcher.Resources) (int, bool, error) {
-	cpu := l.base.CPU
-	if r.CPUMillis > 0 {
-		cpu = float64(r.CPUMillis) / 1000
-	}
+	want := l.base
+	want.resize(r)
 	total := 0
 	for _, location := range l.base.Locations {
 		if err := l.regions.read(ctx, l, location); err != nil {
@@ -263,11 +283,11 @@ func (l *Launcher) Free(ctx context.Context, r launcher.Resources) (int, bool, e
 		if l.base.Priority == "spot_then_regular" {
 			cores += at.spot
 		}
-		if time.Now().Before(at.closed) {
+		if at.closedFor(want.CPU, want.Memory, time.Now()) > 0 {
 			groups = 0
 		}
 		l.regions.mu.Unlock()
-		total += max(0, min(groups, int(cores/cpu)))
+		total += max(0, min(groups, int(cores/want.CPU)))
 	}
 	return total, true, nil
 }

@@ -144,6 +144,12 @@ type candidate struct {
 	group arm.ContainerGroup
 }
 
+// size is what the group requests.
+func (c candidate) size() (cpu, memory float64) {
+	r := c.group.Properties.Containers[0].Properties.Resources.Requests
+	return val(r.CPU), val(r.MemoryInGB)
+}
+
 var (
 	validVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 )
@@ -167,12 +173,7 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	if all.Image == "" {
 		return invalid("code location %s names no image, and the launcher's settings have none: set image, or container_image in the code location", req.Location)
 	}
-	if req.Resources.CPUMillis > 0 {
-		all.CPU = float64(req.Resources.CPUMillis) / 1000
-	}
-	if req.Resources.MemoryBytes > 0 {
-		all.Memory = math.Ceil(float64(req.Resources.MemoryBytes)/(1<<30)*10) / 10 // Azure counts tenths
-	}
+	all.resize(req.Resources)
 	if req.Resources.GPUs != 0 {
 		return invalid("the run asks for %d GPUs: Azure retired them in container groups on 2025-07-14", req.Resources.GPUs)
 	}
@@ -192,6 +193,16 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 		out = append(out, c)
 	}
 	return out, nil
+}
+
+// resize lays the size that a rule or a run's tags ask for over l.
+func (l *layer) resize(r launcher.Resources) {
+	if r.CPUMillis > 0 {
+		l.CPU = float64(r.CPUMillis) / 1000
+	}
+	if r.MemoryBytes > 0 {
+		l.Memory = math.Ceil(float64(r.MemoryBytes)/(1<<30)*10) / 10 // Azure counts tenths
+	}
 }
 
 // places are where the worker of an attempt may go.

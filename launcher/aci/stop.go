@@ -34,7 +34,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		return false, fmt.Errorf("%w: container group %s is not visible yet", launcher.ErrTransient, name)
 	}
 	if _, ours := l.workerOf(group); !ours {
-		return false, fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrDenied, name)
+		return false, fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrInvalid, name)
 	}
 	kill := grace <= 0 && !stopped.IsZero() && time.Since(stopped) > patience
 	if health.Status == launcher.Starting || kill {
@@ -92,7 +92,7 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	}
 	if group != nil {
 		if _, ours := l.workerOf(group); !ours {
-			return fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrDenied, name)
+			return fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrInvalid, name)
 		}
 	}
 	if err := l.api.delete(ctx, name); err != nil && !errors.Is(err, launcher.ErrNotFound) && !errors.Is(err, errBusy) {
