@@ -62,18 +62,25 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 			return bad("InvalidImageName", "The image of container '%s' is not specified.", name)
 		case r == nil || r.CPU == nil || r.MemoryInGB == nil:
 			return bad("ResourceRequestsNotSpecified", "The resource requests of container '%s' are not specified.", name)
+		case *r.CPU <= 0 || *r.MemoryInGB <= 0:
+			return bad("InvalidResourceRequests", "The resource requests of container '%s' are invalid: CPU '%g' and memory '%g' GB must be above 0.", name, *r.CPU, *r.MemoryInGB)
 		case r.Gpu != nil:
 			return bad("GpuNotSupported", "GPU resources are not available in the location '%s'.", val(g.Location))
 		}
 		names[name] = true
-		for _, v := range b.Properties.EnvironmentVariables {
-			if !validVar.MatchString(val(v.Name)) {
-				return bad("InvalidContainerEnvironmentVariable", "The environment variable name '%s' in container '%s' is invalid.", val(v.Name), name)
-			}
+		if a := checkVariables(name, b.Properties.EnvironmentVariables); a != nil {
+			return a
 		}
 		for _, m := range b.Properties.VolumeMounts {
 			if !slices.ContainsFunc(p.Volumes, func(v *arm.Volume) bool { return val(v.Name) == val(m.Name) }) {
 				return bad("InvalidVolumeMount", "The volume '%s' of container '%s' is not one of the container group.", val(m.Name), name)
+			}
+		}
+	}
+	for _, b := range p.InitContainers {
+		if b.Properties != nil {
+			if a := checkVariables(val(b.Name), b.Properties.EnvironmentVariables); a != nil {
+				return a
 			}
 		}
 	}
@@ -107,6 +114,24 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 	}
 	if cores > e.settings.Sizes.CPU || memory > e.settings.Sizes.MemoryGB {
 		a := wrong(409, "ServiceUnavailable", "The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location. Resource requested: '%g' CPU '%g' GB memory 'Linux' OS.", val(g.Location), cores, memory)
+		return &a
+	}
+	return nil
+}
+
+// checkVariables says what is wrong with the environment variables of a container.
+func checkVariables(container string, variables []*arm.EnvironmentVariable) *answer {
+	for _, v := range variables {
+		what := ""
+		switch {
+		case !validVar.MatchString(val(v.Name)):
+			what = "has an invalid name"
+		case (v.Value == nil) == (v.SecureValue == nil):
+			what = "must have either a value or a secureValue"
+		default:
+			continue
+		}
+		a := wrong(400, "InvalidContainerEnvironmentVariable", "The environment variable '%s' in container '%s' %s.", val(v.Name), container, what)
 		return &a
 	}
 	return nil
