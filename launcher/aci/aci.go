@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -147,6 +146,12 @@ func Kind() *launcher.Kind {
 	}
 }
 
+// What the settings priority and sku may be.
+var (
+	priorities = []string{"regular", "spot", "spot_then_regular"}
+	skus       = []string{"Standard", "Dedicated", "Confidential"}
+)
+
 var (
 	prefixPattern   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,12}[a-z0-9])?$`)
 	resourcePattern = regexp.MustCompile(`(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/`)
@@ -164,8 +169,8 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 			bad(setting, "%q is none of %s", value, strings.Join(of, ", "))
 		}
 	}
-	one("priority", c.Priority, "regular", "spot", "spot_then_regular")
-	one("sku", c.SKU, "Standard", "Dedicated", "Confidential")
+	one("priority", c.Priority, priorities...)
+	one("sku", c.SKU, skus...)
 	one("cloud", c.Cloud, "public", "government", "china", "custom")
 	one("credential", c.Credential, "default", "managed_identity", "workload_identity", "service_principal", "cli", "token")
 	l := &Launcher{c: c, env: v.Env, log: log}
@@ -206,7 +211,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 		}
 	}
 	l.base.Locations = unique(c.Location, c.Locations)
-	l.base.Priority, l.base.Image, l.base.SKU = c.Priority, c.Image, c.SKU
+	l.base.Priority, l.base.Image, l.base.SKU, l.base.Subnet, l.base.Tags = c.Priority, c.Image, c.SKU, c.Subnet, c.Tags
 	for name, value := range c.Env {
 		l.base.env = append(l.base.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret})
 	}
@@ -263,7 +268,7 @@ func plain(place string) string { return strings.ToLower(strings.ReplaceAll(plac
 
 func positive(s string) (float64, error) {
 	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
-	if err != nil || f <= 0 || f > 1e6 {
+	if err != nil || !(f > 0 && f <= 1e6) { // not a number is neither
 		return 0, fmt.Errorf("%q is no number above 0", s)
 	}
 	return f, nil
@@ -344,24 +349,33 @@ func (r *regions) of(location string) *region {
 	return r.known[location]
 }
 
-// tagsOf are the tags of a worker's group, within Azure's rules.
-func (l *Launcher) tagsOf(req *launcher.Request) map[string]*string {
-	all := map[string]string{}
-	maps.Copy(all, l.c.Tags)
-	maps.Copy(all, req.Labels)
-	all[runTag], all[jobTag], all[byTag], all[atTag] = req.ID.Run, req.Job, cmp.Or(req.Labels[byTag], "slipway"), strconv.FormatInt(req.At.Unix(), 10)
-	all[instanceTag], all[attemptTag] = req.Instance, strconv.Itoa(req.ID.Attempt)
-	out := map[string]*string{}
-	for k, v := range all {
-		k = strings.Map(func(r rune) rune {
+// tagsOf are the tags of a worker's group, within Azure's rules: those that users give, with the
+// characters replaced that Azure does not take, and over them those by which the launcher knows its groups.
+// Azure takes names that differ in case for one.
+func tagsOf(req *launcher.Request, more map[string]string) map[string]*string {
+	ours := map[string]string{
+		runTag: req.ID.Run, jobTag: req.Job, byTag: cmp.Or(req.Labels[byTag], "slipway"), atTag: strconv.FormatInt(req.At.Unix(), 10),
+		instanceTag: req.Instance, attemptTag: strconv.Itoa(req.ID.Attempt),
+	}
+	out, names := map[string]*string{}, map[string]string{} // names by their lower case
+	set := func(name, value string) {
+		name = strings.Map(func(r rune) rune {
 			if strings.ContainsRune(`<>%&\?/`, r) || r < ' ' {
 				return '-'
 			}
 			return r
-		}, k)
-		v = cut(v, 256)
-		out[cut(k, 512)] = &v
+		}, name)
+		name, value = cut(name, 512), cut(value, 256)
+		delete(out, names[strings.ToLower(name)])
+		names[strings.ToLower(name)] = name
+		out[name] = &value
 	}
+	for _, tags := range []map[string]string{more, req.Labels, ours} {
+		for _, name := range sortedKeys(tags) { // in order: equal requests give equal tags
+			set(name, tags[name])
+		}
+	}
+	delete(out, names[endTag]) // only the launcher writes it, later
 	return out
 }
 

@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -27,84 +29,123 @@ const containerName = "run"
 
 // A layer is what the launcher's settings, a code location, a rule or a run say; later layers are laid over earlier ones.
 type layer struct {
-	Image     string            `json:"image"`
-	CPU       float64           `json:"-"`
-	Memory    float64           `json:"-"`
-	Locations []string          `json:"locations"`
-	Priority  string            `json:"priority"`
-	SKU       string            `json:"sku"`
-	Subnet    *string           `json:"subnet_id"`
-	Tags      map[string]string `json:"tags"`
-	env       []launcher.Env
+	Image       string
+	CPU, Memory float64
+	Locations   []string
+	Priority    string
+	SKU         string
+	Subnet      string
+	Tags        map[string]string
+	env         []launcher.Env
 }
 
-// overrides is a layer as it stands on a code location or a run.
+// overrides is a layer as a code location, a rule or a run writes it. What is null is as if it were left out.
 type overrides struct {
-	layer
-	CPU      any            `json:"cpu"`
-	Memory   any            `json:"memory"`
-	Location string         `json:"location"`
-	Env      map[string]any `json:"environment_variables"`
-	EnvVars  []string       `json:"env_vars"`
+	Image     *string                `config:"image"`
+	CPU       *string                `config:"cpu"`
+	Memory    *string                `config:"memory"`
+	Location  *string                `config:"location"`
+	Locations []string               `config:"locations"`
+	Priority  *string                `config:"priority"`
+	SKU       *string                `config:"sku"`
+	Subnet    *string                `config:"subnet_id"`
+	Tags      map[string]string      `config:"tags"`
+	Env       map[string]config.Text `config:"environment_variables"`
+	EnvVars   []config.Text          `config:"env_vars"`
+}
+
+// decode reads the JSON of an override. The error of each fault has the path of the value.
+func decode(o launcher.Override, env config.Lookup) (overrides, error) {
+	var out overrides
+	var tree any
+	d := json.NewDecoder(bytes.NewReader(o.JSON))
+	d.UseNumber()
+	if err := d.Decode(&tree); err != nil {
+		return out, fmt.Errorf("%s: this is not JSON: %w", o.Source, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return out, fmt.Errorf("%s: this is not one JSON value: something follows it", o.Source)
+	}
+	members := map[string]any{}
+	switch v := tree.(type) {
+	case nil:
+	case map[string]any:
+		members = v
+	case []any: // env_vars, which all launchers share
+		members["env_vars"] = v
+	default:
+		return out, fmt.Errorf(`%s: a mapping is expected (for example: {"cpu": 2})`, o.Source)
+	}
+	v, err := config.FromMap(members)
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", o.Source, err)
+	}
+	v.File, v.Env, v.Literal = o.Source, env, true
+	err = v.Decode(&out)
+	for _, p := range config.Problems(err) {
+		p.Line = 0 // it is all one line
+	}
+	return out, err
 }
 
 // over lays what an override says over l.
 func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
-	var later overrides
-	text := bytes.TrimSpace(o.JSON)
-	if bytes.HasPrefix(text, []byte("[")) { // env_vars, which all launchers share
-		text = slices.Concat([]byte(`{"env_vars":`), text, []byte("}"))
+	later, err := decode(o, env)
+	if err != nil {
+		return l, err
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	d.UseNumber()
-	if err := d.Decode(&later); err != nil {
-		return l, fmt.Errorf("%w; image, cpu, memory, location, locations, priority, sku, subnet_id, tags, environment_variables and env_vars are known", err)
+	bad := func(format string, args ...any) (layer, error) {
+		return l, fmt.Errorf(o.Source+": "+format, args...)
 	}
-	l.Image, l.Priority, l.SKU = cmp.Or(later.Image, l.Image), cmp.Or(later.Priority, l.Priority), cmp.Or(later.SKU, l.SKU)
-	for what, at := range map[string]struct {
-		from any
+	for _, text := range []struct{ to, from *string }{{&l.Image, later.Image}, {&l.Priority, later.Priority}, {&l.SKU, later.SKU}, {&l.Subnet, later.Subnet}} {
+		if text.from != nil {
+			*text.to = *text.from
+		}
+	}
+	for _, number := range []struct {
+		name string
 		to   *float64
-	}{"cpu": {later.CPU, &l.CPU}, "memory": {later.Memory, &l.Memory}} {
-		if at.from == nil {
+		from *string
+	}{{"cpu", &l.CPU, later.CPU}, {"memory", &l.Memory, later.Memory}} {
+		if number.from == nil {
 			continue
 		}
-		f, err := positive(fmt.Sprint(at.from))
-		if *at.to = f; err != nil {
-			return l, fmt.Errorf("%s: %w", what, err)
+		if *number.to, err = positive(*number.from); err != nil {
+			return bad("%s: %w", number.name, err)
 		}
 	}
-	if places := unique(later.Location, later.Locations); len(places) > 0 {
+	if places := unique(val(later.Location), later.Locations); len(places) > 0 {
 		l.Locations = places
 	}
-	if l.Priority != "regular" && l.Priority != "spot" && l.Priority != "spot_then_regular" {
-		return l, fmt.Errorf("priority: %q is none of regular, spot and spot_then_regular", l.Priority)
+	if !slices.Contains(priorities, l.Priority) {
+		return bad("priority: %q is none of %s", l.Priority, strings.Join(priorities, ", "))
 	}
-	if later.Subnet != nil {
-		l.Subnet = later.Subnet
+	if !slices.Contains(skus, l.SKU) {
+		return bad("sku: %q is none of %s", l.SKU, strings.Join(skus, ", "))
 	}
-	if later.Tags != nil {
-		l.Tags = later.Tags
-	}
+	tags := map[string]string{}
+	maps.Copy(tags, l.Tags)
+	maps.Copy(tags, later.Tags)
+	l.Tags = tags
 	l.env = slices.Clone(l.env)
 	for _, name := range sortedKeys(later.Env) {
 		if !validVariable.MatchString(name) {
-			return l, fmt.Errorf("environment_variables: %q: Azure takes letters, digits and _ in names, at most 63, no digit first", name)
+			return bad("environment_variables.%s: Azure takes letters, digits and _ in names, at most 63, no digit first", name)
 		}
-		l.env = append(l.env, launcher.Env{Name: name, Value: fmt.Sprint(later.Env[name])})
+		l.env = append(l.env, launcher.Env{Name: name, Value: later.Env[name].Value, Secret: later.Env[name].Secret})
 	}
-	for _, text := range later.EnvVars {
-		name, value, given := strings.Cut(text, "=")
+	for i, text := range later.EnvVars {
+		name, value, given := strings.Cut(text.Value, "=")
 		if !given {
-			var ok bool
-			if env == nil {
-				return l, fmt.Errorf("env_vars: %s has no value", name)
+			ok := false
+			if env != nil {
+				value, ok = env(name)
 			}
-			if value, ok = env(name); !ok {
-				return l, fmt.Errorf("env_vars: environment variable %s is not set where slipway runs", name)
+			if !ok {
+				return bad("env_vars[%d]: environment variable %s is not set where slipway runs", i, name)
 			}
 		}
-		l.env = append(l.env, launcher.Env{Name: name, Value: value, Secret: !given})
+		l.env = append(l.env, launcher.Env{Name: name, Value: value, Secret: !given || text.Secret})
 	}
 	return l, nil
 }
@@ -166,7 +207,7 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	var err error
 	for _, o := range req.Overrides {
 		if all, err = all.over(o, l.env); err != nil {
-			return invalid("%s: %w", o.Source, err)
+			return invalid("%w", err)
 		}
 	}
 	all.Image = cmp.Or(req.Image, all.Image)
@@ -263,14 +304,7 @@ func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm
 		OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever), SKU: &sku,
 		Containers: []*arm.Container{{Name: &name, Properties: c}},
 	}
-	tags := l.tagsOf(req)
-	for k, v := range all.Tags {
-		if tags[k] == nil {
-			v = cut(v, 256)
-			tags[k] = &v
-		}
-	}
-	g := arm.ContainerGroup{Location: to.Ptr(at.location), Tags: tags, Properties: p}
+	g := arm.ContainerGroup{Location: to.Ptr(at.location), Tags: tagsOf(req, all.Tags), Properties: p}
 	if at.spot {
 		p.Priority = to.Ptr(arm.ContainerGroupPrioritySpot)
 	}
@@ -302,12 +336,8 @@ func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm
 		}
 		p.ImageRegistryCredentials = append(p.ImageRegistryCredentials, login)
 	}
-	subnet := l.c.Subnet
-	if all.Subnet != nil {
-		subnet = *all.Subnet
-	}
-	if subnet != "" {
-		p.SubnetIDs = []*arm.ContainerGroupSubnetID{{ID: &subnet}}
+	if all.Subnet != "" {
+		p.SubnetIDs = []*arm.ContainerGroupSubnetID{{ID: &all.Subnet}}
 	}
 	if d := l.c.DNS; d != nil {
 		p.DNSConfig = &arm.DNSConfiguration{NameServers: to.SliceOfPtrs(d.Servers...)}

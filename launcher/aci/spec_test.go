@@ -112,17 +112,66 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// What a run or a code location asks for wrongly fails the run, in words.
+// What a run or a code location asks for wrongly fails the run. The error names the place, the path, and what is expected.
 func TestOverrides(t *testing.T) {
 	l := newAzure(t, &emulator.Processes{}, nil).must(t, nil)
-	for json, want := range map[string]string{
-		`{"cpus": 2}`: "unknown field", `{"cpu": "many"}`: "no number above 0", `{"priority": "low"}`: "none of regular", `{"environment_variables": {"a-b": 1}}`: "letters, digits and _",
-		`["NAME"]`: "is not set where slipway runs", `[]x`: "invalid character",
+	for text, want := range map[string]string{
+		`{"cpus": 2}`: "cpus: unknown setting; did you mean cpu?", `{"cpu": "many"}`: `cpu: "many" is no number above 0`, `{"cpu": "nan"}`: `cpu: "nan" is no number above 0`, `{"memory": 0}`: `memory: "0" is no number`,
+		`{"cpu": {}}`: "cpu: a single value is expected", `{"priority": "low"}`: `priority: "low" is none of regular, spot`, `{"sku": "Gold"}`: `sku: "Gold" is none of Standard`, `{"locations": "eastus"}`: "locations: a list is expected",
+		`{"environment_variables": {"a-b": 1}}`: "environment_variables.a-b: Azure takes letters, digits and _", `{"environment_variables": {"A": null}}`: "environment_variables.A: a text is expected, not null",
+		`{"environment_variables": {"A": {"b": 1}}}`: "environment_variables.A: a single value is expected", `{"environment_variables": {"A": [1]}}`: "environment_variables.A: a single value is expected",
+		`{"environment_variables": ["A=1"]}`: "environment_variables: a mapping is expected", `{"env_vars": [{"a": 1}]}`: "env_vars[0]: a single value is expected", `{"tags": {"a": {}}}`: "tags.a: a single value is expected",
+		`["NAME"]`: "env_vars[0]: environment variable NAME is not set where slipway runs", `[{}]`: "env_vars[0]: a single value is expected", `[]x`: "this is not one JSON value", `{cpu`: "this is not JSON: invalid character 'c'", `"x"`: "a mapping is expected",
 	} {
-		req := &launcher.Request{ID: launcher.ID{Run: "r", Attempt: 1}, Instance: "i", Command: []string{"true"}, Overrides: []launcher.Override{{Source: "tag slipway/aci", JSON: []byte(json)}}}
-		if _, err := l.Launch(context.Background(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "tag slipway/aci") {
-			t.Errorf("%s: %v, want %q", json, err, want)
+		req := &launcher.Request{ID: launcher.ID{Run: "r", Attempt: 1}, Instance: "i", Command: []string{"true"}, Overrides: []launcher.Override{{Source: "tag slipway/aci", JSON: []byte(text)}}}
+		_, err := l.Launch(context.Background(), req)
+		if !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "tag slipway/aci: "+want) || strings.Contains(err.Error(), "json:") || strings.Count(err.Error(), "slipway/aci") != 1 {
+			t.Errorf("%s: %v, want %q", text, err, want)
 		}
+	}
+}
+
+// Layers of overrides: a later one wins value by value; null is as if it were left out.
+func TestOverrideLayers(t *testing.T) {
+	t.Setenv("FROM_DAEMON", "hunter2")
+	l := newAzure(t, &emulator.Processes{}, nil).must(t, map[string]any{"tags": map[string]any{"team": "data", "Slipway-Instance": "x", "floor": "1"}, "subnet_id": "/subscriptions/s/resourceGroups/r/providers/x"})
+	req := &launcher.Request{ID: launcher.ID{Run: "r", Attempt: 1}, Instance: "i", Job: "j", Command: []string{"true"}, Labels: map[string]string{"room": "2"}, Overrides: []launcher.Override{
+		{Source: "container_context.aci", JSON: []byte(`{"image": null, "subnet_id": "", "tags": {"team": "etl", "a/b": 1, "slipway/instance": "x", "Dagster-Run-Id": "x", "slipway-end": "{}"}, "environment_variables": {"N": 1.10, "B": true, "S": "\ud83d\ude00 ${HOME}", "D": {"env": "FROM_DAEMON"}}}`)},
+		{Source: "routes[0].set", JSON: []byte(`{"cpu": 0.5, "tags": {"floor": "3"}}`)},
+		{Source: "tag slipway/aci", JSON: []byte(`["SHARED=1", "FROM_DAEMON"]`)},
+	}}
+	shown, err := l.Preview(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Body arm.ContainerGroup }
+	if err := json.Unmarshal(shown, &got); err != nil {
+		t.Fatal(err)
+	}
+	tags := map[string]string{}
+	for k, v := range got.Body.Tags {
+		tags[k] = *v
+	}
+	if d := testenv.Diff(map[string]string{
+		"team": "etl", "floor": "3", "room": "2", "a-b": "1", "created-at": "-62135596800", "created-by": "slipway", "dagster-job": "j", "dagster-run-id": "r", "slipway-attempt": "1", "slipway-instance": "i",
+	}, tags); d != "" {
+		t.Errorf("tags (-want +got):\n%s", d)
+	}
+	p := got.Body.Properties
+	c := p.Containers[0].Properties
+	vars := map[string]string{}
+	for _, v := range c.EnvironmentVariables {
+		if v.SecureValue != nil {
+			vars[*v.Name] = "secure"
+		} else {
+			vars[*v.Name] = *v.Value
+		}
+	}
+	if d := testenv.Diff(map[string]string{"N": "1.10", "B": "true", "S": "\U0001F600 ${HOME}", "D": "secure", "SHARED": "1", "FROM_DAEMON": "secure"}, vars); d != "" {
+		t.Errorf("variables (-want +got):\n%s", d)
+	}
+	if *c.Image != "registry.example.com/etl:1" || *c.Resources.Requests.CPU != 0.5 || len(p.SubnetIDs) != 0 {
+		t.Errorf("image %s, cpu %g, subnets %v", *c.Image, *c.Resources.Requests.CPU, p.SubnetIDs)
 	}
 }
 
@@ -130,7 +179,7 @@ func TestOverrides(t *testing.T) {
 func TestSettings(t *testing.T) {
 	a := newAzure(t, &emulator.Processes{}, nil)
 	for want, change := range map[string]map[string]any{
-		"settings:1:": {"gpus": 1}, "gpus: Azure retired GPUs in container groups on 2025-07-14": {"gpus": 1}, `cpu: "lots" is no number`: {"cpu": "lots"}, `memory: "2Gi" is no number above 0: write gigabytes`: {"memory": "2Gi"},
+		"settings:1:": {"gpus": 1}, "gpus: Azure retired GPUs in container groups on 2025-07-14": {"gpus": 1}, `cpu: "lots" is no number`: {"cpu": "lots"}, `cpu: "nan" is no number above 0`: {"cpu": "nan"}, "environment_variables.A: a text is expected, not null": {"environment_variables": map[string]any{"A": nil}}, `memory: "2Gi" is no number above 0: write gigabytes`: {"memory": "2Gi"},
 		"use https, or, on this machine only, set allow_http: true": {"allow_http": false}, "would send tokens and secrets as they are": {"endpoint": "http://management.example.com"},
 		`credential: "mine" is none of`: {"credential": "mine"}, "a service principal needs tenant_id": {"credential": "service_principal"}, "token: credential: token needs a token": {"token": ""},
 		"endpoint: a custom cloud needs": {"cloud": "custom", "endpoint": ""}, "subnet_id: a spot group cannot be in a subnet": {"priority": "spot", "subnet_id": "/subscriptions/s/resourceGroups/r/providers/x"},
