@@ -187,7 +187,7 @@ type Request struct {
 	Command   []string
 	Dir       string // working directory; only where the worker sees the daemon's files (Traits.LocalFiles)
 	Env       []Env  // in order; the last of equal names wins
-	Image     string
+	Image     string // of code location, rule or tag, raw settings with a member image included: the strongest
 	Labels    map[string]string
 	Resources Resources
 	Nodes     map[string]string // labels that the worker's node must have; only for launchers that promise Nodes

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -21,9 +22,21 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 		{"launchers." + t.Name, router.Set{Grace: t.Grace}},
 		{"code location " + r.Remote.Location, router.Set{Image: r.Code.Image}},
 	}
+	raw := func(source, settings string) { // an image in raw settings counts as much as what they stand on
+		if o, err := dagster.ParseObject(settings); err == nil {
+			var image string
+			if json.Unmarshal(o["image"], &image) == nil && image != "" {
+				layers = append(layers, Layer{source, router.Set{Image: image}})
+			}
+		}
+	}
+	if o, err := dagster.ParseObject(string(r.Code.Context)); err == nil && t.Context != "" {
+		raw("container_context."+t.Context, string(o[t.Context]))
+	}
 	if b.Router != nil {
 		if d := b.Router.Route(r); d.Index >= 0 {
 			layers = append(layers, Layer{d.Rule, d.Set})
+			raw(d.Rule, string(d.Set.Config))
 		}
 	}
 	needs, err := router.Resources(r)
@@ -54,6 +67,9 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 			return nil, fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml", launcher.ErrInvalid, router.ImageTag, image, r.ID, t.Name)
 		}
 		layers = append(layers, Layer{"tag " + router.ImageTag, router.Set{Image: image}})
+	}
+	for _, tag := range t.Tags {
+		raw("tag "+tag, r.Tags[tag])
 	}
 	return layers, nil
 }

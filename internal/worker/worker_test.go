@@ -251,6 +251,51 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// Of the images that code location, rule and tags name, also in raw settings, the strongest counts.
+func TestRawImages(t *testing.T) {
+	rule := func(set router.Set) *router.Router {
+		rules, err := router.New([]router.Rule{{To: []string{"aci"}, Set: set}}, []string{"aci"}, map[string]router.Launcher{"aci": {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rules
+	}
+	target := worker.Target{Name: "aci", Context: "aci", Tags: []string{"slipway/aci"}, Allow: worker.Allow{Images: []string{"*"}}}
+	for name, c := range map[string]struct {
+		context string
+		set     router.Set
+		tags    map[string]string
+		want    string
+	}{
+		"the code location":         {"", router.Set{}, nil, "location:1"},
+		"its container_context":     {`{"aci": {"image": "context:1"}}`, router.Set{}, nil, "context:1"},
+		"one of another kind":       {`{"docker": {"image": "context:1"}}`, router.Set{}, nil, "location:1"},
+		"no text":                   {`{"aci": {"image": {"a": 1}}}`, router.Set{}, nil, "location:1"},
+		"a rule":                    {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1"}, nil, "rule:1"},
+		"a rule's raw settings":     {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1", Config: json.RawMessage(`{"image": "raw:1"}`)}, nil, "raw:1"},
+		"a tag":                     {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1"}, map[string]string{"slipway/image": "tag:1"}, "tag:1"},
+		"raw settings of a tag":     {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1"}, map[string]string{"slipway/aci": `{"image": "raw:1"}`}, "raw:1"},
+		"a tag with other settings": {"", router.Set{Image: "rule:1"}, map[string]string{"slipway/aci": `{"cpu": 2}`}, "rule:1"},
+	} {
+		r := run(t, "/venv/python", "/abs.py", "", "dagster")
+		r.Code.Image, r.Tags = "location:1", c.tags
+		if c.context != "" {
+			r.Code.Context = json.RawMessage(c.context)
+		}
+		b := &worker.Builder{Files: files{present: "/venv/python"}, Router: rule(c.set)}
+		req, err := b.Request(r, attempt, target)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = req.Image
+		} else if !errors.Is(err, launcher.ErrInvalid) {
+			t.Errorf("%s: %v is not ErrInvalid", name, err)
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
 // What may not be set in raw settings of a code location or a tag fails the run; a rule's own settings are the administrator's.
 func TestForbiddenFields(t *testing.T) {
 	r := run(t, "/venv/python", "/abs.py", "", "dagster")
