@@ -105,7 +105,9 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 func layerTarget(in *instance.Instance, name string) worker.Target {
 	l := in.Launchers[name]
 	limit, _ := l.Allow.Max() // checked when the settings were read
-	return worker.Target{Name: name, Grace: l.Grace, Context: l.Kind.Context, Allow: worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}}
+	t := worker.Target{Name: name, Grace: l.Grace, Context: l.Kind.Context, Allow: worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}}
+	t.Tags, t.Denied = l.Allow.RawTags(l.Kind)
+	return t
 }
 
 // routeThen is what the newest launch of a run says about its route.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -55,11 +54,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			continue
 		}
 		t.Allow = worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}
-		for _, tag := range kind.Tags {
-			if slices.Contains(l.Allow.Tags, tag) || kind.StockTags && l.Allow.Tags == nil {
-				t.Tags = append(t.Tags, tag)
-			}
-		}
+		t.Tags, t.Denied = l.Allow.RawTags(kind)
 		t.FailsWithRun = kind.FailsWithRun != nil && kind.FailsWithRun(l.Config)
 		if t.Gate == "" {
 			t.Gate = worker.DefaultGate(kind.Traits)

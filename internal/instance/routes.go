@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -16,12 +17,24 @@ import (
 // Allow says what runs may ask of a launcher by their tags.
 type Allow struct {
 	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs; none: the tag is refused."`
-	Tags   []string `config:"tags" help:"Tags with raw settings that the launcher reads. Default: none, they are ignored; of k8s those that K8sRunLauncher obeys, unless a list, also an empty one, stands here."`
+	Tags   []string `config:"tags" help:"Tags with raw settings that runs may have, for example slipway/aci; a run with one that is not listed fails. Default: none; of k8s those that K8sRunLauncher obeys, unless a list, also an empty one, stands here."`
 	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth, as privileged or volumes."`
 	CPU    string   `config:"max_cpu" help:"Most that slipway/cpu may ask for."`
 	Memory string   `config:"max_memory" help:"Most that slipway/memory may ask for."`
 	GPU    int      `config:"max_gpu" default:"0" help:"Most that slipway/gpu may ask for; 0 for no limit."`
 	Disk   string   `config:"max_disk" help:"Most that slipway/disk may ask for."`
+}
+
+// RawTags are the run tags with raw settings that a kind of launcher reads: those that are allowed, and those that are not.
+func (a Allow) RawTags(kind *launcher.Kind) (allowed, denied []string) {
+	for _, tag := range kind.Tags {
+		if slices.Contains(a.Tags, tag) || kind.StockTags && a.Tags == nil {
+			allowed = append(allowed, tag)
+		} else {
+			denied = append(denied, tag)
+		}
+	}
+	return allowed, denied
 }
 
 // Max are the limits as amounts. Its error names the setting.

@@ -71,6 +71,11 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 	for _, tag := range t.Tags {
 		raw("tag "+tag, r.Tags[tag])
 	}
+	for _, tag := range t.Denied {
+		if _, ok := r.Tags[tag]; ok {
+			return nil, fmt.Errorf("%w: tag %s of run %s is not among launchers.%s.allow.tags in slipway.yaml: add it there, or launch the run without it", launcher.ErrInvalid, tag, r.ID, t.Name)
+		}
+	}
 	return layers, nil
 }
 

@@ -50,9 +50,10 @@ type Target struct {
 	LaunchRate int
 	Ref        json.RawMessage // InstanceRef for its workers; nil: they have a dagster.yaml of their own
 	Gate       Gate
-	// Context is the section of container_context that the launcher reads, Tags the run tags, if they are allowed.
-	Context string
-	Tags    []string
+	// Context is the section of container_context that the launcher reads, Tags the run tags with raw settings that it reads. Denied are such tags that
+	// slipway.yaml does not allow: a run that has one fails, as it asks for what it cannot get.
+	Context      string
+	Tags, Denied []string
 	// FailsWithRun: workers exit with an error when their run fails.
 	FailsWithRun bool
 	Allow        Allow

@@ -251,7 +251,7 @@ func TestLayers(t *testing.T) {
 	}
 }
 
-// Of the images that code location, rule and tags name, also in raw settings, the strongest counts.
+// Of the images that code location, rule and tags name, also in raw settings, the strongest counts. Raw settings in a tag that slipway.yaml does not allow fail the run.
 func TestRawImages(t *testing.T) {
 	rule := func(set router.Set) *router.Router {
 		rules, err := router.New([]router.Rule{{To: []string{"aci"}, Set: set}}, []string{"aci"}, map[string]router.Launcher{"aci": {}})
@@ -260,7 +260,7 @@ func TestRawImages(t *testing.T) {
 		}
 		return rules
 	}
-	target := worker.Target{Name: "aci", Context: "aci", Tags: []string{"slipway/aci"}, Allow: worker.Allow{Images: []string{"*"}}}
+	target := worker.Target{Name: "aci", Context: "aci", Tags: []string{"slipway/aci"}, Denied: []string{"slipway/other"}, Allow: worker.Allow{Images: []string{"*"}}}
 	for name, c := range map[string]struct {
 		context string
 		set     router.Set
@@ -276,6 +276,7 @@ func TestRawImages(t *testing.T) {
 		"a tag":                     {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1"}, map[string]string{"slipway/image": "tag:1"}, "tag:1"},
 		"raw settings of a tag":     {`{"aci": {"image": "context:1"}}`, router.Set{Image: "rule:1"}, map[string]string{"slipway/aci": `{"image": "raw:1"}`}, "raw:1"},
 		"a tag with other settings": {"", router.Set{Image: "rule:1"}, map[string]string{"slipway/aci": `{"cpu": 2}`}, "rule:1"},
+		"a tag that is not allowed": {"", router.Set{}, map[string]string{"slipway/other": `{}`}, "tag slipway/other of run 0a is not among launchers.aci.allow.tags in slipway.yaml"},
 	} {
 		r := run(t, "/venv/python", "/abs.py", "", "dagster")
 		r.Code.Image, r.Tags = "location:1", c.tags
