@@ -19,7 +19,6 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 	"golang.org/x/sync/singleflight"
 
@@ -159,8 +158,12 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 			return nil, problem("container_kwargs", "%v", err)
 		}
 	}
-	if err := new(spec).apply(l.base.kwargs); err != nil {
-		return nil, problem("container_kwargs", "%v", err)
+	var errs []error
+	for _, e := range new(spec).apply(l.base.kwargs) {
+		errs = append(errs, problem(e.setting, "%v", e.err))
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
 	l.typed = c.typed
 	if err := c.typed(new(spec)); err != nil {
@@ -343,7 +346,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 		return none, startError(c.ID, errors.New(c.State.Error))
 	}
 	for _, n := range s.Networks[min(1, len(s.Networks)):] {
-		_, err := l.engine.NetworkConnect(ctx, n, client.NetworkConnectOptions{Container: c.ID, EndpointConfig: &network.EndpointSettings{}})
+		_, err := l.engine.NetworkConnect(ctx, n, client.NetworkConnectOptions{Container: c.ID, EndpointConfig: s.endpoint(n)})
 		if cerrdefs.IsNotFound(err) {
 			return none, l.discard(ctx, c.ID, fmt.Errorf("%w: network %s: %w", launcher.ErrInvalid, n, err))
 		}
@@ -385,10 +388,7 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 		return none, err
 	}
 	options := s.Create
-	options.Name, options.Config, options.HostConfig = name, &s.Config, &s.Host
-	if len(s.MAC) > 0 {
-		options.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{string(s.Host.NetworkMode): {MacAddress: s.MAC}}}
-	}
+	options.Name, options.Config, options.HostConfig, options.NetworkingConfig = name, &s.Config, &s.Host, s.networking()
 	_, err := l.engine.ContainerCreate(ctx, options)
 	switch {
 	case err == nil, cerrdefs.IsConflict(err): // it is looked at in both cases: another process may have made it in this moment

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/creachadair/mds/shell"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -27,12 +29,35 @@ type spec struct {
 	// Create has the platform. The other options are set when the container is made.
 	Create client.ContainerCreateOptions
 	MAC    network.HardwareAddr
+	// Endpoints are settings of the worker in a network, by the network's name.
+	Endpoints map[string]*network.EndpointSettings
 	// Networks are joined in order, the first when the container is made.
 	Networks []string
 	// Stop is the time in seconds between stop and kill that container_kwargs ask for; nil: none.
 	Stop *int
 	// Remove: auto_remove was asked for, which is done after the end is known instead of at once.
 	Remove bool
+}
+
+// endpoint returns the settings of the worker in a network.
+func (s *spec) endpoint(name string) *network.EndpointSettings {
+	if e := s.Endpoints[name]; e != nil {
+		return e
+	}
+	return &network.EndpointSettings{}
+}
+
+// networking returns the settings of the worker in its first network; nil if it has none.
+func (s *spec) networking() *network.NetworkingConfig {
+	first := string(s.Host.NetworkMode)
+	if s.Endpoints[first] == nil && len(s.MAC) == 0 {
+		return nil
+	}
+	e := s.endpoint(first)
+	if len(s.MAC) > 0 {
+		e.MacAddress = s.MAC
+	}
+	return &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{first: e}}
 }
 
 // A keyword sets what one of docker-py's keywords for containers means; dagster-docker's container_kwargs are these.
@@ -48,12 +73,39 @@ func strict(value json.RawMessage, into any) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		var e *json.UnmarshalTypeError
-		if errors.As(err, &e) {
-			return fmt.Errorf("%s is not expected here", e.Value)
+		if !errors.As(err, &e) {
+			return err
 		}
-		return err
+		where := ""
+		if e.Field != "" {
+			where = e.Field + ": "
+		}
+		given, ok := jsonKinds[e.Value]
+		if !ok {
+			given = "the " + e.Value // "number 1.5"
+		}
+		return fmt.Errorf("%s%s is expected, not %s", where, kindOf(e.Type), given)
 	}
 	return nil
+}
+
+// jsonKinds are package json's names of what a value is, in our words.
+var jsonKinds = map[string]string{"string": "a text", "number": "a number", "bool": "true or false", "array": "a list", "object": "a mapping"}
+
+// kindOf is what a value of a type is in YAML and JSON.
+func kindOf(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "a mapping"
+	default:
+		return "a whole number"
+	}
 }
 
 // size is a keyword for a number of bytes, for example 1g or 268435456.
@@ -139,12 +191,23 @@ func scalars(value json.RawMessage) ([]string, error) {
 // pairsOf reads a mapping of texts, or a list of texts that are cut at sep.
 func pairsOf(value json.RawMessage, sep string) ([][2]string, error) {
 	if isList(value) {
-		list, err := scalars(value)
-		out := make([][2]string, len(list))
-		for i, text := range list {
+		var raw []json.RawMessage
+		if err := strict(value, &raw); err != nil {
+			return nil, err
+		}
+		out := make([][2]string, len(raw))
+		for i, r := range raw {
+			if pair, err := scalars(r); err == nil && len(pair) == 2 { // docker-py's links
+				out[i] = [2]string(pair)
+				continue
+			}
+			text, err := scalar(r)
+			if err != nil {
+				return nil, err
+			}
 			out[i][0], out[i][1], _ = strings.Cut(text, sep)
 		}
-		return out, err
+		return out, nil
 	}
 	members, err := object(value)
 	if err != nil {
@@ -174,13 +237,13 @@ func textMap(sep string, at func(*spec) *map[string]string) keyword {
 	}
 }
 
-// joined is a keyword for a list of NAME:VALUE, which may be written as a mapping.
+// joined is a keyword for a list of NAME:VALUE or NAME, which may be written as a mapping.
 func joined(at func(*spec) *[]string) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		pairs, err := pairsOf(value, ":")
 		*at(s) = nil
 		for _, p := range pairs {
-			*at(s) = append(*at(s), p[0]+":"+p[1])
+			*at(s) = append(*at(s), strings.TrimSuffix(p[0]+":"+p[1], ":"))
 		}
 		return err
 	}
@@ -212,9 +275,10 @@ func object(value json.RawMessage) ([]member, error) {
 	return out, nil
 }
 
-// keywords are those of docker-py 7's create. What is not here, Dagster's launcher refuses as well, or fails on.
+// keywords are those of docker-py 7's create. A name that is not here makes Dagster's launcher fail, too.
 var keywords = map[string]keyword{
 	"auto_remove":         field(func(s *spec) *bool { return &s.Remove }),
+	"blkio_weight_device": field(func(s *spec) *[]*blkiodev.WeightDevice { return &s.Host.BlkioWeightDevice }),
 	"blkio_weight":        field(func(s *spec) *uint16 { return &s.Host.BlkioWeight }),
 	"cap_add":             field(func(s *spec) *[]string { return &s.Host.CapAdd }),
 	"cap_drop":            field(func(s *spec) *[]string { return &s.Host.CapDrop }),
@@ -231,6 +295,10 @@ var keywords = map[string]keyword{
 	"cpuset_mems":         word(func(s *spec) *string { return &s.Host.CpusetMems }),
 	"device_cgroup_rules": field(func(s *spec) *[]string { return &s.Host.DeviceCgroupRules }),
 	"device_requests":     deviceRequests,
+	"device_read_bps":     field(func(s *spec) *[]*blkiodev.ThrottleDevice { return &s.Host.BlkioDeviceReadBps }),
+	"device_read_iops":    field(func(s *spec) *[]*blkiodev.ThrottleDevice { return &s.Host.BlkioDeviceReadIOps }),
+	"device_write_bps":    field(func(s *spec) *[]*blkiodev.ThrottleDevice { return &s.Host.BlkioDeviceWriteBps }),
+	"device_write_iops":   field(func(s *spec) *[]*blkiodev.ThrottleDevice { return &s.Host.BlkioDeviceWriteIOps }),
 	"devices":             devices,
 	"dns":                 field(func(s *spec) *[]netip.Addr { return &s.Host.DNS }),
 	"dns_opt":             field(func(s *spec) *[]string { return &s.Host.DNSOptions }),
@@ -242,11 +310,14 @@ var keywords = map[string]keyword{
 	"healthcheck":         healthcheck,
 	"hostname":            word(func(s *spec) *string { return &s.Config.Hostname }),
 	"init":                field(func(s *spec) **bool { return &s.Host.Init }),
+	"init_path":           removed("1.29", "set init: true"),
 	"ipc_mode":            word(func(s *spec) *container.IpcMode { return &s.Host.IpcMode }),
 	"isolation":           word(func(s *spec) *container.Isolation { return &s.Host.Isolation }),
 	"labels":              textMap("=", func(s *spec) *map[string]string { return &s.Config.Labels }),
+	"kernel_memory":       ignored, // by engines since 23
 	"links":               joined(func(s *spec) *[]string { return &s.Host.Links }),
 	"log_config":          logConfig,
+	"lxc_conf":            ignored, // by all engines that there are
 	"mac_address":         field(func(s *spec) *network.HardwareAddr { return &s.MAC }),
 	"mem_limit":           size(func(s *spec) *int64 { return &s.Host.Memory }),
 	"mem_reservation":     size(func(s *spec) *int64 { return &s.Host.MemoryReservation }),
@@ -255,6 +326,7 @@ var keywords = map[string]keyword{
 	"mounts":              field(func(s *spec) *[]mount.Mount { return &s.Host.Mounts }),
 	"nano_cpus":           field(func(s *spec) *int64 { return &s.Host.NanoCPUs }),
 	"network_disabled":    field(func(s *spec) *bool { return &s.Config.NetworkDisabled }),
+	"networking_config":   field(func(s *spec) *map[string]*network.EndpointSettings { return &s.Endpoints }),
 	"network_mode":        word(func(s *spec) *container.NetworkMode { return &s.Host.NetworkMode }),
 	"oom_kill_disable":    field(func(s *spec) **bool { return &s.Host.OomKillDisable }),
 	"oom_score_adj":       field(func(s *spec) *int { return &s.Host.OomScoreAdj }),
@@ -277,15 +349,27 @@ var keywords = map[string]keyword{
 	"tmpfs":               textMap(":", func(s *spec) *map[string]string { return &s.Host.Tmpfs }),
 	"tty":                 field(func(s *spec) *bool { return &s.Config.Tty }),
 	"ulimits":             ulimits,
+	"use_config_proxy":    ignored,
 	"user":                word(func(s *spec) *string { return &s.Config.User }),
 	"userns_mode":         word(func(s *spec) *container.UsernsMode { return &s.Host.UsernsMode }),
 	"uts_mode":            word(func(s *spec) *container.UTSMode { return &s.Host.UTSMode }),
 	"volume_driver":       word(func(s *spec) *string { return &s.Host.VolumeDriver }),
 	"volumes":             volumes,
-	"volumes_from":        field(func(s *spec) *[]string { return &s.Host.VolumesFrom }),
+	"volumes_from":        volumesFrom,
+	"version":             ignored, // docker-py puts its own in place
 	"working_dir":         word(func(s *spec) *string { return &s.Config.WorkingDir }),
-	"name":                func(*spec, json.RawMessage) error { return nil }, // ours is derived from the run: it is what cannot exist twice
-	"detach":              func(*spec, json.RawMessage) error { return nil },
+	"name":                ignored, // ours is derived from the run: it is what cannot exist twice
+	"detach":              ignored,
+}
+
+// ignored is a keyword that changes nothing.
+func ignored(*spec, json.RawMessage) error { return nil }
+
+// removed is a keyword that docker-py refuses to send to an engine of today.
+func removed(version, instead string) keyword {
+	return func(*spec, json.RawMessage) error {
+		return fmt.Errorf("engines have no such option since API %s; %s", version, instead)
+	}
 }
 
 // elsewhere are keywords with a setting of their own.
@@ -293,24 +377,24 @@ var elsewhere = map[string]string{
 	"image": "image", "environment": "env_vars", "network": "networks", "command": "none: it is Dagster's",
 }
 
-// apply sets what a mapping of keywords means. Its error names the keyword.
-func (s *spec) apply(kwargs []member) error {
-	var errs []error
+// apply sets what a mapping of keywords means. An error names the keyword.
+func (s *spec) apply(kwargs []member) (errs []*settingError) {
 	for _, m := range kwargs {
+		bad := func(err error) { errs = append(errs, &settingError{"container_kwargs." + m.name, err}) }
 		set, ok := keywords[m.name]
 		switch {
 		case elsewhere[m.name] != "":
-			errs = append(errs, fmt.Errorf("container_kwargs.%s: not allowed here; the setting for it is %s", m.name, elsewhere[m.name]))
+			bad(fmt.Errorf("not allowed here; the setting for it is %s", elsewhere[m.name]))
 		case !ok:
-			errs = append(errs, fmt.Errorf("container_kwargs.%s: Docker's Python client has no such option for containers", m.name))
+			bad(errors.New("docker-py has no such option for containers"))
 		case string(m.value) == "null":
 		default:
 			if err := set(s, m.value); err != nil {
-				errs = append(errs, fmt.Errorf("container_kwargs.%s: %w", m.name, err))
+				bad(err)
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // entrypoint is a list of words, or a command that docker-py splits with Python's shlex.split: quotes and
@@ -332,18 +416,22 @@ func entrypoint(s *spec, value json.RawMessage) (err error) {
 	return nil
 }
 
+// platform is os[/architecture[/variant]] or architecture[/variant], as in docker run --platform.
 func platform(s *spec, value json.RawMessage) error {
 	text, err := scalar(value)
-	if err != nil {
+	if err != nil || text == "" {
 		return err
 	}
 	parts := strings.Split(text, "/")
-	if len(parts) < 2 || len(parts) > 3 {
-		return fmt.Errorf("os/architecture is expected, not %q", text)
+	if !slices.Contains([]string{"linux", "windows", "freebsd", "darwin"}, parts[0]) {
+		parts = slices.Insert(parts, 0, "linux")
 	}
-	members := map[string]string{"os": parts[0], "architecture": parts[1]}
-	if len(parts) == 3 {
-		members["variant"] = parts[2]
+	if len(parts) > 3 || slices.Contains(parts, "") {
+		return fmt.Errorf("%q is not a platform (for example: linux/arm64)", text)
+	}
+	members := map[string]string{}
+	for i, part := range parts {
+		members[[]string{"os", "architecture", "variant"}[i]] = part
 	}
 	if value, err = json.Marshal(members); err != nil {
 		return err
@@ -351,7 +439,17 @@ func platform(s *spec, value json.RawMessage) error {
 	return strict(value, &s.Create.Platform)
 }
 
-// lower is a mapping with its keys in the spelling of the engine's API, of which docker-py takes both.
+// volumesFrom is a list of containers, or their names with commas between them.
+func volumesFrom(s *spec, value json.RawMessage) (err error) {
+	if text, terr := scalar(value); terr == nil {
+		s.Host.VolumesFrom = strings.Split(text, ",")
+		return nil
+	}
+	s.Host.VolumesFrom, err = scalars(value)
+	return err
+}
+
+// respelled returns a mapping with its keys in the spelling of the engine's API. docker-py takes both.
 func respelled(value json.RawMessage, names map[string]string) (json.RawMessage, error) {
 	members, err := object(value)
 	if err != nil {
@@ -490,6 +588,9 @@ func volumes(s *spec, value json.RawMessage) error {
 		} else if err := strict(m.value, &to); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
+		if to.Bind == "" {
+			return fmt.Errorf("%s: bind is required: the folder in the container", m.name)
+		}
 		if to.Mode == "" {
 			to.Mode = map[bool]string{true: "ro", false: "rw"}[to.RO]
 		}
@@ -502,7 +603,7 @@ func volumes(s *spec, value json.RawMessage) error {
 	return nil
 }
 
-// ports are a mapping of a port of the container to one or several of the host; null is any.
+// ports are a mapping of a port of the container to one or several of the host, each a number, {HostIp, HostPort} or null for any.
 func ports(s *spec, value json.RawMessage) error {
 	members, err := object(value)
 	if err != nil {
@@ -514,21 +615,41 @@ func ports(s *spec, value json.RawMessage) error {
 		if err != nil {
 			return err
 		}
-		hosts := []string{""}
+		hosts := []json.RawMessage{m.value}
 		if isList(m.value) {
-			hosts, err = scalars(m.value)
-		} else if string(m.value) != "null" {
-			hosts[0], err = scalar(m.value)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			if err := strict(m.value, &hosts); err != nil {
+				return err
+			}
 		}
 		s.Config.ExposedPorts[port] = struct{}{}
 		for _, h := range hosts {
-			s.Host.PortBindings[port] = append(s.Host.PortBindings[port], network.PortBinding{HostPort: h})
+			b, err := portBinding(h)
+			if err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+			s.Host.PortBindings[port] = append(s.Host.PortBindings[port], b)
 		}
 	}
 	return nil
+}
+
+func portBinding(value json.RawMessage) (b network.PortBinding, err error) {
+	if b.HostPort, err = scalar(value); err == nil {
+		return b, nil
+	}
+	var at struct {
+		HostIP   netip.Addr      `json:"HostIp"`
+		HostPort json.RawMessage `json:"HostPort"`
+	}
+	if err := strict(value, &at); err != nil {
+		return b, err
+	}
+	if at.HostPort == nil {
+		return b, errors.New("HostPort is required")
+	}
+	b.HostIP = at.HostIP
+	b.HostPort, err = scalar(at.HostPort)
+	return b, err
 }
 
 // Keywords lists the names that container_kwargs may have.

@@ -1,13 +1,21 @@
 package docker_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // made returns what the launcher would send to the engine with one of container_kwargs.
@@ -98,6 +106,84 @@ func TestPlatform(t *testing.T) {
 	} {
 		if got, err := made(t, "platform", text); err != nil || !maps.Equal(got.Platform, want) {
 			t.Errorf("platform %q: %v, %v, want %v", text, got.Platform, err, want)
+		}
+	}
+}
+
+// dockerPy is where docker-py is installed with the frozen packages.
+const dockerPy = ".venv/lib/python3.11/site-packages/docker/models/containers.py"
+
+// Every option that docker-py 7.2 has for containers is known. testdata has the names of its RUN_CREATE_KWARGS and RUN_HOST_CONFIG_KWARGS
+// (docker.models.containers); where docker-py is installed they are compared with it.
+func TestAllOptionsOfDockerPy(t *testing.T) {
+	text, err := os.ReadFile("testdata/docker-py-7.2.0.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := strings.Fields(string(text))
+	if source, err := os.ReadFile(filepath.Join(testenv.Root(t), dockerPy)); err == nil {
+		var installed []string
+		for _, list := range regexp.MustCompile(`(?s)RUN_(?:CREATE|HOST_CONFIG)_KWARGS = \[(.*?)\]`).FindAllStringSubmatch(string(source), -1) {
+			for _, name := range regexp.MustCompile(`'(\w+)'`).FindAllStringSubmatch(list[1], -1) {
+				installed = append(installed, name[1])
+			}
+		}
+		slices.Sort(installed)
+		if !slices.Equal(names, installed) {
+			t.Errorf("the installed docker-py has other options than testdata: %v, want %v", installed, names)
+		}
+	}
+	for _, name := range append(names, "ports", "volumes", "networking_config", "stop_timeout") { // which docker-py reads apart, and Dagster
+		_, err := made(t, name, nil)
+		_, own, _ := strings.Cut(fmt.Sprint(err), "the setting for it is ")
+		if err != nil && own == "" {
+			t.Errorf("container_kwargs.%s: %v", name, err)
+		}
+	}
+}
+
+// Values that docker-py takes are taken, and values that nobody takes are refused in words.
+func TestFormsOfOptions(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"ports", `{"8080/tcp": {"HostIp": "127.0.0.1", "HostPort": "18080"}}`, `"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"18080"}]`},
+		{"ports", `{"80": [1, null, {"HostPort": 3}]}`, `"80/tcp":[{"HostIp":"","HostPort":"1"},{"HostIp":"","HostPort":""},{"HostIp":"","HostPort":"3"}]`},
+		{"device_read_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`, `"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1000}]`},
+		{"device_write_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`, `"BlkioDeviceWriteBps":[{"Path":"/dev/sda","Rate":1000}]`},
+		{"device_read_iops", `[{"Path": "/dev/sda", "Rate": 10}]`, `"BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":10}]`},
+		{"device_write_iops", `[{"Path": "/dev/sda", "Rate": 10}]`, `"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":10}]`},
+		{"blkio_weight_device", `[{"Path": "/dev/sda", "Weight": 10}]`, `"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":10}]`},
+		{"volumes_from", `"a,b:ro"`, `"VolumesFrom":["a","b:ro"]`},
+		{"links", `[["db", "database"]]`, `"Links":["db:database"]`},
+		{"links", `{"db": null}`, `"Links":["db"]`},
+		{"platform", `""`, `"Platform":null`},
+		{"platform", `"linux"`, `"Platform":{"architecture":"","os":"linux"}`},
+		{"platform", `"amd64"`, `"Platform":{"architecture":"amd64","os":"linux"}`},
+		{"platform", `"arm/v7"`, `"Platform":{"architecture":"arm","os":"linux","variant":"v7"}`},
+		{"kernel_memory", `"1g"`, `"image"`}, {"lxc_conf", `{"a": "b"}`, `"image"`}, {"version", `"1.40"`, `"image"`}, {"use_config_proxy", `false`, `"image"`},
+
+		{"platform", `"a/b/c/d"`, `not a platform`},
+		{"init_path", `"/init"`, `engines have no such option since API 1.29; set init: true`},
+		{"tty", `"yes"`, `config.container_kwargs.tty: true or false is expected, not a text`},
+		{"cap_add", `"SYS_ADMIN"`, `a list is expected, not a text`},
+		{"cpu_shares", `1.5`, `a whole number is expected, not the number 1.5`},
+		{"restart_policy", `[]`, `a mapping is expected, not a list`},
+		{"healthcheck", `{"test": "true", "retries": "many"}`, `Retries: a whole number is expected, not a text`},
+		{"volumes", `{"/a": {"mode": "ro"}}`, `/a: bind is required`},
+		{"ports", `{"80": {"HostIp": "127.0.0.1"}}`, `80: HostPort is required`},
+	} {
+		l, err := open(t, `{"image": "image", "container_kwargs": {"`+c.name+`": `+c.value+`}}`)
+		got := fmt.Sprint(err)
+		if err == nil {
+			previewer, _ := launcher.As[launcher.Previewer](l)
+			text, err := previewer.Preview(t.Context(), (&fakeEngine{}).request())
+			var compact bytes.Buffer
+			if err = errors.Join(err, json.Compact(&compact, text)); err != nil {
+				t.Fatal(err)
+			}
+			got = compact.String()
+		}
+		if !strings.Contains(got, c.want) || strings.Count(got, "container_kwargs") > 1 {
+			t.Errorf("%s: %s: %s, want %s", c.name, c.value, got, c.want)
 		}
 	}
 }

@@ -167,7 +167,11 @@ func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	if err := l.typed(s); err != nil {
 		return nil, nil, err
 	}
-	if err := s.apply(all.kwargs); err != nil {
+	var errs []error
+	for _, e := range s.apply(all.kwargs) {
+		errs = append(errs, e)
+	}
+	if err := errors.Join(errs...); err != nil {
 		return invalid("%w", err)
 	}
 	s.Networks = all.networks
