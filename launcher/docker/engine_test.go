@@ -367,3 +367,18 @@ func TestCheck(t *testing.T) {
 		t.Errorf("Check without an engine = %+v", got)
 	}
 }
+
+// A driver that keeps no output is not a worker that is missing.
+func TestOutputThatIsNotKept(t *testing.T) {
+	b := newBench(t)
+	l := must(t, "{network: none, container_kwargs: {log_config: {type: none}}}")
+	h := b.launch(l, b.request("sh", "-c", "echo lost; exit 3"))
+	if got := b.until(l, h, ended); got.Status != launcher.Failed || len(got.Tail) > 0 {
+		t.Errorf("Health = %+v", got)
+	}
+	reader, _ := launcher.As[launcher.LogReader](l)
+	_, err := reader.Logs(t.Context(), h, launcher.LogOptions{})
+	if !errors.Is(err, launcher.ErrNotFound) || strings.Contains(fmt.Sprint(err), "no such worker") || !strings.Contains(fmt.Sprint(err), `log driver "none"`) {
+		t.Errorf("Logs = %v, want that the driver keeps no output", err)
+	}
+}

@@ -296,7 +296,10 @@ func (l *Launcher) read(ctx context.Context, c container.InspectResponse, o laun
 		options.Tail = strconv.Itoa(o.Tail)
 	}
 	stream, err := l.engine.ContainerLogs(ctx, c.ID, options)
-	if cerrdefs.IsNotFound(err) || cerrdefs.IsNotImplemented(err) {
+	if err != nil && c.HostConfig != nil && (cerrdefs.IsNotImplemented(err) || strings.Contains(err.Error(), "does not support reading")) {
+		return nil, noOutput{fmt.Errorf("docker: the log driver %q of container %s keeps no output that can be read (container_kwargs.log_config)", c.HostConfig.LogConfig.Type, strings.TrimPrefix(c.Name, "/"))}
+	}
+	if cerrdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("%w: docker: %w", launcher.ErrNotFound, err)
 	}
 	if err != nil {
@@ -312,6 +315,11 @@ func (l *Launcher) read(ctx context.Context, c container.InspectResponse, o laun
 	}()
 	return both{r, stream}, nil
 }
+
+// noOutput is [launcher.ErrNotFound] without its text: there is such a worker, and no output of it.
+type noOutput struct{ error }
+
+func (noOutput) Is(target error) bool { return target == launcher.ErrNotFound } //nolint:errorlint // a sentinel, as it was asked for
 
 // both closes the engine's stream with the reader, which ends what copies.
 type both struct {
