@@ -30,7 +30,7 @@ import (
 // Config holds the settings of the docker launcher.
 type Config struct {
 	Host string     `config:"host" help:"The engine: unix:///path, tcp://host:2376 or ssh://user@host[:port][/path/of/its/socket]; default: DOCKER_HOST, else this machine's."`
-	TLS  tlsConfig  `config:"tls" help:"Files for an engine over TCP."`
+	TLS  tlsConfig  `config:"tls" help:"Files for an engine over TCP; default: those of DOCKER_CERT_PATH."`
 	SSH  *sshConfig `config:"ssh" help:"Files for an engine over ssh."`
 
 	Image     string          `config:"image" help:"Image of workers whose code location names none."`
@@ -171,7 +171,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 		errors.As(err, &s)
 		return nil, problem(s.setting, "%v", s.err)
 	}
-	if l.engine, err = connect(c, v.Env); err != nil {
+	if l.engine, err = connect(c, v.Env, log); err != nil {
 		return nil, problem("host", "%v", err)
 	}
 	l.pulls = newPuller(l.engine, c.PullLimit, log)

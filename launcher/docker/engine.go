@@ -1,10 +1,15 @@
 package docker
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,14 +28,8 @@ type sshConfig struct {
 }
 
 // connect makes the client of an engine. It sends nothing.
-func connect(c Config, env config.Lookup) (*client.Client, error) {
-	host := c.Host
-	if host == "" && env != nil {
-		host, _ = env("DOCKER_HOST")
-	}
-	if host == "" {
-		host = client.DefaultDockerHost
-	}
+func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, error) {
+	host := cmp.Or(c.Host, variableOf(env, client.EnvOverrideHost), client.DefaultDockerHost)
 	u, err := url.Parse(host)
 	if err != nil {
 		return nil, err
@@ -38,10 +37,16 @@ func connect(c Config, env config.Lookup) (*client.Client, error) {
 	options := []client.Opt{client.WithUserAgent("slipway")}
 	switch u.Scheme {
 	case "unix", "tcp", "http", "https":
-		options = append(options, client.WithHost(host))
 		if c.TLS != (tlsConfig{}) {
 			options = append(options, client.WithTLSClientConfig(c.TLS.CA, c.TLS.Cert, c.TLS.Key))
+		} else if u.Scheme == "tcp" || u.Scheme == "https" {
+			fromEnv, err := tlsFromEnv(env, log)
+			if err != nil {
+				return nil, fmt.Errorf("DOCKER_CERT_PATH: %w", err)
+			}
+			options = append(options, fromEnv)
 		}
+		options = append(options, client.WithHost(host))
 	case "ssh":
 		dial, err := sshDialer(u, c.SSH)
 		if err != nil {
@@ -52,6 +57,46 @@ func connect(c Config, env config.Lookup) (*client.Client, error) {
 		return nil, fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected", host)
 	}
 	return client.New(options...)
+}
+
+// tlsFromEnv reads DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as docker-py 7.2 does (docker.utils.kwargs_from_env):
+// either asks for TLS, with the files of the folder, and the engine's certificate is checked if DOCKER_TLS_VERIFY is not empty.
+// It returns nil if neither is set.
+func tlsFromEnv(env config.Lookup, log *slog.Logger) (client.Opt, error) {
+	dir, verify := variableOf(env, client.EnvOverrideCertPath), variableOf(env, client.EnvTLSVerify) != ""
+	if dir == "" && !verify {
+		return nil, nil
+	}
+	if dir == "" {
+		dir = filepath.Join(variableOf(env, "HOME"), ".docker")
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	with := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: x509.NewCertPool(), InsecureSkipVerify: !verify, MinVersion: tls.VersionTLS12} //nolint:gosec // as the environment says
+	if verify {
+		file := filepath.Join(dir, "ca.pem")
+		ca, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if !with.RootCAs.AppendCertsFromPEM(ca) {
+			return nil, fmt.Errorf("%s holds no certificate", file)
+		}
+	} else {
+		log.Warn("docker: the engine's certificate is not checked; set DOCKER_TLS_VERIFY=1")
+	}
+	return client.WithHTTPClient(&http.Client{Transport: &http.Transport{TLSClientConfig: with}, CheckRedirect: client.CheckRedirect}), nil
+}
+
+// variableOf returns the value of an environment variable; "" if it is not set.
+func variableOf(env config.Lookup, name string) string {
+	if env == nil {
+		return ""
+	}
+	value, _ := env(name)
+	return value
 }
 
 // sshDialer connects to the engine's socket on another machine, over one ssh connection each.

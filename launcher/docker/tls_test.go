@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,6 +108,31 @@ func TestEngineOverTLS(t *testing.T) {
 	}
 	if _, err := must(t, files("stranger")).Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrTransient) {
 		t.Errorf("Launch with a certificate that the engine does not know = %v, want an error of the connection", err)
+	}
+	for file, as := range map[string]string{"client.pem": "cert.pem", "client.key": "key.pem"} { // as Docker's clients name them
+		if err := os.Symlink(filepath.Join(a.dir, file), filepath.Join(a.dir, as)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("DOCKER_HOST", "tcp://"+listener.Addr().String())
+	t.Setenv("DOCKER_CERT_PATH", a.dir)
+	for _, verify := range []string{"1", ""} {
+		t.Setenv("DOCKER_TLS_VERIFY", verify)
+		l := must(t, "{network: none}")
+		if got := b.until(l, b.launch(l, b.request("true")), ended); got.Status != launcher.Succeeded {
+			t.Errorf("DOCKER_TLS_VERIFY=%q: Health = %+v", verify, got)
+		}
+	}
+	t.Setenv("DOCKER_TLS_VERIFY", "1")
+	if err := os.Rename(filepath.Join(stranger.dir, "ca.pem"), filepath.Join(a.dir, "ca.pem")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := must(t, "{network: none}").Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrTransient) {
+		t.Errorf("Launch on an engine with another authority's certificate = %v, want an error of the connection", err)
+	}
+	t.Setenv("DOCKER_CERT_PATH", "/no/such/folder")
+	if _, err := open(t, "{network: none}"); err == nil || !strings.Contains(err.Error(), "config.host: DOCKER_CERT_PATH") {
+		t.Errorf("without the files: %v, want that it names DOCKER_CERT_PATH", err)
 	}
 }
 
