@@ -336,36 +336,20 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 	if err != nil {
 		return none, err
 	}
-	if c.State.Status != container.StateCreated {
+	if c.State.Status != container.StateCreated || startedBefore(c.State.Error) {
 		return c, nil
-	}
-	if c.State.Error != "" { // an earlier start found out that it can never run
-		if startedBefore(c.State.Error) {
-			return c, nil
-		}
-		return none, startError(c.ID, errors.New(c.State.Error))
 	}
 	for _, n := range s.Networks[min(1, len(s.Networks)):] {
 		_, err := l.engine.NetworkConnect(ctx, n, client.NetworkConnectOptions{Container: c.ID, EndpointConfig: s.endpoint(n)})
-		if cerrdefs.IsNotFound(err) {
-			return none, l.discard(ctx, c.ID, fmt.Errorf("%w: network %s: %w", launcher.ErrInvalid, n, err))
-		}
 		if err != nil && !strings.Contains(err.Error(), "already exists") {
-			return none, fmt.Errorf("%w: docker: network %s: %w", launcher.ErrTransient, n, err)
+			return none, l.giveUp(ctx, c.ID, "connect the container to network "+n, err)
 		}
 	}
 	failpoint.Here(failpoint.DockerCreated)
 	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil && !startedBefore(err.Error()) {
-		return none, startError(c.ID, err)
+		return none, l.giveUp(ctx, c.ID, "start the container", err)
 	}
 	return c, nil
-}
-
-// startedBefore says whether the engine could not start a container because its runtime has the container already. An engine that was killed amid a start knows nothing of it
-// afterwards: the container is "created" for it, cannot be started, and its process, which nobody can stop, may run.
-func startedBefore(text string) bool {
-	return strings.Contains(text, "id already in use") || strings.Contains(text, "cannot delete running task") ||
-		strings.Contains(text, "failed to start shim") && strings.Contains(text, "file exists")
 }
 
 // find gives the container of a name, if it is this request's.
@@ -390,24 +374,21 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	options := s.Create
 	options.Name, options.Config, options.HostConfig, options.NetworkingConfig = name, &s.Config, &s.Host, s.networking()
 	_, err := l.engine.ContainerCreate(ctx, options)
+	missing := cerrdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "image")
 	switch {
-	case err == nil, cerrdefs.IsConflict(err): // it is looked at in both cases: another process may have made it in this moment
-	case cerrdefs.IsNotFound(err) && l.pull != "never" && strings.Contains(strings.ToLower(err.Error()), "no such image"):
+	case err == nil, cerrdefs.IsConflict(err) && strings.Contains(err.Error(), name): // it is looked at in both cases: another process may have made it in this moment
+		return l.appears(ctx, req, name)
+	case missing && l.pull != "never" && strings.Contains(strings.ToLower(err.Error()), "no such image"):
 		var pull client.ImagePullOptions
 		if options.Platform != nil {
 			pull.Platforms = append(pull.Platforms, *options.Platform)
 		}
 		return none, l.pulls.start(s.Config.Image, req.ID.String(), auth, pull)
-	case cerrdefs.IsNotFound(err):
-		return none, launcher.WithCause(fmt.Errorf("%w: docker: %w", launcher.ErrInvalid, err), launcher.CauseImagePull)
-	case cerrdefs.IsInvalidArgument(err):
-		return none, fmt.Errorf("%w: docker refuses the container: %w", launcher.ErrInvalid, err)
-	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err):
-		return none, fmt.Errorf("%w: docker: %w", launcher.ErrDenied, err)
-	default:
-		return none, unclear(err)
 	}
-	return l.appears(ctx, req, name)
+	if err = refusal("create the container", err); missing {
+		err = launcher.WithCause(err, launcher.CauseImagePull)
+	}
+	return none, err
 }
 
 // appears finds a container whose name is given away. The engine keeps the name a moment before it knows the container.
@@ -427,36 +408,6 @@ func (l *Launcher) appears(ctx context.Context, req *launcher.Request, name stri
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-}
-
-// unclear is an error that says nothing of the outcome.
-func unclear(err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return fmt.Errorf("%w: docker: %w", launcher.ErrTransient, err)
-}
-
-// startError is what the failed start of a container means. It has not run: the engine says so.
-func startError(id string, err error) error {
-	if client.IsErrConnectionFailed(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return unclear(err)
-	}
-	text := err.Error()
-	for _, sign := range []string{"executable file not found", "no such file or directory", "permission denied", "is a directory", "exec format error", "not found", "invalid"} {
-		if strings.Contains(text, sign) {
-			return fmt.Errorf("%w: docker cannot start container %.12s: %w", launcher.ErrInvalid, id, err)
-		}
-	}
-	return fmt.Errorf("%w: docker cannot start container %.12s: %w", launcher.ErrDenied, id, err)
-}
-
-// discard removes a container that was made and can never be started.
-func (l *Launcher) discard(ctx context.Context, id string, cause error) error {
-	if _, err := l.engine.ContainerRemove(ctx, id, client.ContainerRemoveOptions{}); err != nil {
-		l.log.WarnContext(ctx, "a container that cannot be started was not removed", "container", id, "err", err)
-	}
-	return cause
 }
 
 // Preview implements [launcher.Previewer].

@@ -97,6 +97,8 @@ func Health(s *container.State) launcher.Health {
 		switch {
 		case startedBefore(s.Error): // it may run, and be past its gate
 			h.Message = "the engine has lost the container in its start: " + s.Error
+		case inTrouble(s.Error): // the next start may succeed
+			h.Message = "the engine could not start the container: " + s.Error
 		case s.Error != "":
 			h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, "the container could not be started: "+s.Error
 		}

@@ -294,3 +294,51 @@ run_launcher:
 	}
 	noErrors(t, stock)
 }
+
+// Runs with options that the engine refuses fail at once, in its words, and the runs behind them are launched as if they were not there.
+func TestDockerBadRunsHoldUpNobody(t *testing.T) {
+	kinds := []struct{ kwargs, says string }{
+		{"user: nobody2", "nobody2"},
+		{`device_requests: [{capabilities: [["gpu"]], count: -1}]`, "could not select device driver"},
+		{`sysctls: {kernel.panic: "1"}`, "kernel.panic"},
+		{"working_dir: /etc/passwd", "/etc/passwd"},
+		{"entrypoint: [/no/such/program]", "/no/such/program"},
+	}
+	var routes strings.Builder
+	for i, k := range kinds {
+		fmt.Fprintf(&routes, "- {name: bad%d, when: {tags: {bad: %q}}, to: docker, set: {config: {container_kwargs: {%s}}}}\n", i, fmt.Sprint(i), k.kwargs)
+	}
+	w, _, _ := dockerWorld(t, "routes:\n"+routes.String())
+	server := w.webserver("test/fates/fates.py")
+	launch := func(tags map[string]string) string {
+		t.Helper()
+		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light", Tags: tags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	var bad, good []string
+	for i := range 2 * len(kinds) {
+		bad = append(bad, launch(map[string]string{"bad": fmt.Sprint(i % len(kinds))}))
+	}
+	for range 3 {
+		good = append(good, launch(nil))
+	}
+	p := w.slipway()
+	w.ended(3*time.Minute, p, append(good, bad...)...)
+	for i, id := range bad {
+		if r, said := w.run(id), w.says(id); r.Status != dagster.Failure || !strings.Contains(said, kinds[i%len(kinds)].says) {
+			t.Errorf("a run with %s is %s, want FAILURE with the engine's words:\n%s", kinds[i%len(kinds)].kwargs, r.Status, said)
+		}
+	}
+	for _, id := range good {
+		if r := w.run(id); r.Status != dagster.Success {
+			t.Errorf("a run behind them is %s, want SUCCESS:\n%s", r.Status, w.says(id))
+		}
+	}
+	if log := p.output(); strings.Contains(log, "asking again for the same worker") {
+		t.Errorf("a launch was tried again:\n%s", log)
+	}
+	p.stop()
+}

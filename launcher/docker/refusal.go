@@ -1,0 +1,88 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"github.com/slipway-run/slipway/launcher"
+)
+
+// refusal returns what it means that the engine did not do something for a request. An answer of the
+// engine is about this request ([launcher.ErrInvalid]), unless every other request would meet it too.
+func refusal(what string, err error) error {
+	text := err.Error()
+	switch {
+	case cerrdefs.IsUnauthorized(err), cerrdefs.IsPermissionDenied(err) && !strings.Contains(text, "denied by plugin"):
+		return fmt.Errorf("%w: docker cannot %s: %w", launcher.ErrDenied, what, err)
+	case isAnswer(err) && !inTrouble(text):
+		return fmt.Errorf("%w: docker cannot %s: %w", launcher.ErrInvalid, what, err)
+	}
+	return unclear(err)
+}
+
+// isAnswer reports whether the engine itself has answered. Gateways answer 502 and 504, an engine
+// that cannot work 503 and 429. Other errors say nothing of what the engine has done.
+func isAnswer(err error) bool {
+	for _, is := range []func(error) bool{
+		cerrdefs.IsInvalidArgument, cerrdefs.IsNotFound, cerrdefs.IsConflict, cerrdefs.IsFailedPrecondition, cerrdefs.IsPermissionDenied,
+		cerrdefs.IsInternal, cerrdefs.IsNotImplemented,
+	} {
+		if is(err) {
+			return true
+		}
+	}
+	return false
+}
+
+// inTrouble reports whether the engine's words are about the engine or its machine. The engine
+// answers 500 to most requests that it cannot meet, so that the status does not tell.
+func inTrouble(text string) bool {
+	for _, sign := range []string{
+		"no space left on device", "too many open files", "cannot allocate memory", "resource temporarily unavailable", "no available IPv4 addresses",
+		"containerd.sock", ": unavailable", "transport is closing", "context deadline exceeded", "context canceled",
+		"client version", "check if the server supports the requested API version", // the client's words for an answer without a text
+	} {
+		if strings.Contains(text, sign) {
+			return true
+		}
+	}
+	return false
+}
+
+// unclear is an error that says nothing of the outcome.
+func unclear(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: docker: %w", launcher.ErrTransient, err)
+}
+
+// startedBefore reports whether the engine could not start a container because its runtime has the
+// container already. An engine that was killed during a start does not remember it afterwards: it
+// calls the container "created" and cannot start it, while its process, which it cannot stop, may run.
+func startedBefore(text string) bool {
+	return strings.Contains(text, "id already in use") || strings.Contains(text, "cannot delete running task") ||
+		strings.Contains(text, "failed to start shim") && strings.Contains(text, "file exists")
+}
+
+// giveUp returns what it means that a container that was made cannot be connected or started. One that
+// is refused is removed, which also proves that it does not run: the engine removes no running container.
+func (l *Launcher) giveUp(ctx context.Context, id, what string, err error) error {
+	if cerrdefs.IsNotFound(err) && strings.Contains(err.Error(), id) { // it was removed in this moment
+		return unclear(err)
+	}
+	err = refusal(what, err)
+	if !errors.Is(err, launcher.ErrInvalid) {
+		return err
+	}
+	_, kept := l.engine.ContainerRemove(ctx, id, client.ContainerRemoveOptions{RemoveVolumes: true})
+	if kept != nil && !cerrdefs.IsNotFound(kept) && !strings.Contains(kept.Error(), "already in progress") {
+		return unclear(fmt.Errorf("container %.12s was not removed: %w, after: %v", id, kept, err)) //nolint:errorlint // the refusal is no answer as long as the container is there
+	}
+	return err
+}
