@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,7 +81,7 @@ type Launcher struct {
 	env      config.Lookup
 	pulls    *puller
 	log      *slog.Logger
-	canceled sync.Map // names of containers that this process has stopped
+	canceled sync.Map // handles of workers that this process has stopped, until they are gone
 }
 
 var (
@@ -368,22 +369,26 @@ func (l *Launcher) find(ctx context.Context, req *launcher.Request, name string)
 
 func (l *Launcher) create(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
 	none := container.InspectResponse{}
-	if err := l.pulls.want(s.Config.Image, l.pull, req.ID.String(), auth); err != nil {
+	w, pull := waiter{pullKey{image: s.Config.Image, login: loginOf(auth)}, name}, client.ImagePullOptions{}
+	if p := s.Create.Platform; p != nil {
+		w.platform, pull.Platforms = path.Join(p.OS, p.Architecture, p.Variant), append(pull.Platforms, *p)
+	}
+	pulled, err := l.pulls.ended(w)
+	if err != nil {
 		return none, err
+	}
+	if l.pull == "always" && !pulled {
+		return none, l.pulls.start(w, pull)
 	}
 	options := s.Create
 	options.Name, options.Config, options.HostConfig, options.NetworkingConfig = name, &s.Config, &s.Host, s.networking()
-	_, err := l.engine.ContainerCreate(ctx, options)
+	_, err = l.engine.ContainerCreate(ctx, options)
 	missing := cerrdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "image")
 	switch {
 	case err == nil, cerrdefs.IsConflict(err) && strings.Contains(err.Error(), name): // it is looked at in both cases: another process may have made it in this moment
 		return l.appears(ctx, req, name)
-	case missing && l.pull != "never" && strings.Contains(strings.ToLower(err.Error()), "no such image"):
-		var pull client.ImagePullOptions
-		if options.Platform != nil {
-			pull.Platforms = append(pull.Platforms, *options.Platform)
-		}
-		return none, l.pulls.start(s.Config.Image, req.ID.String(), auth, pull)
+	case missing && l.pull != "never" && !pulled && strings.Contains(strings.ToLower(err.Error()), "no such image"):
+		return none, l.pulls.start(w, pull)
 	}
 	if err = refusal("create the container", err); missing {
 		err = launcher.WithCause(err, launcher.CauseImagePull)

@@ -220,22 +220,11 @@ func TestImageThatIsNotThere(t *testing.T) {
 		l := must(t, settings)
 		req := b.request("true")
 		req.Image = "127.0.0.1:1/nobody/nothing:1"
-		err := launchUntilTold(t, l, req)
+		_, err := launchTold(t, l, req)
 		if !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "nobody/nothing:1") {
 			t.Errorf("%s: Launch = %v, want ErrInvalid with cause image_pull and %q", settings, err, want)
 		}
 	}
-}
-
-// launchUntilTold asks again while the launcher prepares.
-func launchUntilTold(t *testing.T, l launcher.Launcher, req *launcher.Request) error {
-	t.Helper()
-	var err error
-	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		_, err = l.Launch(t.Context(), req)
-		return !errors.Is(err, launcher.ErrPending), "still pending"
-	})
-	return err
 }
 
 // A real registry with a login: the pull is beside the launches, and says how it goes.
@@ -243,9 +232,6 @@ func TestPull(t *testing.T) {
 	b := newBench(t)
 	address := registry(t)
 	image := address + "/team/worker:1"
-	if _, err := b.engine.ImageTag(t.Context(), client.ImageTagOptions{Source: b.image, Target: image}); err != nil {
-		t.Fatal(err)
-	}
 	docker := func(args ...string) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "docker", append([]string{"--config", filepath.Join(t.TempDir(), "docker")}, args...)...)
@@ -253,27 +239,36 @@ func TestPull(t *testing.T) {
 			t.Fatalf("docker %v: %v\n%s", args, err, out)
 		}
 	}
+	l := must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}", address))
+	early := b.request("true")
+	early.Image = image
+	if _, err := launchTold(t, l, early); launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), "manifest unknown") {
+		t.Errorf("Launch before the image is pushed = %v, want cause image_pull", err)
+	}
 	config := t.TempDir()
-	for _, args := range [][]string{{"login", "-u", "ann", "-p", "hunter2", address}, {"push", "-q", image}} {
+	for _, args := range [][]string{{"tag", b.image, image}, {"login", "-u", "ann", "-p", "hunter2", address}, {"push", "-q", image}} {
 		if out, err := exec.CommandContext(t.Context(), "docker", append([]string{"--config", config}, args...)...).CombinedOutput(); err != nil {
 			t.Fatalf("docker %v: %v\n%s", args, err, out)
 		}
 	}
 	docker("rmi", image)
-	without := must(t, "{network: none, pull_timeout: 20s}")
-	denied := b.request("true")
-	denied.Image = image
-	if err := launchUntilTold(t, without, denied); launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), "auth") {
-		t.Errorf("Launch without a login = %v, want cause image_pull", err)
+	for settings, context := range map[string]string{
+		"{network: none, pull_timeout: 20s}": `{}`,
+		fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}", address): fmt.Sprintf(`{"registry": {"url": %q, "username": "ann", "password": "wrong"}}`, address),
+	} {
+		denied := b.request("true")
+		denied.Image, denied.Overrides = image, []launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(context)}}
+		if _, err := launchTold(t, must(t, settings), denied); launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), "auth") {
+			t.Errorf("Launch with %s and %s = %v, want cause image_pull", settings, context, err)
+		}
 	}
-	l := must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}", address))
 	req := b.request("true")
 	req.Image = image
 	_, err := l.Launch(t.Context(), req)
 	if notes := launcher.Notes(err); !errors.Is(err, launcher.ErrPending) || len(notes) == 0 || !strings.Contains(notes[0].Text, image) {
 		t.Errorf("first Launch = %v, want ErrPending and a note that names the image", err)
 	}
-	if err := launchUntilTold(t, l, req); err != nil {
+	if _, err := launchTold(t, l, req); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.until(l, launcher.Handle(req.ID.String()), ended); got.Status != launcher.Succeeded {

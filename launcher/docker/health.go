@@ -58,23 +58,24 @@ func (l *Launcher) inspect(ctx context.Context, h launcher.Handle) (container.In
 func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
 	c, err := l.inspect(ctx, h)
 	if errors.Is(err, launcher.ErrNotFound) {
+		l.canceled.Delete(h)
 		return launcher.Health{Status: launcher.NotFound, Message: "there is no such container"}, nil
 	}
 	if err != nil {
 		return launcher.Health{}, err
 	}
-	return l.healthOf(ctx, c), nil
+	return l.healthOf(ctx, h, c), nil
 }
 
 // tailLines is how many of its last lines the health of an ended worker has.
 const tailLines = 20
 
-func (l *Launcher) healthOf(ctx context.Context, c container.InspectResponse) launcher.Health {
+func (l *Launcher) healthOf(ctx context.Context, h launcher.Handle, c container.InspectResponse) launcher.Health {
 	health := Health(c.State)
 	if c.RestartCount > 0 {
 		health.Incarnation = strconv.Itoa(c.RestartCount)
 	}
-	if _, ours := l.canceled.Load(strings.TrimPrefix(c.Name, "/")); ours && health.Status == launcher.Failed {
+	if _, ours := l.canceled.Load(h); ours && health.Status == launcher.Failed {
 		health.Cause = launcher.CauseCanceled
 	}
 	if health.Status == launcher.Failed {
@@ -279,7 +280,7 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	if err != nil && !cerrdefs.IsNotFound(err) && !strings.Contains(err.Error(), "already in progress") {
 		return fmt.Errorf("docker: %w", err)
 	}
-	l.canceled.Delete(strings.TrimPrefix(c.Name, "/"))
+	l.canceled.Delete(h)
 	return nil
 }
 

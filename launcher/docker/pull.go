@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -18,74 +19,105 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A puller pulls images beside the launches, each once at a time.
+// A puller pulls images beside the launches. Workers that want the same image with the same login for
+// the same platform share a pull. Its outcome goes to each worker that waited for it, once, and to no other.
 type puller struct {
 	engine *client.Client
 	limit  time.Duration
 	log    *slog.Logger
 
-	mu    sync.Mutex
-	pulls map[string]*pull // by image
-	fresh map[string]bool  // images and runs for which "always" was done
+	mu       sync.Mutex
+	going    map[pullKey]*pull
+	outcomes map[waiter]outcome // that were not asked for yet
 }
 
-// pull is one pull of an image. Its fields are guarded by the puller's mutex.
+// pullKey is what a pull depends on.
+type pullKey struct {
+	image    string
+	login    registry // empty: none
+	platform string   // as in docker pull --platform
+}
+
+// loginOf returns the login of a pull; empty: none.
+func loginOf(r *registry) registry {
+	if r == nil {
+		return registry{}
+	}
+	return *r
+}
+
+// waiter is a worker, by its name, that waits for a pull.
+type waiter struct {
+	pullKey
+	worker string
+}
+
+// pull is one pull that goes on. Its fields are guarded by the puller's mutex.
 type pull struct {
-	began time.Time
-	state string // in words
-	ended bool
-	err   error
-	asked map[string]bool // runs that have been told its end
+	began   time.Time
+	state   string // in words
+	workers map[string]bool
+}
+
+type outcome struct {
+	at  time.Time
+	err error
 }
 
 func newPuller(engine *client.Client, limit time.Duration, log *slog.Logger) *puller {
-	return &puller{engine: engine, limit: limit, log: log, pulls: map[string]*pull{}, fresh: map[string]bool{}}
+	return &puller{engine: engine, limit: limit, log: log, going: map[pullKey]*pull{}, outcomes: map[waiter]outcome{}}
 }
 
-// askAgain is how soon a launch that waits for an image is asked for again.
-const askAgain = 500 * time.Millisecond
+const (
+	// askAgain is how soon a launch that waits for an image is asked for again.
+	askAgain = 500 * time.Millisecond
+	// keepOutcome is how long an outcome waits for its worker, whose run may have been canceled.
+	keepOutcome = 10 * time.Minute
+)
 
-// want makes sure of the image before a container is made, as far as the policy asks for it.
-func (p *puller) want(image, policy, run string, auth *registry) error {
-	if policy != "always" {
-		return nil
-	}
-	p.mu.Lock()
-	done := p.fresh[image+" "+run]
-	p.mu.Unlock()
-	if done {
-		return nil
-	}
-	return p.start(image, run, auth, client.ImagePullOptions{})
-}
-
-// start begins a pull for a run, or says how the one that there is stands: [launcher.Pending] until it has ended, then nil or its error.
-func (p *puller) start(image, run string, auth *registry, options client.ImagePullOptions) error {
+// ended reports whether a pull for w has ended well since w was asked for the last time. The error is that
+// of a pull that failed, or [launcher.Pending] if one goes on. Without a pull for w it is false.
+func (p *puller) ended(w waiter) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at := p.pulls[image]
-	if at == nil || at.ended && (at.err == nil || at.asked[run]) {
-		at = &pull{began: time.Now(), state: "waiting for the registry", asked: map[string]bool{}}
-		p.pulls[image] = at
-		go p.run(at, image, run, auth, options)
+	if o, ok := p.outcomes[w]; ok {
+		delete(p.outcomes, w)
+		return o.err == nil, o.err
 	}
-	if at.ended {
-		at.asked[run] = true
-		return at.err
+	if at := p.going[w.pullKey]; at != nil && at.workers[w.worker] {
+		return false, at.pending(w.image)
 	}
+	return false, nil
+}
+
+// start begins a pull for w, or has w wait for the one that goes on. It returns [launcher.Pending].
+func (p *puller) start(w waiter, options client.ImagePullOptions) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.going[w.pullKey]
+	if at == nil {
+		at = &pull{began: time.Now(), state: "waiting for the registry", workers: map[string]bool{}}
+		p.going[w.pullKey] = at
+		go p.run(at, w.pullKey, options)
+	}
+	at.workers[w.worker] = true
+	return at.pending(w.image)
+}
+
+func (at *pull) pending(image string) error {
 	return launcher.Pending(askAgain, launcher.Note{Text: "[Slipway] Pulling image " + image}, launcher.Note{Text: fmt.Sprintf("[Slipway] Image %s: %s", image, at.state)})
 }
 
 // run pulls until the image is there, the registry says that it will not be, or the time is up.
-func (p *puller) run(at *pull, image, run string, auth *registry, options client.ImagePullOptions) {
+func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.limit)
 	defer cancel()
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := p.once(ctx, at, image, auth, options)
+		err := p.once(ctx, at, k.image, k.login, options)
 		if err != nil && ctx.Err() == nil {
 			last = err
-			p.log.Warn("image not pulled", "image", image, "err", err)
+			p.log.Warn("image not pulled", "image", k.image, "err", err)
 		}
 		if err != nil && final(err) {
 			return struct{}{}, backoff.Permanent(err)
@@ -96,19 +128,20 @@ func (p *puller) run(at *pull, image, run string, auth *registry, options client
 		err = fmt.Errorf("not within %v: %w", p.limit, last)
 	}
 	if err != nil {
-		err = launcher.WithCause(fmt.Errorf("%w: image %s cannot be pulled: %w", launcher.ErrInvalid, image, err), launcher.CauseImagePull)
+		err = launcher.WithCause(fmt.Errorf("%w: image %s cannot be pulled: %w", launcher.ErrInvalid, k.image, err), launcher.CauseImagePull)
 	} else {
-		p.log.Info("image pulled", "image", image, "dur", time.Since(at.began))
+		p.log.Info("image pulled", "image", k.image, "dur", time.Since(at.began))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at.ended, at.err = true, err
-	if err == nil {
-		p.fresh[image+" "+run] = true
+	delete(p.going, k)
+	maps.DeleteFunc(p.outcomes, func(_ waiter, o outcome) bool { return time.Since(o.at) > keepOutcome })
+	for worker := range at.workers {
+		p.outcomes[waiter{k, worker}] = outcome{time.Now(), err}
 	}
 }
 
-// final says whether the registry's answer will be the same next time.
+// final reports whether the registry's answer will be the same next time.
 func final(err error) bool {
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsInvalidArgument(err) {
 		return true
@@ -121,9 +154,9 @@ func final(err error) bool {
 	return false
 }
 
-func (p *puller) once(ctx context.Context, at *pull, image string, auth *registry, options client.ImagePullOptions) error {
-	if auth != nil {
-		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: auth.Username, Password: auth.Password, ServerAddress: auth.URL})
+func (p *puller) once(ctx context.Context, at *pull, image string, login registry, options client.ImagePullOptions) error {
+	if login != (registry{}) {
+		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: login.Username, Password: login.Password, ServerAddress: login.URL})
 		if err != nil {
 			return err
 		}

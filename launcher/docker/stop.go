@@ -26,7 +26,6 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	if err != nil {
 		return false, err
 	}
-	name := strings.TrimPrefix(c.Name, "/")
 	switch c.State.Status {
 	case container.StateCreated: // it must not be started any more
 		_, err := l.engine.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true})
@@ -35,7 +34,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	default:
 		return false, nil
 	}
-	l.canceled.Store(name, true)
+	l.canceled.Store(h, true)
 	if grace <= 0 {
 		_, err = l.engine.ContainerKill(ctx, c.ID, client.ContainerKillOptions{Signal: "SIGKILL"})
 	} else {
