@@ -35,7 +35,7 @@ type Config struct {
 	SSH  *sshConfig `config:"ssh" help:"Files for an engine over ssh."`
 
 	Image     string          `config:"image" help:"Image of workers whose code location names none."`
-	Registry  *registryConfig `config:"registry" help:"Login for pulling images; a code location's own wins."`
+	Registry  *registryConfig `config:"registry" help:"Login for pulling images of this registry; a code location's own wins. Logins of other registries: docker login as the daemon's user."`
 	EnvVars   []config.Text   `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the value that the daemon has."`
 	Network   string          `config:"network" help:"Network of workers. Not together with networks."`
 	Networks  []string        `config:"networks" help:"Networks of workers."`
@@ -66,7 +66,7 @@ type tlsConfig struct {
 }
 
 type registryConfig struct {
-	URL      string        `config:"url" required:"true" help:"Address of the registry."`
+	URL      string        `config:"url" required:"true" help:"Address of the registry; it is logged in to for images of this host only."`
 	Username string        `config:"username" required:"true" help:"User name."`
 	Password config.Secret `config:"password" required:"true" help:"Password."`
 }
@@ -175,7 +175,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	if l.engine, err = connect(c, v.Env, log); err != nil {
 		return nil, problem("host", "%v", err)
 	}
-	l.pulls = newPuller(l.engine, c.PullLimit, log)
+	l.pulls = newPuller(l.engine, c.PullLimit, v.Env, log)
 	return l, nil
 }
 
@@ -369,7 +369,7 @@ func (l *Launcher) find(ctx context.Context, req *launcher.Request, name string)
 
 func (l *Launcher) create(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
 	none := container.InspectResponse{}
-	w, pull := waiter{pullKey{image: s.Config.Image, login: loginOf(auth)}, name}, client.ImagePullOptions{}
+	w, pull := waiter{pullKey{image: s.Config.Image, login: loginFor(s.Config.Image, auth)}, name}, client.ImagePullOptions{}
 	if p := s.Create.Platform; p != nil {
 		w.platform, pull.Platforms = path.Join(p.OS, p.Architecture, p.Variant), append(pull.Platforms, *p)
 	}

@@ -8,10 +8,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,6 +281,68 @@ func TestPull(t *testing.T) {
 	}
 	docker("rm", req.ID.String())
 	docker("rmi", image)
+	t.Setenv("DOCKER_CONFIG", config) // where docker login has put it
+	known := b.request("true")
+	known.Image = image
+	if _, err := launchTold(t, must(t, "{network: none}"), known); err != nil {
+		t.Errorf("Launch with a login of docker login = %v", err)
+	}
+	b.until(l, launcher.Handle(known.ID.String()), ended)
+	docker("rm", known.ID.String())
+	docker("rmi", image)
+}
+
+// A registry is shown its own login, and never that of another.
+func TestLoginIsForItsRegistry(t *testing.T) {
+	b := newBench(t)
+	var mu sync.Mutex
+	var shown []string
+	server := httptest.NewUnstartedServer(nil)
+	address := server.Listener.Addr().String()
+	server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		write := func(text string) {
+			if _, err := io.WriteString(w, text); err != nil {
+				t.Error(err)
+			}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		user, password, ok := r.BasicAuth()
+		switch {
+		case r.URL.Path == "/token":
+			if ok {
+				mu.Lock()
+				shown = append(shown, user+":"+password)
+				mu.Unlock()
+			}
+			write(`{"token": "t", "access_token": "t"}`)
+		case r.Header.Get("Authorization") != "Bearer t":
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:team/etl:pull"`, address))
+			w.WriteHeader(http.StatusUnauthorized)
+			write(`{"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}`)
+		case r.URL.Path == "/v2/":
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			write(`{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}`)
+		}
+	})
+	server.Start()
+	t.Cleanup(server.Close)
+	for url, want := range map[string]int{"127.0.0.1:1": 0, "https://index.docker.io/v1/": 0, address: 1, "http://" + address + "/v2/": 1} {
+		mu.Lock()
+		shown = nil
+		mu.Unlock()
+		req := b.request("true")
+		req.Image = address + "/team/etl:1"
+		_, err := launchTold(t, must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: puller, password: secret}}", url)), req)
+		if err == nil || !strings.Contains(err.Error(), "manifest unknown") {
+			t.Errorf("login of %s: Launch = %v, want that the registry is asked and has no such image", url, err)
+		}
+		mu.Lock()
+		if got := slices.Compact(slices.Clone(shown)); len(got) != want || want > 0 && got[0] != "puller:secret" {
+			t.Errorf("login of %s: the registry at %s was shown %q", url, address, shown)
+		}
+		mu.Unlock()
+	}
 }
 
 // registry starts Debian's docker-registry and gives its address.

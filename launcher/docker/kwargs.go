@@ -35,6 +35,8 @@ type spec struct {
 	Networks []string
 	// Stop is the time in seconds between stop and kill that container_kwargs ask for; nil: none.
 	Stop *int
+	// UseProxy is whether the worker gets the proxies of Docker's config.json; nil: yes.
+	UseProxy *bool
 	// Remove: auto_remove was asked for, which is done after the end is known instead of at once.
 	Remove bool
 }
@@ -349,7 +351,7 @@ var keywords = map[string]keyword{
 	"tmpfs":               textMap(":", func(s *spec) *map[string]string { return &s.Host.Tmpfs }),
 	"tty":                 field(func(s *spec) *bool { return &s.Config.Tty }),
 	"ulimits":             ulimits,
-	"use_config_proxy":    ignored,
+	"use_config_proxy":    field(func(s *spec) **bool { return &s.UseProxy }),
 	"user":                word(func(s *spec) *string { return &s.Config.User }),
 	"userns_mode":         word(func(s *spec) *container.UsernsMode { return &s.Host.UsernsMode }),
 	"uts_mode":            word(func(s *spec) *container.UTSMode { return &s.Host.UTSMode }),

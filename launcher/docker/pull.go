@@ -16,6 +16,7 @@ import (
 	registrytypes "github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/launcher"
 )
 
@@ -24,6 +25,7 @@ import (
 type puller struct {
 	engine *client.Client
 	limit  time.Duration
+	env    config.Lookup
 	log    *slog.Logger
 
 	mu       sync.Mutex
@@ -34,16 +36,8 @@ type puller struct {
 // pullKey is what a pull depends on.
 type pullKey struct {
 	image    string
-	login    registry // empty: none
+	login    registry // of the settings; empty: that of Docker's config.json
 	platform string   // as in docker pull --platform
-}
-
-// loginOf returns the login of a pull; empty: none.
-func loginOf(r *registry) registry {
-	if r == nil {
-		return registry{}
-	}
-	return *r
 }
 
 // waiter is a worker, by its name, that waits for a pull.
@@ -64,8 +58,8 @@ type outcome struct {
 	err error
 }
 
-func newPuller(engine *client.Client, limit time.Duration, log *slog.Logger) *puller {
-	return &puller{engine: engine, limit: limit, log: log, going: map[pullKey]*pull{}, outcomes: map[waiter]outcome{}}
+func newPuller(engine *client.Client, limit time.Duration, env config.Lookup, log *slog.Logger) *puller {
+	return &puller{engine: engine, limit: limit, env: env, log: log, going: map[pullKey]*pull{}, outcomes: map[waiter]outcome{}}
 }
 
 const (
@@ -114,12 +108,17 @@ func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 	defer cancel()
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := p.once(ctx, at, k.image, k.login, options)
+		login, noLogin := p.login(ctx, k)
+		err := p.once(ctx, at, k.image, login, options)
+		isFinal := err != nil && final(err)
+		if err != nil && noLogin != nil {
+			err = fmt.Errorf("%w; the registry was asked without a login: %w", err, noLogin)
+		}
 		if err != nil && ctx.Err() == nil {
 			last = err
 			p.log.Warn("image not pulled", "image", k.image, "err", err)
 		}
-		if err != nil && final(err) {
+		if isFinal {
 			return struct{}{}, backoff.Permanent(err)
 		}
 		return struct{}{}, err
@@ -154,9 +153,9 @@ func final(err error) bool {
 	return false
 }
 
-func (p *puller) once(ctx context.Context, at *pull, image string, login registry, options client.ImagePullOptions) error {
-	if login != (registry{}) {
-		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: login.Username, Password: login.Password, ServerAddress: login.URL})
+func (p *puller) once(ctx context.Context, at *pull, image string, login registrytypes.AuthConfig, options client.ImagePullOptions) error {
+	if login != (registrytypes.AuthConfig{}) {
+		header, err := authconfig.Encode(login)
 		if err != nil {
 			return err
 		}

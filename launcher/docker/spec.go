@@ -190,7 +190,11 @@ func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	if _, err := reference.ParseNormalizedNamed(s.Config.Image); err != nil {
 		return invalid("%q names no image: %w", s.Config.Image, err)
 	}
-	secret, err := s.environment(all.env, req.Env, l.env)
+	vars := all.env
+	if s.UseProxy == nil || *s.UseProxy {
+		vars = slices.Concat(l.proxies(), vars)
+	}
+	secret, err := s.environment(vars, req.Env, l.env)
 	if err != nil {
 		return invalid("env_vars: %w", err)
 	}
