@@ -86,6 +86,7 @@ type Launcher struct {
 
 var (
 	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Finder    = (*Launcher)(nil)
 	_ launcher.Lister    = (*Launcher)(nil)
 	_ launcher.Watcher   = (*Launcher)(nil)
 	_ launcher.Batcher   = (*Launcher)(nil)
@@ -316,6 +317,20 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		return launcher.Launched{}, err
 	}
 	return launched(c.(container.InspectResponse)), nil
+}
+
+// Find implements [launcher.Finder]. A container that was made and never started is no worker yet: Launch starts it.
+func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
+	c, err := l.find(ctx, req, req.ID.String())
+	switch {
+	case cerrdefs.IsNotFound(err):
+		return launcher.Launched{}, false, nil
+	case err != nil:
+		return launcher.Launched{}, false, err
+	case c.State.Status == container.StateCreated && !startedBefore(c.State.Error):
+		return launcher.Launched{}, false, nil
+	}
+	return launched(c), true, nil
 }
 
 func launched(c container.InspectResponse) launcher.Launched {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/test/failpoint"
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
@@ -339,6 +340,23 @@ func TestDockerBadRunsHoldUpNobody(t *testing.T) {
 	}
 	if log := p.output(); strings.Contains(log, "asking again for the same worker") {
 		t.Errorf("a launch was tried again:\n%s", log)
+	}
+	p.stop()
+}
+
+// A container that a killed daemon has made and not started is started by the next one.
+func TestDockerMadeAndNotStarted(t *testing.T) {
+	w, _, _ := dockerWorld(t, "")
+	server := w.webserver("test/fates/fates.py")
+	id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.armed(failpoint.DockerCreated).killed()
+	p := w.slipway()
+	w.ended(2*time.Minute, p, id)
+	if r := w.run(id); r.Status != dagster.Success || w.count(id, dagster.RunStart) != 1 || r.Tags["docker/container_id"] == "" {
+		t.Errorf("the run is %s with tags %v, want SUCCESS by one worker:\n%s", r.Status, r.Tags, w.says(id))
 	}
 	p.stop()
 }
