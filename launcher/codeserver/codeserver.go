@@ -45,6 +45,7 @@ type Launcher struct {
 
 	mu    sync.Mutex
 	conns map[server]*grpc.ClientConn
+	used  map[server]time.Time // when each connection was asked for the last time
 }
 
 var (
@@ -75,7 +76,7 @@ func Kind() *launcher.Kind {
 			if err := v.Decode(&c); err != nil {
 				return nil, err
 			}
-			return &Launcher{timeout: c.ServerTimeout, log: log, conns: map[server]*grpc.ClientConn{}}, nil
+			return &Launcher{timeout: c.ServerTimeout, log: log, conns: map[server]*grpc.ClientConn{}, used: map[server]time.Time{}}, nil
 		},
 	}
 }
@@ -118,9 +119,35 @@ func parse(h launcher.Handle) (s server, run string, ok bool) {
 	return s, run, run != "" && (strings.Contains(string(s), "dns:///") || strings.Contains(string(s), "unix:"))
 }
 
+// idle is how long a connection is kept that nothing uses. It is longer than any call.
+const idle = time.Hour
+
+// Close implements [io.Closer].
+func (l *Launcher) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.forget(func(time.Time) bool { return true })
+}
+
+// forget closes connections by their last use. The caller holds mu. A code server that is started anew may
+// have another address each time.
+func (l *Launcher) forget(which func(used time.Time) bool) (err error) {
+	for s, at := range l.used {
+		if which(at) {
+			err = errors.Join(err, l.conns[s].Close())
+			delete(l.conns, s)
+			delete(l.used, s)
+		}
+	}
+	return err
+}
+
 func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := l.forget(func(used time.Time) bool { return time.Since(used) > idle }); err != nil {
+		l.log.Debug("codeserver: a connection that nothing uses was not closed well", "err", err)
+	}
 	c := l.conns[s]
 	if c == nil {
 		target, secure := strings.CutPrefix(string(s), "tls ")
@@ -136,6 +163,7 @@ func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 		}
 		l.conns[s] = c
 	}
+	l.used[s] = time.Now()
 	return dagsterpb.NewDagsterApiClient(c), nil
 }
 
