@@ -33,11 +33,11 @@ type Run struct {
 	Broken error // the body cannot be read; only ID, Row and Status are set then
 }
 
-// QueuedBefore reports whether r is a stale read, from the queue before claim. A run that went back to the queue since has
-// the row of claim, voided, or a later one. The time of its change says nothing: clocks are set back, and zones differ.
+// QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the queue since has the claim's row, voided, or a later one: the time
+// of its change alone says nothing where a clock was set back.
 func (r Run) QueuedBefore(claim LaunchRow) bool {
 	since := r.Last != nil && (r.Last.Attempt > claim.Attempt || r.Last.Token == claim.Token && r.Last.State == Void)
-	return r.Status == dagster.Queued && !since
+	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !since
 }
 
 // Filter selects runs. The zero value selects all of them.

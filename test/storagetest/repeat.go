@@ -75,7 +75,9 @@ func claimAgain(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, "made again after a cancel", out, storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *f.run(t, run).Launch})
+	if l := f.run(t, run).Launch; l == nil || out != (storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *l}) {
+		t.Errorf("made again after a cancel: %+v, the launch row is %v", out, l)
+	}
 }
 
 func moveAgain(t *testing.T, f *fixture) {

@@ -228,14 +228,25 @@ func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	proxy.Stall(true)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() {
-		if _, err := old.Claim(ctx, fence, claims); err == nil {
-			t.Error("the frozen leader claimed")
+		var ids []string
+		for _, c := range claims {
+			ids = append(ids, c.Run)
+		}
+		err := old.tx(ctx, &fence, func(tx pgx.Tx) error {
+			if _, _, err := lockRows(ctx, tx, nil, wait); err != nil { // so that the next one is sent without a question before
+				return err
+			}
+			proxy.Stall(true)
+			_, _, err := lockRows(ctx, tx, ids, wait)
+			return err
+		})
+		if err == nil {
+			t.Error("the frozen leader committed")
 		}
 	})
 	waiting(t, d, "Client", "ClientWrite")

@@ -3,8 +3,8 @@
 //
 // Dagster's columns without a time zone hold UTC in event_logs. In runs, daemon_heartbeats and pending_steps they hold the
 // time of the session's zone, because Dagster writes times with a zone there and the server converts them. So does this
-// package, in the same zone: that of the server, the database, the role or the address. Nothing that must be right
-// is decided by them, for an hour that a clock is set back comes twice.
+// package, in the same zone: that of the server, the database, the role or the address. They may be an hour off in the hour
+// that comes twice when a clock is set back. The guard against a stock daemon reads the bodies of heartbeats, which are not.
 //
 // A notice comes before the row that it is about has changed (Dagster writes the event and the row in two
 // statements), so it is a hint and nothing more.
@@ -402,7 +402,7 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	}
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
-		b.Queue(`UPDATE runs SET status = $2::varchar, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::varchar THEN update_timestamp ELSE now()::timestamp END),
+		b.Queue(`UPDATE runs SET status = $2::text, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::text THEN update_timestamp ELSE now()::timestamp END),
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
 			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
 	}
@@ -421,9 +421,9 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 
 const (
 	insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
-		SELECT $1, $2::text, nullif($3, ''), $4::timestamp, nullif($5, '')`
+		SELECT $1::text, $2::text, nullif($3, ''), $4::timestamp, nullif($5, '')`
 	// insertNewEvent reads all events of the run.
-	insertNewEvent = insertEvent + " WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1 AND timestamp = $4 AND event = $2)"
+	insertNewEvent = insertEvent + " WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1::text AND timestamp = $4 AND event = $2)"
 )
 
 // Away says whether an error of Open is that the server cannot be reached now, or is just starting or stopping; not that it refuses us.

@@ -21,8 +21,8 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// A leader that stands still in the middle of a transaction holds up nobody: the server ends its session, a standby leads, and what it had begun is
-// not committed.
+// A leader that stands still in a transaction, with the lock of the leader row, holds up nobody: the server ends its session, a standby leads, and
+// what it had begun is not committed.
 func TestLeaderStallsInATransaction(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	open := func() *Store {
@@ -44,6 +44,9 @@ func TestLeaderStallsInATransaction(t *testing.T) {
 	go func() {
 		done <- old.tx(ctx, &fence, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, setKV, "stalled", "yes"); err != nil {
+				return err
+			}
+			if err := checkFence(ctx, tx, fence); err != nil {
 				return err
 			}
 			close(inside)
