@@ -54,12 +54,15 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		return refused, nil
 	}
 	ch := Change{Status: dagster.Starting, Updated: c.At}
-	attempt := 0
+	attempt, deaths := 0, Ours(c.Run, ours, r.Tags).Deaths
 	for _, t := range ours {
 		if Alien(c.Run, t, r.Tags) {
 			ch.DeleteTags = append(ch.DeleteTags, t.ID)
 		} else if l, ok := ParseLaunch(c.Run, t.Value); ok && t.Key == LaunchKey {
 			attempt = max(attempt, l.Attempt)
+			if l.State == Void && !slices.ContainsFunc(deaths, func(d Death) bool { return d.Attempt == l.Attempt }) {
+				ch.DeleteTags = append(ch.DeleteTags, t.ID) // it never had a worker
+			}
 		}
 	}
 	launch := LaunchRow{

@@ -362,6 +362,11 @@ func moveVoid(t *testing.T, f *fixture) {
 	want(t, "attempt", next.Attempt, 2)
 	want(t, "it was read before the next claim", queued.QueuedBefore(next), true)
 	want(t, "current launch row", f.run(t, run).Launch.Token, next.Token)
+	rows, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ?", run, storage.LaunchKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "launch rows, without that of an attempt that never had a worker", rows, "1")
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING PIPELINE_ENQUEUED PIPELINE_STARTING")
 }
 
