@@ -297,10 +297,13 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 		t.row("LAUNCHER", "KIND", "STATE", "LAUNCHES/S")
 		for _, l := range st.Launchers {
 			state := "well"
-			if l.Sick {
-				state = "sick: its calls fail; the daemon's log says why"
+			switch {
+			case l.Sick:
+				state = fmt.Sprintf("sick since %s: %s", l.Since.Local().Format(time.DateTime), l.Error)
+			case l.Error != "":
+				state = "its last call failed: " + l.Error
 			}
-			t.row(l.Name, l.Kind, state, l.Rate)
+			t.row(l, l.Kind, state, l.Rate)
 		}
 	}
 	if len(st.Pauses) > 0 {

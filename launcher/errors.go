@@ -6,6 +6,15 @@ import (
 	"time"
 )
 
+type unreached struct{ error }
+
+func (e unreached) Unwrap() error        { return e.error }
+func (e unreached) Is(target error) bool { return target == ErrDenied }
+
+// Unreached returns err as an [ErrDenied]: the request did not reach the target, so nothing exists. For
+// example, the connection was refused. The text is that of err alone.
+func Unreached(err error) error { return unreached{err} }
+
 type retryAfter struct {
 	error
 	after time.Duration

@@ -117,6 +117,17 @@ type (
 	Meter interface {
 		Cost(ctx context.Context, h Handle) (Cost, error)
 	}
+	// A Divider starts workers at several places that fail independently, such as code servers. The
+	// engine treats each place as a target of its own, and gives it one launch at a time. PlaceOfRun and
+	// PlaceOf are pure; "" is no place in particular.
+	Divider interface {
+		// PlaceOfRun names the place for a run, given by its body.
+		PlaceOfRun(run json.RawMessage) string
+		// PlaceOf names the place of a worker.
+		PlaceOf(h Handle) string
+		// Ping returns nil if a place answers. While it does not, no run is launched there.
+		Ping(ctx context.Context, place string) error
+	}
 	// An Adopter finds workers that another launcher started, from the tags it left. It is pure.
 	Adopter interface {
 		Adopt(f Foreign) (Handle, bool)
@@ -368,7 +379,9 @@ type Foreign struct {
 var (
 	// ErrInvalid: the request can never work. The run fails.
 	ErrInvalid = errors.New("invalid request")
-	// ErrDenied: the target refused us, not this run, and nothing was created. The run waits and the launcher is sick.
+	// ErrDenied: the target refuses every request or cannot be reached, and nothing was created. The
+	// launcher is sick until a call is answered. The run goes to the next target or back to the queue.
+	// See [Unreached].
 	ErrDenied = errors.New("denied by the target")
 	// ErrCapacity: there is no room, nothing exists and nothing will. The run goes to the next target or back to the queue.
 	ErrCapacity = errors.New("no capacity")

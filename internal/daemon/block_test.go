@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,58 +37,134 @@ func (s stubborn) Launch(ctx context.Context, req *launcher.Request) (launcher.L
 	return s.Launcher.Launch(ctx, req)
 }
 
-// A launcher that hangs, and one that always fails, hold up no run of another: those end while the first still hangs.
+// stubborn gives the instance launchers of these names, to which the tag to leads, and returns the names.
+func (w *world) stubborn(before map[string]func(context.Context) error) []string {
+	w.t.Helper()
+	agent := testenv.Build(w.t, "slipway-agent")
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	names := slices.Sorted(maps.Keys(before))
+	var kinds []*launcher.Kind
+	settings, routes := "default: "+names[0]+"\nlaunchers:\n", "routes:\n"
+	for _, name := range names {
+		k := *process.Kind(agent)
+		open := k.Open
+		k.Name = name
+		k.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
+			l, err := open(ctx, v, log)
+			return stubborn{l, before[name]}, err
+		}
+		kinds = append(kinds, &k)
+		settings += fmt.Sprintf("  %s: {kind: %[1]s, python: {\"*\": %q}}\n", name, self)
+		routes += fmt.Sprintf("- {when: {tags: {to: %s}}, to: [%s]}\n", name, strings.ReplaceAll(name, "-then-", ", "))
+	}
+	if err := os.WriteFile(filepath.Join(w.d.Location, "slipway.yaml"), []byte(settings+routes), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	if w.in, err = instance.Load(w.d.Location, kinds, os.LookupEnv); err != nil {
+		w.t.Fatal(err)
+	}
+	return names
+}
+
+// A target that has no room, and cannot say how much it has, is tried with single runs, not with the whole queue; when it has some, all
+// of them go.
+func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
+	const runs, tries = 60, 3
+	w := newWorld(t, parked, "")
+	asked, room := atomic.Int32{}, atomic.Bool{}
+	w.stubborn(map[string]func(context.Context) error{"full": func(context.Context) error {
+		if asked.Add(1); room.Load() {
+			return nil
+		}
+		return errors.Join(launcher.ErrCapacity, errors.New("no node is free"))
+	}})
+	var ids []string
+	for range runs {
+		ids = append(ids, w.enqueue(nil))
+	}
+	if err := w.run(func() {
+		testenv.Eventually(t, time.Minute, func() (bool, string) { // after 1 s and 2 s more
+			return asked.Load() >= tries, fmt.Sprintf("asked %d times", asked.Load())
+		})
+		starting, why := 0, 0
+		for _, id := range ids {
+			starting += strings.Count(w.story(id), string(dagster.RunStarting))
+			if w.says(id, "has no room since ") && w.says(id, "no node is free") {
+				why++
+			}
+		}
+		if starting > 2*tries {
+			t.Errorf("%d claims for %d tries of a launcher without room", starting, tries)
+		}
+		if why < tries-1 {
+			t.Errorf("%d runs say why they wait, want those that were tried at least", why)
+		}
+		room.Store(true)
+		for _, id := range ids {
+			if r := w.ended(id); r.Status != dagster.Success {
+				t.Errorf("run %s is %s, want SUCCESS", id, r.Status)
+			}
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A launcher that refuses us leaves its runs to the next launcher of their rule; those that have none wait in the queue, where they keep no
+// place, are not failed, and say why.
+func TestDeniedRunsWaitInTheQueue(t *testing.T) {
+	w := newWorld(t, parked, "")
+	denied := func(context.Context) error { return errors.Join(launcher.ErrDenied, errors.New("key expired")) }
+	w.stubborn(map[string]func(context.Context) error{
+		"denied": denied, "works": func(context.Context) error { return nil },
+		"denied-then-works": denied, // only its rule is of use
+	})
+	waits, next := w.enqueue(map[string]string{"to": "denied"}), w.enqueue(map[string]string{"to": "denied-then-works"})
+	if err := w.run(func() {
+		if r := w.ended(next); r.Status != dagster.Success || !w.says(next, `launcher "works"`) {
+			t.Errorf("the run with a next launcher is %s, want SUCCESS there", r.Status)
+		}
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			return w.says(waits, "key expired"), "the log of the run that waits does not say why: " + w.story(waits)
+		})
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			runs, err := w.store.Runs(t.Context(), storage.Filter{IDs: []string{waits}})
+			return err == nil && len(runs) == 1 && runs[0].Status == dagster.Queued, fmt.Sprint(runs, err)
+		})
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A launcher that hangs, and one that always fails, hold up no run of another, under the default limit of ten runs at once: those end
+// while the first still hangs.
 func TestSickLaunchersHoldUpNobody(t *testing.T) {
 	const most, some = 40, 15 // more than a launcher takes at once, and enough
 	w := newWorld(t, parked, "")
 	release, hanging := make(chan struct{}), atomic.Int32{}
 	letGo := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(letGo)
-	agent := testenv.Build(t, "slipway-agent")
-	kind := func(name string, before func(context.Context) error) *launcher.Kind {
-		k := *process.Kind(agent)
-		open := k.Open
-		k.Name = name
-		k.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
-			l, err := open(ctx, v, log)
-			return stubborn{l, before}, err
-		}
-		return &k
-	}
-	kinds := []*launcher.Kind{
-		kind("hangs", func(context.Context) error { // it does not even mind its deadline
+	kinds := w.stubborn(map[string]func(context.Context) error{
+		"hangs": func(context.Context) error { // it does not even mind its deadline
 			hanging.Add(1)
 			<-release
 			return nil
-		}),
-		kind("fails", func(context.Context) error { return errors.Join(launcher.ErrTransient, errors.New("always")) }),
-		kind("works", func(context.Context) error { return nil }),
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings := "queue: {max_concurrent_runs: -1}\ndefault: works\nlaunchers:\n"
-	routes := "routes:\n"
-	for _, k := range kinds {
-		settings += fmt.Sprintf("  %s: {kind: %[1]s, python: {\"*\": %q}}\n", k.Name, self)
-		routes += fmt.Sprintf("- {when: {tags: {to: %s}}, to: %[1]s}\n", k.Name)
-	}
-	if err := os.WriteFile(filepath.Join(w.d.Location, "slipway.yaml"), []byte(settings+routes), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if w.in, err = instance.Load(w.d.Location, kinds, os.LookupEnv); err != nil {
-		t.Fatal(err)
-	}
+		},
+		"fails": func(context.Context) error { return errors.Join(launcher.ErrTransient, errors.New("always")) },
+		"works": func(context.Context) error { return nil },
+	})
 	runs := map[string][]string{}
 	for i := range most {
-		for _, k := range kinds {
-			if i < some || k.Name == "hangs" {
-				runs[k.Name] = append(runs[k.Name], w.enqueue(map[string]string{"to": k.Name}))
+		for _, name := range kinds {
+			if i < some || name == "hangs" {
+				runs[name] = append(runs[name], w.enqueue(map[string]string{"to": name}))
 			}
 		}
 	}
-	err = w.run(func() {
+	err := w.run(func() {
 		for _, id := range runs["works"] {
 			if r := w.ended(id); r.Status != dagster.Success {
 				t.Errorf("run %s is %s, want SUCCESS", id, r.Status)

@@ -269,7 +269,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	requeued := make(chan queue.Requeued, 64)
 	dispatcher := &dispatch.Dispatcher{
 		Store: d.Store, Fence: fence, Targets: d.targets, Log: d.Log,
-		Grace: d.Instance.Settings.ShutdownGracePeriod, DeniedTimeout: dispatch.DefaultDeniedTimeout,
+		Grace:   d.Instance.Settings.ShutdownGracePeriod,
 		Builder: Builder(d.Instance, d.name, d.Worker),
 		Requeued: func(r storage.Run, launcher string, until time.Time) {
 			select {
@@ -302,7 +302,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	seen := d.list(ctx, inFlightRuns)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
-		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: func(r storage.Run) { dispatcher.Relaunch(ctx, r) },
+		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: dispatcher.Relaunch,
 		TakeUp: func(r storage.Run) { dispatcher.TakeUp(ctx, r) }, Find: dispatcher.Find,
 		Clock: func() time.Time { return at.Add(time.Since(read)) },
 		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,

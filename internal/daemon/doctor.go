@@ -90,10 +90,17 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 		}
 		out = append(out, pingSymptom(ctx, in))
 	}
+	ill := map[string]bool{}
 	for _, l := range st.Launchers {
-		if l.Sick {
-			say(Bad, "slipway launchers check "+l.Name+"; its runs wait meanwhile", "launcher %s is sick: its calls fail one after the other", l.Name)
+		switch {
+		case l.Sick && l.Place != "":
+			say(Bad, "look whether it runs at that address; its runs wait in the queue meanwhile", "launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+		case l.Sick:
+			say(Bad, "slipway launchers check "+l.Name+"; its runs wait meanwhile", "launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+		case l.Error != "":
+			say(Worth, "slipway launchers check "+l.Name, "the last launch or call of launcher %s failed: %s", l, l.Error)
 		}
+		ill[l.Name] = ill[l.Name] || l.Error != ""
 	}
 	for _, p := range st.Pauses {
 		say(Worth, "slipway unpause, with the same flags, if that is not wanted any more", "launches of %s are paused by %s: %s", p, p.By, p.Why)
@@ -112,7 +119,7 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 				say(Bad, f.Fix, "launcher %s: %s", name, f.What)
 			}
 		}
-		if bad == 0 {
+		if bad == 0 && !ill[name] {
 			say(Well, "", "launcher %s: nothing was found against it", name)
 		}
 	}

@@ -65,6 +65,12 @@ func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []st
 // observerRoom is how many runs at once the targets of an observer take.
 const observerRoom = 1000
 
+// Target is the launcher.
+func (o *observer) Target(launcher string, _ storage.Run) string { return launcher }
+
+// Waits says nothing.
+func (o *observer) Waits(storage.Run, string) {}
+
 // Room is never full.
 func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/dispatch"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/queue"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -49,10 +50,28 @@ type Leader struct {
 
 // LauncherStatus is one launcher of the leader's.
 type LauncherStatus struct {
-	Name string  `json:"name"`
-	Kind string  `json:"kind"`
-	Sick bool    `json:"sick"`        // its calls fail so often that it is left alone for now
-	Rate float64 `json:"launch_rate"` // launches per second that it takes now
+	Name  string    `json:"name"`
+	Place string    `json:"place,omitempty"` // one of those behind it, which fail one by one, as code servers do
+	Kind  string    `json:"kind"`
+	Sick  bool      `json:"sick"`              // its calls fail; until one is answered, it gets but single ones
+	Error string    `json:"error,omitempty"`   // of the last call or launch, if it failed
+	Since time.Time `json:"since,omitzero"`    // of the first call in a row that failed
+	Next  time.Time `json:"next_try,omitzero"` // when a sick one may be tried again
+	Rate  float64   `json:"launch_rate"`       // launches per second that it takes now
+}
+
+// statusOf is what is known of a target.
+func statusOf(t *dispatch.Target) LauncherStatus {
+	ill := t.Trouble()
+	return LauncherStatus{Name: t.Name, Place: t.Place, Kind: t.Kind.Name, Sick: ill.Sick, Error: ill.Err, Since: ill.Since, Next: ill.Next, Rate: t.LaunchRate()}
+}
+
+// String names the launcher, and the place behind it.
+func (l LauncherStatus) String() string {
+	if l.Place == "" {
+		return l.Name
+	}
+	return l.Name + " at " + l.Place
 }
 
 // webKey is where the leader says its address.
@@ -111,7 +130,10 @@ func (d *Daemon) Status(ctx context.Context) (any, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
 		t := d.targets[name]
-		st.Launchers = append(st.Launchers, LauncherStatus{Name: name, Kind: t.Kind.Name, Sick: t.Sick(), Rate: t.LaunchRate()})
+		st.Launchers = append(st.Launchers, statusOf(t))
+		for _, p := range t.Places() {
+			st.Launchers = append(st.Launchers, statusOf(p))
+		}
 	}
 	return st, nil
 }
@@ -176,9 +198,14 @@ func (d *Daemon) serveWeb(ctx context.Context, l net.Listener) error {
 	s := &web.Server{
 		Metrics: d.Metrics, Token: string(d.Instance.Settings.Web.Token), Ready: d.Ready, Status: d.Status, Log: d.Log,
 		Scrape: func() {
+			sick := map[[2]string]bool{} // by launcher and place
 			for name, t := range d.targets {
-				d.Metrics.Sick(name, t.Sick())
+				sick[[2]string{name}] = t.Trouble().Sick
+				for _, p := range t.Places() {
+					sick[[2]string{name, p.Place}] = p.Trouble().Sick
+				}
 			}
+			d.Metrics.Sick(sick)
 		},
 	}
 	return s.Serve(ctx, l)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -51,41 +52,48 @@ type Dispatcher struct {
 	Full func(launcher string)
 	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
 	RateLimited func(launcher string)
-	// DeniedTimeout is how long a run waits for a target that refuses us; then it fails.
-	DeniedTimeout time.Duration
-	Log           *slog.Logger
+	Log         *slog.Logger
 
-	jobs  map[string]chan job // by target
-	again map[string]chan job // by target: those whose pause is over
+	begun []job
+	jobs  chan job
+	pings chan *lane    // sick places to try
+	waits chan waitNote // texts for the logs of queued runs
+	over  chan struct{} // closed when no more jobs are taken
 	freed chan struct{}
 	lost  context.CancelCauseFunc
 
-	mu   sync.Mutex
-	hand map[string]bool // launch tokens of the jobs that are under way
+	mu    sync.Mutex
+	lanes map[string]*lane // by name of the target
+	hand  map[string]bool  // launch tokens of the jobs that are under way
 }
-
-// DefaultDeniedTimeout is a sensible [Dispatcher.DeniedTimeout].
-const DefaultDeniedTimeout = 10 * time.Minute
 
 // job is one run that needs a worker.
 type job struct {
-	run   storage.Run
-	begun bool // an earlier leader left its launch row without a handle row: it may have a worker
-	at    time.Time
-	asked time.Time // of the last Launch whose outcome is not known; zero: there is none
-	wait  *backoff.ExponentialBackOff
-	told  map[string]bool // texts of what the launcher said while it prepared
+	run    storage.Run
+	lane   *lane
+	at     time.Time
+	asked  time.Time // of the last Launch whose outcome is not known; zero: there is none
+	failed int       // launches after which a look found no worker
+	err    error     // of the last launch
+	wait   *backoff.ExponentialBackOff
+	told   map[string]bool // texts of what the launcher said while it prepared
 }
 
-func newJob(r storage.Run, begun bool) job {
+// newJob makes the job of a run. begun: an earlier leader left a launch row without a handle row, so
+// the run may have a worker.
+func (d *Dispatcher) newJob(r storage.Run, begun bool) job {
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 15*time.Second
-	j := job{run: r, begun: begun, at: time.Now(), wait: wait, told: map[string]bool{}}
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, maxWait
+	j := job{run: r, lane: d.laneOf(d.Targets[r.Launch.Launcher].For(r.Run)), at: time.Now(), wait: wait, told: map[string]bool{}}
 	if begun {
 		j.asked = j.at // at the latest
 	}
+	j.lane.open.Add(1)
 	return j
 }
+
+// maxWait is the longest pause between two tries of a launch.
+const maxWait = 15 * time.Second
 
 // Freed is ready when a launcher may have room again.
 func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
@@ -93,19 +101,13 @@ func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
 // Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose launch row an earlier
 // leader left without a handle row.
 func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
-	d.freed, d.jobs, d.again, d.hand = make(chan struct{}, 1), map[string]chan job{}, map[string]chan job{}, map[string]bool{}
-	begun := map[string][]storage.Run{}
+	d.freed, d.lanes, d.hand = make(chan struct{}, 1), map[string]*lane{}, map[string]bool{}
+	d.jobs, d.pings, d.waits, d.over = make(chan job), make(chan *lane, 1), make(chan waitNote, 64), make(chan struct{})
 	for _, r := range inFlight {
 		if d.ours(r) && r.Handle == "" {
-			begun[r.Launch.Launcher] = append(begun[r.Launch.Launcher], r)
-		}
-	}
-	for name := range d.Targets {
-		d.jobs[name], d.again[name] = make(chan job, 2*launches+len(begun[name])), make(chan job)
-		for _, r := range begun[name] {
-			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", name, "attempt", r.Launch.Attempt, "status", r.Status)
+			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", r.Status)
 			d.take(r)
-			d.jobs[name] <- newJob(r, true)
+			d.begun = append(d.begun, d.newJob(r, true))
 		}
 	}
 }
@@ -134,22 +136,21 @@ func (d *Dispatcher) TakeUp(ctx context.Context, r storage.Run) {
 	if r.Handle != "" || !d.ours(r) || !d.take(r) {
 		return
 	}
-	t := d.Targets[r.Launch.Launcher]
 	go func() { // ends with ctx
 		now, err := d.current(ctx, r)
 		if err != nil || now == nil || now.Handle != "" { // what was read before may be old; who asks asks again
 			d.drop(r)
 			return
 		}
-		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt, "status", now.Status)
-		d.pause(ctx, t, newJob(*now, true), 0)
+		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", now.Status)
+		d.add(d.newJob(*now, true))
 	}()
 }
 
 // Find looks for the worker of a run in flight without a handle. If the target has it, its handle is written and Launched is
 // told; the health is zero then. Else it is NotFound, or Unknown where the target cannot say.
 func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, error) {
-	t := d.Targets[r.Launch.Launcher]
+	t := d.Targets[r.Launch.Launcher].For(r.Run)
 	got, found, err := d.look(ctx, t, r, true)
 	switch {
 	case err != nil:
@@ -157,37 +158,41 @@ func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, 
 	case found:
 		d.launched(ctx, t, r, got)
 		return launcher.Health{}, nil
-	case !t.finds():
+	case !t.looks():
 		return launcher.Health{Status: launcher.Unknown, Message: "it is not known whether the worker was started, and the target cannot be asked for workers by name"}, nil
 	}
 	return launcher.Health{Status: launcher.NotFound, Message: "the target has no worker of this run's name"}, nil
 }
 
-// Room is how many more launches a target takes now, and whether it is sick, so that others may take its runs.
-func (d *Dispatcher) Room(name string) (room int, sick bool) {
-	t := d.Targets[name]
-	if t == nil || t.Sick() {
-		return 0, true
-	}
-	if !t.budget.open(time.Now()) {
-		return 0, false
-	}
-	return t.room.free(max(0, 2*launches-len(d.jobs[name]))), false
-}
-
-// Launch takes over a claimed run. It returns at once while there is [Dispatcher.Room].
+// Launch takes over a claimed run. It returns at once.
 func (d *Dispatcher) Launch(r storage.Run) {
-	d.Targets[r.Launch.Launcher].room.take()
 	if !d.take(r) {
 		return
 	}
-	d.jobs[r.Launch.Launcher] <- newJob(r, false)
+	j := d.newJob(r, false)
+	j.lane.target.room.take()
+	d.add(j)
 }
 
-// Relaunch launches the worker of a further attempt at a run in flight. It returns at once, and ends with ctx.
-func (d *Dispatcher) Relaunch(ctx context.Context, r storage.Run) {
+// Relaunch launches the worker of a further attempt at a run in flight. It returns at once.
+func (d *Dispatcher) Relaunch(r storage.Run) {
 	if d.take(r) {
-		go d.pause(ctx, d.Targets[r.Launch.Launcher], newJob(r, false), 0)
+		d.add(d.newJob(r, false))
+	}
+}
+
+func (d *Dispatcher) add(j job) {
+	select {
+	case d.jobs <- j:
+	case <-d.over: // the next leader takes it up
+	}
+}
+
+// free says that a launcher may have room again.
+func (d *Dispatcher) free() {
+	select {
+	case d.freed <- struct{}{}:
+	default:
 	}
 }
 
@@ -197,21 +202,28 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	defer cancel(nil)
 	d.lost = cancel
 	var wg sync.WaitGroup
-	for _, t := range d.Targets {
-		for range launches {
-			wg.Go(func() { d.work(ctx, work, t) })
+	carry := func(j job) { wg.Go(func() { d.carry(ctx, work, j) }) }
+	for _, j := range d.begun {
+		carry(j)
+	}
+	wg.Go(func() { d.note(ctx) })
+	for ctx.Err() == nil && work.Err() == nil {
+		select {
+		case j := <-d.jobs:
+			carry(j)
+		case l := <-d.pings:
+			wg.Go(func() { d.ping(ctx, l) })
+		case <-ctx.Done():
+		case <-work.Done():
 		}
 	}
+	close(d.over)
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }() // ends below
 	select {
+	case <-done:
 	case <-work.Done():
-	case <-ctx.Done():
-		select {
-		case <-done:
-		case <-work.Done():
-		case <-time.After(d.Grace):
-		}
+	case <-time.After(d.Grace):
 	}
 	err := context.Cause(work)
 	cancel(nil)
@@ -222,27 +234,44 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// work takes jobs until ctx has ended and none is left.
-func (d *Dispatcher) work(ctx, work context.Context, t *Target) {
+// carry tries a job until it is decided. Jobs that pause when ctx ends are left to the next leader.
+func (d *Dispatcher) carry(ctx, work context.Context, j job) {
+	defer d.drop(j.run)
+	l := j.lane
 	for {
 		select {
-		case j := <-d.jobs[t.Name]:
-			d.launch(work, t, j)
-			select {
-			case d.freed <- struct{}{}:
-			default:
-			}
-		case j := <-d.again[t.Name]:
-			d.launch(work, t, j)
+		case l.slots <- struct{}{}:
 		case <-work.Done():
 			return
+		}
+		again, pause := d.launch(work, l, &j)
+		<-l.slots
+		l.target.room.took(false)
+		unmade := j.asked.IsZero() // the run certainly has no worker, and takes no room while the job pauses
+		if !again || unmade {
+			l.open.Add(-1)
+		}
+		d.free()
+		if !again {
+			return
+		}
+		select {
+		case <-time.After(pause):
 		case <-ctx.Done():
-			select {
-			case j := <-d.jobs[t.Name]:
-				d.launch(work, t, j)
-			default:
-				return
-			}
+			return
+		case <-work.Done():
+			return
+		}
+		if unmade {
+			l.open.Add(1)
+		}
+		now, err := d.current(work, j.run)
+		if err == nil && now == nil {
+			l.open.Add(-1)
+			return
+		}
+		if err == nil { // else the storage is away as well: go on with what is known
+			j.run = *now
 		}
 	}
 }
@@ -259,85 +288,92 @@ func (d *Dispatcher) ours(r storage.Run) bool {
 	return true
 }
 
-// launch asks for the worker of one job. That ends with a handle row, a failed run, a run back in the queue, or a pause after which
-// the job comes again; it holds nobody up meanwhile. What is pausing when ctx ends, the next leader goes on with.
-func (d *Dispatcher) launch(ctx context.Context, t *Target, j job) {
-	r, again := j.run, false
-	defer func() {
-		if !again {
-			d.drop(r)
-		}
-	}()
-	pauseFor := func(wait time.Duration) {
-		again = true
-		go d.pause(ctx, t, j, wait)
-	}
+// launch tries a job once. It returns false when the job is decided: the handle row is written, the run has
+// ended, or the run is back in the queue. Otherwise the job is tried again after pause.
+func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, pause time.Duration) {
+	r, t := j.run, l.target
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
 	if where := t.Elsewhere(*r.Launch); where != "" {
 		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
 		d.Launched(r)
-		return
+		return false, 0
 	}
-	// What may have a worker already is looked for first; what is past its start, or was canceled, is only looked for.
+	// A run that may have a worker is looked for first. One that has begun, or was canceled, is only looked for.
 	resumes := r.Status == dagster.Started && r.Resumes()
 	past := r.Status != dagster.Starting && !resumes
-	none := !j.begun && j.asked.IsZero() // no call was made whose outcome is not known: there is no worker
-	settles := t.Traits.Settle > 0
-	got, found, err := d.look(ctx, t, r, j.begun || past || settles && !j.asked.IsZero())
+	if past && j.asked.IsZero() {
+		d.unasked(ctx, r)
+		return false, 0
+	}
+	got, found, err := d.look(ctx, t, r, !j.asked.IsZero())
 	if err == nil && !found {
-		if left := t.Traits.Settle - time.Since(j.asked); settles && !j.asked.IsZero() && left > 0 {
-			pauseFor(min(left, j.wait.NextBackOff()))
-			return
+		if left := t.Traits.Settle - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
+			return true, min(left, j.wait.NextBackOff())
 		}
 		if past {
-			d.abandon(ctx, t, r, none)
-			return
+			d.abandon(ctx, t, r)
+			return false, 0
 		}
-		got, err = d.ask(ctx, t, r)
-		if unclear(err) {
-			j.asked = time.Now()
+		if !j.asked.IsZero() && t.looks() { // the last Launch made no worker
+			j.asked = time.Time{}
+			if j.failed++; j.failed >= maxFailed && !resumes && j.err != nil {
+				d.back(ctx, l, *j, fmt.Sprintf("[Slipway] The run goes back to the queue: %s made no worker in %d tries: %s", l, j.failed, words(j.err)), j.err)
+				return false, 0
+			}
+		}
+		if got, err = d.ask(ctx, t, r); unclear(err) {
+			j.asked, j.err = time.Now(), err
 		}
 	}
-	switch {
-	case err == nil:
+	if err == nil {
+		t.room.took(true)
 		log.InfoContext(ctx, "worker launched", "handle", got.Handle, "dur", time.Since(j.at))
 		d.done(t.Name, "launched", time.Since(j.at))
+		l.forget(r.ID)
 		d.launched(ctx, t, r, got)
-		return
-	case errors.Is(err, launcher.ErrInvalid):
+		return false, 0
+	}
+	if ctx.Err() != nil {
+		return false, 0 // the next leader goes on
+	}
+	// While the outcome of an earlier Launch is not known, a refusal does not prove that there is no worker.
+	switch sure := j.asked.IsZero(); {
+	case errors.Is(err, launcher.ErrInvalid) && (sure || time.Since(j.asked) > landed):
 		d.done(t.Name, "failed", time.Since(j.at))
-		if !d.fail(ctx, r, err) {
-			pauseFor(0) // it was canceled meanwhile
-		}
-		return
-	case errors.Is(err, launcher.ErrCapacity) && !resumes: // which waits where it is
-		d.done(t.Name, "requeued", time.Since(j.at))
-		d.watchRoom(ctx, t)
+		l.forget(r.ID)
+		d.fail(ctx, r, err)
+		return false, 0
+	case !sure, resumes: // the run keeps its status and is asked for again
+	case errors.Is(err, launcher.ErrCapacity):
+		d.watchRoom(ctx, t, err)
 		if d.Full != nil {
 			d.Full(t.Name)
 		}
-		if !d.requeue(ctx, r, err) {
-			pauseFor(0) // likewise
+		d.back(ctx, l, *j, l.noRoom(time.Now(), words(err)), err)
+		return false, 0
+	case errors.Is(err, launcher.ErrDenied):
+		ill := t.Trouble()
+		if !ill.Sick { // another call has been answered meanwhile
+			ill = Trouble{Since: time.Now(), Err: words(err)}
 		}
-		return
-	case errors.Is(err, launcher.ErrDenied) && time.Since(j.at) > d.DeniedTimeout:
-		d.done(t.Name, "failed", time.Since(j.at))
-		if !d.fail(ctx, r, err) {
-			pauseFor(0)
-		}
-		return
+		d.back(ctx, l, *j, l.ill(ill), err)
+		return false, 0
 	}
-	var pause time.Duration
 	if errors.Is(err, launcher.ErrPending) {
-		d.prepare(ctx, j, err)
+		d.prepare(ctx, *j, launcher.Notes(err))
 	} else {
 		pause = j.wait.NextBackOff()
-		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", err, "wait", pause)
+		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", words(err), "wait", pause)
+		if time.Since(j.at) >= tellAfter && !j.told[""] {
+			j.told[""] = true
+			text := fmt.Sprintf("[Slipway] The launch has not succeeded since %s, and %s is asked again for the same worker at least every %s: %s", clock(j.at), l, maxWait, words(err))
+			d.prepare(ctx, *j, []launcher.Note{{Text: text}})
+		}
 	}
 	if after, ok := launcher.RetryAfter(err); ok {
 		pause = max(pause, after)
 	}
-	pauseFor(pause)
+	return true, pause
 }
 
 func (d *Dispatcher) done(launcher, outcome string, took time.Duration) {
@@ -345,6 +381,14 @@ func (d *Dispatcher) done(launcher, outcome string, took time.Duration) {
 		d.Done(launcher, outcome, took)
 	}
 }
+
+const (
+	// maxFailed is after how many launches that made no worker a run goes back to the queue.
+	maxFailed = 5
+	// landed is the longest time that a request is on its way. After it, ErrInvalid counts also
+	// where the launcher cannot look for the worker of an earlier request.
+	landed = time.Minute
+)
 
 // unclear says whether after an error of Launch there may be a worker.
 func unclear(err error) bool {
@@ -356,31 +400,17 @@ func unclear(err error) bool {
 	return true
 }
 
-// pause gives a job back to the workers after a time, if its run still waits for the same launch. It ends with ctx.
-func (d *Dispatcher) pause(ctx context.Context, t *Target, j job, pause time.Duration) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(pause):
-	}
-	now, err := d.current(ctx, j.run)
-	if err == nil && now == nil {
-		d.drop(j.run)
-		return
-	}
-	if err == nil { // else the storage is away as well: go on with what is known
-		j.run = *now
-	}
-	select {
-	case <-ctx.Done():
-	case d.again[t.Name] <- j:
-	}
+// known reports whether an error of Launch is one of the contract's kinds, or an error of the network.
+func known(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || !unclear(err) || errors.Is(err, launcher.ErrTransient) || errors.Is(err, launcher.ErrNotFound) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-// prepare writes what a launcher says while it prepares, each text once.
-func (d *Dispatcher) prepare(ctx context.Context, j job, err error) {
+// prepare writes what a launcher says while a run waits for it, each text once.
+func (d *Dispatcher) prepare(ctx context.Context, j job, notes []launcher.Note) {
 	var fresh []launcher.Note
-	for _, n := range launcher.Notes(err) {
+	for _, n := range notes {
 		if !j.told[n.Text] {
 			fresh = append(fresh, n)
 		}
@@ -405,16 +435,20 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 	return events
 }
 
-// abandon ends a run that was canceled before it had a worker. That is proved if no call was made that may have made one, or by a
-// target whose answer is the truth about a moment ago. Every other run in flight is left to those who watch workers.
-func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run, none bool) {
-	if !r.Status.Active() {
-		return
-	}
-	if r.Status != dagster.Canceling || !none && !t.Traits.StrongRead && t.Traits.Settle == 0 {
+// abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves
+// that. Every other run in flight is left to those who watch workers.
+func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
+	switch {
+	case !r.Status.Active():
+	case r.Status == dagster.Canceling && (t.Traits.StrongRead || t.Traits.Settle > 0):
+		d.unasked(ctx, r)
+	default:
 		d.Launched(r)
-		return
 	}
+}
+
+// unasked ends a canceled run that certainly has no worker.
+func (d *Dispatcher) unasked(ctx context.Context, r storage.Run) {
 	d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Canceling}, Launch: r.Launch.Token, Void: true,
 		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(), "The run was canceled before its worker was started.")},
@@ -445,12 +479,22 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 		return got, err
 	}
 	if err := t.budget.limit.Wait(ctx); err != nil {
-		return got, errors.Join(launcher.ErrTransient, err)
+		return got, err // with ctx
 	}
 	failpoint.Here(failpoint.LaunchBefore)
 	failpoint.Trace(failpoint.StepLaunch, r.ID, r.Launch.Attempt)
-	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) { return t.Launcher.Launch(ctx, req) })
+	got, err = Call(ctx, t, func(ctx context.Context) (launcher.Launched, error) {
+		got, err := t.Launcher.Launch(ctx, req)
+		if !known(err) {
+			err = strange{err}
+		}
+		return got, err
+	})
 	failpoint.Here(failpoint.LaunchAfter)
+	if _, skipped := errors.AsType[skipped](err); skipped || ctx.Err() != nil {
+		return got, err
+	}
+	t.health.launched(err)
 	if err == nil {
 		failpoint.Trace(failpoint.StepLaunched, r.ID, r.Launch.Attempt)
 	}
@@ -461,11 +505,11 @@ func (d *Dispatcher) ask(ctx context.Context, t *Target, r storage.Run) (got lau
 	return got, err
 }
 
-// finds reports whether a worker can be looked for by its name on the target.
-func (t *Target) finds() bool {
-	_, finder := launcher.As[launcher.Finder](t.Launcher)
-	_, lister := launcher.As[launcher.Lister](t.Launcher)
-	return finder || lister
+// looks reports whether the launcher can look for a worker by its name.
+func (t *Target) looks() bool {
+	_, finds := launcher.As[launcher.Finder](t.Launcher)
+	_, lists := launcher.As[launcher.Lister](t.Launcher)
+	return finds || lists
 }
 
 // look finds the worker of a run on the target, if it is to be looked for and the launcher can.
@@ -551,8 +595,8 @@ func (d *Dispatcher) route(r storage.Run) string {
 // Texts of dagster._daemon.run_coordinator.queued_run_coordinator_daemon, 1.13.
 const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Marking the run as failed and dropping it from the queue"
 
-// fail ends a run that can never be launched, as Dagster's queue does. It reports whether that was written.
-func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) bool {
+// fail ends a run that can never be launched, as Dagster's queue does.
+func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
 	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
 	now := time.Now()
 	var meta []dagster.Metadata
@@ -564,41 +608,42 @@ func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) bool 
 	if r.Resumes() {
 		from = append(from, dagster.Started)
 	}
-	_, ok := d.move(ctx, storage.Transition{
+	out, ok := d.move(ctx, storage.Transition{
 		Run: r.ID, From: from, Launch: r.Launch.Token, Void: true, Tags: tags,
 		Events: []dagster.Event{
 			dagster.NewEngineEvent(r.Run, now, unrecoverable, meta, cause),
 			dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), dagster.MarkedFailed),
 		},
 	})
-	return ok
+	if !ok && out.Status == dagster.Canceling { // meanwhile
+		d.unasked(ctx, r)
+	}
 }
 
-const (
-	firstPause = time.Second // before a run for which there was no room is tried again; doubled with each attempt
-	maxPause   = time.Minute
-)
-
-// requeue puts a run for which there is no room back into the queue. It reports whether that was written.
-func (d *Dispatcher) requeue(ctx context.Context, r storage.Run, cause error) bool {
-	now := time.Now()
-	pause := min(maxPause, firstPause<<min(r.Launch.Attempt-1, 10))
+// back puts a run that certainly has no worker back into the queue. The run's log says why, once.
+func (d *Dispatcher) back(ctx context.Context, l *lane, j job, text string, cause error) {
+	r, now := j.run, time.Now()
+	// Twice as long as the target itself, which is tried with another run first.
+	pause := min(maxPause, firstPause<<min(r.Launch.Attempt, 10))
 	if after, ok := launcher.RetryAfter(cause); ok {
 		pause = max(pause, after)
 	}
+	var events []dagster.Event
+	if l.tell(r.ID, errors.Is(cause, launcher.ErrDenied)) {
+		events = append(events, dagster.NewEngineEvent(r.Run, now, text, nil, nil))
+	}
+	events = append(events, dagster.NewRunEnqueued(r.Run, now.Add(time.Microsecond)))
 	name := r.Launch.Launcher
+	d.done(name, "requeued", time.Since(j.at))
+	d.Log.InfoContext(ctx, "a run goes back to the queue", "run_id", r.ID, "launcher", name, "target", l.target.Place, "attempt", r.Launch.Attempt, "err", words(cause), "wait", pause)
 	d.Requeued(storage.Run{Run: dagster.Run{ID: r.ID}}, name, now.Add(pause)) // before the news of it can come
-	out, ok := d.move(ctx, storage.Transition{
-		Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true,
-		Events: []dagster.Event{
-			dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launcher %q has no room; the run waits in the queue: %v", r.Launch.Launcher, cause), nil, nil),
-			dagster.NewRunEnqueued(r.Run, now.Add(time.Microsecond)),
-		},
-	})
+	out, ok := d.move(ctx, storage.Transition{Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true, Events: events})
 	if !ok {
-		return false
+		if out.Status == dagster.Canceling { // meanwhile
+			d.unasked(ctx, r)
+		}
+		return
 	}
 	r.Status, r.Launch, r.Handle = out.Status, nil, ""
 	d.Requeued(r, name, now.Add(pause))
-	return true
 }

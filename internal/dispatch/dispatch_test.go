@@ -2,9 +2,11 @@ package dispatch_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,7 +124,7 @@ func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status
 	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
 	traits := launcher.Traits{OwnCommand: true, Settle: settle}
 	d := &dispatch.Dispatcher{
-		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, DeniedTimeout: time.Minute, Log: slog.New(slog.DiscardHandler),
+		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, Log: slog.New(slog.DiscardHandler),
 		Targets:  map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits}, &launcher.Kind{Name: "fake", Traits: traits}, l)},
 		Requeued: func(storage.Run, string, time.Time) {}, Launched: func(storage.Run) {},
 	}
@@ -296,4 +298,201 @@ func TestRoom(t *testing.T) {
 		room, _ := d.Room("x")
 		return room > 2, fmt.Sprintf("Room = %d, want more", room)
 	})
+}
+
+// A refusal that follows a launch without an answer proves nothing of that: the worker is looked for first.
+func TestRefusalAfterALostAnswer(t *testing.T) {
+	lost := errors.New("the answer was lost")
+	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "denied": launcher.ErrDenied, "invalid": launcher.ErrInvalid} {
+		launch := func(n int) (launcher.Launched, error) {
+			if n == 1 {
+				return launcher.Launched{}, lost
+			}
+			return launcher.Launched{}, refusal
+		}
+		t.Run(name+", and it was made", func(t *testing.T) {
+			l := &target{launch: launch, find: func(int) bool { return true }}
+			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); m.Handle != "found" {
+				t.Errorf("written %+v after %q, want the worker that was found", m, l.said())
+			}
+		})
+		t.Run(name+", and it was not made", func(t *testing.T) {
+			l := &target{launch: launch}
+			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); !m.Void || l.said() != "launch find launch" {
+				t.Errorf("written %+v after %q, want the launch to end after a look", m, l.said())
+			}
+		})
+		t.Run(name+", and it cannot be looked for", func(t *testing.T) {
+			l := &target{launch: func(n int) (launcher.Launched, error) {
+				if n == 4 {
+					return launcher.Launched{Handle: "there"}, nil
+				}
+				return launch(n)
+			}}
+			if m := dispatcher(t, blind{l}, 0, dagster.Starting, false).wrote(t, "anything", any); m.Handle != "there" {
+				t.Errorf("written %+v after %q, want the worker to be asked for until it is there", m, l.said())
+			}
+		})
+	}
+}
+
+func any(storage.Transition) bool { return true }
+
+// blind has the three methods of a launcher alone.
+type blind struct{ launcher.Launcher }
+
+// A launch that again and again made no worker, which looks have shown, goes back to the queue with the launcher's words: it keeps no place.
+func TestLaunchThatMakesNothing(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("no such\nqueue") }}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
+	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunEnqueued || !strings.HasSuffix(m.Events[0].Message, "made no worker in 5 tries: no such queue") {
+		t.Errorf("events = %+v, want the launcher's words in one line, and the queue", m.Events)
+	}
+	// It may have been about this run alone: others are still tried, and the target is not sick.
+	if room, sick := d.Room("x"); room < 1 || sick {
+		t.Errorf("Room = %d, sick %v, want some", room, sick)
+	}
+}
+
+// A target that refuses us is sick until a call is answered, and its run is back in the queue at once, with the reason, once.
+func TestDenied(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, launcher.Unreached(errors.New("connection\nrefused"))
+	}}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
+	if len(m.Events) != 2 || !strings.HasSuffix(m.Events[0].Message, ": connection refused") || !strings.Contains(m.Events[0].Message, "has failed since ") {
+		t.Errorf("events = %+v, want why it waits and since when", m.Events)
+	}
+	ill := d.Targets["x"].Trouble()
+	if room, sick := d.Room("x"); room != 0 || !sick || !ill.Sick || ill.Err != "connection refused" {
+		t.Errorf("Room = %d, sick %v; the target is %+v, want it to be sick", room, sick, ill)
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, sick := d.Room("x")
+		ill := d.Targets["x"].Trouble()
+		return room == 1 && !sick && ill.Sick, fmt.Sprintf("Room = %d, sick %v; want one run as a trial of a target that is still sick: %+v", room, sick, ill)
+	})
+	d.Launch(s.runs["r1"])
+	m = s.wrote(t, "the run back in the queue once more", func(n storage.Transition) bool { return n.Void && len(n.Events) == 1 })
+	if m.Events[0].Type != dagster.RunEnqueued {
+		t.Errorf("events = %+v, want no second reason", m.Events)
+	}
+}
+
+// A run that was canceled before its target was asked for a worker ends at once, whatever the target promises.
+func TestCanceledBeforeTheLaunch(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
+	m := dispatcher(t, l, time.Hour, dagster.Canceling, false).wrote(t, "the end", func(m storage.Transition) bool { return m.Void })
+	if len(m.Events) != 1 || m.Events[0].Type != dagster.RunCanceled || l.said() != "" {
+		t.Errorf("events = %+v after %q, want the end and no call", m.Events, l.said())
+	}
+}
+
+// A target that hangs is given one run: the next ones are not claimed for it.
+func TestHungTargetHasOneRun(t *testing.T) {
+	release := make(chan struct{})
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		<-release
+		return launcher.Launched{Handle: "h"}, nil
+	}}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	if room, sick := d.Room("x"); room != 0 || sick {
+		t.Errorf("Room = %d, sick %v of a target that has not answered yet, want none, but not sick", room, sick)
+	}
+	close(release)
+	s.wrote(t, "the launch", launched)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room > 10, fmt.Sprintf("Room = %d of a target that answers", room)
+	})
+}
+
+// divided has two places behind it, of which one does not answer.
+type divided struct {
+	target
+	away  atomic.Bool
+	pings atomic.Int64
+}
+
+func (l *divided) PlaceOfRun(run json.RawMessage) string {
+	if strings.Contains(string(run), "away") {
+		return "away"
+	}
+	return "here"
+}
+
+func (l *divided) PlaceOf(h launcher.Handle) string { return string(h) }
+
+func (l *divided) Ping(_ context.Context, place string) error {
+	l.pings.Add(1)
+	if place == "away" && l.away.Load() {
+		return launcher.Unreached(errors.New("no route to host"))
+	}
+	return nil
+}
+
+// Each place behind a launcher is sick by itself; it is asked whether it is back without a run, as long as runs wait for it.
+func TestPlacesFailOneByOne(t *testing.T) {
+	l := &divided{}
+	l.away.Store(true)
+	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "here"}, nil }
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	s.wrote(t, "the launch", launched)
+	r := s.runs["r1"]
+	r.Tags = map[string]string{"to": "away"}
+	here, away := d.Target("x", s.runs["r1"]), d.Target("x", r)
+	if here != "x (here)" || away != "x (away)" {
+		t.Fatalf("targets %q and %q", here, away)
+	}
+	x := d.Targets["x"]
+	if _, err := dispatch.Call(t.Context(), x.Of("away"), func(context.Context) (int, error) { return 0, launcher.ErrDenied }); err == nil {
+		t.Fatal("no error")
+	}
+	if room, sick := d.Room(here); room != 2 || sick {
+		t.Errorf("Room(%s) = %d, sick %v, want one at once and one that waits", here, room, sick)
+	}
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // the queue asks again and again
+		room, sick := d.Room(away)
+		return room == 0 && sick && l.pings.Load() >= 1 && x.Places()[0].Trouble().Err == "no route to host", fmt.Sprintf("Room = %d, sick %v, %d pings, %+v", room, sick, l.pings.Load(), x.Places()[0].Trouble())
+	})
+	if p := x.Places(); len(p) != 2 || p[0].Place != "away" || !p[0].Trouble().Sick || p[1].Trouble().Sick || x.Trouble().Sick {
+		t.Errorf("places %+v, want one that is sick, one that is well, and a launcher that is", p)
+	}
+	l.away.Store(false)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, sick := d.Room(away)
+		return room > 0 && !sick, fmt.Sprintf("Room = %d, sick %v of a place that is back", room, sick)
+	})
+}
+
+// The log of a run that waits for a sick target says so, once.
+func TestWaitsIsTold(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "h"}, nil }}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	s.wrote(t, "the launch", launched)
+	if _, err := dispatch.Call(t.Context(), d.Targets["x"], func(context.Context) (int, error) {
+		return 0, launcher.WithRetryAfter(errors.Join(launcher.ErrDenied, errors.New("key expired")), time.Hour)
+	}); err == nil {
+		t.Fatal("no error")
+	}
+	waiting := storage.Run{Run: dagster.Run{ID: "r2", Job: "j"}}
+	told := func(m storage.Transition) bool { return m.Run == "r2" }
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		d.Waits(waiting, "x")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.ContainsFunc(s.moves, told), "the waiting run's log says nothing"
+	})
+	d.Waits(waiting, "x")
+	m := s.wrote(t, "the note", told)
+	if len(m.From) != 1 || m.From[0] != dagster.Queued || !strings.Contains(m.Events[0].Message, `launcher "x" has failed since `) || !strings.HasSuffix(m.Events[0].Message, ": key expired") {
+		t.Errorf("written %+v, want the reason", m)
+	}
+	d.Waits(storage.Run{Run: dagster.Run{ID: "r3", Job: "j"}}, "x")
+	s.wrote(t, "the next note", func(m storage.Transition) bool { return m.Run == "r3" })
+	if n := len(slices.DeleteFunc(slices.Clone(s.moves), func(m storage.Transition) bool { return !told(m) })); n != 1 {
+		t.Errorf("told %d times", n)
+	}
 }

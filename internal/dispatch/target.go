@@ -3,30 +3,41 @@ package dispatch
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
 	"golang.org/x/time/rate"
 
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/worker"
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Target is a launcher of the instance with what guards the calls to it.
+// Target is a launcher of the instance, or one of the places behind a [launcher.Divider], with the
+// limits and the health of the calls to it.
 type Target struct {
 	worker.Target
 	Kind     *launcher.Kind
 	Launcher launcher.Launcher
 	Host     string // the only one on which its workers can be seen; "" if they can be seen from everywhere
+	Place    string // "" for a launcher
 
-	limit   *rate.Limiter
-	budget  *budget // of launches
-	room    room
-	left    atomic.Int32 // calls that go on although their time is over
-	breaker *gobreaker.CircuitBreaker[any]
+	limit  *rate.Limiter
+	budget *budget // of launches
+	room   room
+	left   atomic.Int32 // calls that go on although their time is over
+	health health
+
+	mu     sync.Mutex
+	used   time.Time // the last time that a run or a worker needed it
+	places map[string]*Target
 }
 
 const (
@@ -36,10 +47,8 @@ const (
 	callsPerSecond = 500
 	// CallTimeout bounds one call to a target.
 	CallTimeout = 30 * time.Second
-	// sickAfter is how many calls in a row must fail for a target to be sick.
-	sickAfter = 5
-	// sickFor is how long a sick target is left alone before one call tries it.
-	sickFor = 10 * time.Second
+	// placeKept is how long a place that nothing needs is still listed.
+	placeKept = 10 * time.Minute
 )
 
 // NewTarget puts the guards around a launcher.
@@ -47,41 +56,113 @@ func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Targe
 	return &Target{
 		Target: t, Kind: kind, Launcher: l,
 		limit: rate.NewLimiter(callsPerSecond, callsPerSecond), budget: newBudget(rate.Limit(cmp.Or(t.LaunchRate, callsPerSecond))),
-		breaker: gobreaker.NewCircuitBreaker[any](gobreaker.Settings{
-			Name: t.Name, Timeout: sickFor,
-			ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= sickAfter },
-			IsSuccessful: answered,
-		}),
 	}
 }
 
-// answered says whether an error shows that the target works: it said something of the request, not of itself.
-func answered(err error) bool {
-	return err == nil || errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrCapacity) ||
-		errors.Is(err, launcher.ErrNotFound) || errors.Is(err, launcher.ErrPending) || errors.Is(err, context.Canceled)
+// String names the target: the launcher, and the place behind it.
+func (t *Target) String() string {
+	if t.Place == "" {
+		return t.Name
+	}
+	return t.Name + " (" + t.Place + ")"
+}
+
+// For returns the target of a run that goes to the launcher t.
+func (t *Target) For(r dagster.Run) *Target {
+	if d, ok := launcher.As[launcher.Divider](t.Launcher); ok {
+		return t.at(d.PlaceOfRun(json.RawMessage(r.Body())))
+	}
+	return t
+}
+
+// Of returns the target of a worker of the launcher t.
+func (t *Target) Of(h launcher.Handle) *Target {
+	if d, ok := launcher.As[launcher.Divider](t.Launcher); ok {
+		return t.at(d.PlaceOf(h))
+	}
+	return t
+}
+
+func (t *Target) at(place string) *Target {
+	if place == "" {
+		return t
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.places[place]
+	if p == nil {
+		p = NewTarget(t.Target, t.Kind, t.Launcher)
+		p.Place, p.Host = place, t.Host
+		if t.places == nil {
+			t.places = map[string]*Target{}
+		}
+		t.places[place] = p
+	}
+	p.use()
+	return p
+}
+
+func (t *Target) use() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used = time.Now()
+}
+
+func (t *Target) idle() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Since(t.used)
+}
+
+// Places lists the places behind a launcher that were needed lately.
+func (t *Target) Places() []*Target {
+	t.mu.Lock()
+	places := slices.Collect(maps.Values(t.places))
+	t.mu.Unlock()
+	places = slices.DeleteFunc(places, func(p *Target) bool { return p.idle() > placeKept })
+	slices.SortFunc(places, func(a, b *Target) int { return strings.Compare(a.Place, b.Place) })
+	return places
 }
 
 // LaunchRate is how many launches per second the target takes now, as far as its refusals have taught.
 func (t *Target) LaunchRate() float64 { return float64(t.budget.limit.Limit()) }
 
-// Sick says whether the target's calls failed so often that it is left alone for now.
-func (t *Target) Sick() bool { return t.breaker.State() == gobreaker.StateOpen }
+// Trouble returns what is wrong with the target.
+func (t *Target) Trouble() Trouble { return t.health.trouble() }
 
-// Call does one call to the target: the one place where rate, deadline and breaker are. A sick target is not
-// asked; the error is [launcher.ErrTransient] then, and also if the launcher goes on although its time is over: then it is left to itself.
+// Call does one call to the target. Every call goes through it: it keeps rate, deadline and health. A sick
+// target gets one call at a time, after a pause; other calls fail with [launcher.Unreached]. If the launcher
+// does not return in time, it is left to itself and the error is [launcher.ErrTransient].
 func Call[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
 	var none T
-	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	call, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	if err := t.limit.Wait(ctx); err != nil {
-		return none, errors.Join(launcher.ErrTransient, err)
+	if err := t.limit.Wait(call); err != nil {
+		return none, notAsked(ctx, t, fmt.Errorf("more than %d calls per second are waiting", callsPerSecond))
 	}
-	out, err := t.breaker.Execute(func() (any, error) { return inTime(ctx, t, f) })
-	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		err = errors.Join(launcher.ErrTransient, err)
+	if n := t.left.Load(); n >= maxLeft {
+		return none, notAsked(ctx, t, fmt.Errorf("%d calls go on although their time is over", n))
 	}
-	got, _ := out.(T)
-	return got, err
+	tries, err := t.health.begin(time.Now())
+	if err != nil {
+		return none, notAsked(ctx, t, err)
+	}
+	out, err := inTime(call, t, f)
+	t.health.end(tries, err, ctx.Err() != nil, time.Now())
+	return out, err
+}
+
+// skipped is the reason why a call was not made.
+type skipped struct{ error }
+
+func (e skipped) Unwrap() error { return e.error }
+
+// notAsked is the error of a call that was not made.
+func notAsked(ctx context.Context, t *Target, why error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return launcher.Unreached(skipped{fmt.Errorf("%s was not asked: %w", t, why)})
 }
 
 const (
@@ -94,9 +175,6 @@ const (
 // inTime waits for a call no longer than its context lasts, and a moment.
 func inTime[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
 	var none T
-	if n := t.left.Load(); n >= maxLeft {
-		return none, fmt.Errorf("%w: %d calls go on although their time is over", launcher.ErrTransient, n)
-	}
 	type answer struct {
 		out T
 		err error
@@ -133,3 +211,21 @@ func List(ctx context.Context, t *Target, lister launcher.Lister, f launcher.Fil
 		return all, nil
 	})
 }
+
+// words returns the text of an error for people: one line, without the names of our kinds of errors.
+func words(err error) string {
+	text := err.Error()
+	for _, kind := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrCapacity, launcher.ErrTransient} {
+		text = strings.TrimPrefix(strings.ReplaceAll(text, kind.Error()+": ", ""), kind.Error()+"\n")
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		text = strings.ReplaceAll(text, context.DeadlineExceeded.Error(), fmt.Sprintf("no answer within %s", CallTimeout))
+	}
+	if text = strings.Join(strings.Fields(text), " "); len(text) > maxWords {
+		text = strings.ToValidUTF8(text[:maxWords], "") + "…"
+	}
+	return text
+}
+
+// maxWords bounds the text of an error in a run's log or in the status, in bytes.
+const maxWords = 1000

@@ -785,7 +785,7 @@ func (l *Loop) terminate(f *flight, kill bool) {
 			out.err = errors.New(where)
 		case key.handle != "": // else there is nobody to ask
 			var was bool
-			was, out.err = dispatch.Call(l.calling, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, key.handle, grace) })
+			was, out.err = dispatch.Call(l.calling, t.Of(key.handle), func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, key.handle, grace) })
 			if errors.Is(out.err, launcher.ErrNotFound) {
 				out.err = nil
 			}
@@ -878,7 +878,7 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 			} else if key.handle == "" {
 				h, err = l.Find(ctx, q.run)
 			} else {
-				h, err = dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
+				h, err = dispatch.Call(ctx, t.Of(key.handle), func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
 			}
 			if err == nil && h.Status == "" { // found: its handle comes by Launched
 				continue
@@ -899,7 +899,7 @@ const maxDebug = 16 << 10
 // report passes on what a target says of a worker; of a dead one, with the target's debug info.
 func (l *Loop) report(ctx context.Context, t *dispatch.Target, handle launcher.Handle, r report) {
 	if d, ok := launcher.As[launcher.Describer](t.Launcher); ok && r.health.Status == launcher.Failed {
-		text, err := dispatch.Call(ctx, t, func(ctx context.Context) (json.RawMessage, error) { return d.Describe(ctx, handle, false) })
+		text, err := dispatch.Call(ctx, t.Of(handle), func(ctx context.Context) (json.RawMessage, error) { return d.Describe(ctx, handle, false) })
 		if err == nil && len(text) <= maxDebug {
 			r.debug = string(text)
 		}

@@ -36,8 +36,13 @@ type store interface {
 
 // runLauncher launches the workers of claimed runs. Package dispatch provides it.
 type runLauncher interface {
-	// Room is how many more runs the launcher takes now, and whether it is sick, so that a run's next launcher may take it.
-	Room(launcher string) (room int, sick bool)
+	// Target names the target of a run that goes to a launcher: the launcher, or one of the places
+	// behind it, which can be sick or full by itself.
+	Target(launcher string, r storage.Run) string
+	// Room is how many more runs the target takes now, and whether it is sick, so that a run's next launcher may take it.
+	Room(target string) (room int, sick bool)
+	// Waits is called for each run that waits because a target has no room. It does not block.
+	Waits(r storage.Run, target string)
 	// Token makes the token of a new launch.
 	Token(launcher string) string
 	// Launch takes over a claimed run and returns at once.
@@ -71,7 +76,7 @@ type Loop struct {
 	active  map[string]storage.Run
 	hold    map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
 	choice  map[string]string               // of the runs that were picked: the launcher
-	routes  map[string][]string             // of the queued runs, once they were asked for
+	routes  map[string][]stop               // of the queued runs, once they were asked for
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -79,6 +84,9 @@ type pending struct {
 	run   storage.Run
 	claim storage.Claim
 }
+
+// stop is a launcher of a run's route, with the target of the run there.
+type stop struct{ launcher, target string }
 
 // Waiting is the queue after a pass.
 type Waiting struct {
@@ -99,7 +107,7 @@ type Requeued struct {
 // returns has been handed to the launcher.
 func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]map[string]time.Time{}
-	l.routes = map[string][]string{}
+	l.routes = map[string][]stop{}
 	var wait time.Duration // until the next pass, if nothing happens
 	for {
 		var timer <-chan time.Time
@@ -275,10 +283,13 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 			return Paused
 		}
 		if l.routes[r.ID] == nil {
-			l.routes[r.ID] = l.Route(l.queued[r.ID])
+			for _, name := range l.Route(l.queued[r.ID]) {
+				l.routes[r.ID] = append(l.routes[r.ID], stop{name, l.Launcher.Target(name, l.queued[r.ID])})
+			}
 		}
 		why := Sick
-		for _, name := range l.routes[r.ID] {
+		for _, at := range l.routes[r.ID] {
+			name := at.launcher
 			if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsLauncher(name) }) {
 				sooner(pauseRetry)
 				why = Paused
@@ -289,18 +300,18 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 				why = Backoff
 				continue
 			}
-			if _, ok := room[name]; !ok {
-				room[name], sick[name] = l.Launcher.Room(name)
+			if _, ok := room[at.target]; !ok {
+				room[at.target], sick[at.target] = l.Launcher.Room(at.target)
 			}
-			switch {
-			case sick[name]:
+			if room[at.target] <= 0 {
 				sooner(roomRetry)
-				continue
-			case room[name] <= 0: // only busy: it says when it is not
-				sooner(roomRetry)
-				return Busy
+				l.Launcher.Waits(l.queued[r.ID], at.target)
+				if sick[at.target] {
+					continue
+				}
+				return Busy // it says when it is not
 			}
-			room[name]--
+			room[at.target]--
 			l.choice[r.ID] = name
 			return ""
 		}

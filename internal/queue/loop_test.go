@@ -20,7 +20,18 @@ import (
 type taker struct {
 	taken, launchers []string
 	busy, sick       string // names of launchers
+	targets          func(storage.Run) string
+	waits            []string
 }
+
+func (k *taker) Target(launcher string, r storage.Run) string {
+	if k.targets != nil {
+		return k.targets(r)
+	}
+	return launcher
+}
+
+func (k *taker) Waits(r storage.Run, target string) { k.waits = append(k.waits, r.ID+" for "+target) }
 
 func (k *taker) Room(name string) (int, bool) {
 	switch name {
@@ -61,7 +72,7 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 	return &Loop{
 		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(storage.Run) []string { return []string{"local"} },
 		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
-		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{}, routes: map[string][]string{},
+		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{}, routes: map[string][]stop{},
 	}, d, k
 }
 
@@ -152,6 +163,23 @@ func TestNextLauncher(t *testing.T) {
 				t.Errorf("launched on %v, want %v; next look in %v", k.launchers, c.want, wait)
 			}
 		})
+	}
+}
+
+// Of the targets behind one launcher each is sick by itself.
+func TestTargetsOfOneLauncher(t *testing.T) {
+	l, d, k := newLoop(t, 10)
+	k.targets, k.sick = func(r storage.Run) string { return "local at " + r.Tags["at"] }, "local at a"
+	for id, at := range map[string]string{"run-a": "a", "run-b": "b"} {
+		if err := d.Enqueue(id, map[string]string{"at": at}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range read(t, l) {
+		l.changed(r)
+	}
+	if pass(t, l); !slices.Equal(k.taken, []string{"run-b"}) || k.launchers[0] != "local" || !slices.Contains(k.waits, "run-a for local at a") {
+		t.Errorf("launched %v on %v, and %v wait; want run-b on local, and run-a to wait for its target", k.taken, k.launchers, k.waits)
 	}
 }
 

@@ -69,7 +69,7 @@ func NewMetrics(version string) *Metrics {
 	m.leads = gauge("leader", "1 while this daemon leads the instance.")
 	m.epoch = gauge("epoch", "Epoch of this daemon's lead: how many leaders the instance has had; 0 while it stands by.")
 	m.pauses = gauge("pauses", "Pauses that hold now.")
-	m.sick = gauges("launcher_sick", "1 while a launcher's calls fail so often that it is left alone.", "launcher")
+	m.sick = gauges("launcher_sick", "1 while the calls of a launcher, or of one of the places behind it such as a code server, fail and it gets but single ones; the place is empty for the launcher itself.", "launcher", "place")
 	info := gauges("info", "1; its label is the version.", "version")
 	info.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -194,14 +194,17 @@ func (m *Metrics) Pauses(n int) {
 	}
 }
 
-// Sick takes in whether a launcher is left alone.
-func (m *Metrics) Sick(launcher string, is bool) {
+// Sick takes in which launchers and places behind them there are, and whether they are sick.
+func (m *Metrics) Sick(sick map[[2]string]bool) {
 	if m == nil {
 		return
 	}
-	v := 0.0
-	if is {
-		v = 1
+	m.sick.Reset()
+	for of, is := range sick {
+		v := 0.0
+		if is {
+			v = 1
+		}
+		m.sick.WithLabelValues(of[0], of[1]).Set(v)
 	}
-	m.sick.WithLabelValues(launcher).Set(v)
 }

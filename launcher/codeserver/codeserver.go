@@ -35,7 +35,7 @@ import (
 
 // Config holds the settings of the codeserver launcher.
 type Config struct {
-	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run may wait for its code server to answer before it fails."`
+	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run whose start got no answer may wait for its code server to say whether it executes it; then the run fails. A run whose start did not reach the server waits in the queue."`
 }
 
 // Launcher asks code servers. It is safe for use by many goroutines.
@@ -51,6 +51,7 @@ type Launcher struct {
 var (
 	_ launcher.Launcher  = (*Launcher)(nil)
 	_ launcher.Finder    = (*Launcher)(nil)
+	_ launcher.Divider   = (*Launcher)(nil)
 	_ launcher.Batcher   = (*Launcher)(nil)
 	_ launcher.Describer = (*Launcher)(nil)
 	_ launcher.Previewer = (*Launcher)(nil)
@@ -59,8 +60,8 @@ var (
 const (
 	// settle is how long a request to start a run may be on its way: Dagster's own client gives up after 60 s.
 	settle = 60 * time.Second
-	// askAgain is how soon a server that does not answer is asked again.
-	askAgain = 2 * time.Second
+	// dialAgain is how soon a server that could not be reached is tried again.
+	dialAgain = time.Second
 	// maxMessage is what Dagster's servers send at most by default.
 	maxMessage = 50 << 20
 )
@@ -105,6 +106,55 @@ func serverOf(r dagster.Run) (server, error) {
 func (s server) String() string {
 	_, address, _ := strings.Cut(string(s), ":")
 	return strings.TrimPrefix(address, "///")
+}
+
+// place is the address, with "tls " before it where the server speaks TLS. [serverAt] reads it.
+func (s server) place() string {
+	if strings.HasPrefix(string(s), "tls ") {
+		return "tls " + s.String()
+	}
+	return s.String()
+}
+
+func serverAt(place string) server {
+	address, secure := strings.CutPrefix(place, "tls ")
+	scheme := "dns:///"
+	if strings.Contains(address, "/") { // the path of a socket
+		scheme = "unix:"
+	}
+	if secure {
+		scheme = "tls " + scheme
+	}
+	return server(scheme + address)
+}
+
+// PlaceOfRun implements [launcher.Divider]: each code server is a place.
+func (l *Launcher) PlaceOfRun(run json.RawMessage) string {
+	r, err := dagster.ParseRun(string(run))
+	if err != nil {
+		return ""
+	}
+	if s, err := serverOf(r); err == nil {
+		return s.place()
+	}
+	return ""
+}
+
+// PlaceOf implements [launcher.Divider].
+func (l *Launcher) PlaceOf(h launcher.Handle) string {
+	if s, _, ok := parse(h); ok {
+		return s.place()
+	}
+	return ""
+}
+
+// Ping implements [launcher.Divider], by the question that comes before each start.
+func (l *Launcher) Ping(ctx context.Context, place string) error {
+	_, err := l.runs(ctx, serverAt(place))
+	if status.Code(err) == codes.Unimplemented {
+		return nil
+	}
+	return err
 }
 
 // handle is the server and the run.
@@ -157,7 +207,7 @@ func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 		}
 		var err error
 		params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 10 * time.Second}
-		params.Backoff.MaxDelay = askAgain
+		params.Backoff.MaxDelay = dialAgain
 		if c, err = grpc.NewClient(target, grpc.WithConnectParams(params), grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithNoProxy()); err != nil {
 			return nil, fmt.Errorf("%w: code server %s: %w", launcher.ErrInvalid, s, err)
 		}
@@ -167,9 +217,6 @@ func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 	return dagsterpb.NewDagsterApiClient(c), nil
 }
 
-// errSilent is a server that gave no answer.
-var errSilent = errors.New("the code server does not answer")
-
 // runs says which runs a server executes.
 func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) {
 	api, err := l.api(s)
@@ -178,7 +225,7 @@ func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) 
 	}
 	reply, err := api.GetCurrentRuns(ctx, &dagsterpb.Empty{})
 	if err != nil {
-		return nil, silent(ctx, s, err)
+		return nil, launcher.Unreached(silent(ctx, s, err)) // a question starts nothing
 	}
 	list, err := dagster.ParseCurrentRuns(reply.SerializedCurrentRuns)
 	runs := map[string]bool{}
@@ -201,18 +248,28 @@ func (l *Launcher) executes(ctx context.Context, s server, run string) (bool, er
 	}
 	reply, err := api.CanCancelExecution(ctx, &dagsterpb.CanCancelExecutionRequest{SerializedCanCancelExecutionRequest: dagster.RunRequest("CanCancelExecutionRequest", run)})
 	if err != nil {
-		return false, silent(ctx, s, err)
+		return false, launcher.Unreached(silent(ctx, s, err))
 	}
 	return dagster.ParseCanCancel(reply.SerializedCanCancelExecutionResult)
 }
 
-// silent is the error of a call that got no answer, or one that is none.
+// silence is the error of a call that got no answer, or one that is none.
+type silence struct {
+	server server
+	err    error
+}
+
 func silent(ctx context.Context, s server, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("code server %s: %w", s, ctx.Err())
+		err = ctx.Err()
 	}
-	return fmt.Errorf("%w: %w: %s: %w", launcher.ErrTransient, errSilent, s, status.Convert(err).Err())
+	return silence{s, err}
 }
+
+func (e silence) Error() string {
+	return fmt.Sprintf("the code server at %s does not answer: %s", e.server, words(e.err))
+}
+func (e silence) Unwrap() error { return e.err }
 
 // Find implements [launcher.Finder].
 func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
@@ -221,8 +278,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 		return launcher.Launched{}, false, err
 	}
 	there, err := l.executes(ctx, s, r.ID)
-	if errors.Is(err, errSilent) {
-		return launcher.Launched{}, false, l.waits(req, s, err)
+	if err != nil && time.Since(req.At) > l.timeout {
+		err = fmt.Errorf("%w: it is not known whether the run was started, and for %v (server_timeout) nobody could tell: %w", launcher.ErrInvalid, l.timeout, err)
 	}
 	return launched(s, r), there, err
 }
@@ -250,14 +307,6 @@ func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 	return r, s, err
 }
 
-// waits is the error of a launch that did not get through: it may again, until its time is over. Nothing was started.
-func (l *Launcher) waits(req *launcher.Request, s server, err error) error {
-	if time.Since(req.At) > l.timeout {
-		return fmt.Errorf("%w: the code server at %s did not answer for %v (server_timeout): %w", launcher.ErrInvalid, s, l.timeout, err)
-	}
-	return launcher.Pending(askAgain, launcher.Note{Text: fmt.Sprintf("[Slipway] The code server at %s does not answer; the run waits for it: %s", s, words(err))})
-}
-
 // words are the text of an error alone, without what wraps it.
 func words(err error) string {
 	var s interface{ GRPCStatus() *status.Status }
@@ -281,10 +330,7 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 }
 
 func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.Run, s server) error {
-	switch there, err := l.executes(ctx, s, r.ID); {
-	case errors.Is(err, errSilent):
-		return l.waits(req, s, err)
-	case err != nil || there:
+	if there, err := l.executes(ctx, s, r.ID); err != nil || there {
 		return err
 	}
 	api, err := l.api(s)
@@ -293,7 +339,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.R
 	}
 	reply, err := api.StartRun(ctx, &dagsterpb.StartRunRequest{SerializedExecuteRunArgs: dagster.StartRunArgs(r, req.InstanceRef)})
 	if err != nil { // it may have been heard
-		return fmt.Errorf("%w: code server %s: %w", launcher.ErrTransient, s, err)
+		return fmt.Errorf("%w: %w", launcher.ErrTransient, silent(ctx, s, err))
 	}
 	ok, message, err := dagster.ParseResult(reply.SerializedStartRunResult)
 	switch {
@@ -302,7 +348,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.R
 	case ok:
 		return nil
 	case strings.Contains(message, "after telling it to shut down"): // dagster._grpc.server, 1.13
-		return l.waits(req, s, errors.New(message))
+		return launcher.Unreached(fmt.Errorf("the code server at %s ends: %s", s, message))
 	}
 	return fmt.Errorf("%w: the code server at %s did not start the run: %s", launcher.ErrInvalid, s, message)
 }
@@ -319,7 +365,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 	}
 	reply, err := api.CancelExecution(ctx, &dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: dagster.RunRequest("CancelExecutionRequest", run)})
 	if err != nil {
-		return false, silent(ctx, s, err)
+		return false, fmt.Errorf("%w: %w", launcher.ErrTransient, silent(ctx, s, err))
 	}
 	done, _, err := dagster.ParseResult(reply.SerializedCancelExecutionResult)
 	return done, err

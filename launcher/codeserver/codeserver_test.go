@@ -157,29 +157,68 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// What was not sent is pending, until its time is over.
+// A start that did not reach its server is refused for all runs of that server; one of which nothing is known is given up after a time.
 func TestServerThatIsNotThere(t *testing.T) {
 	address := socket(t)
 	l, req := open(t, "server_timeout: 1h"), at(address)
+	many := l.(launcher.Divider)
+	place := many.PlaceOfRun(req.Run)
 	_, err := l.Launch(t.Context(), req)
-	if notes := launcher.Notes(err); !errors.Is(err, launcher.ErrPending) || len(notes) != 1 || !strings.Contains(notes[0].Text, address) {
-		t.Errorf("Launch = %v with notes %v, want ErrPending that names the server", err, notes)
+	if !errors.Is(err, launcher.ErrDenied) || !strings.HasPrefix(err.Error(), "the code server at "+address+" does not answer: ") {
+		t.Errorf("Launch = %v, want ErrDenied that names the server", err)
+	}
+	if err := many.Ping(t.Context(), place); !errors.Is(err, launcher.ErrDenied) {
+		t.Errorf("Ping(%s) = %v, want ErrDenied", place, err)
+	}
+	if _, _, err := l.(launcher.Finder).Find(t.Context(), req); !errors.Is(err, launcher.ErrDenied) {
+		t.Errorf("Find = %v, want ErrDenied", err)
 	}
 	req.At = time.Now().Add(-2 * time.Hour)
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "server_timeout") {
-		t.Errorf("Launch after server_timeout = %v, want ErrInvalid that names the setting", err)
+	if _, _, err := l.(launcher.Finder).Find(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "server_timeout") {
+		t.Errorf("Find after server_timeout = %v, want ErrInvalid that names the setting", err)
 	}
 	s := &server{lists: true}
 	s.serve(t, address)
 	l = open(t, "") // gRPC waits a moment before it tries an address again
 	s.refuses = "Tried to start a run on a server after telling it to shut down"
 	req.At = time.Now()
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrPending) {
-		t.Errorf("Launch on a server that stops = %v, want ErrPending", err)
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrDenied) {
+		t.Errorf("Launch on a server that stops = %v, want ErrDenied", err)
+	}
+	if err := l.(launcher.Divider).Ping(t.Context(), place); err != nil {
+		t.Errorf("Ping(%s) = %v", place, err)
 	}
 	s.refuses = "no such job"
 	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "no such job") {
 		t.Errorf("Launch that is refused = %v, want ErrInvalid with the server's words", err)
+	}
+}
+
+// A run and its worker are at the same place, which [launcher.Divider]'s Ping can ask.
+func TestPlaces(t *testing.T) {
+	for origin, want := range map[string]string{
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "::1", "port": 4000, "socket": null, "location_name": "etl"}`:                           "[::1]:4000",
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "code.example", "port": 4000, "socket": null, "location_name": "etl", "use_ssl": true}`: "tls code.example:4000",
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": "/tmp/s", "location_name": "etl"}`:                 "/tmp/s",
+		`{"__class__": "ManagedGrpcPythonEnvRepositoryLocationOrigin", "location_name": "etl"}`:                                                              "",
+	} {
+		many := open(t, "").(launcher.Divider)
+		req := request(origin)
+		if got := many.PlaceOfRun(req.Run); got != want {
+			t.Errorf("PlaceOfRun(%s) = %q, want %q", origin, got, want)
+		}
+		if want == "" {
+			continue
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		got, _, _ := many.(launcher.Finder).Find(ctx, req) // it says where it looked
+		if place := many.PlaceOf(got.Handle); place != want {
+			t.Errorf("PlaceOf(%s) = %q, want %q", got.Handle, place, want)
+		}
+		if err := many.Ping(ctx, want); err == nil || !strings.Contains(err.Error(), strings.TrimPrefix(want, "tls ")) {
+			t.Errorf("Ping(%s) = %v, want an error that names it", want, err)
+		}
 	}
 }
 

@@ -3,11 +3,17 @@
 package e2e_test
 
 import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/webserver"
 	"github.com/slipway-run/slipway/test/testenv"
@@ -63,7 +69,7 @@ func TestCodeServers(t *testing.T) {
 	p = w.slipway()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		said := w.says(waiting)
-		return strings.Contains(said, "does not answer; the run waits for it"), said + p.output()
+		return strings.Contains(said, "the code server at "+address+" does not answer"), said + p.output()
 	})
 	second := w.codeServerAt(address, "served", "fates")
 	w.write("orphan", "")
@@ -93,5 +99,106 @@ func TestCodeServers(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(p.output(), second.output())
+	}
+}
+
+// A code server that is down, and one that hangs, hold up nobody but their own runs, under a limit of which these alone would take all. They
+// wait in the queue, where they can be canceled, their logs say for what, and they go when the server is back. Status, doctor and
+// metrics name it.
+func TestCodeServersFailOneByOne(t *testing.T) {
+	testenv.Beside(t, testenv.Dagster)
+	const each = 6
+	w := newWorld(t, "", "queue: {max_concurrent_runs: 4}\n")
+	servers, running, runs := map[string]string{}, map[string]*process{}, map[string][]string{}
+	for _, name := range []string{"down", "hung", "well"} {
+		servers[name] = testenv.FreeAddress(t)
+		running[name] = w.codeServerAt(servers[name], name, "fates")
+	}
+	server := w.serves(webserver.Options{Servers: servers})
+	for _, name := range []string{"down", "hung", "well"} { // in this order
+		for range each {
+			id, err := server.Launch(t.Context(), webserver.Job{Location: name, Name: "light"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			runs[name] = append(runs[name], id)
+		}
+	}
+	running["down"].killOne()
+	freeze := func(signal syscall.Signal) {
+		if err := syscall.Kill(running["hung"].cmd.Process.Pid, signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	freeze(syscall.SIGSTOP)
+	p := w.slipway()
+	w.ended(2*time.Minute, p, runs["well"]...)
+	canceled := runs["down"][0]
+	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
+		t.Errorf("Terminate of a run that waits = %v, %v, want success", ok, err)
+	}
+	w.ended(10*time.Second, p, canceled)
+	for name, why := range map[string]string{"down": "refused", "hung": "no answer within"} {
+		for _, id := range runs[name] {
+			if id == canceled {
+				continue
+			}
+			testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
+				said := w.says(id)
+				return w.run(id).Status == dagster.Queued && strings.Contains(said, servers[name]+" has failed since ") && strings.Contains(said, why), said + p.output()
+			})
+			if n := strings.Count(w.says(id), "waits in the queue"); n != 1 {
+				t.Errorf("the log of a run says %d times that it waits:\n%s", n, w.says(id))
+			}
+		}
+	}
+	sees := func(what, text string, want ...string) {
+		t.Helper()
+		for _, s := range want {
+			if !strings.Contains(text, s) {
+				t.Errorf("%s does not say %q:\n%s", what, s, text)
+			}
+		}
+	}
+	text, err := w.command("status", "--json")
+	var st daemon.Status
+	if err != nil || json.Unmarshal([]byte(text), &st) != nil {
+		t.Fatalf("status: %v\n%s", err, text)
+	}
+	sick := map[string]bool{}
+	for _, l := range st.Launchers {
+		sick[l.Place] = l.Sick && l.Error != "" && !l.Since.IsZero()
+	}
+	if !sick[servers["down"]] || !sick[servers["hung"]] || sick[servers["well"]] || sick[""] {
+		t.Errorf("status: sick are %v of %v", sick, servers)
+	}
+	text, _ = w.command("status")
+	sees("status", text, "code-server at "+servers["down"], "sick since ")
+	text, _ = w.command("doctor") // whose exit code says that something must be done
+	sees("doctor", text, "launcher code-server at "+servers["down"]+" is sick since ", "launcher code-server at "+servers["hung"])
+	if strings.Contains(text, "launcher code-server: nothing was found against it") {
+		t.Errorf("doctor found nothing against a launcher that is sick:\n%s", text)
+	}
+	answer, err := http.Get(st.Leader.Address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(answer.Body)
+	if err != nil || answer.Body.Close() != nil {
+		t.Fatal(err)
+	}
+	for name, v := range map[string]int{"down": 1, "hung": 1, "well": 0} {
+		sees("metrics", string(metrics), fmt.Sprintf("slipway_launcher_sick{launcher=%q,place=%q} %d", "code-server", servers[name], v))
+	}
+
+	freeze(syscall.SIGCONT)
+	w.codeServerAt(servers["down"], "down", "fates")
+	w.ended(2*time.Minute, p, append(runs["hung"], runs["down"]...)...)
+	for name, ids := range runs {
+		for _, id := range ids {
+			if r := w.run(id); id != canceled && (r.Status != dagster.Success || w.count(id, dagster.RunStart) != 1) {
+				t.Errorf("a run of %s is %s, started %d times:\n%s", name, r.Status, w.count(id, dagster.RunStart), w.says(id))
+			}
+		}
 	}
 }
