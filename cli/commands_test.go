@@ -433,7 +433,7 @@ func TestLaunchersTest(t *testing.T) {
 			t.Errorf("result = %+v", r)
 		}
 	}
-	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are [code-server local]; for a program: slipway launchers test -- nobody") {
+	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; for a program: slipway launchers test -- nobody") {
 		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
 	}
 	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {

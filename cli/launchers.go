@@ -44,7 +44,7 @@ func openTargets(ctx context.Context, in *instance.Instance, names ...string) (m
 }
 
 func noLauncher(in *instance.Instance, name string) error {
-	return fmt.Errorf("there is no launcher %q in slipway.yaml; there are %v", name, slices.Sorted(maps.Keys(in.Launchers)))
+	return fmt.Errorf("there is no launcher %q in slipway.yaml%s", name, config.Suggest(name, slices.Sorted(maps.Keys(in.Launchers))))
 }
 
 // closing closes launchers at the end of a command and adds what failed to its error.
@@ -138,7 +138,7 @@ func (p *program) settings(ctx context.Context, args []string, name string) (fie
 		}
 		names = append(names, k.Name)
 	}
-	return nil, fmt.Errorf("there is no launcher of kind %q; there are %v", args[0], names)
+	return nil, fmt.Errorf("there is no launcher of kind %q%s", args[0], config.Suggest(args[0], names))
 }
 
 // sample are the flags of a run that is made up.

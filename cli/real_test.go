@@ -274,7 +274,7 @@ func TestLaunchersNew(t *testing.T) {
 			t.Errorf("launchers new %q = %v, want %q", name, err, want)
 		}
 	}
-	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil || !strings.Contains(err.Error(), "there is no way \"rust\"; there are [command go python tree]") {
+	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil || !strings.Contains(err.Error(), "there is no way \"rust\"; there are command, go, python, tree") {
 		t.Errorf("launchers new in a way that there is not = %v", err)
 	}
 }

@@ -282,7 +282,7 @@ func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
 			into.SetInt(i)
 			return
 		}
-		d.fail(n, path, "%q is no integer: write a whole number, as 5", n.Value)
+		d.fail(n, path, "%s is no integer: write a whole number, as 5", said(n, v))
 	case reflect.Bool:
 		if s, ok := v.(string); ok {
 			v = Scalar(&yaml.Node{Kind: yaml.ScalarNode, Value: s})
@@ -291,7 +291,7 @@ func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
 			into.SetBool(b)
 			return
 		}
-		d.fail(n, path, "%q is neither true nor false: write one of them", n.Value)
+		d.fail(n, path, "%s is neither true nor false: write one of them", said(n, v))
 	default:
 		panic("config: a field of type " + into.Type().String() + " cannot be decoded")
 	}
@@ -312,7 +312,7 @@ func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
 			return
 		}
 	}
-	d.fail(n, path, "%q is no duration: give seconds, or a text such as 30s or 5m", n.Value)
+	d.fail(n, path, "%s is no duration: give seconds, or a text such as 30s or 5m", said(n, v))
 }
 
 // expand is the scalar's value after {env: NAME} and ${NAME}.

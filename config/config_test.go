@@ -82,6 +82,26 @@ func TestEveryProblemIsReported(t *testing.T) {
 	}
 }
 
+// A value that was read from elsewhere is named with its place, since the file does not show it.
+func TestProblemsNameWhatWasRead(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hunter2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for yaml, want := range map[string]string{
+		"count: many":                  `count: "many" is no integer`,
+		"count: {env: USER_NAME}":      `count: the value "ann" of environment variable USER_NAME is no integer`,
+		"count: '${USER_NAME}'":        `count: "ann", which is ${USER_NAME}, is no integer`,
+		"'on': {env: USER_NAME}":       `on: the value "ann" of environment variable USER_NAME is neither true nor false`,
+		"wait: {env: USER_NAME}":       `wait: the value "ann" of environment variable USER_NAME is no duration`,
+		"wait: {file: " + secret + "}": "wait: the content of " + secret + " is no duration",
+	} {
+		if _, err := decode(t, "name: n\n"+yaml+"\n"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want %q", yaml, err, want)
+		}
+	}
+}
+
 func TestSecretNeverShows(t *testing.T) {
 	s := struct{ Token config.Secret }{"hunter2"}
 	var b strings.Builder

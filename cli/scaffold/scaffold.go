@@ -59,7 +59,7 @@ var nameForm = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
 func Files(way string, l Launcher) (map[string]File, error) {
 	paths, ok := layout[way]
 	if !ok {
-		return nil, fmt.Errorf("there is no way %q; there are %v", way, slices.Sorted(maps.Keys(Ways)))
+		return nil, fmt.Errorf("there is no way %q; there are %s", way, strings.Join(slices.Sorted(maps.Keys(Ways)), ", "))
 	}
 	if !nameForm.MatchString(l.Name) {
 		return nil, fmt.Errorf("%q is no name of a launcher: small letters, digits and single hyphens are, as in my-batch", l.Name)

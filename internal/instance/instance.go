@@ -266,10 +266,14 @@ func (m monitoringSection) check(fail func(setting, format string, args ...any))
 		}
 		last = n
 	}
+	var causes []string
+	for _, c := range launcher.Causes() {
+		causes = append(causes, string(c))
+	}
 	for i, d := range m.Deaths {
 		for j, c := range d.Causes {
-			if !slices.Contains(launcher.Causes(), launcher.Cause(c)) {
-				fail(fmt.Sprintf("deaths[%d].causes[%d]", i, j), "%q is no cause; they are %v", c, launcher.Causes())
+			if !slices.Contains(causes, c) {
+				fail(fmt.Sprintf("deaths[%d].causes[%d]", i, j), "%q is not a cause%s", c, config.Suggest(c, causes))
 			}
 		}
 		if !slices.Contains([]string{"again", "next", "fail"}, d.Do) {
@@ -667,7 +671,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
 		if i < 0 {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q; there are %v", section.Kind, kindNames(kinds)))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q%s", section.Kind, config.Suggest(section.Kind, kindNames(kinds))))
 			continue
 		}
 		if !launcherName.MatchString(name) {
@@ -700,7 +704,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
-		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:; there are %v", in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers))))
+		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:%s", in.Settings.Default, config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
 	}
 	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
 		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))

@@ -123,7 +123,7 @@ func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Route
 			l, ok := launchers[name]
 			switch {
 			case !ok:
-				problem("to", "there is no launcher named %q under launchers:; there are %v", name, slices.Sorted(maps.Keys(launchers)))
+				problem("to", "there is no launcher named %q under launchers:%s", name, config.Suggest(name, slices.Sorted(maps.Keys(launchers))))
 			case l.Restricted && (r.ByTag || r.When.tagged()):
 				problem("to", "launcher %q is restricted, and this rule looks at tags (partition, priority, cpu, memory and gpu are tags as well), which whoever launches a run may set; let it look at locations and jobs only, or take restricted away", name)
 			}

@@ -243,7 +243,11 @@ var statuses = []launcher.Status{launcher.Starting, launcher.Running, launcher.S
 
 func (h health) contract() (launcher.Health, error) {
 	if !slices.Contains(statuses, h.Status) {
-		return launcher.Health{}, fmt.Errorf("the status %q is none of %v", h.Status, statuses)
+		known := make([]string, len(statuses))
+		for i, s := range statuses {
+			known[i] = string(s)
+		}
+		return launcher.Health{}, fmt.Errorf("the status %q is none of %s", h.Status, strings.Join(known, ", "))
 	}
 	out := launcher.Health{Status: h.Status, Phase: h.Phase, Cause: h.Cause, Message: h.Message, Exit: h.Exit, Incarnation: h.Incarnation, Tail: h.Tail}
 	if h.Started != nil {

@@ -215,7 +215,7 @@ func TestSettings(t *testing.T) {
 	for settings, want := range map[string]string{
 		"launch: ['true']\nhealth: ['true']\n":                  "launchers.x.config.terminate: required",
 		others + "launch: []\n":                                 "slipway.yaml:3:9: launchers.x.config.launch: a command is needed",
-		others + "launch: [sh, '{nmae}']\n":                     "slipway.yaml:3:9: launchers.x.config.launch: there is no placeholder {nmae} here, only [name run_id",
+		others + "launch: [sh, '{nmae}']\n":                     "slipway.yaml:3:9: launchers.x.config.launch: there is no placeholder {nmae} here, only name, run_id",
 		others + "launch: [sh, '--cmd={command}']\n":            "{command} is an argument by itself",
 		others + "launch: [sh, -c, 'run {job}']\n":              "a placeholder is an argument by itself, or ends one that begins with plain text, as --name={name}; a script has it as an argument or as $SLIPWAY_JOB",
 		others + "launch: [sh, '{name}.log']\n":                 "a placeholder is an argument by itself",

@@ -49,7 +49,7 @@ func (v verb) check(arg string) error {
 		switch name, whole := m[1], wholes.FindStringSubmatch(arg); {
 		case name == "":
 		case !slices.Contains(v.known, name):
-			return fmt.Errorf("there is no placeholder {%s} here, only %v; braces that stand for themselves are doubled", name, v.known)
+			return fmt.Errorf("there is no placeholder {%s} here, only %s; braces that stand for themselves are doubled", name, strings.Join(v.known, ", "))
 		case whole == nil:
 			return fmt.Errorf("a placeholder is an argument by itself, or ends one that begins with plain text, as --name={name}; a script has it as an argument or as $SLIPWAY_%s: %q", strings.ToUpper(name), arg)
 		case name == "command" && whole[1] != "":
