@@ -85,3 +85,27 @@ func TestBadConfiguration(t *testing.T) {
 		}
 	}
 }
+
+// All problems of slipway.yaml are told at once, and each once, whether they are found when it is read or when its values are checked.
+func TestAllProblemsAtOnce(t *testing.T) {
+	home := storagetest.NewSQLite(t).Location
+	text := "queeu: {}\nlaunchers: {a: {kind: dokcer}, b: {kind: process, remove: often}}\nmonitoring: {launch_attempts: many}\nmaintenance: [{cron: never, for: 2h}]\nweb: {listen: everywhere}\n"
+	if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := slipway(t, home, "status")
+	if err == nil {
+		t.Fatal("the settings are taken")
+	}
+	for _, want := range []string{
+		"slipway.yaml:1:1: queeu: unknown setting; did you mean queue?", "slipway.yaml:2:23: launchers.a.kind: there is no launcher of kind \"dokcer\"; did you mean docker?", `launchers.b.remove: "often" is none of`,
+		`monitoring.launch_attempts: "many" is no integer`, `maintenance[0].cron: "never" is no cron line`, `web.listen: "everywhere" is not a host:port`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not told:\n%v", want, err)
+		}
+	}
+	if n := strings.Count(err.Error(), "slipway.yaml:"); n != 6 {
+		t.Errorf("%d problems are told, want 6:\n%v", n, err)
+	}
+}

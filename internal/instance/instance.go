@@ -638,8 +638,10 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	if err != nil {
 		return err
 	}
-	if err := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings); err != nil {
-		return err
+	// What could be read is checked as well, so that all problems of the file are told at once.
+	unread := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings)
+	if unread != nil && len(in.Settings.Launchers) == 0 {
+		return unread
 	}
 	if id := in.Settings.InstanceID; id != "" && !launcherName.MatchString(id) {
 		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
@@ -703,7 +705,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v", err))
 		}
 	}
-	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 {
+	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 && unread == nil {
 		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:%s", in.Settings.Default, config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
 	}
 	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
@@ -712,8 +714,16 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	in.Settings.checkOperation(func(setting, format string, args ...any) {
 		errs = append(errs, config.Values{File: file, Node: doc}.Problem(setting, format, args...))
 	})
-	errs = append(errs, in.routes(file, doc))
-	return errors.Join(errs...)
+	if unread == nil { // routes lead to launchers, all of which must be known
+		errs = append(errs, in.routes(file, doc))
+	}
+	for _, p := range config.Problems(unread) { // a setting that could not be read has no value to check
+		errs = slices.DeleteFunc(errs, func(err error) bool {
+			other := (*config.Problem)(nil)
+			return errors.As(err, &other) && other.Setting == p.Setting
+		})
+	}
+	return errors.Join(append([]error{unread}, errs...)...)
 }
 
 func kindNames(kinds []*launcher.Kind) []string {
