@@ -173,6 +173,9 @@ type Store interface {
 	Entries
 	// Revision is the schema's, as alembic names it; "" if the storage says none.
 	Revision() string
+	// Probe tries the writes of a daemon, keeps nothing of them, and returns everything that would make them fail, a [Fault]
+	// where the remedy is known.
+	Probe(ctx context.Context) []error
 	// Settle writes what committed writes have left to be written: of claims, and of a process that died in the middle of a
 	// write. It must be called after taking the lead, before anything else.
 	Settle(ctx context.Context, f Fence) error

@@ -6,8 +6,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -78,6 +81,40 @@ func PostgresIn(t testing.TB, zone string) string {
 		t.Fatal(err)
 	}
 	return address
+}
+
+// PgBouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
+func PgBouncer(t testing.TB, address, mode string) string {
+	t.Helper()
+	bin, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		Missing(t, "pgbouncer", "install Debian's pgbouncer")
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listens := FreeAddress(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "pgbouncer.ini")
+	_, port, _ := net.SplitHostPort(listens) // it is one
+	text := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nauth_type = any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
+		u.Hostname(), u.Port(), u.User.Username(), port, mode)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{bin, file}
+	if os.Getuid() == 0 { // which it refuses to run as
+		for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
+	}
+	Server(t, listens, args[0], args[1:]...)
+	u.Host = listens
+	return u.String()
 }
 
 // DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make

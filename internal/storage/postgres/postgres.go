@@ -74,15 +74,21 @@ const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES ('id
 	('tcp_user_timeout', '10s'), ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('transaction_timeout', '30s')) v (name, value)
 	WHERE current_setting(name, true) IS NOT NULL`
 
+// connectTimeout is how long a connection may take to be made where the address does not say.
+const connectTimeout = 5 * time.Second
+
+// errAddress stands for the error of an address, which would show the password.
+var errAddress = errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected")
+
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
 func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	c, err := pgxpool.ParseConfig(string(address))
 	if err != nil {
-		return nil, errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected") // err would show the password
+		return nil, errAddress
 	}
 	c.MaxConns = maxConns
 	if c.ConnConfig.ConnectTimeout == 0 {
-		c.ConnConfig.ConnectTimeout = 5 * time.Second
+		c.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	c.ConnConfig.Tracer = answerWithin
 	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -100,7 +106,7 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	for _, check := range []func(context.Context) error{s.checkServer, s.checkSession, s.checkSchema} {
 		if err := check(ctx); err != nil {
 			pool.Close()
-			return nil, err
+			return nil, diagnose(err)
 		}
 	}
 	return s, nil
@@ -116,7 +122,7 @@ func saidCode(err error, codes ...string) bool {
 func (s *Store) checkServer(ctx context.Context) error {
 	if err := s.pool.Ping(ctx); err != nil {
 		c := s.pool.Config().ConnConfig
-		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, err)
+		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, cause(err))
 	}
 	return nil
 }
@@ -273,28 +279,29 @@ func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
 // Settle implements [storage.Store]; a transaction leaves nothing half written.
 func (s *Store) Settle(context.Context, storage.Fence) error { return nil }
 
+const readInstanceID = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
+
 // InstanceID implements [storage.Reader].
 func (s *Store) InstanceID(ctx context.Context) (string, error) {
 	var id string
 	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
-		const read = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
-		err := tx.QueryRow(ctx, read).Scan(&id)
+		err := tx.QueryRow(ctx, readInstanceID).Scan(&id)
 		if errors.Is(err, pgx.ErrNoRows) { // of several that find none at once, one makes it
 			if _, err := tx.Exec(ctx, "LOCK TABLE instance_info IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 				return err
 			}
-			err = tx.QueryRow(ctx, read).Scan(&id)
+			err = tx.QueryRow(ctx, readInstanceID).Scan(&id)
 		}
 		if errors.Is(err, pgx.ErrNoRows) {
 			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)", uuid.NewString()); err != nil {
 				return err
 			}
-			err = tx.QueryRow(ctx, read).Scan(&id)
+			err = tx.QueryRow(ctx, readInstanceID).Scan(&id)
 		}
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("postgres: instance id: %w", err)
+		return "", diagnose(fmt.Errorf("postgres: instance id: %w", err))
 	}
 	return id, nil
 }

@@ -3,15 +3,8 @@
 package postgres_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"net"
-	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -55,64 +48,9 @@ func TestSuiteInAnotherZone(t *testing.T) {
 	storagetest.Run(t, storagetest.Target{New: storagetest.NewPostgresIn("America/New_York"), Open: openStore})
 }
 
-// pgbouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
-func pgbouncer(t *testing.T, address, mode string) string {
-	t.Helper()
-	bin, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		testenv.Missing(t, "pgbouncer", "install Debian's pgbouncer")
-	}
-	u, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	dir := t.TempDir()
-	file := filepath.Join(dir, "pgbouncer.ini")
-	text := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nauth_type = any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
-		u.Hostname(), u.Port(), u.User.Username(), port, mode)
-	if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), l.Close()); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{bin, file}
-	if os.Getuid() == 0 { // which it refuses to run as
-		for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
-			if err := os.Chmod(d, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
-	}
-	cmd := exec.Command(args[0], args[1:]...)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cmd.Process.Kill(); err != nil {
-			t.Error(err, log.String())
-		}
-		_ = cmd.Wait() // killed
-	})
-	u.Host = fmt.Sprintf("127.0.0.1:%d", port)
-	testenv.Eventually(t, 10*time.Second, func() (bool, string) {
-		c, err := net.Dial("tcp", u.Host)
-		if err == nil {
-			err = c.Close()
-		}
-		return err == nil, fmt.Sprint("pgbouncer does not listen: ", err)
-	})
-	return u.String()
-}
-
 func TestPoolerIsRefused(t *testing.T) {
 	d := storagetest.NewPostgres(t)
-	pooled := pgbouncer(t, d.Location, "transaction")
+	pooled := testenv.PgBouncer(t, d.Location, "transaction")
 	s, err := postgres.Open(t.Context(), config.Secret(pooled))
 	if err == nil {
 		_ = s.Close() // the test fails
@@ -120,7 +58,7 @@ func TestPoolerIsRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "storage.direct_url") {
 		t.Errorf("Open through PgBouncer in transaction mode = %v, want an error that names storage.direct_url", err)
 	}
-	if s, err = postgres.Open(t.Context(), config.Secret(pgbouncer(t, d.Location, "session"))); err != nil {
+	if s, err = postgres.Open(t.Context(), config.Secret(testenv.PgBouncer(t, d.Location, "session"))); err != nil {
 		t.Fatalf("Open through PgBouncer in session mode: %v", err)
 	}
 	if err := s.Close(); err != nil {

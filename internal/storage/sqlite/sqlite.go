@@ -64,7 +64,8 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	s := &Store{history: filepath.Join(baseDir, "history"), busy: map[string]time.Time{}}
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
-			return nil, fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
+			err = fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
+			return nil, &storage.Fault{Code: storage.CodeStorageEmpty, Err: err, Fix: "start dagster-webserver once with this DAGSTER_HOME; if it has another one, name that here"}
 		}
 	}
 	var err error
@@ -118,7 +119,8 @@ func (s *Store) checkSchema(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			return fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w", s.history, err)
+			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w", s.history, err)
+			return &storage.Fault{Code: storage.CodeStorageSchema, Err: err, Fix: "run dagster instance migrate with the Dagster that you use"}
 		}
 		if err := rows.Close(); err != nil {
 			return err
@@ -259,7 +261,7 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 		})
 	}
 	if err != nil {
-		return "", fmt.Errorf("sqlite: instance id: %w", err)
+		return "", diagnose(fmt.Errorf("sqlite: instance id: %w", err))
 	}
 	return id, nil
 }
