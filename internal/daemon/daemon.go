@@ -71,6 +71,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.Log = slog.New(newSeldom(d.Log.Handler()))
 	d.id = fmt.Sprintf(idPrefix+"%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
 	if err := d.prepare(ctx); err != nil {
 		return err

@@ -1,0 +1,89 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// seldomAfter is how often a warning that comes again and again is logged.
+const seldomAfter = time.Minute
+
+// seldom is a log handler that passes on a warning once, and then at most once a minute with the number of those between as "times". What
+// is tried twice a second, such as the lease on a database that has become read-only, would else bury everything.
+type seldom struct {
+	slog.Handler
+	with string // attributes and groups of this logger
+	all  *warnings
+}
+
+// warnings are those that were passed on, of all loggers that come from one.
+type warnings struct {
+	mu   sync.Mutex
+	last map[string]*warning
+}
+
+type warning struct {
+	at   time.Time // when it was passed on
+	more int       // since then
+}
+
+func newSeldom(h slog.Handler) slog.Handler {
+	return seldom{Handler: h, all: &warnings{last: map[string]*warning{}}}
+}
+
+// Handle implements [slog.Handler].
+func (h seldom) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level != slog.LevelWarn {
+		return h.Handler.Handle(ctx, r)
+	}
+	key := h.with + r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		// The error has ports and addresses that change. What is not equal is another warning, such as one about another run.
+		if a.Key != "err" && a.Value.Kind() != slog.KindDuration && a.Value.Kind() != slog.KindTime {
+			key += " " + a.String()
+		}
+		return true
+	})
+	pass, times := h.all.count(key, r.Time)
+	if !pass {
+		return nil
+	}
+	if times > 1 {
+		r.AddAttrs(slog.Int("times", times))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// count notes a warning, and returns whether to pass it on and for how many it stands.
+func (w *warnings) count(key string, now time.Time) (pass bool, times int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := w.last[key]
+	if old != nil && now.Sub(old.at) < seldomAfter {
+		old.more++
+		return false, 0
+	}
+	for k, o := range w.last { // those of runs that are over
+		if now.Sub(o.at) > 2*seldomAfter {
+			delete(w.last, k)
+		}
+	}
+	w.last[key] = &warning{at: now}
+	if old == nil {
+		return true, 1
+	}
+	return true, old.more + 1
+}
+
+// WithAttrs implements [slog.Handler].
+func (h seldom) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return seldom{h.Handler.WithAttrs(attrs), h.with + fmt.Sprint(attrs), h.all}
+}
+
+// WithGroup implements [slog.Handler].
+func (h seldom) WithGroup(name string) slog.Handler {
+	return seldom{h.Handler.WithGroup(name), h.with + name + ".", h.all}
+}
