@@ -13,6 +13,7 @@ import (
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/launcher"
 )
 
 type findingView struct {
@@ -76,12 +77,12 @@ func (p *program) check(ctx context.Context, names []string, canary daemon.Canar
 	}
 	for _, name := range names {
 		t := targets[name]
-		findings := daemon.Check(ctx, in, t)
+		var seen []launcher.Finding
 		if from != "" {
 			canary.Python = from == "python" || from == "auto" && !t.Traits.LocalFiles
-			findings = append(findings, canary.Send(ctx, in, t))
+			seen = append(seen, canary.Send(ctx, in, t))
 		}
-		for _, f := range findings {
+		for _, f := range daemon.Check(ctx, in, t, seen...) {
 			views, bad = append(views, findingView{name, f.OK, f.What, f.Fix}), bad || !f.OK
 		}
 	}

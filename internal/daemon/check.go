@@ -15,8 +15,9 @@ import (
 // checkTimeout bounds the checks of one target.
 const checkTimeout = 20 * time.Second
 
-// Check looks for what would make launches on a target fail.
-func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target) []launcher.Finding {
+// Check looks for what would make launches on a target fail. What a worker there has seen, if one was sent, comes last and wins over what
+// the settings let expect.
+func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target, seen ...launcher.Finding) []launcher.Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	var out []launcher.Finding
@@ -24,9 +25,10 @@ func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target) []lau
 		out = c.Check(ctx)
 	}
 	if t.Traits.LocalFiles || t.Traits.OwnCommand {
-		return out
+		return append(out, seen...)
 	}
-	if in.Storage.URL == "" {
+	opened := slices.ContainsFunc(seen, func(f launcher.Finding) bool { return f.OK })
+	if in.Storage.URL == "" && !opened {
 		out = append(out, launcher.Finding{
 			What: fmt.Sprintf("the storage is SQLite in %s, which workers elsewhere cannot open", in.Storage.BaseDir),
 			Fix:  "use Postgres: storage: {postgres: …} in dagster.yaml",
@@ -38,7 +40,7 @@ func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target) []lau
 			Fix:  "write it as {env: NAME} and give the workers NAME",
 		})
 	}
-	return out
+	return append(out, seen...)
 }
 
 // checkTargets logs what is wrong with the targets.
