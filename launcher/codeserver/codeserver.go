@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -311,9 +312,22 @@ func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 func words(err error) string {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {
-		return s.GRPCStatus().Message()
+		return plain(s.GRPCStatus().Message())
 	}
 	return err.Error()
+}
+
+// details is the text of an error of Python's gRPC, in what Python prints of it.
+var details = regexp.MustCompile(`details = "((?:[^"\\]|\\.)*)"`)
+
+// plain is a message without what Python's gRPC puts around it: `dagster code-server start` passes on the error of the server behind it
+// as Python prints it.
+func plain(message string) string {
+	rest, ok := strings.CutPrefix(message, "Exception calling application: ")
+	if inner := details.FindStringSubmatch(rest); ok && inner != nil {
+		return inner[1]
+	}
+	return rest
 }
 
 // starting makes launches of one run, by any launcher of this process, one.

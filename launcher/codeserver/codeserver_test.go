@@ -17,6 +17,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -33,10 +35,14 @@ type server struct {
 	starts  int
 	deaf    chan struct{} // StartRun answers when it is closed, if it is not nil
 	refuses string
+	broken  error // the answer to every question, if it is not nil
 	lists   bool
 }
 
 func (s *server) GetCurrentRuns(ctx context.Context, e *dagsterpb.Empty) (*dagsterpb.GetCurrentRunsReply, error) {
+	if s.broken != nil {
+		return nil, s.broken
+	}
 	if !s.lists {
 		return s.UnimplementedDagsterApiServer.GetCurrentRuns(ctx, e)
 	}
@@ -237,5 +243,24 @@ func TestRunsWithoutACodeServer(t *testing.T) {
 	text, err := l.(launcher.Previewer).Preview(t.Context(), req)
 	if want := `"server": "code.example:4000"`; err != nil || !strings.Contains(string(text), want) || !strings.Contains(string(text), `"tls": true`) {
 		t.Errorf("Preview = %s, %v, want %s with TLS", text, err, want)
+	}
+}
+
+// The error of a server behind `dagster code-server start` is told in its own words, without what Python prints around them.
+func TestWordsOfAnErrorOfPython(t *testing.T) {
+	s, address := &server{}, socket(t)
+	s.broken = status.Error(codes.Unknown, "Exception calling application: <_InactiveRpcError of RPC that terminated with:\n\tstatus = StatusCode.UNAVAILABLE\n\tdetails = \"failed to connect to all addresses\"\n\tdebug_error_string = \"UNKNOWN: x\"\n>")
+	s.serve(t, address)
+	l := open(t, "")
+	_, err := l.Launch(t.Context(), at(address))
+	said := fmt.Sprint(launcher.Notes(err))
+	if len(launcher.Notes(err)) == 0 {
+		said = err.Error()
+	}
+	if !strings.Contains(said, "failed to connect to all addresses") || strings.Contains(said, "Exception calling application") {
+		t.Errorf("Launch on a server whose own one is away says %s", said)
+	}
+	if err := launcher.Close(l); err != nil {
+		t.Error(err)
 	}
 }
