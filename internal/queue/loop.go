@@ -77,6 +77,7 @@ type Loop struct {
 	hold    map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
 	choice  map[string]string               // of the runs that were picked: the launcher
 	routes  map[string][]stop               // of the queued runs, once they were asked for
+	busy    []string                        // the launchers that had no room in the last pass
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -94,6 +95,7 @@ type Waiting struct {
 	Queued   int
 	InFlight int
 	Oldest   time.Time // creation of the oldest queued run
+	Busy     []string  // the launchers that had no room for a further run
 }
 
 // Requeued is a run that a launcher had no room for.
@@ -318,6 +320,12 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 		return why
 	}
 	d := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
+	l.busy = nil
+	for name, n := range room {
+		if n <= 0 && !sick[name] {
+			l.busy = append(l.busy, name)
+		}
+	}
 	if d.Waits[PoolFull] > 0 {
 		sooner(poolRetry)
 	}
@@ -326,7 +334,7 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 
 // waiting is what a pass leaves in the queue.
 func (l *Loop) waiting(d Decision) Waiting {
-	w := Waiting{Reasons: d.Waits, Queued: len(l.queued), InFlight: len(l.active)}
+	w := Waiting{Reasons: d.Waits, Queued: len(l.queued), InFlight: len(l.active), Busy: l.busy}
 	for _, r := range l.queued {
 		if w.Oldest.IsZero() || r.Created.Before(w.Oldest) {
 			w.Oldest = r.Created

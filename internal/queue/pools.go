@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"slices"
 	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
@@ -61,28 +62,25 @@ func (c *poolCounter) full(r dagster.Run) bool {
 	if !c.limits.Block || r.Pools == nil {
 		return false
 	}
-	none := func(pool string, pending bool) bool {
-		p, limited := c.pools[pool]
-		free := p.Slots - c.taken[pool] + c.limits.Buffer
-		if pending {
-			free -= p.Pending
-		}
-		return limited && free <= 0
-	}
 	if c.limits.PerRun {
-		for _, pool := range r.Pools.All {
-			if none(pool, false) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(r.Pools.All, c.none)
 	}
 	for pool := range r.Pools.Root {
-		if !none(pool, true) {
+		if !c.none(pool) {
 			return false
 		}
 	}
 	return !r.Pools.Unconstrained
+}
+
+// none reports whether a pool has no place for a further run.
+func (c *poolCounter) none(pool string) bool {
+	p, limited := c.pools[pool]
+	free := p.Slots - c.taken[pool] + c.limits.Buffer
+	if !c.limits.PerRun {
+		free -= p.Pending
+	}
+	return limited && free <= 0
 }
 
 // names are the pools that matter for a run.

@@ -1,0 +1,54 @@
+package queue
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+)
+
+// Rule is one rule that holds a queued run back.
+type Rule struct {
+	Rule Reason `json:"rule"`
+	What string `json:"what"`
+}
+
+// Explain returns a run's place in the order in which runs leave the queue, from 1 (0 if the run is not queued), and every limit that
+// holds it back. [Pick] stops at the first limit; Explain does not, so that nobody waits for one limit only to meet the next.
+func Explain(run string, queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time) (place int, rules []Rule) {
+	order := byPriority(queued)
+	i := slices.IndexFunc(order, func(e Entry) bool { return e.Run.ID == run })
+	if i < 0 {
+		return 0, nil
+	}
+	r := order[i].Run
+	hold := func(why Reason, format string, args ...any) {
+		rules = append(rules, Rule{why, fmt.Sprintf(format, args...)})
+	}
+	if limits.MaxConcurrentRuns >= 0 && len(active) >= limits.MaxConcurrentRuns {
+		hold(Limit, "max_concurrent_runs is reached: %d of %d in flight", len(active), limits.MaxConcurrentRuns)
+	}
+	tags := newCounter(limits.Tags, active)
+	for n, l := range tags.limits {
+		if bucket, ok := l.bucket(r); ok && tags.counts[n][bucket] >= l.Limit {
+			hold(TagFull, "tag_concurrency_limits, %s: %d of %d in flight", l.about(r), tags.counts[n][bucket], l.Limit)
+		}
+	}
+	if inPools := newPoolCounter(limits.Pools, pools, active, now); inPools.full(r) {
+		for _, pool := range limits.Pools.names(r) {
+			if inPools.none(pool) {
+				hold(PoolFull, "pool %s has no free place, of %d", pool, pools[pool].Slots)
+			}
+		}
+	}
+	return i + 1, rules
+}
+
+// about names the tag that a limit counts for a run.
+func (l TagLimit) about(r dagster.Run) string {
+	if l.Value == "" && !l.PerValue {
+		return l.Key
+	}
+	return l.Key + "=" + r.Tags[l.Key]
+}
