@@ -57,7 +57,7 @@ func TestRuns(t *testing.T) {
 	out, err = slipway(t, home, "runs", "show", success, "--json")
 	var run struct {
 		Tags   map[string]string
-		Events []map[string]string
+		Events []map[string]any
 	}
 	if err != nil || json.Unmarshal([]byte(out), &run) != nil || run.Tags["team"] != "data" || len(run.Events) != 33 {
 		t.Errorf("runs show --json = %v\n%s", err, out)

@@ -31,6 +31,7 @@ type explanation struct {
 	Passed    []string     `json:"passed,omitempty"`
 	Fields    []fieldLayer `json:"fields,omitempty"`
 	Problem   string       `json:"problem,omitempty"`
+	Wait      *daemon.Wait `json:"wait,omitempty"` // of a queued run
 }
 
 type fieldLayer struct {
@@ -41,8 +42,9 @@ type fieldLayer struct {
 
 func (p *program) runsExplainCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "explain RUN", Short: "Show why a run goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
-		Long: `Shows which rule of slipway.yaml's routes decides about a run and why, which rules do not fit, and what sets each field of its
+		Use: "explain RUN", Short: "Show why a run waits or goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
+		Long: `Shows of a queued run its place in the queue and everything that holds it back: limits, pools, pauses, a launcher
+without room or that is sick. Shows which rule of slipway.yaml's routes decides about a run and why, which rules do not fit, and what sets each field of its
 worker: the launcher, the code location, the rule, a tag of the run. For a run that was launched also what was decided then.`,
 		Example: "  slipway runs explain 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -76,11 +78,15 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 		e.Problem = err.Error()
 	}
 	e.Fields = fieldsOf(layers)
+	if e.Wait, err = waitOf(ctx, in, s, r); err != nil {
+		return err
+	}
 	if p.json {
 		return p.printJSON(e)
 	}
 	var t table
 	t.row("run", e.RunID)
+	t.wait(e.Wait)
 	t.row("launcher", dash(e.Launcher))
 	t.row("decided then", dash(e.Route))
 	t.row("decides now", fmt.Sprintf("%s: %s", e.Rule, e.Reason))

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -202,5 +204,94 @@ func TestTerminateMany(t *testing.T) {
 	left, err := db.Text("SELECT count(*) FROM runs WHERE status = 'QUEUED'")
 	if err != nil || left != "100" {
 		t.Errorf("%s runs are left in the queue, %v, want 100", left, err)
+	}
+}
+
+// A queued run is told its place and everything that holds it back, not only the first rule.
+func TestWhyARunWaits(t *testing.T) {
+	home := parked(t, false, "queue: {max_concurrent_runs: 1, tag_concurrency_limits: [{key: team, value: a, limit: 1}]}\nmaintenance: [{cron: '* * * * *', for: 10m, job: light, why: nightly}]\n")
+	db := storagetest.Open(t, home)
+	var ids []string
+	for i := range 3 {
+		ids = append(ids, "00000000-0000-4000-8000-00000000000"+strconv.Itoa(i))
+		if err := db.Enqueue(ids[i], map[string]string{"team": "a"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Event(dagster.NewEvent(dagster.Run{ID: ids[0], Job: "light"}, dagster.RunStart, time.Now(), "")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := slipway(t, home, "pause", "--launcher", "code-server", "--why", "quota talks", "--by", "ann"); err != nil {
+		t.Fatal(out, err)
+	}
+	for _, command := range []string{"explain", "show"} {
+		out, err := slipway(t, home, "runs", command, ids[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{
+			`place +2 of 2 queued`, `waits for +max_concurrent_runs: max_concurrent_runs is reached: 1 of 1 in flight`, `waits for +tag_limit: tag_concurrency_limits, team=a: 1 of 1 in flight`,
+			`waits for +no_leader: no daemon leads this instance: start slipway daemon`, `waits for +paused: job light is paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
+			`waits for +paused: launcher code-server is paused by ann since .*: quota talks`,
+		} {
+			if !regexp.MustCompile(want).MatchString(out) {
+				t.Errorf("runs %s does not say %q:\n%s", command, want, out)
+			}
+		}
+		var got struct{ Wait daemon.Wait }
+		if out, err = slipway(t, home, "runs", command, ids[1], "--json"); err != nil || json.Unmarshal([]byte(out), &got) != nil || got.Wait.Place != 1 || len(got.Wait.Rules) != 5 {
+			t.Errorf("runs %s --json = %v\n%s", command, err, out)
+		}
+		if out, err = slipway(t, home, "runs", command, ids[0]); err != nil || strings.Contains(out, "waits for") {
+			t.Errorf("runs %s of a run in flight = %v\n%s", command, err, out)
+		}
+	}
+}
+
+// A run's events are shown with all that they hold.
+func TestShowOfAFailedRun(t *testing.T) {
+	home := storagetest.NewSQLite(t).Location
+	db := storagetest.Open(t, home)
+	id, err := db.Text("SELECT run_id FROM runs WHERE pipeline_name = 'fail_job' LIMIT 1")
+	if err != nil || id == "" {
+		t.Fatal(id, err)
+	}
+	r := dagster.Run{ID: id, Job: "fail_job"}
+	texts := []dagster.Metadata{{Label: "Cause", Text: "oom"}, {Label: "Last lines of the worker", Text: "one\ttwo\nthree"}, {Label: "Debug info", Text: "{\"state\": \"Terminated\"}"}}
+	if err := db.Event(dagster.NewEngineEvent(r, time.Now(), "[Slipway] The run worker ended.\nIts second line", texts, errors.New("exit code 137"))); err != nil {
+		t.Fatal(err)
+	}
+	out, err := slipway(t, home, "runs", "show", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Its second line", "  Cause: oom\n", "  Last lines of the worker: one    two\n", "  three\n", `  Debug info: {"state": "Terminated"}`, "  Error: exit code 137\n", "  Error: dagster._core.errors.DagsterExecutionStepExecutionError: ", "  caused by: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("runs show does not say %q:\n%s", want, out)
+		}
+	}
+	type exception struct {
+		Message string
+		Stack   []string
+		Cause   *exception
+	}
+	var got struct {
+		Events []struct {
+			Type     string
+			Metadata []struct{ Label, Text string }
+			Error    *exception
+		}
+	}
+	if out, err = slipway(t, home, "runs", "show", id, "--json"); err != nil || json.Unmarshal([]byte(out), &got) != nil {
+		t.Fatalf("runs show --json = %v\n%s", err, out)
+	}
+	last := got.Events[len(got.Events)-1]
+	if len(last.Metadata) != 3 || last.Metadata[1].Text != texts[1].Text || last.Error == nil || last.Error.Message != "exit code 137" {
+		t.Errorf("the last event is %+v", last)
+	}
+	for _, e := range got.Events {
+		if e.Type == "STEP_FAILURE" && (e.Error == nil || e.Error.Cause == nil || len(e.Error.Cause.Stack) == 0) {
+			t.Errorf("the step's failure has the error %+v, want its cause with a stack", e.Error)
+		}
 	}
 }

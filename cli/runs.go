@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -32,6 +33,7 @@ type runView struct {
 	Started  string            `json:"started,omitempty"`
 	Ended    string            `json:"ended,omitempty"`
 	Tags     map[string]string `json:"tags,omitempty"`
+	Wait     *daemon.Wait      `json:"wait,omitempty"` // of a queued run that is shown by itself
 	Events   []eventView       `json:"events,omitempty"`
 }
 
@@ -40,6 +42,56 @@ type eventView struct {
 	Type    dagster.EventType `json:"type,omitempty"`
 	Step    string            `json:"step,omitempty"`
 	Message string            `json:"message,omitempty"`
+	Texts   []textView        `json:"metadata,omitempty"` // such as Cause, Last lines of the worker, Debug info
+	Error   *errorView        `json:"error,omitempty"`
+}
+
+type textView struct {
+	Label string `json:"label"`
+	Text  string `json:"text"`
+}
+
+// errorView is an error with the exception that caused it.
+type errorView struct {
+	Class   string     `json:"class,omitempty"`
+	Message string     `json:"message"`
+	Stack   []string   `json:"stack,omitempty"`
+	Cause   *errorView `json:"cause,omitempty"`
+}
+
+func viewError(e *dagster.ErrorInfo) *errorView {
+	if e == nil {
+		return nil
+	}
+	return &errorView{Class: e.Class, Message: strings.TrimSpace(e.Message), Stack: e.Stack, Cause: viewError(e.Cause)}
+}
+
+func viewEvent(e dagster.Event) eventView {
+	v := eventView{Time: when(e.Time), Type: e.Type, Step: e.StepKey, Message: e.Message, Error: viewError(e.Error())}
+	for _, m := range e.Texts() {
+		v.Texts = append(v.Texts, textView(m))
+	}
+	return v
+}
+
+// lines are the event's message, its texts and its error with its causes, for people.
+func (v eventView) lines() []string {
+	lines := strings.Split(v.Message, "\n")
+	add := func(label, text string) {
+		text = label + ": " + strings.TrimRight(text, "\n")
+		for line := range strings.SplitSeq(text, "\n") {
+			lines = append(lines, "  "+line)
+		}
+	}
+	for _, m := range v.Texts {
+		add(m.Label, m.Text)
+	}
+	label := "Error"
+	for e := v.Error; e != nil; e = e.Cause {
+		add(label, e.Message)
+		label = "caused by"
+	}
+	return lines
 }
 
 func view(r storage.Run) runView {
@@ -109,10 +161,12 @@ func dash(s string) string {
 func (p *program) runsShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show RUN", Short: "Show one run with its events", Args: cobra.ExactArgs(1),
-		Long:    "Shows one run with its events. RUN is a run ID, or as much of its beginning as names one run among the newest 1000.",
+		Long: `Shows one run with its events, and with what they hold: causes, a worker's last lines, debug info, errors. Of a
+queued run it shows its place in the queue and everything that holds it back. RUN is a run ID, or as much of its
+beginning as names one run among the newest 1000.`,
 		Example: "  slipway runs show 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.showRun(cmd.Context(), s, args[0]) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.showRun(cmd.Context(), in, s, args[0]) })
 		},
 	}
 }
@@ -144,7 +198,7 @@ func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) 
 	return storage.Run{}, fmt.Errorf("%d runs begin with %s; give more of the ID", len(runs), id)
 }
 
-func (p *program) showRun(ctx context.Context, s storage.Store, id string) error {
+func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {
 	r, err := find(ctx, s, id)
 	if err != nil {
 		return err
@@ -156,7 +210,10 @@ func (p *program) showRun(ctx context.Context, s storage.Store, id string) error
 	v := view(r)
 	v.Tags = r.Tags
 	for _, e := range events {
-		v.Events = append(v.Events, eventView{when(e.Time), e.Type, e.StepKey, e.Message})
+		v.Events = append(v.Events, viewEvent(e))
+	}
+	if v.Wait, err = waitOf(ctx, in, s, r); err != nil {
+		return err
 	}
 	if p.json {
 		return p.printJSON(v)
@@ -168,10 +225,40 @@ func (p *program) showRun(ctx context.Context, s storage.Store, id string) error
 	} {
 		t.row(f[0], dash(f[1]))
 	}
+	t.wait(v.Wait)
 	t.row()
 	for _, e := range v.Events {
-		message, _, _ := strings.Cut(e.Message, "\n")
-		t.row(e.Time, dash(string(e.Type)), dash(e.Step), message)
+		lines := e.lines()
+		t.row(e.Time, dash(string(e.Type)), dash(e.Step), cell(lines[0]))
+		for _, line := range lines[1:] {
+			t.row("", "", "", cell(line))
+		}
 	}
 	return t.print(p.out)
+}
+
+// waitOf is why a run waits; nil of one that is not queued.
+func waitOf(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run) (*daemon.Wait, error) {
+	if r.Status != dagster.Queued || r.Broken != nil {
+		return nil, nil
+	}
+	w, err := daemon.Explain(ctx, in, s, r)
+	return &w, err
+}
+
+// wait adds the rows about a run that waits.
+func (t *table) wait(w *daemon.Wait) {
+	if w == nil {
+		return
+	}
+	t.row("place", fmt.Sprintf("%d of %d queued", w.Place, w.Queued))
+	for _, r := range w.Rules {
+		t.row("waits for", fmt.Sprintf("%s: %s", r.Rule, cell(r.What)))
+	}
+	if len(w.Rules) == 0 {
+		t.row("waits for", "nothing that can be seen from here: it is launched as soon as it is its turn")
+	}
+	if w.Last != "" {
+		t.row("last launch", cell(w.Last))
+	}
 }

@@ -22,6 +22,11 @@ func (t *table) row(cells ...any) {
 	t.text.WriteByte('\n')
 }
 
+// cell makes one line of a text that somebody else wrote: a table's columns end at tabs, its rows at newlines.
+func cell(text string) string {
+	return strings.NewReplacer("\t", "    ", "\n", " ", "\r", "", "\f", " ", "\v", " ").Replace(text)
+}
+
 // print writes the table to w.
 func (t *table) print(w io.Writer) error {
 	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

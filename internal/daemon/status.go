@@ -57,13 +57,14 @@ type LauncherStatus struct {
 	Error string    `json:"error,omitempty"`   // of the last call or launch, if it failed
 	Since time.Time `json:"since,omitzero"`    // of the first call in a row that failed
 	Next  time.Time `json:"next_try,omitzero"` // when a sick one may be tried again
+	Busy  bool      `json:"busy"`              // it has no room for a further run
 	Rate  float64   `json:"launch_rate"`       // launches per second that it takes now
 }
 
 // statusOf is what is known of a target.
-func statusOf(t *dispatch.Target) LauncherStatus {
+func statusOf(t *dispatch.Target, busy []string) LauncherStatus {
 	ill := t.Trouble()
-	return LauncherStatus{Name: t.Name, Place: t.Place, Kind: t.Kind.Name, Sick: ill.Sick, Error: ill.Err, Since: ill.Since, Next: ill.Next, Rate: t.LaunchRate()}
+	return LauncherStatus{Name: t.Name, Place: t.Place, Kind: t.Kind.Name, Sick: ill.Sick, Error: ill.Err, Since: ill.Since, Next: ill.Next, Busy: slices.Contains(busy, t.String()), Rate: t.LaunchRate()}
 }
 
 // String names the launcher, and the place behind it.
@@ -73,6 +74,9 @@ func (l LauncherStatus) String() string {
 	}
 	return l.Name + " at " + l.Place
 }
+
+// leaseHeld is a leader's Lease while it leads.
+const leaseHeld = "held"
 
 // webKey is where the leader says its address.
 const webKey = "slipway/web"
@@ -95,7 +99,7 @@ func ReadStatus(ctx context.Context, in *instance.Instance, name string, s stora
 	st.Leader = Leader{ID: fence.Leader, Epoch: fence.Epoch, Lease: "ended"}
 	var ends int64
 	if _, err := fmt.Sscan(entries[storage.LeaseKey], &ends); err == nil && time.Now().Before(time.UnixMicro(ends)) {
-		st.Leader.Lease = "held"
+		st.Leader.Lease = leaseHeld
 	}
 	if leader, address, _ := strings.Cut(entries[webKey], " "); leader == fence.Leader && leader != "" {
 		st.Leader.Address = address
@@ -122,17 +126,18 @@ func (d *Daemon) Status(ctx context.Context) (any, error) {
 	}
 	st.Held = d.rival.Load().Why()
 	st.Elsewhere = len(d.elsewhere(st.unfinished))
+	var busy []string
 	if w := d.waiting.Load(); w != nil {
-		st.Waiting = map[string]int{}
+		busy, st.Waiting = w.Busy, map[string]int{}
 		for r, n := range w.Reasons {
 			st.Waiting[string(r)] = n
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
 		t := d.targets[name]
-		st.Launchers = append(st.Launchers, statusOf(t))
+		st.Launchers = append(st.Launchers, statusOf(t, busy))
 		for _, p := range t.Places() {
-			st.Launchers = append(st.Launchers, statusOf(p))
+			st.Launchers = append(st.Launchers, statusOf(p, busy))
 		}
 	}
 	return st, nil
