@@ -43,8 +43,8 @@ func Child() {
 	}
 }
 
-// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or 1 after an
-// error that it has printed. It is the whole main of a Slipway with launchers of one's own:
+// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or after an
+// error that it has printed 1, or 2 if a flag has a value that it cannot have. It is the whole main of a Slipway with launchers of one's own:
 //
 //	func main() { os.Exit(cli.Main(append(all.Kinds(), Kind())...)) }
 func Main(kinds ...*launcher.Kind) int {
@@ -52,11 +52,24 @@ func Main(kinds ...*launcher.Kind) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	p := &program{kinds: kinds, out: os.Stdout, err: os.Stderr, env: os.LookupEnv}
-	if err := p.command().ExecuteContext(ctx); err != nil {
+	err := p.command().ExecuteContext(ctx)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "slipway:", err)
-		return 1
 	}
-	return 0
+	return exitCode(err)
+}
+
+// usageError is an error of what was asked for, not of what was found: the exit code is 2, so that scripts can tell them apart.
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, new(usageError)):
+		return 2
+	}
+	return 1
 }
 
 // program is what the commands share.

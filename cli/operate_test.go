@@ -295,3 +295,19 @@ func TestShowOfAFailedRun(t *testing.T) {
 		}
 	}
 }
+
+// A status that no run has is an error of the command, which names the statuses.
+func TestUnknownStatus(t *testing.T) {
+	home := parked(t, false, "")
+	for _, args := range [][]string{{"runs", "list", "--status", "BOGUS"}, {"runs", "terminate", "--status", "BOGUS"}} {
+		if out, err := slipway(t, home, args...); exitCode(err) != 2 || !strings.Contains(err.Error(), "--status BOGUS: runs have no such status; there are QUEUED, NOT_STARTED") {
+			t.Errorf("%v = %v, exit code %d\n%s", args, err, exitCode(err), out)
+		}
+	}
+	if _, err := slipway(t, home, "runs", "list", "--status", "queud"); err == nil || !strings.Contains(err.Error(), "did you mean QUEUED?") {
+		t.Errorf("runs list --status queud = %v", err)
+	}
+	if exitCode(nil) != 0 || exitCode(errSick) != 1 {
+		t.Errorf("exit codes %d and %d, want 0 and 1", exitCode(nil), exitCode(errSick))
+	}
+}

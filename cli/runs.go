@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/instance"
@@ -120,8 +122,9 @@ func (p *program) runsListCommand() *cobra.Command {
 		Example: "  slipway runs list --status QUEUED,STARTED\n  slipway runs list --limit 5 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f := storage.Filter{Newest: limit}
-			for _, s := range statuses {
-				f.Statuses = append(f.Statuses, dagster.Status(strings.ToUpper(s)))
+			var err error
+			if f.Statuses, err = parseStatuses(statuses); err != nil {
+				return err
 			}
 			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.listRuns(cmd.Context(), s, f) })
 		},
@@ -129,6 +132,23 @@ func (p *program) runsListCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
 	cmd.Flags().IntVar(&limit, "limit", 20, "at most so many; 0 for all, oldest first")
 	return cmd
+}
+
+// parseStatuses reads the values of --status.
+func parseStatuses(texts []string) ([]dagster.Status, error) {
+	var known []string
+	for _, s := range dagster.Statuses() {
+		known = append(known, string(s))
+	}
+	var out []dagster.Status
+	for _, text := range texts {
+		s := dagster.Status(strings.ToUpper(text))
+		if !slices.Contains(dagster.Statuses(), s) {
+			return nil, usageError{fmt.Errorf("--status %s: runs have no such status%s", text, config.Suggest(string(s), known))}
+		}
+		out = append(out, s)
+	}
+	return out, nil
 }
 
 func (p *program) listRuns(ctx context.Context, s storage.Store, f storage.Filter) error {

@@ -41,7 +41,8 @@ func (f *runFilter) wants(r dagster.Run) bool {
 			return false
 		}
 	}
-	return part(f.statuses, string(r.Status)) && part(f.jobs, r.Job) && part(f.locations, r.Remote.Location)
+	status := len(f.statuses) == 0 || slices.ContainsFunc(f.statuses, func(s string) bool { return strings.EqualFold(s, string(r.Status)) })
+	return status && part(f.jobs, r.Job) && part(f.locations, r.Remote.Location)
 }
 
 func (p *program) runsTerminateCommand() *cobra.Command {
@@ -61,6 +62,9 @@ With flags, every unfinished run that fits all of them is canceled, thousands in
 			return errors.New("either runs are named, or flags select them (--all for every unfinished run)")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := parseStatuses(f.statuses); err != nil {
+				return err
+			}
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				name, err := daemon.Name(cmd.Context(), in, s)
 				if err != nil {
