@@ -115,9 +115,18 @@ func (p *program) log() (*slog.Logger, error) {
 	}
 	o := &slog.HandlerOptions{Level: level}
 	if p.logJSON {
+		o.ReplaceAttr = durations
 		return slog.New(slog.NewJSONHandler(p.err, o)), nil
 	}
 	return slog.New(slog.NewTextHandler(p.err, o)), nil
+}
+
+// durations writes durations with their unit, as the text form of the log does, and not as nanoseconds.
+func durations(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // instance loads the instance of --home or DAGSTER_HOME.

@@ -311,3 +311,16 @@ func TestUnknownStatus(t *testing.T) {
 		t.Errorf("exit codes %d and %d, want 0 and 1", exitCode(nil), exitCode(errSick))
 	}
 }
+
+// A duration in the JSON log has its unit.
+func TestDurationsInTheLog(t *testing.T) {
+	var out strings.Builder
+	p := &program{err: &out, logLevel: "info", logJSON: true}
+	log, err := p.log()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if log.Info("worker launched", "dur", 47249752*time.Nanosecond); !strings.Contains(out.String(), `"dur":"47.249752ms"`) {
+		t.Errorf("the log has %s", out.String())
+	}
+}
