@@ -84,7 +84,18 @@ func edits(in *instance.Instance, locations []string) []edit {
 			edit{slipwayYAML, "queue:\n  only: {locations: [" + strings.Join(locations, ", ") + "]}", "nothing: only Slipway reads this file", named && len(only.Locations) == len(locations)})
 	}
 	if t := in.Settings.Terminate; in.Storage.URL != "" && !in.StockTerminates() {
-		list = append(list, edit{slipwayYAML, "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or {local_only: true}", "nothing: only Slipway reads this file", t.Advertise != "" || t.Listen != "" || t.LocalOnly})
+		add, done := "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or {local_only: true}", true
+		switch {
+		case t.Advertise != "":
+			add = fmt.Sprintf("terminate: {advertise: %q}", t.Advertise)
+		case t.Listen != "":
+			add = fmt.Sprintf("terminate: {listen: %q}", t.Listen)
+		case t.LocalOnly:
+			add = "terminate: {local_only: true}"
+		default:
+			done = false
+		}
+		list = append(list, edit{slipwayYAML, add, "nothing: only Slipway reads this file", done})
 	}
 	return append(list, edit{dagsterYAML, "run_monitoring: {enabled: false}", "remove the line, or set it to true again", !in.MonitorsRun})
 }
@@ -114,11 +125,11 @@ func has(limits []instance.TagLimit, location string) bool {
 func adoptText(edits []edit, ok bool) string {
 	var b strings.Builder
 	for _, e := range edits {
-		state := "missing"
+		state := "to do: in"
 		if e.Done {
-			state = "done"
+			state = "done: in"
 		}
-		fmt.Fprintf(&b, "%-8s %s\n\n  %s\n\n         to undo: %s\n\n", state, e.File, strings.ReplaceAll(e.Add, "\n", "\n  "), e.Undo)
+		fmt.Fprintf(&b, "%-9s %s\n\n  %s\n\n         to undo: %s\n\n", state, e.File, strings.ReplaceAll(e.Add, "\n", "\n  "), e.Undo)
 	}
 	b.WriteString("These are the files that dagster-daemon and slipway daemon read here. If the daemon reads another dagster.yaml, edit that one.\n")
 	b.WriteString("Look first with: slipway daemon --observe. Going back: undo, restart dagster-daemon, stop Slipway; runs in flight finish.\n")

@@ -72,6 +72,14 @@ func exitCode(err error) int {
 	return 1
 }
 
+// count is a number of things, such as "1 run" or "2 runs".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // program is what the commands share.
 type program struct {
 	kinds    []*launcher.Kind

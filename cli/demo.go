@@ -338,11 +338,12 @@ func (d *demo) redraw(rows []*row, drawn int) int {
 
 func (d *demo) summary(ctx context.Context, rows []*row) error {
 	var wrong []string
-	ends := map[dagster.Status]int{}
+	ends := map[dagster.Status]int{} // of the runs that ended as they should
 	var fastest, slowest time.Duration
 	for _, r := range rows {
-		ends[r.status]++
-		if r.status != r.want {
+		if r.status == r.want {
+			ends[r.status]++
+		} else {
 			wrong = append(wrong, fmt.Sprintf("%s (%s) ended as %s, not %s", r.id, r.job, r.status, r.want))
 		}
 		launch := r.exec - r.claimed
@@ -351,7 +352,11 @@ func (d *demo) summary(ctx context.Context, rows []*row) error {
 		}
 		slowest = max(slowest, launch)
 	}
-	d.say("\n%d runs: %d succeeded, %d failed as they should; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], short(fastest), short(slowest))
+	otherwise := ""
+	if len(wrong) > 0 {
+		otherwise = fmt.Sprintf(", %d did not end as they should", len(wrong))
+	}
+	d.say("\n%d runs: %d succeeded, %d failed as they should%s; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], otherwise, short(fastest), short(slowest))
 	if d.dagster {
 		d.say("  runs:       %s/runs", d.server.URL)
 		d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)

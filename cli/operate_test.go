@@ -53,7 +53,7 @@ func TestPause(t *testing.T) {
 	if out, err := built(t, home, "unpause"); err == nil || !strings.Contains(out, "launches of the instance are not paused; slipway status shows what is") {
 		t.Errorf("unpause of what is not paused = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "unpause", "--tag", "team=a"); err != nil || !strings.Contains(out, "1 pauses taken away") {
+	if out, err := built(t, home, "unpause", "--tag", "team=a"); err != nil || !strings.Contains(out, "1 pause taken away") {
 		t.Errorf("unpause = %v\n%s", err, out)
 	}
 	status(t, home, held, "SUCCESS")
@@ -69,7 +69,7 @@ func TestDrain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "go")
 	run := enqueued(t, home, "--", "sh", "-c", "while [ ! -e "+file+" ]; do sleep 0.05; done")
 	status(t, home, run, "STARTED")
-	if out, err := built(t, home, "drain", "--launcher", "local", "--timeout", "1s"); err == nil || !strings.Contains(out, "1 runs of launcher local are in flight after 1s; its launches stay paused") {
+	if out, err := built(t, home, "drain", "--launcher", "local", "--timeout", "1s"); err == nil || !strings.Contains(out, "1 run of launcher local still in flight after 1s; its launches stay paused") {
 		t.Errorf("drain while a run is in flight = %v\n%s", err, out)
 	}
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -78,7 +78,7 @@ func TestDrain(t *testing.T) {
 	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil || !strings.Contains(out, "nothing of launcher local is in flight any more") {
 		t.Errorf("drain = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pauses taken away") {
+	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause taken away") {
 		t.Errorf("unpause --all = %v\n%s", err, out)
 	}
 }
@@ -322,5 +322,19 @@ func TestDurationsInTheLog(t *testing.T) {
 	}
 	if log.Info("worker launched", "dur", 47249752*time.Nanosecond); !strings.Contains(out.String(), `"dur":"47.249752ms"`) {
 		t.Errorf("the log has %s", out.String())
+	}
+}
+
+// The demo's summary counts apart what did not end as it should.
+func TestDemoCountsWhatIsWrong(t *testing.T) {
+	var out strings.Builder
+	d := &demo{program: &program{out: &out}}
+	rows := []*row{
+		{demoRun: demoRun{job: "a", want: dagster.Success}, id: "00000000-a", status: dagster.Failure},
+		{demoRun: demoRun{job: "b", want: dagster.Success}, id: "00000000-b", status: dagster.Success},
+		{demoRun: demoRun{job: "c", want: dagster.Failure}, id: "00000000-c", status: dagster.Failure},
+	}
+	if err := d.summary(t.Context(), rows); err == nil || !strings.Contains(out.String(), "3 runs: 1 succeeded, 1 failed as they should, 1 did not end as they should;") {
+		t.Errorf("summary = %v\n%s", err, out.String())
 	}
 }

@@ -155,7 +155,7 @@ func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.
 			n++
 		}
 	}
-	return p.say(map[string]int{"taken_away": n}, "%d pauses taken away\n", n)
+	return p.say(map[string]int{"taken_away": n}, "%s taken away\n", count(n, "pause"))
 }
 
 func (p *program) drainCommand() *cobra.Command {
@@ -203,13 +203,13 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 			return p.say(pause, "nothing of %s is in flight any more; its launches stay paused\n", pause)
 		}
 		if n != last && !p.json {
-			if _, err := fmt.Fprintf(p.out, "%d runs in flight\n", n); err != nil {
+			if _, err := fmt.Fprintf(p.out, "%s in flight\n", count(n, "run")); err != nil {
 				return err
 			}
 		}
 		last = n
 		if timeout > 0 && time.Since(began) > timeout {
-			return fmt.Errorf("%d runs of %s are in flight after %s; its launches stay paused", n, pause, timeout)
+			return fmt.Errorf("%s of %s still in flight after %s; its launches stay paused", count(n, "run"), pause, timeout)
 		}
 		select {
 		case <-ctx.Done():

@@ -112,7 +112,7 @@ func (p *program) terminateMany(ctx context.Context, s storage.Store, instance s
 			views = append(views, v)
 		}
 		if !p.json && err == nil && len(runs) > terminateBatch {
-			_, err = fmt.Fprintf(p.out, "%d runs done\n", len(views))
+			_, err = fmt.Fprintf(p.out, "%s done\n", count(len(views), "run"))
 		}
 		batch = batch[:0]
 		return err
@@ -151,7 +151,7 @@ func (p *program) terminateMany(ctx context.Context, s storage.Store, instance s
 	if f.dry {
 		what = "would be canceled"
 	}
-	text := fmt.Sprintf("%d runs %s", len(views)-counts["left alone"]-counts["not canceled"], what)
+	text := count(len(views)-counts["left alone"]-counts["not canceled"], "run") + " " + what
 	for _, k := range slices.Sorted(maps.Keys(counts)) {
 		text += fmt.Sprintf("; %s: %d", k, counts[k])
 	}
@@ -191,7 +191,7 @@ func (p *program) terminate(ctx context.Context, s storage.Store, instance strin
 		err = p.printJSON(views)
 	}
 	if failed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d runs were not canceled", failed, len(ids)))
+		err = errors.Join(err, fmt.Errorf("%d of %s not canceled", failed, count(len(ids), "run")))
 	}
 	return err
 }
