@@ -1,13 +1,19 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/internal/daemon"
+	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/storage"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
 )
 
 // errSick ends slipway doctor where something must be done.
@@ -16,9 +22,12 @@ var errSick = errors.New("something must be done: see the lines marked error")
 func (p *program) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "doctor", Short: "Find out why runs are not launched, or not as they should", Args: cobra.NoArgs,
-		Long: `Looks at everything that launching depends on: the configuration as Dagster reads it, the storage, its schema and its clock, a dagster-daemon that does the same work, the daemon that
-leads, the way by which Terminate in Dagster's UI reaches it, pauses, runs that wait for long, and the checks of every launcher. Each finding comes with its next step. It changes nothing. The exit code is
-1 if something must be done.`,
+		Long: `Looks at everything that launching depends on: the configuration as Dagster reads it; the storage, its schema,
+its clock and whether a daemon could write to it; a dagster-daemon that does the same work, or does not run; the
+daemon that leads; the way by which Terminate in Dagster's UI reaches it; pauses and limits; runs that wait for
+long; the checks of every launcher; and what the runs that wait need: a request that can be made, their code
+server, their Python. Each finding has its next step, and in --json a code that does not change. Nothing is
+changed. The exit code is 1 if something must be done.`,
 		Example: "  slipway doctor\n  slipway doctor --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, err := p.examine(cmd)
@@ -49,16 +58,49 @@ leads, the way by which Terminate in Dagster's UI reaches it, pauses, runs that 
 	}
 }
 
-// examine asks the doctor. What keeps the instance from being opened is its first finding.
+// examine asks the doctor. What keeps the instance from being opened is its last finding.
 func (p *program) examine(cmd *cobra.Command) ([]daemon.Symptom, error) {
 	in, err := p.instance()
 	if err != nil {
-		return []daemon.Symptom{{Level: daemon.Bad, What: err.Error(), Fix: "mend the settings that are named; nothing can start before"}}, nil
+		return []daemon.Symptom{{Level: daemon.Bad, Code: daemon.CodeConfiguration, What: err.Error(), Fix: "correct the settings that are named; no daemon starts before"}}, nil
+	}
+	var found []daemon.Symptom
+	file := filepath.Join(in.Home, "dagster.yaml")
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		found = append(found, daemon.Symptom{
+			Level: daemon.Worth, Code: daemon.CodeDagsterYAML, What: file + " does not exist: Dagster's defaults hold, with SQLite in that folder",
+			Fix: "set DAGSTER_HOME, or --home, to the folder of the dagster.yaml that your webserver uses",
+		})
 	}
 	s, err := open(cmd.Context(), in)
 	if err != nil {
-		return []daemon.Symptom{{Level: daemon.Bad, What: "the storage cannot be opened: " + err.Error(), Fix: "see whether your webserver can open it; if it can, compare its dagster.yaml and environment with these here"}}, nil
+		return append(found, daemon.StorageSymptom("the storage cannot be opened", err)), nil
 	}
+	found = append(found, otherInstance(cmd.Context(), in, s)...)
 	log := slog.New(slog.DiscardHandler)
-	return daemon.Doctor(cmd.Context(), in, s, log), s.Close()
+	return append(found, daemon.Doctor(cmd.Context(), in, s, log)...), s.Close()
+}
+
+// otherInstance compares the storage of direct_url with that of dagster.yaml.
+func otherInstance(ctx context.Context, in *instance.Instance, s storage.Store) []daemon.Symptom {
+	if in.Settings.StorageURL.DirectURL == "" || in.Storage.URL == "" {
+		return nil
+	}
+	ours, err := s.InstanceID(ctx)
+	if err != nil {
+		return nil // the doctor finds out
+	}
+	const setting = "storage.direct_url in slipway.yaml"
+	switch theirs, err := postgres.InstanceIDAt(ctx, in.Storage.URL); {
+	case err != nil:
+		f := daemon.StorageSymptom("the storage of dagster.yaml cannot be compared with "+setting, err)
+		f.Level = daemon.Worth
+		return []daemon.Symptom{f}
+	case theirs != ours:
+		return []daemon.Symptom{{
+			Level: daemon.Bad, Code: daemon.CodeOtherInstance, What: fmt.Sprintf("%s leads to another instance (%s) than dagster.yaml (%s)", setting, ours, theirs),
+			Fix: "set it to the same server and database that dagster.yaml names, without the pooler",
+		}}
+	}
+	return nil
 }

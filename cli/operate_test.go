@@ -151,7 +151,7 @@ func TestDoctor(t *testing.T) {
 		out, err = built(t, home, "doctor")
 		return err == nil && strings.Contains(out, "ok       the endpoint for Terminate in Dagster's UI answers at unix:"), out
 	})
-	for _, text := range []string{"ok       dagster.yaml and slipway.yaml in " + home + " can be read", "leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: nothing was found against it", "0 runs are queued"} {
+	for _, text := range []string{"ok       dagster.yaml and slipway.yaml in " + home + " can be read", "leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: nothing was found against it", "0 runs are queued", "the storage can be written to"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("doctor does not say %q:\n%s", text, out)
 		}

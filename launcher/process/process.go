@@ -47,6 +47,7 @@ type Config struct {
 type Launcher struct {
 	root    string
 	host    string // random, kept in root
+	setting string // of root
 	agent   []string
 	inherit bool
 	env     []launcher.Env
@@ -95,7 +96,7 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		}
 		agentCommand = []string{self, "agent"}
 	}
-	l := &Launcher{root: c.Dir, agent: agentCommand, inherit: c.InheritEnv}
+	l := &Launcher{root: c.Dir, setting: strings.TrimPrefix(v.Path+".dir", "."), agent: agentCommand, inherit: c.InheritEnv}
 	if l.root == "" {
 		l.root = v.Dir
 	}
@@ -120,7 +121,7 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 	}
 	for _, sub := range []string{"workers", "state", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(l.root, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("process: %w", err)
+			return nil, v.Problem("dir", "workers' files cannot be written: %v; let the daemon's user write there, or set this to another folder on a local disk", err)
 		}
 	}
 	if l.host, err = launcher.HostOf(l.root); err != nil {
@@ -465,11 +466,18 @@ func (l *Launcher) Check(context.Context) []launcher.Finding {
 	probe := filepath.Join(l.root, "tmp", "check")
 	err := agent.WriteJSON(probe, "check")
 	_ = os.Remove(probe) // only a probe
-	_, err2 := exec.LookPath(l.agent[0])
-	return []launcher.Finding{
-		{OK: err == nil, What: fmt.Sprintf("%s can be written to (%v)", l.root, err), Fix: "set launchers.NAME.config.dir to a folder of the daemon's user on a local disk"},
-		{OK: err2 == nil, What: fmt.Sprintf("the supervisor %s can be started (%v)", l.agent[0], err2), Fix: "reinstall slipway"},
+	files := launcher.Finding{OK: true, What: l.root + " can be written to"}
+	if err != nil {
+		files = launcher.Finding{What: fmt.Sprintf("workers' files cannot be written: %v", err), Fix: fmt.Sprintf("let the daemon's user write to %s, or set %s to another folder on a local disk", l.root, l.setting)}
 	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		files.Fix = fmt.Sprintf("free space on the disk of %s, or set %s to a folder on another one", l.root, l.setting)
+	}
+	supervisor := launcher.Finding{OK: true, What: fmt.Sprintf("the supervisor %s can be started", l.agent[0])}
+	if _, err := exec.LookPath(l.agent[0]); err != nil {
+		supervisor = launcher.Finding{What: fmt.Sprintf("the supervisor of workers cannot be started: %v", err), Fix: "reinstall slipway"}
+	}
+	return []launcher.Finding{files, supervisor}
 }
 
 // List implements [launcher.Lister].
