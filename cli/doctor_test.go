@@ -5,13 +5,18 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -622,4 +627,40 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 		out, _ := slipway(t, home, "doctor")
 		return strings.Contains(out, "launcher batch is sick") && !strings.Contains(out, "ok       launcher batch") && strings.Contains(out, "they wait for launcher_sick (1)") && !strings.Contains(out, "map["), out
 	})
+}
+
+// A daemon that cannot lead, since its database is read-only, says so once and not with every try.
+func TestReadOnlyDatabaseIsToldOnce(t *testing.T) {
+	d, home := onPostgres(t)
+	name, err := d.Text("SELECT current_database()")
+	if err != nil {
+		t.Fatal(err)
+	}
+	statements(t, d, "ALTER DATABASE "+name+" SET default_transaction_read_only = on")
+	address := testenv.FreeAddress(t)
+	write(t, home, isParked+"storage: {postgres: {postgres_url: '"+d.Location+"'}}\n", "terminate: {local_only: true}\nweb: {listen: '"+address+"'}\n")
+	log := start(t, home)
+	failed := regexp.MustCompile(`slipway_storage_seconds_count\{outcome="error"\} ([0-9]+)`)
+	var text []byte
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		resp, err := http.Get("http://" + address + "/metrics")
+		if err != nil {
+			return false, err.Error()
+		}
+		metrics, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			return false, err.Error()
+		}
+		if text, err = os.ReadFile(log); err != nil {
+			return false, err.Error()
+		}
+		n := 0
+		if m := failed.FindSubmatch(metrics); m != nil {
+			n, err = strconv.Atoi(string(m[1]))
+		}
+		return err == nil && n >= 5, fmt.Sprintf("the lease was tried %d times; log:\n%s", n, text)
+	})
+	if n := strings.Count(string(text), "level=WARN"); n != 1 || !strings.Contains(string(text), "read-only transaction") {
+		t.Errorf("%d warnings, want one about the read-only database:\n%s", n, text)
+	}
 }
