@@ -14,6 +14,7 @@
 package launcher
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -323,6 +324,30 @@ type Health struct {
 	Started, Ended time.Time
 	Usage          Usage
 	Tail           []string // the last lines that the worker wrote, of an ended one
+}
+
+// String lists what is known of the worker, for messages: Failed exit=3 cause=exit message="no rows".
+func (h Health) String() string {
+	var b strings.Builder
+	b.WriteString(cmp.Or(string(h.Status), "no status"))
+	add := func(known bool, format string, args ...any) {
+		if known {
+			fmt.Fprintf(&b, " "+format, args...)
+		}
+	}
+	add(h.Phase != "", "phase=%s", h.Phase)
+	if h.Exit != nil {
+		add(true, "exit=%d", *h.Exit)
+	}
+	add(h.Cause != "", "cause=%s", h.Cause)
+	add(h.Message != "", "message=%q", h.Message)
+	add(h.Incarnation != "", "incarnation=%s", h.Incarnation)
+	add(!h.Started.IsZero(), "started=%s", h.Started.Format(time.RFC3339Nano))
+	add(!h.Ended.IsZero(), "ended=%s", h.Ended.Format(time.RFC3339Nano))
+	add(h.Usage.CPU != 0, "cpu=%s", h.Usage.CPU)
+	add(h.Usage.MaxMemoryBytes != 0, "max_memory_bytes=%d", h.Usage.MaxMemoryBytes)
+	add(h.Tail != nil, "tail=%q", h.Tail)
+	return b.String()
 }
 
 // Usage is what a worker used. Zero means unknown.
