@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -394,22 +396,43 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// liar is a launcher whose Terminate says that it stopped whatever it was asked about.
-func liar(agent string) *launcher.Kind {
-	k := process.Kind(agent)
+// changed is the process launcher with another Launch or Terminate; nil: its own.
+type changed struct {
+	launcher.Launcher
+	launch    func(context.Context, *launcher.Request) error
+	terminate func() bool
+}
+
+func (c *changed) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
+	if c.launch != nil {
+		if err := c.launch(ctx, req); err != nil {
+			return launcher.Launched{}, err
+		}
+	}
+	return c.Launcher.Launch(ctx, req)
+}
+
+func (c *changed) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
+	ran, err := c.Launcher.Terminate(ctx, h, grace)
+	if c.terminate != nil {
+		ran = c.terminate()
+	}
+	return ran, err
+}
+
+func (c *changed) As(ability any) bool {
+	return launcher.Provide(ability, c.Launcher, func(string) bool { return true })
+}
+
+// kind is the process launcher's, with what is changed.
+func (c *changed) kind(t *testing.T) []*launcher.Kind {
+	k := process.Kind(testenv.Build(t, "slipway-agent"))
 	open := k.Open
 	k.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 		l, err := open(ctx, v, log)
-		return lying{l}, err
+		return &changed{l, c.launch, c.terminate}, err
 	}
-	return k
-}
-
-type lying struct{ launcher.Launcher }
-
-func (l lying) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
-	_, err := l.Launcher.Terminate(ctx, h, grace)
-	return true, err
+	return []*launcher.Kind{k}
 }
 
 // launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it breaks.
@@ -426,7 +449,7 @@ func TestLaunchersTest(t *testing.T) {
 		Passed, Failed int
 		Results        []struct{ Sentence, Outcome, Text string }
 	}
-	out, err = withKinds(t.Context(), []*launcher.Kind{liar(testenv.Build(t, "slipway-agent"))}, home, "launchers", "test", "local", "--json", "--only", "unknown worker")
+	out, err = withKinds(t.Context(), (&changed{terminate: func() bool { return true }}).kind(t), home, "launchers", "test", "local", "--json", "--only", "unknown worker")
 	if jerr := json.Unmarshal([]byte(out), &report); !errors.Is(err, errContract) || jerr != nil || report.Failed != 1 || len(report.Results) != 2 {
 		t.Fatalf("launchers test of one that breaks the contract = %v, %v\n%s", err, jerr, out)
 	}
@@ -440,5 +463,71 @@ func TestLaunchersTest(t *testing.T) {
 	}
 	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {
 		t.Errorf("launchers test of a program that is no launcher = %v\n%s", err, out)
+	}
+}
+
+// The kit has a quick form, takes a target as large as it is, ends where nothing else can hold, and writes what CI systems read.
+func TestKitForms(t *testing.T) {
+	home, file := t.TempDir(), filepath.Join(t.TempDir(), "kit.xml")
+	test := func(c *changed, args ...string) (string, error) {
+		t.Helper()
+		return withKinds(t.Context(), c.kind(t), home, append([]string{"launchers", "test", "local"}, args...)...)
+	}
+	written := func() (suite junitSuite) {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = xml.Unmarshal(text, &suite)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return suite
+	}
+	out, err := test(&changed{}, "--quick", "--report", "junit="+file)
+	if got := written(); err != nil || !strings.Contains(out, "12 passed, 0 failed, 0 not promised in ") || got.Tests != 12 || got.Failures+got.Skipped != 0 || len(got.Cases) != 12 || got.Seconds <= 0 {
+		t.Errorf("launchers test --quick = %v, %+v\n%s", err, got, out)
+	}
+
+	var mu sync.Mutex
+	taken := map[launcher.ID]bool{}
+	small := &changed{launch: func(_ context.Context, req *launcher.Request) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if taken[req.ID] || len(taken) < 3 {
+			taken[req.ID] = true
+			return nil
+		}
+		return fmt.Errorf("%w: 3 of 3 places are taken", launcher.ErrCapacity)
+	}}
+	if out, err := test(small, "--many", "5", "--only", "many at once starts as many"); err != nil || !strings.Contains(out, "1 passed") || len(taken) != 3 {
+		t.Errorf("launchers test --many 5 with room for three = %v, %v were launched\n%s", err, taken, out)
+	}
+	asked := 0
+	pending := &changed{launch: func(context.Context, *launcher.Request) error {
+		if asked++; asked == 1 {
+			return launcher.Pending(0)
+		}
+		return nil
+	}}
+	if out, err := test(pending, "--many", "1", "--only", "many at once starts as many"); err != nil || asked != 2 {
+		t.Errorf("launchers test with a target that prepares = %v, Launch was called %d times\n%s", err, asked, out)
+	}
+
+	denied := &changed{launch: func(context.Context, *launcher.Request) error {
+		return fmt.Errorf("%w: the key has expired", launcher.ErrDenied)
+	}}
+	out, err = test(denied, "--report", "junit="+file)
+	got := written()
+	if !errors.Is(err, errContract) || strings.Count(out, "the key has expired") != 1 || !strings.Contains(out, "0 passed, 1 failed, 0 not promised, 34 not run (the first sentence failed") {
+		t.Errorf("launchers test of one that starts no worker = %v\n%s", err, out)
+	}
+	if got.Tests != 35 || got.Failures != 1 || got.Skipped != 34 || got.Cases[0].Failure == nil || !strings.Contains(got.Cases[0].Failure.Text, "the key has expired") {
+		t.Errorf("its report is %+v", got)
+	}
+	for flag, value := range map[string]string{"--report": "html=x", "--many": "0"} {
+		if out, err := test(&changed{}, flag, value); err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("launchers test %s %s = %v\n%s", flag, value, err, out)
+		}
 	}
 }

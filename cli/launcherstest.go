@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,9 +21,10 @@ import (
 // conformance is slipway launchers test.
 type conformance struct {
 	*program
-	image, settings, only string
-	timeout               time.Duration
-	plain, verbose        bool
+	image, settings, only, report string
+	timeout                       time.Duration
+	many                          int
+	plain, verbose, quick         bool
 }
 
 // errContract makes the exit code 1.
@@ -33,12 +36,22 @@ func (p *program) launchersTestCommand() *cobra.Command {
 		Use: "test NAME | -- COMMAND [ARG...]", Short: "Hold a launcher to the contract", Args: cobra.MinimumNArgs(1),
 		Long: `Runs the conformance kit, a test for each sentence of the launcher contract, against a launcher of slipway.yaml, or against a program that
 serves one (see docs/launchers/plugin.md). It starts real workers on the target, small shell scripts under an instance name of their
-own, and removes them again. What a launcher does not promise is shown as such; the exit code is 1 if it breaks what it promises.`,
-		Example: "  slipway launchers test batch\n  slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- ./slipway-batch",
+own, and removes them again. What a launcher does not promise is shown as such; the exit code is 1 if it breaks what it promises.
+
+--quick is for a first look, and for targets whose workers cost money: a dozen sentences, each with one or two workers.`,
+		Example: "  slipway launchers test batch\n  slipway launchers test aci --quick --report junit=kit.xml\n  slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- ./slipway-batch",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			named := cmd.ArgsLenAtDash() < 0
 			if named && len(args) > 1 {
 				return fmt.Errorf("one launcher at a time; for a program: slipway launchers test -- %s", strings.Join(args, " "))
+			}
+			file, isJUnit := strings.CutPrefix(c.report, "junit=")
+			if c.report != "" && (!isJUnit || file == "") {
+				return fmt.Errorf("--report %s: junit=FILE is what there is", c.report)
+			}
+			c.report = file
+			if c.many < 1 {
+				return fmt.Errorf("--many %d: at least one worker is needed", c.many)
 			}
 			dir, err := os.MkdirTemp("", "slipway-launcher-") // the program's own folder
 			if err != nil {
@@ -55,6 +68,9 @@ own, and removes them again. What a launcher does not promise is shown as such; 
 	f.StringVar(&c.image, "image", "", "image of the workers, with sh; for targets that need one")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long a worker may take to start and end")
 	f.StringVar(&c.only, "only", "", "only the sentences with this text")
+	f.IntVar(&c.many, "many", 100, "how many workers the sentence about many starts at once")
+	f.BoolVar(&c.quick, "quick", false, "only the sentences that matter most, with few workers")
+	f.StringVar(&c.report, "report", "", "junit=FILE: write the results into this file, as JUnit's XML")
 	f.StringVar(&c.settings, "config", "", "file with the settings of the program's launcher, YAML or JSON")
 	f.BoolVar(&c.plain, "no-mtls", false, "for programs that do not know go-plugin's certificates")
 	f.BoolVar(&c.verbose, "verbose", false, "show what the launcher logs")
@@ -70,7 +86,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 			return launchertest.Target{}, err
 		}
 	}
-	t := launchertest.Target{Image: c.image, Timeout: c.timeout}
+	t := launchertest.Target{Image: c.image, Timeout: c.timeout, Only: c.only, Many: c.many, Quick: c.quick}
 	if named {
 		in, err := c.instance()
 		if err != nil {
@@ -111,24 +127,33 @@ func (c *conformance) run(target launchertest.Target) error {
 		return err
 	}
 	results, count, began := []launchertest.Result{}, map[launchertest.Outcome]int{}, time.Now()
-	target.Only = c.only
 	launchertest.Check(target, func(r launchertest.Result) {
 		results = append(results, r)
 		count[r.Outcome]++
-		if !c.json && err == nil {
+		if !c.json && err == nil && r.Outcome != launchertest.NotRun {
 			_, err = fmt.Fprintln(c.out, resultLine(r))
 		}
 	})
 	if len(results) == 0 {
 		return fmt.Errorf("the contract has no sentence with %q", c.only)
 	}
+	if c.report != "" {
+		if err := writeJUnit(c.report, results); err != nil {
+			return err
+		}
+	}
 	if c.json {
 		err = c.printJSON(map[string]any{
 			"results": results, "passed": count[launchertest.Passed], "failed": count[launchertest.Failed], "not_promised": count[launchertest.NotPromised],
+			"not_run": count[launchertest.NotRun],
 		})
 	} else if err == nil {
-		_, err = fmt.Fprintf(c.out, "%d passed, %d failed, %d not promised in %.1f s\n", count[launchertest.Passed], count[launchertest.Failed],
-			count[launchertest.NotPromised], time.Since(began).Seconds())
+		left := ""
+		if n := count[launchertest.NotRun]; n > 0 {
+			left = fmt.Sprintf(", %d not run (%s)", n, results[len(results)-1].Text)
+		}
+		_, err = fmt.Fprintf(c.out, "%d passed, %d failed, %d not promised%s in %.1f s\n", count[launchertest.Passed], count[launchertest.Failed],
+			count[launchertest.NotPromised], left, time.Since(began).Seconds())
 	}
 	if count[launchertest.Failed] > 0 {
 		err = errors.Join(err, errContract)
@@ -145,4 +170,53 @@ func resultLine(r launchertest.Result) string {
 	default:
 		return fmt.Sprintf("FAIL          %s (%.2f s)\n              %s", r.Sentence, r.Took.Seconds(), strings.ReplaceAll(r.Text, "\n", "\n              "))
 	}
+}
+
+// JUnit's XML, as far as CI systems read it.
+type (
+	junitSuite struct {
+		XMLName  xml.Name    `xml:"testsuite"`
+		Name     string      `xml:"name,attr"`
+		Tests    int         `xml:"tests,attr"`
+		Failures int         `xml:"failures,attr"`
+		Skipped  int         `xml:"skipped,attr"`
+		Seconds  float64     `xml:"time,attr"`
+		Cases    []junitCase `xml:"testcase"`
+	}
+	junitCase struct {
+		Class   string     `xml:"classname,attr"`
+		Name    string     `xml:"name,attr"`
+		Seconds float64    `xml:"time,attr"`
+		Failure *junitText `xml:"failure"`
+		Skipped *junitText `xml:"skipped"`
+	}
+	junitText struct {
+		Message string `xml:"message,attr"`
+		Text    string `xml:",chardata"`
+	}
+)
+
+// writeJUnit writes results into a file. What is not promised, or was not run, is skipped there.
+func writeJUnit(file string, results []launchertest.Result) error {
+	suite := junitSuite{Name: "slipway launchers test", Tests: len(results)}
+	for _, r := range results {
+		c := junitCase{Class: "launcher", Name: r.Sentence, Seconds: r.Took.Seconds()}
+		first, _, _ := strings.Cut(r.Text, "\n")
+		switch r.Outcome {
+		case launchertest.Passed:
+		case launchertest.Failed:
+			c.Failure = &junitText{Message: first, Text: r.Text}
+			suite.Failures++
+		default:
+			c.Skipped = &junitText{Message: string(r.Outcome) + ": " + first}
+			suite.Skipped++
+		}
+		suite.Seconds += c.Seconds
+		suite.Cases = append(suite.Cases, c)
+	}
+	text, err := xml.MarshalIndent(suite, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, slices.Concat([]byte(xml.Header), text, []byte("\n")), 0o644)
 }

@@ -25,14 +25,20 @@ const (
 	Passed      Outcome = "passed"
 	Failed      Outcome = "failed"
 	NotPromised Outcome = "not promised"
+	NotRun      Outcome = "not run" // the first sentence failed
 )
 
-// Check runs the kit outside of go test, and reports each result as it is known.
+// Check runs the kit outside of go test, as [Run] does, and reports each result as it is known.
 func Check(target Target, report func(Result)) {
-	for _, s := range sentences {
-		if strings.Contains(s.text, target.Only) {
-			report(s.check(target))
+	useless := false
+	for _, s := range target.sentences() {
+		if useless {
+			report(Result{Sentence: s.text, Outcome: NotRun, Text: notRun})
+			continue
 		}
+		r := s.check(target)
+		report(r)
+		useless = s.first() && r.Outcome == Failed
 	}
 }
 

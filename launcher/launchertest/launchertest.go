@@ -49,7 +49,8 @@ type Target struct {
 	Image   string        // has sh; where the target needs one
 	Timeout time.Duration // for one worker to start and end
 	Only    string        // only the sentences with this text; go test has -run
-	Many    int           // workers that one sentence starts at once; 0: a hundred
+	Many    int           // workers that one sentence starts at once; 0: a hundred. A target that has no room for all is no fault
+	Quick   bool          // only the sentences without which nothing else can hold, with one or two workers each
 	// Parallel has [Run] test the sentences beside each other, as many at once as go test's -parallel allows. It is for
 	// targets whose workers take long to start.
 	Parallel bool
@@ -59,59 +60,77 @@ type Target struct {
 type sentence struct {
 	text string
 	test func(*kit)
+	core bool // part of the quick form
 }
 
 var sentences = []sentence{
-	{"Launch starts the command with its environment", (*kit).launchRuns},
-	{"Launch returns without waiting for the worker", (*kit).launchReturns},
-	{"Launch twice starts one worker", (*kit).launchTwice},
-	{"Launch after reopening starts no second worker", (*kit).launchReopened},
-	{"Launch after the end starts nothing", (*kit).launchEnded},
-	{"Launch of one ID from many at once starts one worker", (*kit).launchSame},
-	{"Launch of many at once starts as many", (*kit).launchMany},
-	{"Launch with a context that ended can be repeated", (*kit).launchCancelled},
-	{"Launch refuses what can never work as invalid", (*kit).launchInvalid},
-	{"Launch of another attempt is another worker", (*kit).launchAttempts},
-	{"A command that cannot be started is told", (*kit).launchNoProgram},
-	{"Terminate stops before it kills", (*kit).terminateGrace},
-	{"Terminate kills what does not stop", (*kit).terminateStubborn},
-	{"Terminate without grace kills at once", (*kit).terminateNow},
-	{"Terminate returns without waiting", (*kit).terminateReturns},
-	{"Terminate may be repeated, and shortened", (*kit).terminateTwice},
-	{"Terminate of an ended worker is false", (*kit).terminateEnded},
-	{"Terminate of an unknown worker is false", (*kit).terminateUnknown},
-	{"Terminate right after Launch leaves nothing running", (*kit).terminateEarly},
-	{"A stopped worker is not started again", (*kit).terminateRelaunch},
-	{"Health tells success, failure and exit code", (*kit).healthEnds},
-	{"Health of an unknown worker is NotFound", (*kit).healthUnknown},
-	{"Health is the same after reopening", (*kit).healthReopened},
-	{"Health of a worker that killed itself is Failed", (*kit).healthKilled},
-	{"List finds the workers of its instance only", (*kit).listInstance},
-	{"List finds the workers of given runs", (*kit).listRuns},
-	{"Watch yields what there is, Synced, then changes", (*kit).watch},
-	{"HealthOf answers in order", (*kit).batch},
-	{"Remove forgets an ended worker and leaves a live one", (*kit).remove},
-	{"Logs are what the worker wrote", (*kit).logs},
-	{"Describe and Preview show no secret", (*kit).secrets},
-	{"Handles are short and stay the same", (*kit).handles},
-	{"Labels stand on the worker", (*kit).labels},
-	{"A context that ended ends Watch and Logs", (*kit).contexts},
-	{"A handle of another launcher does no harm", (*kit).foreignHandle},
+	{"Launch starts the command with its environment", (*kit).launchRuns, true},
+	{"Launch returns without waiting for the worker", (*kit).launchReturns, false},
+	{"Launch twice starts one worker", (*kit).launchTwice, true},
+	{"Launch after reopening starts no second worker", (*kit).launchReopened, true},
+	{"Launch after the end starts nothing", (*kit).launchEnded, true},
+	{"Launch of one ID from many at once starts one worker", (*kit).launchSame, false},
+	{"Launch of many at once starts as many", (*kit).launchMany, false},
+	{"Launch with a context that ended can be repeated", (*kit).launchCancelled, false},
+	{"Launch refuses what can never work as invalid", (*kit).launchInvalid, true},
+	{"Launch of another attempt is another worker", (*kit).launchAttempts, false},
+	{"A command that cannot be started is told", (*kit).launchNoProgram, false},
+	{"Terminate stops before it kills", (*kit).terminateGrace, false},
+	{"Terminate kills what does not stop", (*kit).terminateStubborn, true},
+	{"Terminate without grace kills at once", (*kit).terminateNow, false},
+	{"Terminate returns without waiting", (*kit).terminateReturns, false},
+	{"Terminate may be repeated, and shortened", (*kit).terminateTwice, false},
+	{"Terminate of an ended worker is false", (*kit).terminateEnded, true},
+	{"Terminate of an unknown worker is false", (*kit).terminateUnknown, true},
+	{"Terminate right after Launch leaves nothing running", (*kit).terminateEarly, false},
+	{"A stopped worker is not started again", (*kit).terminateRelaunch, false},
+	{"Health tells success, failure and exit code", (*kit).healthEnds, true},
+	{"Health of an unknown worker is NotFound", (*kit).healthUnknown, true},
+	{"Health is the same after reopening", (*kit).healthReopened, false},
+	{"Health of a worker that killed itself is Failed", (*kit).healthKilled, false},
+	{"List finds the workers of its instance only", (*kit).listInstance, true},
+	{"List finds the workers of given runs", (*kit).listRuns, false},
+	{"Watch yields what there is, Synced, then changes", (*kit).watch, false},
+	{"HealthOf answers in order", (*kit).batch, false},
+	{"Remove forgets an ended worker and leaves a live one", (*kit).remove, true},
+	{"Logs are what the worker wrote", (*kit).logs, false},
+	{"Describe and Preview show no secret", (*kit).secrets, false},
+	{"Handles are short and stay the same", (*kit).handles, false},
+	{"Labels stand on the worker", (*kit).labels, false},
+	{"A context that ended ends Watch and Logs", (*kit).contexts, false},
+	{"A handle of another launcher does no harm", (*kit).foreignHandle, false},
 }
 
-// Run runs the kit. A sentence that the kind's traits rule out is reported as not promised.
+// Run runs the kit. A sentence that the kind's traits rule out is reported as not promised. If the first sentence fails, the
+// others are not run: none can hold for a launcher that starts no worker.
 func Run(t *testing.T, target Target) {
 	if target.Open == nil {
 		target.Open = opener(t, target.Kind, target.Settings)
 	}
-	for _, s := range sentences {
-		t.Run(s.text, func(t *testing.T) {
-			if target.Parallel {
+	for _, s := range target.sentences() {
+		ok := t.Run(s.text, func(t *testing.T) {
+			if target.Parallel && !s.first() {
 				t.Parallel()
 			}
 			s.run(t, target)
 		})
+		if s.first() && !ok {
+			t.Fatal(notRun)
+		}
 	}
+}
+
+// notRun is why a sentence was left out.
+const notRun = "the first sentence failed, so no other was tried"
+
+// first reports whether no other sentence can hold without this one.
+func (s sentence) first() bool { return s.text == sentences[0].text }
+
+// sentences are those that the target asks for.
+func (t Target) sentences() []sentence {
+	return slices.DeleteFunc(slices.Clone(sentences), func(s sentence) bool {
+		return t.Quick && !s.core || !strings.Contains(s.text, t.Only)
+	})
 }
 
 // opener opens a launcher with some settings, each time as another process would.
@@ -177,17 +196,25 @@ func (k *kit) request(script string) *launcher.Request {
 
 func (k *kit) launch(req *launcher.Request) launcher.Handle {
 	k.Helper()
+	h, err := k.ask(req)
+	if err != nil {
+		k.Fatalf("Launch(%s) = %v", req.ID, err)
+	}
+	return h
+}
+
+// ask asks for a worker until the target has made what the worker needs, and stops it after the test.
+func (k *kit) ask(req *launcher.Request) (launcher.Handle, error) {
 	l := k.l
 	got, err := l.Launch(k.ctx, req)
 	for errors.Is(err, launcher.ErrPending) && k.ctx.Err() == nil { // an image is being pulled
 		time.Sleep(100 * time.Millisecond)
 		got, err = l.Launch(k.ctx, req)
 	}
-	if err != nil {
-		k.Fatalf("Launch(%s) = %v", req.ID, err)
+	if err == nil {
+		k.leaveNothing(l, got.Handle)
 	}
-	k.leaveNothing(l, got.Handle)
-	return got.Handle
+	return got.Handle, err
 }
 
 // leaveNothing stops and removes a worker after the test.
@@ -378,28 +405,35 @@ func (k *kit) launchSame() {
 	k.started(h, 1)
 }
 
+// launchMany accepts that a target has no room: then nothing of what it refused may exist.
 func (k *kit) launchMany() {
-	n := cmp.Or(k.target.Many, 100)
-	reqs := make([]*launcher.Request, n)
+	reqs := make([]*launcher.Request, cmp.Or(k.target.Many, 100))
+	handles, errs := make([]launcher.Handle, len(reqs)), make([]error, len(reqs))
 	var wg sync.WaitGroup
 	for i := range reqs {
 		reqs[i] = k.request("exit 0")
-		wg.Go(func() {
-			if _, err := k.l.Launch(k.ctx, reqs[i]); err != nil {
-				k.Errorf("Launch(%s) = %v", reqs[i].ID, err)
-			}
-		})
+		wg.Go(func() { handles[i], errs[i] = k.ask(reqs[i]) })
 	}
 	wg.Wait()
-	for _, req := range reqs {
-		h := k.launch(req)
+	taken := 0
+	for i, h := range handles {
+		if errors.Is(errs[i], launcher.ErrCapacity) {
+			continue
+		}
+		if errs[i] != nil {
+			k.Fatalf("Launch(%s) = %v", reqs[i].ID, errs[i])
+		}
+		taken++
 		if got := k.ended(h); got.Status != launcher.Succeeded {
 			k.Errorf("%s: %+v, want Succeeded", h, got)
 		}
 		k.started(h, 1)
 	}
-	if got := len(k.list(launcher.Filter{Instance: k.instance})); got != n {
-		k.Errorf("List yields %d workers, want %d", got, n)
+	if taken == 0 {
+		k.Errorf("the target took none of %d workers: %v", len(reqs), errs[0])
+	}
+	if got := len(k.list(launcher.Filter{Instance: k.instance})); got != taken {
+		k.Errorf("List yields %d workers, want the %d that were taken", got, taken)
 	}
 }
 
