@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -18,7 +21,7 @@ import (
 )
 
 func (p *program) launchersNewCommand() *cobra.Command {
-	l, way, dir := scaffold.Launcher{Version: moduleVersion()}, "", ""
+	l, way, dir := scaffold.Launcher{}, "", ""
 	cmd := &cobra.Command{
 		Use: "new NAME", Short: "Begin a launcher of your own", Args: cobra.ExactArgs(1),
 		Long: `Writes a launcher that works: its target is a small batch system in shell, the program spool, which comes with it. Replace what asks that program
@@ -43,7 +46,7 @@ by what asks your target, and keep the conformance kit passing. docs/writing-a-l
 	f.StringVar(&way, "as", "", "the way to write it: command, go, python or tree")
 	f.StringVar(&dir, "dir", "", "folder to write into (default: one by its name; for tree, this folder, Slipway's sources)")
 	f.StringVar(&l.Module, "module", "", "path of the Go module (default: example.com/slipway-NAME)")
-	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, where no released version is to be used")
+	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, for the Go module (default: those that this program was built from, unless it is a release)")
 	return cmd
 }
 
@@ -55,26 +58,45 @@ func ways() string {
 	return b.String()
 }
 
-// moduleVersion is the version of Slipway's module in this program; that of its sources if it was built from those.
-func moduleVersion() string {
-	const sources = "v0.0.0-00010101000000-000000000000"
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return sources
-	}
+const modulePath = "github.com/slipway-run/slipway"
+
+// released is the version of Slipway's module in this program if that is a release, which everybody can get. If it is not, it is the
+// folder with the sources that the program was built from, or "" if nobody can tell: near are files that may lie within it.
+func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	for _, m := range append(info.Deps, &info.Main) {
-		if m.Path == "github.com/slipway-run/slipway" && m.Version != "" && m.Version != "(devel)" && m.Replace == nil && !strings.Contains(m.Version, "+dirty") {
-			return m.Version
+		switch {
+		case m.Path != modulePath:
+		case m.Replace != nil && filepath.IsAbs(m.Replace.Path):
+			return "", m.Replace.Path
+		case m.Replace == nil && release.MatchString(m.Version):
+			return m.Version, ""
 		}
 	}
-	return sources
+	for _, file := range near {
+		for dir := filepath.Dir(file); filepath.IsAbs(dir) && dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+			if text, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && bytes.HasPrefix(text, []byte("module "+modulePath+"\n")) {
+				return "", dir
+			}
+		}
+	}
+	return "", ""
 }
+
+// release matches what is tagged: not the versions that Go makes up for other commits, and not changed files.
+var release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[a-z]+\.?\d*)?$`)
 
 // scaffold writes the files of a launcher. It changes none that there is.
 func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	if way == "tree" {
 		if _, err := os.Stat(filepath.Join(dir, "launcher", "all", "all.go")); err != nil {
 			return fmt.Errorf("%s has no Slipway sources (launcher/all/all.go): run it there, or name the folder by --dir", dir)
+		}
+	}
+	if way == "go" && l.Replace == "" {
+		_, file, _, _ := runtime.Caller(0) // not a path of this machine if the program was built with -trimpath
+		exe, err := os.Executable()
+		if info, ok := debug.ReadBuildInfo(); ok && err == nil {
+			l.Version, l.Replace = released(info, file, exe)
 		}
 	}
 	if l.Replace != "" {
@@ -119,17 +141,26 @@ func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 }
 
 func nextSteps(way, dir string, l scaffold.Launcher) []string {
-	settings := "printf 'folder: /tmp/spool\\n' >settings.yaml && mkdir -p /tmp/spool"
+	const settings = `mkdir -p spooled && echo "folder: $PWD/spooled" >settings.yaml`
+	cd := "cd '" + dir + "'"
 	switch way {
 	case "command":
-		return []string{"put " + dir + "/slipway.yaml's launcher into the slipway.yaml of your instance, with the path of " + dir + "/spool", "slipway launchers test " + l.Name}
+		return []string{
+			cd + " && mkdir -p spooled", "SPOOL=$PWD/spooled slipway --home . launchers test " + l.Name,
+			"# then put the launcher into the slipway.yaml of your instance, and the program spool beside that",
+		}
 	case "go":
-		return []string{"cd " + dir + " && go mod tidy && go test ./...", "go build ./cmd/slipway-" + l.Name + " && " + settings, "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
+		steps := []string{cd + " && go mod tidy && go test .", "go build ./cmd/slipway-" + l.Name + " && " + settings + " && echo 'program: ./spool' >>settings.yaml", "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
+		if l.Version == "" && l.Replace == "" {
+			// This program is no release, and nobody knows where its sources are.
+			steps = slices.Insert(steps, 0, "git clone https://"+modulePath+" slipway-sources && go mod edit -replace "+modulePath+"=$PWD/slipway-sources '"+filepath.Join(dir, "go.mod")+"'")
+		}
+		return steps
 	case "python":
-		return []string{"cd " + dir + " && python3 -m pip install grpcio protobuf, if your Python has no Dagster", settings, "slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
+		return []string{cd + " && python3 -m pip install grpcio protobuf # a Python with Dagster has both", settings, "slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
 	}
 	pkg := l.Package()
 	return []string{
-		"add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
+		"# add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
 	}
 }

@@ -204,7 +204,56 @@ func TestModuleOfAnOutsider(t *testing.T) {
 	}
 }
 
-// What launchers new writes under any name compiles, and what can be run passes the kit.
+// What launchers new says to do next works, as it stands, from an empty folder and a program that was built from a checkout.
+func TestScaffoldsFromAnEmptyFolder(t *testing.T) {
+	cache := filepath.Join(testenv.Root(t), ".cache") // as bin, it is in the checkout and not under git
+	program, err := os.ReadFile(testenv.Build(t, "slipway"))
+	if err == nil {
+		err = os.MkdirAll(cache, 0o755)
+	}
+	bin, merr := os.MkdirTemp(cache, "bin-")
+	t.Cleanup(func() {
+		if err := os.RemoveAll(bin); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(err, merr, os.WriteFile(filepath.Join(bin, "slipway"), program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, way := range []string{"command", "go", "python"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			path := bin + ":" + os.Getenv("PATH")
+			if way == "python" {
+				path = testenv.DagsterBin(t) + ":" + path
+			}
+			run := func(script string) []byte {
+				t.Helper()
+				cmd := exec.CommandContext(t.Context(), "bash", "-euc", script)
+				cmd.Dir = t.TempDir()
+				cmd.Env = append(os.Environ(), "PATH="+path)
+				var stderr strings.Builder
+				cmd.Stderr = &stderr
+				out, err := cmd.Output()
+				if err != nil {
+					t.Fatalf("%s: %v\n%s%s", script, err, out, stderr.String())
+				}
+				return out
+			}
+			dir := filepath.Join(t.TempDir(), "new")
+			var wrote struct{ Next []string }
+			if err := json.Unmarshal(run("slipway launchers new my-batch --json --as "+way+" --dir '"+dir+"'"), &wrote); err != nil {
+				t.Fatal(err)
+			}
+			script := strings.NewReplacer("go test .", "go test -run 'TestExitCode|TestContract/Launch_twice' .", "launchers test", "launchers test --only 'Launch twice'").Replace(strings.Join(wrote.Next, "\n"))
+			if out := string(run(script)); !strings.Contains(out, "1 passed, 0 failed") || way == "go" && !strings.Contains(out, "ok  \texample.com/slipway-my-batch") {
+				t.Errorf("%s\n= %s", script, out)
+			}
+		})
+	}
+}
+
+// What launchers new writes under any name compiles, and nothing that there is is overwritten.
 func TestLaunchersNew(t *testing.T) {
 	root, dir := testenv.Root(t), t.TempDir()
 	newLauncher := func(way, to string, args ...string) {
@@ -219,18 +268,6 @@ func TestLaunchersNew(t *testing.T) {
 	}
 	module := filepath.Join(dir, "go")
 	newLauncher("go", module, "--slipway", root)
-	sums, err := os.ReadFile(filepath.Join(root, "examples/spool/go/go.sum"))
-	if err == nil {
-		err = os.WriteFile(filepath.Join(module, "go.sum"), sums, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	vet := exec.CommandContext(t.Context(), "go", "vet", "-mod=mod", "./...")
-	vet.Dir = module
-	if out, err := vet.CombinedOutput(); err != nil {
-		t.Errorf("the module does not compile: %v\n%s", err, out)
-	}
 
 	// In the tree it is looked at by an overlay: its files stand elsewhere.
 	tree := filepath.Join(dir, "tree")
@@ -256,17 +293,6 @@ func TestLaunchersNew(t *testing.T) {
 	}
 	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "tree", "--dir", module); err == nil || !strings.Contains(err.Error(), "has no Slipway sources") {
 		t.Errorf("launchers new in a folder that is no Slipway = %v", err)
-	}
-
-	commands := filepath.Join(dir, "command")
-	newLauncher("command", commands)
-	spooled := filepath.Join(dir, "spool")
-	if err := os.Mkdir(spooled, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("SPOOL", spooled)
-	if out, err := built(t, commands, "launchers", "test", "my-batch", "--only", "Health"); err != nil || !strings.Contains(out, "4 passed, 0 failed, 1 not promised") {
-		t.Errorf("the commands do not pass: %v\n%s", err, out)
 	}
 
 	for name, want := range map[string]string{"My_Batch": "is no name of a launcher", "": "is no name of a launcher"} {

@@ -18,7 +18,7 @@ var files embed.FS
 type Launcher struct {
 	Name    string // as kind in slipway.yaml
 	Module  string // of Go; "" for a default
-	Version string // of Slipway's module
+	Version string // of Slipway's module; "" for one that Replace stands for
 	Replace string // folder with Slipway's sources, in place of a version; "" for none
 }
 
@@ -65,6 +65,9 @@ func Files(way string, l Launcher) (map[string]File, error) {
 		return nil, fmt.Errorf("%q is no name of a launcher: small letters, digits and single hyphens are, as in my-batch", l.Name)
 	}
 	pkg := l.Package()
+	if l.Version == "" {
+		l.Version = "v0.0.0-00010101000000-000000000000"
+	}
 	if l.Module == "" {
 		l.Module = "example.com/slipway-" + l.Name
 	}
