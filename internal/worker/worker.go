@@ -103,6 +103,10 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	if req.Overrides, err = overrides(r, t, layers); err != nil {
 		return nil, err
 	}
+	if t.Traits.OwnCommand && r.IsCommand() {
+		return nil, fmt.Errorf("%w: run %s is a command job, and launcher %q launches jobs of Dagster's code locations only: send it to another launcher by a rule in slipway.yaml, for example "+
+			"`routes: [{when: {location: %s}, to: NAME}]`", launcher.ErrInvalid, r.ID, t.Name, dagster.CommandLocation)
+	}
 	if t.Traits.OwnCommand {
 		return req, nil
 	}

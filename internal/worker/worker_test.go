@@ -207,6 +207,19 @@ func TestGoRunsAndGates(t *testing.T) {
 	}
 }
 
+// What makes its command itself has none for a job that no code location has.
+func TestCommandJobsNeedOurCommand(t *testing.T) {
+	b := &worker.Builder{Instance: "prod"}
+	hosted := worker.Target{Name: "swarm", Traits: launcher.Traits{OwnCommand: true}}
+	_, err := b.Request(dagster.NewCommandRun("0a", "nightly", json.RawMessage(`{}`), nil), attempt, hosted)
+	if want := "routes: [{when: {location: slipway}, to: NAME}]"; !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), `launcher "swarm"`) || !strings.Contains(err.Error(), want) {
+		t.Errorf("Request = %v, want ErrInvalid with %q", err, want)
+	}
+	if _, err := b.Request(run(t, "/venv/python", "/defs.py", "", "dagster"), attempt, hosted); err != nil {
+		t.Errorf("Request of a job of Dagster's = %v", err)
+	}
+}
+
 func TestResume(t *testing.T) {
 	b := &worker.Builder{Files: files{present: "/venv/python", version: "1.13"}}
 	req, err := b.Request(run(t, "/venv/python", "/defs.py", "/code", "dagster"), worker.Attempt{Number: 2, Token: "t", Resume: true}, local)
