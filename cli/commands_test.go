@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/slipway-run/slipway/cli/scaffold"
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/instance"
@@ -433,6 +434,58 @@ func (c *changed) kind(t *testing.T) []*launcher.Kind {
 		return &changed{l, c.launch, c.terminate}, err
 	}
 	return []*launcher.Kind{k}
+}
+
+// A copy of a run has its user's tags, and none that say something about the worker of the old one.
+func TestCopyHasNoTagsOfTheWorker(t *testing.T) {
+	files, err := scaffold.Files("command", scaffold.Launcher{Name: "spool"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := parked(t, false, `
+launchers:
+  local: {kind: process}
+  batch:
+    kind: command
+    config:
+      launch: [./launch, "{name}", "{instance}", "--", "{command}"]
+      health: [./spool, health, "{name}"]
+      terminate: [./spool, terminate, "{name}", "{grace}"]
+      env: {SPOOL: "`+t.TempDir()+`"}
+      promises: {unique: true, strong_read: true, local_files: true, signals_worker: true}
+default: batch
+`)
+	for name, text := range map[string]string{
+		"spool":  string(files["spool"].Text),
+		"launch": "#!/bin/sh\n" + filepath.Join(home, "spool") + " launch \"$@\" && echo '{\"tags\": {\"batch/session\": \"7\"}}'\n",
+	} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tags := func(run string) string {
+		t.Helper()
+		text, err := storagetest.Open(t, home).Text("SELECT group_concat(key || '=' || value, ' ') FROM run_tags WHERE run_id = ?", run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	start(t, home)
+	run := enqueued(t, home, "--tag", "team=a", "--tag", "slipway/cpu=500m", "--", "true")
+	status(t, home, run, "SUCCESS")
+	if got := tags(run); !strings.Contains(got, "batch/session=7") {
+		t.Errorf("the launcher's tag is missing in %s", got)
+	}
+	if out, err := built(t, home, "pause"); err != nil {
+		t.Fatalf("pause = %v\n%s", err, out)
+	}
+	copied := tags(enqueued(t, home, "--like", run))
+	for text, want := range map[string]bool{"team=a": true, "slipway/cpu=500m": true, "batch/session": false, "slipway-put": false} {
+		if strings.Contains(copied, text) != want {
+			t.Errorf("the copy's tags have %q: %v, want %v; they are %s", text, !want, want, copied)
+		}
+	}
 }
 
 // launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it breaks.

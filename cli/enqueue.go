@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"time"
@@ -68,10 +69,14 @@ func (e enqueue) run(ctx context.Context, s storage.Store, args []string) (dagst
 			return dagster.Run{}, err
 		}
 		r, err := old.Copy(id)
-		for k, v := range e.tags {
-			r.Tags[k] = v
+		if err != nil {
+			return dagster.Run{}, err
 		}
-		return r, err
+		for _, k := range storage.OfWorkers(old.Tags) {
+			delete(r.Tags, k)
+		}
+		maps.Copy(r.Tags, e.tags)
+		return r, nil
 	}
 	raw, err := e.config(args)
 	if err != nil {

@@ -575,7 +575,7 @@ func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l l
 	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
 		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
 	events = append(events, noted(r.Run, now, l.Notes)...)
-	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: l.Tags})
+	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: storage.Put(r.Tags, l.Tags)})
 	if !ok {
 		return
 	}

@@ -1,7 +1,10 @@
 package storage
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +22,7 @@ const (
 	CauseTag  = "slipway/cause"         // for people: why the run's worker died
 	CostTag   = "slipway/cost"          // for people: what its workers have cost
 	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
+	PutTag    = ".dagster/slipway-put"  // which tags launchers have put on the run, as a JSON list
 	LeaderKey = "slipway/leader"        // of kvs: epoch and id
 	LeaseKey  = "slipway/lease"         // of kvs: when it ends, in µs
 )
@@ -87,6 +91,27 @@ func (l LaunchRow) Host() string {
 	_, host, _ := strings.Cut(l.Token, "@")
 	return host
 }
+
+// Put adds [PutTag] to the tags that a launcher puts on a run, whose tags so far are had.
+func Put(had, tags map[string]string) map[string]string {
+	if len(tags) == 0 {
+		return nil
+	}
+	names := append(put(had), slices.Collect(maps.Keys(tags))...)
+	slices.Sort(names)
+	tags = maps.Clone(tags)
+	tags[PutTag] = string(dagster.Encode(slices.Compact(names)))
+	return tags
+}
+
+// put lists the tags that launchers have put on a run.
+func put(tags map[string]string) (names []string) {
+	_ = json.Unmarshal([]byte(tags[PutTag]), &names) // a forged one lists nothing
+	return names
+}
+
+// OfWorkers lists the tags of a run that are facts about its own workers, which no other run has.
+func OfWorkers(tags map[string]string) []string { return append(put(tags), CauseTag, CostTag) }
 
 // HandleRow is the value of the row that says where a launch row's worker is.
 func HandleRow(l LaunchRow, handle string) string {
