@@ -92,7 +92,19 @@ func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
 // recorder hosts the class that writes down what it is asked.
 func (h *host) recorder(settings string) launcher.Launcher {
 	h.t.Helper()
-	l, err := h.open("launchers", "Recorder", "{log: {env: THE_LOG}"+settings+"}")
+	return h.class("Recorder", settings)
+}
+
+// class hosts one of the classes that write down what they are asked.
+func (h *host) class(name, settings string) launcher.Launcher {
+	h.t.Helper()
+	return h.hosts("launchers", name, "{log: {env: THE_LOG}"+settings+"}")
+}
+
+// hosts is open, until the test ends.
+func (h *host) hosts(module, class, settings string) launcher.Launcher {
+	h.t.Helper()
+	l, err := h.open(module, class, settings)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -134,6 +146,35 @@ func (h *host) starting(n int) *launcher.Request {
 		h.t.Fatalf("no run: %v", err)
 	}
 	return &launcher.Request{ID: launcher.ID{Run: id, Attempt: 1}, Token: "t", Instance: "test", At: time.Now(), Run: json.RawMessage("{}"), InstanceRef: json.RawMessage("{}")}
+}
+
+// begunLongAgo has launch_run been called for a run when the start timeout has long passed.
+func (h *host) begunLongAgo(req *launcher.Request) {
+	h.t.Helper()
+	body, err := h.d.Text("SELECT run_body FROM runs WHERE run_id = ?", req.ID.Run)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	at := strings.Index(body, "1 begun ")
+	if at < 0 {
+		h.t.Fatalf("launch_run was not called for %s: %s", req.ID.Run, body)
+	}
+	body = body[:at] + "1 begun 1" + body[at+strings.IndexByte(body[at:], '"'):]
+	if err := errors.Join(
+		h.d.Exec("UPDATE run_tags SET value = '1 begun 1' WHERE key LIKE '%launch_run' AND run_id = ?", req.ID.Run),
+		h.d.Exec("UPDATE runs SET run_body = ? WHERE run_id = ?", body, req.ID.Run),
+	); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// absent fails the test unless the launcher says that there is no worker of a request, by which a canceled run may end.
+func absent(t *testing.T, l launcher.Launcher, req *launcher.Request) {
+	t.Helper()
+	finder, _ := launcher.As[launcher.Finder](l)
+	if got, found, err := finder.Find(t.Context(), req); found || err != nil {
+		t.Errorf("Find = %+v, %v, %v, want nothing", got, found, err)
+	}
 }
 
 func health(t *testing.T, l launcher.Launcher, h launcher.Handle) launcher.Health {
@@ -179,6 +220,11 @@ func TestHostedClass(t *testing.T) {
 	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil || string(text) != `{"debug_info": "run `+req.ID.Run+`, logs True"}` {
 		t.Errorf("Describe = %s, %v", text, err)
 	}
+	guided := h.class("Guided", "")
+	describer, _ = launcher.As[launcher.Describer](guided)
+	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil || string(text) != `{"container_state": "Failed", "events": [{"reason": "Pulled"}]}` {
+		t.Errorf("Describe of a class with the guide's signature = %s, %v", text, err)
+	}
 	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || !ran || len(h.was("terminate")) != 1 {
 		t.Errorf("Terminate = %v, %v, the class was asked %v", ran, err, h.was("terminate"))
 	}
@@ -205,18 +251,29 @@ func TestHostedClass(t *testing.T) {
 	}
 }
 
-// What a class says of its workers is passed on; what it cannot say is Unknown.
+// What a class says of its workers is passed on. What it cannot say is Starting until the run has started, so that it may take no
+// longer than a start may, and Unknown from then on.
 func TestHealthOfAClass(t *testing.T) {
 	h := newHost(t)
 	n := 0
-	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound, "UNKNOWN": launcher.Unknown, "FAILED": launcher.Failed, `""`: launcher.Unknown} {
+	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound, "UNKNOWN": launcher.Starting, "FAILED": launcher.Failed, `""`: launcher.Starting} {
 		l := h.recorder(", status: " + status)
-		got, err := l.Launch(t.Context(), h.starting(n))
+		req := h.starting(n)
+		got, err := l.Launch(t.Context(), req)
 		if n++; err != nil {
 			t.Fatal(err)
 		}
 		if got := health(t, l, got.Handle); got.Status != want {
 			t.Errorf("%s: Health = %+v, want %s", status, got, want)
+		}
+		if err := h.d.Exec("UPDATE runs SET status = 'STARTED' WHERE run_id = ?", req.ID.Run); err != nil {
+			t.Fatal(err)
+		}
+		if want == launcher.Starting {
+			want = launcher.Unknown
+		}
+		if got := health(t, l, got.Handle); got.Status != want {
+			t.Errorf("%s of a run that has started: Health = %+v, want %s", status, got, want)
 		}
 	}
 }
@@ -247,17 +304,7 @@ func TestLaunchThatFails(t *testing.T) {
 			_, err := l.Launch(t.Context(), req)
 			return errors.Is(err, launcher.ErrTransient) && strings.Contains(err.Error(), "nobody knows how it ended"), fmt.Sprintf("%s: Launch of an unknown outcome = %v", c.fails, err)
 		})
-		if err := h.d.Exec("UPDATE run_tags SET value = '1 begun 1' WHERE key LIKE '%launch_run' AND run_id = ?", req.ID.Run); err != nil {
-			t.Fatal(err)
-		}
-		body, err := h.d.Text("SELECT run_body FROM runs WHERE run_id = ?", req.ID.Run)
-		if err == nil {
-			at := strings.Index(body, "1 begun ")
-			err = h.d.Exec("UPDATE runs SET run_body = ? WHERE run_id = ?", body[:at]+"1 begun 1"+body[at+strings.IndexByte(body[at:], '"'):], req.ID.Run)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		h.begunLongAgo(req)
 		if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), "not called a second time") {
 			t.Errorf("%s: Launch long after = %v", c.fails, err)
 		}
@@ -270,6 +317,64 @@ func TestLaunchThatFails(t *testing.T) {
 	}
 	if n := len(h.was("launch")); n != 4 {
 		t.Errorf("launch_run was called %d times for 4 runs", n)
+	}
+}
+
+// Where nothing was sent, launch_run is called again, and nobody has to wait for a worker. Each failure is told in one line, and
+// where it comes from once.
+func TestNothingWasSent(t *testing.T) {
+	h := newHost(t)
+	for n, fails := range []string{"refused", "name", "socket", "retried"} {
+		l, req := h.recorder(", fails: "+fails+", status: ''"), h.starting(n)
+		for range 2 {
+			_, err := l.Launch(t.Context(), req)
+			if text := fmt.Sprint(err); !errors.Is(err, launcher.ErrTransient) || strings.Contains(text, "\n") || len(text) > 1200 {
+				t.Errorf("%s: Launch = %v", fails, err)
+			}
+		}
+		calls := 0
+		for _, m := range h.was("launch") {
+			if m["run"] == req.ID.Run {
+				calls++
+			}
+		}
+		if fails == "retried" { // what went before may have been accepted
+			if calls != 1 {
+				t.Errorf("%s: launch_run was called %d times", fails, calls)
+			}
+			h.begunLongAgo(req)
+		} else if calls != 2 {
+			t.Errorf("%s: launch_run was called %d times, want once for each Launch", fails, calls)
+		}
+		absent(t, l, req)
+	}
+	seen := 0
+	for line := range strings.Lines(h.log.String()) {
+		if strings.Contains(line, "Traceback") {
+			seen++
+			if !strings.Contains(line, "level=DEBUG") {
+				t.Errorf("a traceback in the log: %s", line)
+			}
+		}
+	}
+	if seen == 0 || seen > 4 {
+		t.Errorf("%d lines with a traceback, want one for each failure", seen)
+	}
+}
+
+// A service that cannot be asked about workers keeps no run from its end.
+func TestServiceIsDown(t *testing.T) {
+	h := newHost(t)
+	l, req := h.class("Unwell", ", fails: connection"), h.starting(0)
+	for range 2 {
+		if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrTransient) {
+			t.Errorf("Launch = %v", err)
+		}
+	}
+	h.begunLongAgo(req)
+	absent(t, l, req)
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), "no worker has reported itself within 180 s") {
+		t.Errorf("Launch long after = %v", err)
 	}
 }
 
@@ -286,6 +391,15 @@ func TestSlowLaunch(t *testing.T) {
 		})
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { return len(h.was("launch")) > 0, "launch_run was not called" })
+	short, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if _, err := l.Launch(short, req); !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "launch_run of Recorder has not returned yet") {
+		t.Errorf("Launch with little time = %v", err)
+	}
+	finder, _ := launcher.As[launcher.Finder](l)
+	if _, found, err := finder.Find(t.Context(), req); found || !errors.Is(err, launcher.ErrTransient) {
+		t.Errorf("Find while launch_run goes on = %v, %v", found, err)
+	}
 	if err := os.WriteFile(h.asked+".go", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,8 @@ import traceback
 import grpc
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 
+log = logging.getLogger("slipway_launcher")
+
 CONTRACT = 1  # the version of the contract
 CALLS = 64  # at once; what is watched or followed takes one as long as it lasts
 
@@ -220,8 +222,29 @@ def _fail(context, e):
     if isinstance(e, Failure):
         context.set_trailing_metadata(e.trailer())
         context.abort(e.code, str(e))
-    logging.getLogger("slipway_launcher").error("%s", traceback.format_exc())
-    context.abort(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}")
+    log_traceback(e)
+    context.abort(grpc.StatusCode.UNKNOWN, in_one_line(e))
+
+
+MAX_LINE = 1000  # characters
+
+
+def in_one_line(e):
+    """An exception as type and text, or a text, in one line of bounded length, without the stack that Dagster appends."""
+    text = f"{type(e).__name__}: {e}" if isinstance(e, BaseException) else str(e)
+    text = " ".join(re.split(r"\s*Stack Trace:\s", text, maxsplit=1)[0].split())
+    return text if len(text) <= MAX_LINE else text[:MAX_LINE] + "…"
+
+
+_logged = set()  # tracebacks, each as the exception's type and its lines of code
+
+
+def log_traceback(e):
+    """Logs at debug level where an exception comes from, once. Slipway logs its text, each time."""
+    where = type(e), tuple((f.filename, f.lineno) for f in traceback.extract_tb(e.__traceback__))
+    if where not in _logged:
+        _logged.add(where)
+        log.debug("%s", "".join(traceback.format_exception(type(e), e, e.__traceback__)).rstrip())
 
 
 class _Lines(logging.Formatter):
@@ -239,6 +262,7 @@ def _log_to_slipway():
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
+    log.setLevel(logging.DEBUG)
 
 
 def check(request):

@@ -1,6 +1,7 @@
 """Serves a RunLauncher class of Dagster's to Slipway: python -m slipway_launcher.host, started by launchers of kind python."""
 
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -18,18 +19,22 @@ from dagster._core.launcher.base import (
     WorkerStatus,
 )
 
-from slipway_launcher import Failure, Launcher, parse_name, pb, serve, worker_name
+from slipway_launcher import Failure, Launcher, in_one_line, log_traceback, parse_name, pb, serve, worker_name
 
 log = logging.getLogger("slipway_launcher.host")
 
-# How a launch went so far, as "ATTEMPT begun TIME" or "ATTEMPT done", on the run itself: launch_run is no call that can be repeated,
-# and any host must know that it was made. Dagster's UI hides tags of this prefix.
+# How far a launch has come, on the run itself: launch_run must not be called twice for one attempt, and any host must know
+# that it was called. Dagster's UI hides tags of this prefix. Its values:
+#
+#   ATTEMPT begun TIME    launch_run was called at TIME and has not returned
+#   ATTEMPT refused KEYS  it failed before it had sent anything, so it may be called again
+#   ATTEMPT done KEYS     it returned
+#
+# KEYS is a JSON list of the tags that it has put on the run.
 TAG = ".dagster/slipway/launch_run"
 
-# How long a worker of which nothing is known may take to report itself: Dagster's own run_monitoring.start_timeout_seconds.
-UNKNOWN_FOR = 180.0
-
-# How long a call waits for the class before it answers that the class is still at it.
+# How long a call waits for the class before it answers that the class is still at it, in seconds; less if the caller
+# has less time.
 WAIT = 20.0
 
 
@@ -44,22 +49,64 @@ class NoWorkspace:
         )
 
 
+# Names of exceptions of Python and of the libraries that launchers use, which nobody has to install for this list.
+# A connection failed: nothing is known of what the target did.
+LOST = {
+    "ConnectionError",
+    "TimeoutError",
+    "Timeout",  # requests
+    "MaxRetryError",  # urllib3
+    "TransportError",  # httpx
+    "ClientConnectionError",  # aiohttp
+    "ServiceRequestError",  # azure
+    "ServiceResponseError",
+    "EndpointConnectionError",  # botocore
+}
+# There never was a connection: nothing was sent.
+REFUSED = {
+    "ConnectionRefusedError",
+    "gaierror",  # the name is not known
+    "ConnectTimeout",  # requests, httpx
+    "ConnectTimeoutError",  # urllib3
+    "NewConnectionError",
+    "ConnectError",  # httpx
+    "ClientConnectorError",  # aiohttp
+    "EndpointConnectionError",  # botocore
+}
+# There was one, and it broke.
+BROKEN = {
+    "ConnectionResetError",
+    "ConnectionAbortedError",
+    "BrokenPipeError",
+    "ReadTimeout",  # requests, httpx
+    "ReadTimeoutError",  # urllib3
+    "ReadError",  # httpx
+    "WriteError",
+    "RemoteProtocolError",
+}
+
+
+def names(e):
+    """The class names of an exception and of all that led to it, also where a library keeps those in its own way."""
+    todo, seen = [e], []
+    while todo:
+        e = todo.pop()
+        if isinstance(e, BaseException) and not any(e is s for s in seen):
+            seen.append(e)
+            todo += [e.__cause__, e.__context__, getattr(e, "reason", None), getattr(e, "inner_exception", None), *e.args]
+    return {c.__name__ for e in seen for c in type(e).__mro__}
+
+
 def is_connection(e):
-    """Whether an exception says that a connection failed, so that nothing is known of what the target did."""
-    lost = {
-        "ConnectionError",
-        "TimeoutError",
-        "Timeout",  # requests
-        "MaxRetryError",  # urllib3
-        "ServiceRequestError",  # azure
-        "ServiceResponseError",
-        "EndpointConnectionError",  # botocore
-    }
-    while e is not None:
-        if lost & {c.__name__ for c in type(e).__mro__}:
-            return True
-        e = e.__cause__
-    return False
+    """Whether a connection failed."""
+    return bool(LOST & names(e))
+
+
+def nothing_sent(e):
+    """Whether an exception proves that nothing reached the target."""
+    types = names(e)
+    no_socket = "FileNotFoundError" in types and LOST & types  # of a local engine
+    return bool(REFUSED & types or no_socket) and not BROKEN & types
 
 
 class Host(Launcher):
@@ -79,6 +126,10 @@ class Host(Launcher):
     def setup(self, config, folder):
         home = os.environ["DAGSTER_HOME"]
         module, name = config["module"], config["class"]
+        # What the class logs is shown; of the libraries that it uses, which tell of every request, only warnings are.
+        logging.getLogger().setLevel(logging.WARNING)
+        for logger in ("dagster", module.partition(".")[0]):
+            logging.getLogger(logger).setLevel(logging.INFO)
         try:
             cls = getattr(importlib.import_module(module), name)
         except ImportError as e:
@@ -105,20 +156,31 @@ class Host(Launcher):
                 }
             },
         )
-        self.instance = DagsterInstance.from_ref(ref)
+        self.instance, self.name_of_class, self.making = DagsterInstance.from_ref(ref), name, threading.Lock()
         try:
-            self.launcher = self.instance.run_launcher
+            _ = self.launcher
         except DagsterInvalidConfigError as e:
             raise Failure("INVALID_ARGUMENT", str(e), problems=[problem_of(x) for x in e.errors]) from e
         except Exception as e:
-            raise Failure(
-                "INVALID_ARGUMENT",
-                str(e),
-                problems=[("config", f"{name} refuses its config: {type(e).__name__}: {e}")],
-            ) from e
+            if not is_connection(e):
+                raise Failure(
+                    "INVALID_ARGUMENT",
+                    str(e),
+                    problems=[("config", f"{name} refuses its config: {in_one_line(e)}")],
+                ) from e
+            log_traceback(e)
+            log.warning("%s cannot reach its service and is made later: %s", name, in_one_line(e))
         self.lock = threading.Lock()
-        self.calls = {}  # those that go on, by what they are about
+        self.calls = {}  # calls of the class, by what they are about, until somebody has seen how they ended
+        # How long a worker of which nothing is known may take to report itself.
+        self.start_timeout = self.instance.run_monitoring_start_timeout_seconds
         log.info("hosting %s.%s with Dagster %s", module, name, dagster.__version__)
+
+    @property
+    def launcher(self):
+        """The class's object. It may connect to its service when it is made, and that may be away."""
+        with self.making:
+            return self.instance.run_launcher
 
     def close(self):
         if hasattr(self, "instance"):
@@ -130,79 +192,143 @@ class Host(Launcher):
             raise Failure("NOT_FOUND", f"there is no run {id.run} in the storage")
         return run
 
-    def join(self, about, f):
-        """Calls f in a thread of its own, unless that was done and goes on, and waits a while for it to end."""
+    def join(self, about, f, context, repeat=True):
+        """Calls f in a thread of its own, or joins the call about the same thing that goes on, and waits a while for it.
+
+        None if it goes on after that. A call that ended unseen is made anew if it may be repeated.
+        """
         with self.lock:
             call = self.calls.get(about)
-            if call is None:
+            if call is None or repeat and call.ended.is_set():
                 call = self.calls[about] = Call(f)
-        if not call.ended.wait(WAIT):
+        left = context.time_remaining()
+        if not call.ended.wait(WAIT if left is None else min(WAIT, left * 2 / 3)):
             return None
         with self.lock:
-            self.calls.pop(about, None)
+            if self.calls.get(about) is call:
+                del self.calls[about]
         return call
+
+    def ask(self, method, run, context, **args):
+        """What a method of the class says of a run."""
+        call = self.join((method, run.run_id), lambda: getattr(self.made(), method)(run, **args), context)
+        if call is None:
+            raise Failure("UNAVAILABLE", f"{method} of {self.name_of_class} has not returned yet")
+        if call.error is not None:
+            raise call.error
+        return call.result
 
     def Launch(self, request, context):
         if not request.instance or not request.id.attempt or not request.run:
             raise Failure("INVALID_ARGUMENT", "the request names no instance, attempt or run")
-        found = self.find(request)
-        if found is not None:
-            return found
-        call = self.join((request.id.run, request.id.attempt), lambda: self.launch(request))
+        call = self.calls.get(launch_of(request))
+        if call is None or not call.ended.is_set():
+            found = self.find(request, context)
+            if found is not None:
+                return found
+        call = self.join(launch_of(request), lambda: self.launch(request), context, repeat=False)
         if call is None:
-            raise Failure("UNAVAILABLE", f"launch_run of {type(self.launcher).__name__} goes on")
+            raise self.not_returned()
         if call.error is not None:
             raise call.error
-        return pb.Launched(handle=worker_name(request.id))
+        return call.result
+
+    def goes_on(self, request):
+        call = self.calls.get(launch_of(request))
+        return call is not None and not call.ended.is_set()
+
+    def not_returned(self):
+        return Failure("UNAVAILABLE", f"launch_run of {self.name_of_class} has not returned yet")
+
+    def made(self):
+        """The class's object, or an error that says why there is none yet: then nothing was asked of the service."""
+        try:
+            return self.launcher
+        except Exception as e:
+            log_traceback(e)
+            raise Failure("UNAVAILABLE", f"{self.name_of_class} cannot reach its service, and nothing was sent: {in_one_line(e)}") from e
+
+    def mark(self, request, state):
+        self.instance.add_run_tags(request.id.run, {TAG: f"{request.id.attempt} {state}"})
 
     def launch(self, request):
-        run, attempt = self.run(request.id), request.id.attempt
-        if request.resume and not self.launcher.supports_resume_run:
-            raise Failure("INVALID_ARGUMENT", f"{type(self.launcher).__name__} cannot resume a run")
-        self.instance.add_run_tags(run.run_id, {TAG: f"{attempt} begun {time.time():.0f}"})
+        run, name, launcher = self.run(request.id), self.name_of_class, self.made()
+        if request.resume and not launcher.supports_resume_run:
+            raise Failure("INVALID_ARGUMENT", f"{name} cannot resume a run")
+        had = {k: v for k, v in run.tags.items() if k not in keys_in(run.tags.get(TAG, ""))}
+
+        def put():
+            return json.dumps([k for k, v in self.run(request.id).tags.items() if had.get(k) != v and not k.startswith(".dagster/")])
+
+        self.mark(request, f"begun {time.time():.0f}")
         try:
             if request.resume:
-                self.launcher.resume_run(ResumeRunContext(run, NoWorkspace(), resume_attempt_number=attempt - 1))
+                launcher.resume_run(ResumeRunContext(run, NoWorkspace(), resume_attempt_number=request.id.attempt - 1))
             else:
-                self.launcher.launch_run(LaunchRunContext(run, NoWorkspace()))
+                launcher.launch_run(LaunchRunContext(run, NoWorkspace()))
         except Failure:
             raise
         except Exception as e:
-            log.exception("launch_run of %s", run.run_id)
+            log_traceback(e)
+            if nothing_sent(e):
+                self.mark(request, f"refused {put()}")
+                raise Failure("UNAVAILABLE", f"{name} cannot reach its service, and nothing was sent: {in_one_line(e)}") from e
             if is_connection(e):
-                raise Failure("UNAVAILABLE", f"{type(e).__name__}: {e}") from e
-            raise Failure(
-                "INVALID_ARGUMENT",
-                f"{type(self.launcher).__name__} could not launch the run: {type(e).__name__}: {e}",
-            ) from e
-        self.instance.add_run_tags(run.run_id, {TAG: f"{attempt} done"})
+                raise Failure("UNAVAILABLE", f"{name} lost the connection to its service: {in_one_line(e)}") from e
+            raise Failure("INVALID_ARGUMENT", f"{name} could not launch the run: {in_one_line(e)}") from e
+        self.mark(request, f"done {put()}")
+        return self.launched(request)
 
-    def find(self, request):
-        """What Launch returned for this request, if it was made; an error if nobody can tell how it went."""
-        if (request.id.run, request.id.attempt) in self.calls:
-            return None  # Launch joins it
-        run = self.run(request.id)
+    def launched(self, request):
+        tags = self.run(request.id).tags
+        return pb.Launched(handle=worker_name(request.id), tags={k: tags[k] for k in keys_in(tags.get(TAG, "")) if k in tags})
+
+    def find(self, request, context):
+        """What Launch returned for this request, or None if there is no worker of it.
+
+        While launch_run goes on that is None too, and Launch joins it. If nobody can tell how it went, an error.
+        """
+        run, name = self.run(request.id), self.name_of_class
         attempt, _, state = run.tags.get(TAG, "0 ").partition(" ")
         if int(attempt) != request.id.attempt:
             return None
-        launched = pb.Launched(handle=worker_name(request.id))
-        if state == "done" or run.status not in (
-            DagsterRunStatus.STARTING,
-            DagsterRunStatus.CANCELING,
-        ):
-            return launched
-        if self.health(run).status in ("Running", "Succeeded", "Failed"):
-            return launched
-        text = f"launch_run of {type(self.launcher).__name__} began and nobody knows how it ended"
-        if time.time() - float(state.partition(" ")[2]) < UNKNOWN_FOR:
-            raise Failure("UNAVAILABLE", f"{text}; a worker that it started may still report itself")
-        raise Failure(
-            "INVALID_ARGUMENT",
-            f"{text}; no worker has reported itself within {UNKNOWN_FOR:.0f} s, and it is not called a second time",
-        )
+        state, _, rest = state.partition(" ")
+        if state == "done":
+            return self.launched(request)
+        waits = run.status in (DagsterRunStatus.STARTING, DagsterRunStatus.CANCELING) or state == "refused" and request.resume
+        if not waits:
+            return self.launched(request)
+        goes_on = self.goes_on(request)
+        if not goes_on and self.sees(run, context):
+            return self.launched(request)
+        if state == "refused":
+            return None
+        late = time.time() - float(rest) >= self.start_timeout
+        if goes_on and late:
+            raise GivenUp(f"launch_run of {name} has not returned within {self.start_timeout} s")
+        if goes_on:
+            return None
+        text = f"launch_run of {name} began and nobody knows how it ended"
+        if late:
+            raise GivenUp(f"{text}; no worker has reported itself within {self.start_timeout} s, and it is not called a second time")
+        raise Failure("UNAVAILABLE", f"{text}; a worker that it started may still report itself")
+
+    def sees(self, run, context):
+        """Whether the class knows a worker of the run. If it cannot be asked, nothing is known."""
+        try:
+            return self.health(run, context).status in ("Running", "Succeeded", "Failed")
+        except Exception as e:
+            log_traceback(e)
+            return False
 
     def Find(self, request, context):
-        found = self.find(request)
+        try:
+            found = self.find(request, context)
+        except GivenUp:
+            found = None  # launch_run is not called any more: a run that was canceled may end
+        else:
+            if found is None and self.goes_on(request):
+                raise self.not_returned()
         return pb.FindReply(found=found is not None, launched=found)
 
     def Terminate(self, request, context):
@@ -211,7 +337,7 @@ class Host(Launcher):
         if not run or run.is_finished or not self.of(run, id):
             return pb.TerminateReply(stopped=False)
         # Classes wait for the worker's end; the caller does not.
-        call = self.join(("terminate", id.run), lambda: self.launcher.terminate(id.run))
+        call = self.join(("terminate", id.run), lambda: self.made().terminate(id.run), context)
         if call is None:
             return pb.TerminateReply(stopped=True)
         if call.error is not None:
@@ -226,24 +352,26 @@ class Host(Launcher):
         run = id and self.instance.get_run_by_id(id.run)
         if not run or not self.of(run, id):
             return pb.HealthReply(status="NotFound", message="no run of this storage was launched so")
-        health = self.health(run)
+        health = self.health(run, context)
         run = self.instance.get_run_by_id(id.run)  # again: what the class says of a worker that ends meanwhile is about an ended run
         if run and run.is_finished:
             ok = run.status == DagsterRunStatus.SUCCESS
             return pb.HealthReply(status="Succeeded" if ok else "Failed", message=f"the run is {run.status.value}")
+        if run and run.status == DagsterRunStatus.STARTING and health.status == "Unknown":
+            health.status = "Starting"  # classes say UNKNOWN of a worker that waits: the start timeout holds, as in Dagster
         return health
 
-    def health(self, run):
-        if not self.launcher.supports_check_run_worker_health:
-            return pb.HealthReply(status="Unknown", message=f"{type(self.launcher).__name__} cannot check its workers")
-        got = self.launcher.check_run_worker_health(run)
+    def health(self, run, context):
+        if not self.made().supports_check_run_worker_health:
+            return pb.HealthReply(status="Unknown", message=f"{self.name_of_class} cannot check its workers")
+        got = self.ask("check_run_worker_health", run, context)
         status = {
             WorkerStatus.RUNNING: "Running",
             WorkerStatus.SUCCESS: "Succeeded",
             WorkerStatus.NOT_FOUND: "NotFound",
             WorkerStatus.FAILED: "Unknown" if got.transient else "Failed",
         }.get(got.status, "Unknown")
-        reply = pb.HealthReply(status=status, message=got.msg or "", incarnation=got.run_worker_id or "")
+        reply = pb.HealthReply(status=status, message=in_one_line(got.msg or ""), incarnation=got.run_worker_id or "")
         if status == "Failed":
             reply.cause = "unknown"
         return reply
@@ -253,11 +381,24 @@ class Host(Launcher):
         run = id and self.instance.get_run_by_id(id.run)
         if not run:
             raise Failure("NOT_FOUND", "there is no such run")
-        text = self.launcher.get_run_worker_debug_info(run, include_container_logs=request.logs)
-        return pb.JSON(json=json.dumps({"debug_info": text}).encode())
+        method, logs = "get_run_worker_debug_info", "include_container_logs"
+        takes = inspect.signature(getattr(self.made(), method)).parameters
+        info = self.ask(method, run, context, **({logs: request.logs} if logs in takes else {}))
+        try:
+            info = json.loads(info)
+        except (TypeError, ValueError):
+            pass  # a text for people, or what is no text
+        if not isinstance(info, dict):
+            info = {"debug_info": info}
+        return pb.JSON(json=json.dumps(info, default=str).encode())
 
     def Check(self, request, context):
-        c = self.launcher
+        reply = pb.CheckReply()
+        try:
+            c = self.made()
+        except Failure as e:
+            reply.findings.add(what=str(e), fix="start the service, or mend the settings that say where it is")
+            return reply
         can = [
             what
             for what, ok in (
@@ -266,13 +407,30 @@ class Host(Launcher):
             )
             if ok
         ]
-        reply = pb.CheckReply()
         reply.findings.add(
             ok=True,
             what=f"{type(c).__name__} is loaded with Dagster {dagster.__version__}; it can "
             + (" and ".join(can) or "launch and terminate only"),
         )
         return reply
+
+
+class GivenUp(Failure):
+    """Nobody knows how a launch went, and its time is over."""
+
+    def __init__(self, text):
+        super().__init__("INVALID_ARGUMENT", text)
+
+
+def keys_in(mark):
+    """The tags that launch_run has put on the run, of a value of TAG."""
+    _, _, keys = mark.partition("[")
+    return json.loads("[" + keys) if keys else []
+
+
+def launch_of(request):
+    """What a call of launch_run is about."""
+    return "launch_run", request.id.run, request.id.attempt
 
 
 class Call:
@@ -294,10 +452,8 @@ class Call:
 def problem_of(error):
     """The path of a setting, and what Dagster says is wrong with it."""
     names = [e.field_name for e in error.stack.entries if hasattr(e, "field_name")]
-    text, _, _ = error.message.partition("\n\nStack Trace")
-    return ".".join(["config", *names]), " ".join(text.split())
+    return ".".join(["config", *names]), in_one_line(error.message)
 
 
 def main():
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # tells of every store that is opened
     serve(Host())

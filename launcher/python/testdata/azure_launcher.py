@@ -94,13 +94,12 @@ class AzureContainerInstanceRunLauncher(RunLauncher, ConfigurableClass):
         except ResourceNotFoundError:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND)
         status = {
-            "Pending": WorkerStatus.RUNNING,
             "Running": WorkerStatus.RUNNING,
             "Succeeded": WorkerStatus.SUCCESS,
             "Failed": WorkerStatus.FAILED,
         }.get(group.instance_view.state, WorkerStatus.UNKNOWN)
         return CheckRunHealthResult(status, msg=f"the container group is {group.instance_view.state}")
 
-    def get_run_worker_debug_info(self, run, include_container_logs=True):
+    def get_run_worker_debug_info(self, run):
         group = self.client.container_groups.get(self.resource_group, f"dagster-run-{run.run_id}")
         return json.dumps({"container_state": group.instance_view.state})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 
 from dagster import Field, IntSource, StringSource
@@ -52,6 +53,22 @@ class Recorder(RunLauncher, ConfigurableClass):
                 raise ValueError("no such queue")
             case "connection":
                 raise ConnectionResetError("the scheduler hung up")
+            case "refused":
+                with socket.socket() as nobody:
+                    nobody.bind(("127.0.0.1", 0))
+                    try:
+                        socket.create_connection(nobody.getsockname())
+                    except OSError as e:
+                        raise RuntimeError("no scheduler\n" + 3000 * ".") from e
+            case "name":
+                raise OSError("no scheduler") from socket.gaierror(-2, "Name or service not known")
+            case "socket":
+                raise ConnectionError("Connection aborted.", FileNotFoundError(2, "No such file or directory"))
+            case "retried":  # the first request was sent; the second was refused
+                try:
+                    raise ConnectionResetError("the scheduler hung up")
+                except ConnectionResetError:
+                    raise ConnectionRefusedError("the scheduler is gone")  # noqa: B904
             case "workspace":
                 context.workspace.get_code_location("etl")
             case "dies":
@@ -83,6 +100,20 @@ class Recorder(RunLauncher, ConfigurableClass):
 
     def dispose(self):
         self.wrote(asked="dispose")
+
+
+class Guided(Recorder):
+    """Has the signature of Dagster's guide, and answers with JSON."""
+
+    def get_run_worker_debug_info(self, run):
+        return json.dumps({"container_state": "Failed", "events": [{"reason": "Pulled"}]})
+
+
+class Unwell(Recorder):
+    """Launches, but its service cannot be asked about workers."""
+
+    def check_run_worker_health(self, run):
+        raise RuntimeError("no scheduler") from ConnectionRefusedError("refused")
 
 
 class Refuses(Recorder):
