@@ -156,9 +156,7 @@ func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
 // A launcher of the shape that guides show, with Azure's real SDK for Python, works as it is on the emulator.
 func TestAzureLauncher(t *testing.T) {
 	h := newHost(t)
-	if _, err := os.Stat(filepath.Join(testenv.Root(t), ".venvs/launchers/.complete")); err != nil {
-		testenv.Missing(t, "dagster", "the launchers of others are not installed: hack/launchers")
-	}
+	others(t)
 	containers := &scripted{}
 	cloud, env := newAzure(t, containers)
 	h.env = append(env, "DAGSTER_AZURE_RG: my-group")
