@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -204,11 +205,23 @@ func TestRefusedAfterALostAnswer(t *testing.T) {
 // A namespace of a code location in which the daemon has no rights concerns its own runs, and no others.
 func TestForbiddenNamespace(t *testing.T) {
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/namespaces/other/") {
+		switch {
+		case strings.Contains(r.URL.Path, "/namespaces/other/"):
 			reply(t, w, 403, status(403, "Forbidden", `User "slipway" cannot do this in the namespace "other"`))
-			return
+		case r.URL.Query().Has("sendInitialEvents"):
+			reply(t, w, 422, status(422, "Invalid", "this server lists before it watches"))
+		case r.URL.Query().Has("watch"):
+			w.Header().Set("Content-Type", "application/json")
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				t.Error(err)
+			}
+			<-r.Context().Done()
+		case strings.HasSuffix(r.URL.Path, "s"):
+			kind := map[string]string{"jobs": "JobList", "pods": "PodList"}[path.Base(r.URL.Path)]
+			reply(t, w, 200, map[string]any{"kind": kind, "apiVersion": map[string]string{"JobList": "batch/v1", "PodList": "v1"}[kind], "metadata": map[string]any{"resourceVersion": "1"}, "items": []any{}})
+		default:
+			reply(t, w, 404, status(404, "NotFound", "not found"))
 		}
-		reply(t, w, 404, status(404, "NotFound", "not found"))
 	})
 	const name = "dagster-run-1e9a2c34-0000-4000-8000-000000000001"
 	got, err := l.HealthOf(t.Context(), []launcher.Handle{"other/" + name, "default/" + name})
@@ -222,6 +235,22 @@ func TestForbiddenNamespace(t *testing.T) {
 		if err := call(); !errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrDenied) {
 			t.Errorf("%s = %v, want an error about this worker", what, err)
 		}
+	}
+	for _, err := range l.List(t.Context(), launcher.Filter{Instance: "prod"}) {
+		t.Errorf("List of all yields %v, want the workers of other namespaces", err)
+	}
+	var missed error
+	for _, err := range l.List(t.Context(), launcher.Filter{Instance: "prod", Runs: []string{"1e9a2c34-0000-4000-8000-000000000001"}}) {
+		missed = err
+	}
+	if !errors.Is(missed, launcher.ErrDenied) {
+		t.Errorf("List of a run = %v, want an error: the run may be in the forbidden namespace", missed)
+	}
+	for w, err := range l.Watch(t.Context()) {
+		if err != nil || !w.Synced {
+			t.Errorf("Watch yields %+v, %v, want Synced", w, err)
+		}
+		break
 	}
 }
 

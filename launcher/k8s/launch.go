@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -152,10 +153,15 @@ func asked(err error) error {
 	return out
 }
 
+// foreign reports whether only a code location or a rule names a namespace, and not the launcher's settings.
+func (l *Launcher) foreign(namespace string) bool {
+	return namespace != l.config.Namespace && namespace != metav1.NamespaceAll && !slices.Contains(l.config.Namespaces, namespace)
+}
+
 // askedIn is what an error means of a call about one worker in a namespace. That the daemon may not do
 // something in the namespace of a code location or a rule is about this worker, not about the launcher.
 func (l *Launcher) askedIn(namespace string, err error) error {
-	if apierrors.IsForbidden(err) && namespace != l.config.Namespace {
+	if apierrors.IsForbidden(err) && l.foreign(namespace) {
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrInvalid, err), launcher.CauseAuth)
 	}
 	return asked(err)

@@ -310,11 +310,17 @@ func (h *hub) synced(ctx context.Context) error {
 	for ctx.Err() == nil {
 		h.mu.Lock()
 		whole, broken := true, error(nil)
-		for _, s := range h.spaces {
-			whole = whole && s != nil && s.jobs.HasSynced() && s.pods.HasSynced()
-			if s != nil {
-				broken = errors.Join(broken, s.broken["jobs"], s.broken["pods"])
+		for namespace, s := range h.spaces {
+			if s == nil {
+				whole = false
+				continue
 			}
+			err := errors.Join(s.broken["jobs"], s.broken["pods"])
+			if h.l.foreign(namespace) && apierrors.IsForbidden(err) {
+				continue // its workers are asked about one by one
+			}
+			whole = whole && s.jobs.HasSynced() && s.pods.HasSynced()
+			broken = errors.Join(broken, err)
 		}
 		h.mu.Unlock()
 		if whole {
@@ -475,6 +481,10 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 		}
 		for _, namespace := range l.hub.namespaces() {
 			jobs, pods, err := l.list(ctx, namespace, selector)
+			if f.Runs == nil && l.foreign(namespace) && apierrors.IsForbidden(err) { // a run that is looked for must not seem absent
+				l.log.WarnContext(ctx, "the workers in the namespace of a code location cannot be listed", "namespace", namespace, "err", err)
+				continue
+			}
 			if err != nil {
 				yield(launcher.Worker{}, asked(err))
 				return
