@@ -6,10 +6,15 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +143,74 @@ func TestTerminate(t *testing.T) {
 	status(t, home, running, "CANCELED")
 	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil || !strings.Contains(out, "is CANCELED already") {
 		t.Errorf("runs terminate of a canceled run = %v\n%s", err, out)
+	}
+}
+
+// Runs that a cluster refuses because of what they ask for fail at once, with the cluster's words, and hold up no others.
+func TestRefusedRunsHoldUpNobody(t *testing.T) {
+	var mu sync.Mutex
+	made := map[string]bool{} // runs
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := func(code int, format string, args ...any) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			if _, err := fmt.Fprintf(w, format, args...); err != nil {
+				t.Error(err)
+			}
+		}
+		const status = `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": %d, "reason": %q, "message": %q}`
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		kind := map[string]string{"jobs": `"JobList", "apiVersion": "batch/v1"`, "pods": `"PodList", "apiVersion": "v1"`}[path.Base(r.URL.Path)]
+		switch {
+		case strings.Contains(r.URL.Path, "/namespaces/team-b/"):
+			answer(403, status, 403, "Forbidden", `User "slipway" cannot create resource "jobs" in the namespace "team-b"`)
+		case r.Method == http.MethodPost && kind != "":
+			id := regexp.MustCompile("dagster-run-([0-9a-f-]{36})").FindSubmatch(body)[1]
+			mu.Lock()
+			made[string(id)] = true
+			mu.Unlock()
+			answer(201, `{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "dagster-run-%s", "namespace": "default"}, "spec": {"template": {"spec": {"containers": [{"name": "dagster", "image": "etl:1"}]}}}}`, id)
+		case r.URL.Query().Has("watch"):
+			answer(422, status, 422, "Invalid", "nothing is watched here")
+		case kind != "":
+			answer(200, `{"kind": %s, "metadata": {"resourceVersion": "1"}, "items": []}`, kind)
+		default:
+			answer(404, status, 404, "NotFound", "not found")
+		}
+	}))
+	t.Cleanup(api.Close)
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: %q}}], users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, api.URL)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	home := parked(t, false, fmt.Sprintf(`launchers: {k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}}
+routes: [{when: {tags: {team: b}}, to: [k8s], set: {config: {namespace: team-b}}}]
+default: k8s
+`, kubeconfig))
+	var refused, good []string
+	for range 8 { // more than make a launcher sick
+		refused = append(refused, enqueued(t, home, "--tag", "team=b", "--", "true"))
+	}
+	for range 2 {
+		good = append(good, enqueued(t, home, "--", "true"))
+	}
+	log := start(t, home)
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		mu.Lock()
+		defer mu.Unlock()
+		text, err := os.ReadFile(log)
+		return made[good[0]] && made[good[1]], fmt.Sprintf("Jobs were made for %v, not for all of %v; %v, log:\n%s", made, good, err, text)
+	})
+	for _, run := range refused {
+		status(t, home, run, "FAILURE")
+	}
+	text2, err := os.ReadFile(log)
+	if err != nil || !strings.Contains(string(text2), `cannot create resource \"jobs\" in the namespace \"team-b\"`) || strings.Contains(string(text2), "circuit breaker") {
+		t.Errorf("the daemon's log is %v\n%s\nwant the API server's words, and no sick launcher", err, text2)
 	}
 }
 
