@@ -22,7 +22,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,7 +160,7 @@ type ID struct {
 }
 
 // String is the worker's default name on its target: DNS-safe and at most 63 bytes long.
-func (id ID) String() string { return fmt.Sprintf("dagster-run-%s-%d", id.Run, id.Attempt) }
+func (id ID) String() string { return fmt.Sprintf("dagster-run-%s-%d", id.RunName(), id.Attempt) }
 
 // ParseID reads what [ID.String] wrote.
 func ParseID(s string) (ID, bool) {
@@ -171,15 +170,13 @@ func ParseID(s string) (ID, bool) {
 		return ID{}, false
 	}
 	n, err := strconv.Atoi(rest[i+1:])
-	id := ID{Run: rest[:i], Attempt: n}
+	id := ID{Run: runOf(rest[:i]), Attempt: n}
 	return id, err == nil && id.String() == s && id.Check() == nil
 }
 
-var runID = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,43}[a-z0-9])?$`)
-
 // Check says whether the ID can name a worker; Dagster's run IDs, which are UUIDs, can.
 func (id ID) Check() error {
-	if !runID.MatchString(id.Run) || id.Attempt < 1 || id.Attempt > 9999 {
+	if !runName.MatchString(id.RunName()) || id.Attempt < 1 || id.Attempt > 9999 {
 		return fmt.Errorf("%w: run ID %q with attempt %d cannot name a worker", ErrInvalid, id.Run, id.Attempt)
 	}
 	return nil

@@ -285,6 +285,28 @@ func TestTagsAndHandleAreWritten(t *testing.T) {
 	}
 }
 
+// Runs whose IDs Dagster takes in other forms are executed, and known again by a daemon that finds their workers.
+func TestRunIDsOfAllForms(t *testing.T) {
+	w := newWorld(t, parked, "")
+	ids := []string{strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}", strings.ReplaceAll(uuid.NewString(), "-", "")}
+	for _, id := range ids {
+		if err := w.d.Enqueue(id, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := w.run(func() {
+		for _, id := range ids {
+			if r := w.ended(id); r.Status != dagster.Success {
+				t.Errorf("run %s is %s: %s", id, r.Status, w.story(id))
+			}
+			w.settled(id)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A dagster-daemon that monitors runs is refused. One that may dequeue is watched, see rival_test.go.
 func TestStockDaemonIsRefused(t *testing.T) {
 	beat := func(w *world, daemonType, id string, age time.Duration) {

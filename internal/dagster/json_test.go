@@ -67,9 +67,12 @@ func TestRawControlCharactersAreRead(t *testing.T) {
 }
 
 func TestPriorityIsPythonsInt(t *testing.T) {
-	for tag, want := range map[string]int64{"3": 3, " +3 ": 3, "-2": -2, "1_0": 10, "1.5": 0, "": 0, "x": 0, "_1": 0, "1_": 0, "1__0": 0} {
-		if got := (Run{Tags: map[string]string{PriorityTag: tag}}).Priority(); got != want {
-			t.Errorf("Priority(%q) = %d, want %d", tag, got, want)
+	for tag, want := range map[string]string{
+		"3": "3", " +3 ": "3", "-2": "-2", "1_0": "10", "1.5": "0", "": "0", "x": "0", "_1": "0", "1_": "0", "1__0": "0", "+_1": "0", "0x10": "0",
+		"9223372036854775808": "9223372036854775808", "-99999999999999999999": "-99999999999999999999", strings.Repeat("9", 4301): "0",
+	} {
+		if got := (Run{Tags: map[string]string{PriorityTag: tag}}).Priority(); got.String() != want {
+			t.Errorf("Priority(%q) = %s, want %s", tag, got, want)
 		}
 	}
 }

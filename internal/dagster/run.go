@@ -3,6 +3,7 @@ package dagster
 import (
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
@@ -145,15 +146,12 @@ func (r Run) HasCodeServer() bool {
 	return !r.IsCommand() && !r.Remote.Managed && r.Remote.Host+r.Remote.Socket != ""
 }
 
-// Priority is the tag dagster/priority as Python's int() reads it; 0 if it is missing or is no integer.
-func (r Run) Priority() int64 {
-	s := strings.TrimSpace(r.Tags[PriorityTag])
-	if strings.HasPrefix(s, "_") || strings.HasSuffix(s, "_") || strings.Contains(s, "__") || strings.Contains(s, "-_") || strings.Contains(s, "+_") {
-		return 0
+// Priority is the tag dagster/priority as Python's int() reads it, of any size; 0 if it is missing or is not an integer.
+func (r Run) Priority() *big.Int {
+	if text, ok := r.Tags[PriorityTag]; ok {
+		if n, ok := Int(text); ok {
+			return n
+		}
 	}
-	n, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
+	return new(big.Int)
 }

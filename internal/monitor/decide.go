@@ -8,7 +8,7 @@ package monitor
 
 import (
 	"fmt"
-	"strconv"
+	"math"
 	"strings"
 	"time"
 
@@ -54,18 +54,22 @@ type Times struct {
 	Silence    time.Duration // a run without an event, of whose worker the target says nothing; 0, the default, is for ever
 }
 
-// Of lays the run's own tags over the times: dagster/max_runtime in seconds.
+// Of lays the run's own tags over the times: dagster/max_runtime in seconds. Dagster reads the tag with float(): an
+// empty one is as if it were absent, one that is not a number is no bound, a negative one is over at once.
 func (t Times) Of(r dagster.Run) Times {
-	for _, tag := range []string{dagster.MaxRuntimeTag, "dagster/max_runtime_seconds"} {
-		text, ok := r.Tags[tag]
-		if !ok {
-			continue
-		}
-		seconds, err := strconv.ParseFloat(text, 64) // as Dagster: what cannot be read is no bound
-		if t.MaxRuntime = 0; err == nil && seconds > 0 {
-			t.MaxRuntime = time.Duration(seconds * float64(time.Second))
-		}
-		break
+	text, ok := r.Tags[dagster.MaxRuntimeTag]
+	if !ok {
+		text = r.Tags["dagster/max_runtime_seconds"]
+	}
+	if text == "" {
+		return t
+	}
+	seconds, ok := dagster.Float(text)
+	switch {
+	case !ok, seconds == 0, !(seconds < math.MaxInt64/float64(time.Second)): // also nan and inf
+		t.MaxRuntime = 0
+	default:
+		t.MaxRuntime = max(1, time.Duration(seconds*float64(time.Second)))
 	}
 	return t
 }

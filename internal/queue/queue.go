@@ -9,6 +9,7 @@ package queue
 
 import (
 	"cmp"
+	"math/big"
 	"slices"
 	"time"
 
@@ -155,12 +156,12 @@ func (d *Decision) asDagster(queued, active []Entry, limits Limits, pools map[st
 
 // byPriority orders runs as Dagster launches them.
 func byPriority(runs []Entry) []Entry {
-	priority := make(map[string]int64, len(runs)) // read once each
+	priority := make(map[string]*big.Int, len(runs)) // read once each
 	for _, e := range runs {
 		priority[e.Run.ID] = e.Run.Priority()
 	}
 	return slices.SortedStableFunc(slices.Values(runs), func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(priority[b.Run.ID], priority[a.Run.ID]), cmp.Compare(a.Row, b.Row))
+		return cmp.Or(priority[b.Run.ID].Cmp(priority[a.Run.ID]), cmp.Compare(a.Row, b.Row))
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -243,10 +244,7 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 		parse         func(string) (int64, error)
 		of            func(dagster.Run, launcher.Resources) (int64, bool)
 	}{
-		{"priority", w.Priority, whole, func(r dagster.Run, _ launcher.Resources) (int64, bool) {
-			p, err := whole(r.Tags[dagster.PriorityTag])
-			return p, err == nil || r.Tags[dagster.PriorityTag] == "" // 0 without the tag
-		}},
+		{"priority", w.Priority, whole, func(r dagster.Run, _ launcher.Resources) (int64, bool) { return priority(r), true }},
 		{"cpu", w.CPU, config.ParseMillis, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.CPUMillis, n.CPUMillis > 0 }},
 		{"memory", w.Memory, config.ParseBytes, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.MemoryBytes, n.MemoryBytes > 0 }},
 		{"gpu", w.GPU, whole, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.GPUs, true }},
@@ -323,6 +321,18 @@ func comparison(text string, parse func(string) (int64, error)) (func(int64) boo
 	return nil, fmt.Errorf("%q is no comparison", text)
 }
 
+// priority is a run's priority for comparisons: one beyond the range of int64 is the last number of that range.
+func priority(r dagster.Run) int64 {
+	p := r.Priority()
+	switch {
+	case p.IsInt64():
+		return p.Int64()
+	case p.Sign() < 0:
+		return math.MinInt64
+	}
+	return math.MaxInt64
+}
+
 func whole(s string) (int64, error) { return strconv.ParseInt(strings.TrimSpace(s), 10, 64) }
 
 // celCost bounds what one expression may do for one run.
@@ -347,14 +357,13 @@ func celCondition(text string) (condition, error) {
 		return nil, err
 	}
 	return func(r dagster.Run, n launcher.Resources) (bool, string) {
-		priority, _ := whole(r.Tags[dagster.PriorityTag])
 		assets := r.Assets
 		if assets == nil {
 			assets = []string{}
 		}
 		out, _, err := program.Eval(map[string]any{"run": map[string]any{
 			"job": r.Job, "location": r.Remote.Location, "repository": r.Remote.Repository, "tags": r.Tags, "assets": assets, "partition": r.Tags[dagster.PartitionTag],
-			"priority": priority, "cpu": float64(n.CPUMillis) / 1000, "memory": n.MemoryBytes, "gpu": n.GPUs,
+			"priority": priority(r), "cpu": float64(n.CPUMillis) / 1000, "memory": n.MemoryBytes, "gpu": n.GPUs,
 		}})
 		if err != nil { // as a missing tag: what cannot be told does not fit
 			return false, fmt.Sprintf("%s: %v", text, err)

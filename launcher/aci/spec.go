@@ -203,6 +203,9 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	if err := req.Check(); err != nil {
 		return nil, err
 	}
+	if req.ID.RunName() != req.ID.Run {
+		return invalid("run ID %q cannot be in the name of a container group, which has lower-case letters, digits and dashes", req.ID.Run)
+	}
 	all := l.base
 	var err error
 	for _, o := range req.Overrides {

@@ -22,7 +22,7 @@ import (
 // jobName is the name of a worker's Job: as Dagster has it for a run's first worker and for one that resumes; another worker that starts the run
 // again, which Dagster does not do, has an r.
 func jobName(req *launcher.Request) string {
-	name := "dagster-run-" + req.ID.Run
+	name := "dagster-run-" + req.ID.RunName()
 	switch {
 	case req.ID.Attempt == 1:
 		return name

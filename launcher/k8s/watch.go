@@ -463,7 +463,7 @@ func workerOf(job *batchv1.Job) (launcher.Worker, bool) {
 	w := launcher.Worker{
 		ID: launcher.ID{Run: job.Labels[runLabel], Attempt: attempt}, Instance: job.Labels[instanceLabel], Handle: launcher.Handle(job.Namespace + "/" + job.Name),
 	}
-	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(job.Name, "dagster-run-"+w.ID.Run)
+	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(job.Name, "dagster-run-"+w.ID.RunName())
 }
 
 // List implements [launcher.Lister].

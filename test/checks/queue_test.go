@@ -38,7 +38,7 @@ func TestPickNeverPassesALimit(t *testing.T) {
 			if r.Tags["team"] == "x" {
 				x++
 			}
-			if i > 0 && picked[i-1].Priority() < r.Priority() {
+			if i > 0 && picked[i-1].Priority().Cmp(r.Priority()) < 0 {
 				t.Fatalf("%s before %s", picked[i-1].ID, r.ID)
 			}
 		}
