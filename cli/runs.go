@@ -228,7 +228,7 @@ func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.
 		return err
 	}
 	v := view(r)
-	v.Tags = r.Tags
+	v.Tags = r.Shown()
 	for _, e := range events {
 		v.Events = append(v.Events, viewEvent(e))
 	}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/launcher"
 )
@@ -28,7 +30,7 @@ func (d *Daemon) bill(fence storage.Fence) func(context.Context, storage.Run, la
 			return err
 		}
 		var b bill
-		if text, ok := runs[0].Tags[storage.BillTag]; ok {
+		if text := runs[0].Bill; text != "" {
 			if err := json.Unmarshal([]byte(text), &b); err != nil {
 				return fmt.Errorf("tag %s: %w", storage.BillTag, err)
 			}
@@ -45,11 +47,14 @@ func (d *Daemon) bill(fence storage.Fence) func(context.Context, storage.Run, la
 		if err != nil {
 			return err
 		}
+		var events []dagster.Event
 		tags := map[string]string{storage.BillTag: string(text)}
 		if b.Currency != "" {
-			tags[storage.CostTag] = fmt.Sprintf("%.4f %s", b.Amount, b.Currency)
+			cost := fmt.Sprintf("%.4f %s", b.Amount, b.Currency)
+			tags[storage.CostTag] = cost
+			events = append(events, dagster.NewEngineEvent(runs[0].Run, time.Now(), "[Slipway] The run's workers have cost "+cost+" in all.", nil, nil))
 		}
-		out, err := d.Store.Move(ctx, fence, storage.Transition{Run: r.ID, Tags: tags})
+		out, err := d.Store.Move(ctx, fence, storage.Transition{Run: r.ID, Tags: tags, Events: events})
 		if err == nil && out.Done {
 			d.Metrics.Cost(runs[0].Launch.Launcher, c.Currency, c.Amount, c.CPUSeconds, c.GBSeconds)
 		}

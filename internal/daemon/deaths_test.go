@@ -176,8 +176,8 @@ func TestWhatADeathLeadsTo(t *testing.T) {
 			if err := w.run(func() { r = w.ended(id) }); err != nil {
 				t.Fatal(err)
 			}
-			if r.Status != c.status || r.Tags[storage.CauseTag] != c.cause {
-				t.Errorf("the run is %s of %q, want %s of %q; its story is %s; log:\n%s", r.Status, r.Tags[storage.CauseTag], c.status, c.cause, w.story(id), w.output())
+			if r.Status != c.status || r.Cause != c.cause {
+				t.Errorf("the run is %s of %q, want %s of %q; its story is %s; log:\n%s", r.Status, r.Cause, c.status, c.cause, w.story(id), w.output())
 			}
 			if got := strings.Join(m.asked, ", "); got != c.asked {
 				t.Errorf("workers: %s; want %s", got, c.asked)
@@ -250,7 +250,7 @@ func TestRunsOfOtherLaunchersAreAdopted(t *testing.T) {
 	}
 	m.workers["theirs"] = launcher.Worker{ID: launcher.ID{Run: ids[0], Attempt: 1}, Handle: "theirs", Health: launcher.Health{Status: launcher.Failed, Cause: launcher.CauseOOM, Message: "out of memory"}}
 	err := w.run(func() {
-		if r := w.ended(ids[0]); r.Status != dagster.Failure || r.Handle != "theirs" || r.Tags[storage.CauseTag] != "oom" {
+		if r := w.ended(ids[0]); r.Status != dagster.Failure || r.Handle != "theirs" || r.Cause != "oom" {
 			t.Errorf("the adopted run is %s, handle %q, tags %v: %s", r.Status, r.Handle, r.Tags, w.story(ids[0]))
 		}
 	})

@@ -75,12 +75,12 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		r.Tags[k] = v
 	}
 	ch.SetTags = c.Tags
-	stale := []string{CauseTag} // of an earlier attempt, or copied from the run that this one retries
+	stale := []string{CauseTag} // of an earlier attempt, or copied by an older Slipway from the run that this one retries
 	if attempt == 0 {
 		stale = append(stale, CostTag, BillTag)
 	}
 	for _, tag := range stale {
-		if _, ok := r.Tags[tag]; ok {
+		if _, ok := r.Tags[tag]; ok || attempt > 0 {
 			delete(r.Tags, tag)
 			ch.DropTags = append(ch.DropTags, tag)
 		}
@@ -132,14 +132,20 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	for _, e := range t.Events {
 		ch.apply(e)
 	}
-	if ch.Status != row.Status || len(t.Tags) > 0 {
+	rewrite := ch.Status != row.Status
+	for k, v := range t.Tags {
+		if _, stands := r.Tags[k]; !rowOnly(k) {
+			r.Tags[k], rewrite = v, true
+		} else if stands { // an older Slipway wrote it
+			delete(r.Tags, k)
+			rewrite = true
+		}
+	}
+	if rewrite {
 		if ch.Updated.IsZero() && len(t.Events) > 0 {
 			ch.Updated = t.Events[len(t.Events)-1].Time
 		}
 		r.Status = ch.Status
-		for k, v := range t.Tags {
-			r.Tags[k] = v
-		}
 		ch.Body = r.Body()
 	}
 	if launch != nil && t.Handle != "" {

@@ -19,13 +19,20 @@ const (
 	HandleKey = RowPrefix + "handle"
 	DeathKey  = RowPrefix + "death"
 	BeganKey  = RowPrefix + "began"
-	CauseTag  = "slipway/cause"         // for people: why the run's worker died
+	CauseTag  = "slipway/cause"         // for people: why the run's last worker died
 	CostTag   = "slipway/cost"          // for people: what its workers have cost
 	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
 	PutTag    = ".dagster/slipway-put"  // which tags launchers have put on the run, as a JSON list
 	LeaderKey = "slipway/leader"        // of kvs: epoch and id
 	LeaseKey  = "slipway/lease"         // of kvs: when it ends, in µs
 )
+
+// FactKeys are the keys of the rows of run_tags from which [FactsOf] works.
+var FactKeys = []string{LaunchKey, HandleKey, DeathKey, BeganKey, CauseTag, CostTag, BillTag}
+
+// rowOnly reports whether a tag is kept out of a run's body, since Dagster copies the tags of the body to re-executions
+// and retries. Dagster's pages can filter by such a tag and do not list it.
+func rowOnly(tag string) bool { return tag == CauseTag || tag == CostTag || tag == BillTag }
 
 // LaunchRow is the fact that a run was claimed: the write that must precede any worker. The
 // newest one of a run, by row id, is its current attempt.
@@ -155,6 +162,8 @@ type Facts struct {
 	Last   *LaunchRow // of a queued run, which has no current one: the last that it had
 	Deaths []Death    // of workers of earlier attempts, oldest first
 	Began  time.Time  // when the run was seen to have started, by the database's clock; zero: not written. An attempt that begins anew has none.
+
+	Cause, Cost, Bill string // values of the row-only tags; "" for none
 }
 
 func beganRow(run string, at time.Time) string { return fmt.Sprintf("%s %d", run, at.UnixMicro()) }
@@ -166,6 +175,19 @@ func parseBegan(run, value string) (time.Time, bool) {
 	}
 	at, err := strconv.ParseInt(f[1], 10, 64)
 	return time.UnixMicro(at).UTC(), err == nil
+}
+
+// Shown returns the run's tags with those that stand beside its body.
+func (r Run) Shown() map[string]string {
+	tags := map[string]string{}
+	maps.Copy(tags, r.Tags)
+	for tag, value := range map[string]string{CauseTag: r.Cause, CostTag: r.Cost} {
+		delete(tags, tag) // a copy of another run's
+		if value != "" {
+			tags[tag] = value
+		}
+	}
+	return tags
 }
 
 // Resumes says whether the current attempt goes on with a run whose worker has died.
@@ -193,6 +215,14 @@ func FactsOf(r dagster.Run, rows []Tag) Facts {
 // ids. A row whose text stands in the run's body as well was set by a user, not by a claim.
 func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 	for _, r := range rows {
+		switch r.Key {
+		case CauseTag:
+			f.Cause = r.Value
+		case CostTag:
+			f.Cost = r.Value
+		case BillTag:
+			f.Bill = r.Value
+		}
 		if body[r.Key] == r.Value {
 			continue
 		}
@@ -220,6 +250,9 @@ func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 				f.Deaths = append(f.Deaths, d)
 			}
 		}
+	}
+	if f.Launch == nil { // never claimed: copied from another run, or a user's; a claim deletes them
+		f.Cause, f.Cost, f.Bill = "", "", ""
 	}
 	return f
 }

@@ -82,7 +82,7 @@ type Transition struct {
 	Events []dagster.Event
 	// Stands is an event that the log holds already, whose status the run's row lacks.
 	Stands *dagster.Event
-	Tags   map[string]string // set in run_tags and in the body
+	Tags   map[string]string // set in run_tags and in the body, CauseTag, CostTag and BillTag in run_tags alone
 	Death  *Death            // of the worker of the current launch row
 	// Began is when the run was seen to have started, by the database's clock; zero: it is not written.
 	Began time.Time

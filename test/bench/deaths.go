@@ -161,7 +161,7 @@ func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launche
 			}
 			r, err = w.await(ctx, run.ID, func(r storage.Run) bool { return r.Status.Finished() })
 			times = append(times, time.Since(at))
-			if cause := r.Tags[storage.CauseTag]; err != nil || r.Status != dagster.Failure || cause != string(launcher.CauseExit) {
+			if cause := r.Cause; err != nil || r.Status != dagster.Failure || cause != string(launcher.CauseExit) {
 				return fmt.Errorf("run %s is %s of %q, %w", r.ID, r.Status, cause, errors.Join(err))
 			}
 		}

@@ -246,7 +246,7 @@ launchers:
 	}
 	testenv.Eventually(t, 3*time.Minute, func() (bool, string) {
 		r := w.run(good)
-		return strings.HasSuffix(r.Tags["slipway/cost"], " USD"), fmt.Sprintf("tags %v", r.Tags)
+		return strings.HasSuffix(r.Cost, " USD"), fmt.Sprintf("cost %q", r.Cost)
 	})
 	out, err := w.command("launchers", "check", "--from-target", "azure")
 	if err != nil || !strings.Contains(out, "a worker there opened the storage") || !strings.Contains(string(out), "all permissions are there") {
@@ -358,8 +358,8 @@ launchers:
 		cause string
 	}{{good, dagster.Success, ""}, {bad, dagster.Failure, ""}, {big, dagster.Failure, "oom"}, {missing, dagster.Failure, "image_pull"}, {canceled, dagster.Canceled, ""}} {
 		r := w.run(c.id)
-		if r.Status != c.want || c.cause != "" && r.Tags["slipway/cause"] != c.cause {
-			t.Errorf("%s is %s of %q, want %s of %q:\n%s", r.Job, r.Status, r.Tags["slipway/cause"], c.want, c.cause, w.says(c.id))
+		if r.Status != c.want || c.cause != "" && r.Cause != c.cause {
+			t.Errorf("%s is %s of %q, want %s of %q:\n%s", r.Job, r.Status, r.Cause, c.want, c.cause, w.says(c.id))
 		}
 	}
 	if n := w.count(good, dagster.RunStart); n != 1 {

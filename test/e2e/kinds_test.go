@@ -89,6 +89,13 @@ func TestRunsOfEveryKind(t *testing.T) {
 			t.Errorf("the run that was canceled in the queue is %s, launch row %v", r.Status, r.Launch)
 		}
 		p.stop()
+		born, err := server.Reexecute(t.Context(), dies) // and nobody claims it
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cause, copied := w.run(born).Shown()[storage.CauseTag]; copied || w.run(dies).Cause == "" {
+			t.Errorf("the re-execution was born with the cause %q of a run that ended of %q", cause, w.run(dies).Cause)
+		}
 		noErrors(t, stock)
 	})
 }

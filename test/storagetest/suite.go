@@ -850,12 +850,30 @@ func deaths(t *testing.T, f *fixture) {
 	if err != nil || !out.Done {
 		t.Fatalf("Move = %+v, %v", out, err)
 	}
+	r = f.run(t, run)
+	want(t, "cause", r.Cause, "exit")
+	if _, copied := r.Tags[storage.CauseTag]; copied || r.Shown()[storage.CauseTag] != "exit" {
+		t.Errorf("the cause is in the body, of which Dagster copies the tags to re-executions: %v", r.Tags)
+	}
 	third := f.claim(t, fence, run)
 	want(t, "attempt", third.Attempt, 3)
 	r = f.run(t, run)
 	want(t, "resumes", r.Resumes(), false)
 	want(t, "deaths", fmt.Sprint(r.Deaths), "[{1 local oom resume} {2 other exit again}]")
-	want(t, "cause", r.Tags[storage.CauseTag], "")
+	want(t, "cause", r.Cause, "")
+	bill := map[string]string{storage.CostTag: "1 USD", storage.BillTag: "{}"}
+	if out, err = f.s.Move(f.ctx, fence, storage.Transition{Run: run, Tags: bill}); err != nil || !out.Done {
+		t.Fatalf("Move = %+v, %v", out, err)
+	}
+	if out, err = f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: third.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}}); err != nil || !out.Done {
+		t.Fatalf("Move = %+v, %v", out, err)
+	}
+	f.claim(t, fence, run)
+	r = f.run(t, run)
+	want(t, "cost", r.Cost+r.Bill, "1 USD{}")
+	if _, copied := r.Tags[storage.CostTag]; copied {
+		t.Errorf("the cost is in the body: %v", r.Tags)
+	}
 }
 
 func causeGone(t *testing.T, f *fixture) {

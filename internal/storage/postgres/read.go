@@ -82,7 +82,7 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key IN ($2, $3, $4, $5) ORDER BY id", ids, storage.LaunchKey, storage.HandleKey, storage.DeathKey, storage.BeganKey)
+	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key = ANY($2) ORDER BY id", ids, storage.FactKeys)
 	if err != nil {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}

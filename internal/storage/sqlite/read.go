@@ -103,7 +103,8 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	tags := map[string][]storage.Tag{}
 	for some := range slices.Chunk(ids, maxList) {
 		marks, args := list(some)
-		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN (?, ?, ?, ?) ORDER BY id", append(args, storage.LaunchKey, storage.HandleKey, storage.DeathKey, storage.BeganKey)...)
+		keys, values := list(storage.FactKeys)
+		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN ("+keys+") ORDER BY id", append(args, values...)...)
 		if err != nil {
 			return fmt.Errorf("sqlite: launch rows: %w", err)
 		}
