@@ -65,6 +65,12 @@ type Values struct {
 	Dir        string // a folder of this section's own, for defaults and state; "" if it has none
 	Env        Lookup // nil: {env: NAME} and ${NAME} are errors
 	Literal    bool   // ${NAME} stays as it is, as everywhere in dagster.yaml; {env: NAME} is still expanded
+	// Unknown is called with each setting that is not known, which is then ignored. nil: such a setting is an error.
+	Unknown func(*Problem)
+}
+
+func (v Values) decoder() *decoder {
+	return &decoder{file: v.File, env: v.Env, literal: v.Literal, unknown: v.Unknown}
 }
 
 // FromMap makes the settings of a program that has no file, as a test: what [json.Marshal] makes of them.
@@ -80,9 +86,21 @@ func FromMap(settings map[string]any) (Values, error) {
 
 // Decode fills the struct that into points to. The error joins one [Problem] per fault.
 func (v Values) Decode(into any) error {
-	d := &decoder{file: v.File, env: v.Env, literal: v.Literal}
+	d := v.decoder()
 	d.object(v.Node, reflect.ValueOf(into).Elem(), v.Path)
 	return errors.Join(d.problems...)
+}
+
+// Either decodes a setting that is a text or a section. A scalar, {env: NAME} and {file: PATH} fill text; any other
+// mapping fills the struct that section points to. Either reports whether it filled text.
+func (v Values) Either(text *string, section any) (bool, error) {
+	d, n := v.decoder(), resolve(v.Node)
+	if key, _ := d.reference(n); n != nil && n.Kind == yaml.MappingNode && key == "" {
+		d.object(n, reflect.ValueOf(section).Elem(), v.Path)
+		return false, errors.Join(d.problems...)
+	}
+	d.scalar(n, reflect.ValueOf(text).Elem(), v.Path)
+	return true, errors.Join(d.problems...)
 }
 
 // Problem is one fault of a settings file.
@@ -146,15 +164,20 @@ type decoder struct {
 	file     string
 	env      Lookup
 	literal  bool
+	unknown  func(*Problem)
 	problems []error
 }
 
-func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+func (d *decoder) problem(n *yaml.Node, path, format string, args ...any) *Problem {
 	p := &Problem{File: d.file, Setting: strings.TrimPrefix(path, "."), Text: fmt.Sprintf(format, args...)}
 	if n != nil {
 		p.Line, p.Column = n.Line, n.Column
 	}
-	d.problems = append(d.problems, p)
+	return p
+}
+
+func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+	d.problems = append(d.problems, d.problem(n, path, format, args...))
 }
 
 func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
@@ -174,7 +197,12 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 	for _, p := range pairs(n) {
 		keys[p.key.Value] = p.value
 		if !contains(names, p.key.Value) {
-			d.fail(p.key, path+"."+p.key.Value, "unknown setting%s", suggest(p.key.Value, names))
+			fault := d.problem(p.key, path+"."+p.key.Value, "unknown setting%s", suggest(p.key.Value, names))
+			if d.unknown != nil {
+				d.unknown(fault)
+			} else {
+				d.problems = append(d.problems, fault)
+			}
 		}
 	}
 	for i, f := range reflect.VisibleFields(into.Type()) {
@@ -209,7 +237,7 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 	n = resolve(n)
 	switch into.Interface().(type) {
 	case Values:
-		into.Set(reflect.ValueOf(Values{File: d.file, Path: strings.TrimPrefix(path, "."), Node: n, Env: d.env, Literal: d.literal}))
+		into.Set(reflect.ValueOf(Values{File: d.file, Path: strings.TrimPrefix(path, "."), Node: n, Env: d.env, Literal: d.literal, Unknown: d.unknown}))
 		return
 	case time.Duration:
 		d.duration(n, into, path)
@@ -319,10 +347,11 @@ func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
 func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 	switch n.Kind {
 	case yaml.MappingNode:
-		if ps := pairs(n); len(ps) == 1 && ps[0].key.Value == "env" {
-			return d.lookup(n, ps[0].value.Value, path)
-		} else if len(ps) == 1 && ps[0].key.Value == "file" && !d.literal {
-			return d.read(n, ps[0].value.Value, path)
+		switch key, value := d.reference(n); key {
+		case "env":
+			return d.lookup(n, value, path)
+		case "file":
+			return d.read(n, value, path)
 		}
 		fallthrough
 	case yaml.SequenceNode:
@@ -366,6 +395,15 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 		b.WriteString(before + val)
 		s = after
 	}
+}
+
+// reference returns the key and the value of {env: NAME} and {file: PATH}, and "" for any other node.
+func (d *decoder) reference(n *yaml.Node) (key, value string) {
+	ps := pairs(n)
+	if len(ps) != 1 || ps[0].key.Value != "env" && (ps[0].key.Value != "file" || d.literal) {
+		return "", ""
+	}
+	return ps[0].key.Value, ps[0].value.Value
 }
 
 func (d *decoder) lookup(n *yaml.Node, name, path string) (any, bool) {

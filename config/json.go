@@ -13,7 +13,7 @@ import (
 // JSON is the section as JSON, keys in their order, with ${NAME} expanded: for settings whose shape is not ours. "null" if there is none.
 // A mapping {env: NAME} stays a mapping.
 func (v Values) JSON() (json.RawMessage, error) {
-	d := &decoder{file: v.File, env: v.Env, literal: v.Literal}
+	d := v.decoder()
 	var b bytes.Buffer
 	d.json(&b, v.Node, v.Path)
 	return b.Bytes(), errors.Join(d.problems...)

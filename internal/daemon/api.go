@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -64,23 +63,14 @@ func addressOf(in *instance.Instance) (address, error) {
 		a.info = dagster.GRPCInfo("localhost", 0, a.listen, t.Cert != "")
 		return a, nil
 	}
-	advertise := t.Advertise
-	if advertise == "" {
-		advertise = t.Listen
-	}
-	host, port, err := net.SplitHostPort(advertise)
-	n, perr := strconv.Atoi(port)
-	if err = errors.Join(err, perr); err != nil || host == "" || n < 1 {
-		setting := "terminate.advertise"
-		if t.Advertise == "" {
-			setting = "terminate.listen"
-		}
-		return a, in.Problem(setting, "%q is not a host:port by which webservers reach this daemon: write one, as slipway.internal:4001", advertise)
+	host, port, err := t.Address()
+	if err != nil {
+		return a, err // Load has refused it
 	}
 	if a.listen == "" {
-		a.listen = ":" + port
+		a.listen = fmt.Sprintf(":%d", port)
 	}
-	a.info = dagster.GRPCInfo(host, n, "", t.Cert != "")
+	a.info = dagster.GRPCInfo(host, port, "", t.Cert != "")
 	return a, nil
 }
 

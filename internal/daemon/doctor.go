@@ -89,6 +89,9 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 	if r := s.Revision(); !storage.KnowsRevision(r) {
 		d.say(Worth, CodeRevision, "ask for a newer Slipway; it works with every column that it uses, as far as can be told", "the storage's schema revision %s is not one that Slipway knows", r)
 	}
+	for _, p := range in.Unknown {
+		d.say(Worth, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it", "a setting of dagster.yaml is ignored: %v", p)
+	}
 	d.probe(ctx)
 	d.clock(ctx)
 	beats, err := s.Heartbeats(ctx)

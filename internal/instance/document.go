@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"go.yaml.in/yaml/v3"
@@ -97,30 +98,30 @@ type threads struct {
 
 // RunMonitoring is the section run_monitoring of dagster.yaml, in seconds. nil is unset.
 type RunMonitoring struct {
-	Enabled           bool `config:"enabled"`
-	StartTimeout      *int `config:"start_timeout_seconds"`
-	CancelTimeout     *int `config:"cancel_timeout_seconds"`
-	MaxRuntime        *int `config:"max_runtime_seconds"`
-	MaxResumeAttempts *int `config:"max_resume_run_attempts"`
-	PollInterval      *int `config:"poll_interval_seconds"`
-	CancelPoll        *int `config:"cancellation_thread_poll_interval_seconds"`
-	FreeSlotsAfter    *int `config:"free_slots_after_run_end_seconds"`
+	Enabled           bool `config:"enabled" help:"Has no effect here: Slipway always watches its runs."`
+	StartTimeout      *int `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
+	CancelTimeout     *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
+	MaxRuntime        *int `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
+	MaxResumeAttempts *int `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
+	PollInterval      *int `config:"poll_interval_seconds" help:"Has no effect: Slipway does not poll."`
+	CancelPoll        *int `config:"cancellation_thread_poll_interval_seconds" help:"Has no effect here: workers take it from dagster.yaml."`
+	FreeSlotsAfter    *int `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
 }
 
 // runQueue is the section run_queue, and QueuedRunCoordinator's config.
 type runQueue struct {
 	limitsSection
-	DequeueInterval   *int        `config:"dequeue_interval_seconds"`
-	UseThreads        *bool       `config:"dequeue_use_threads"`
-	NumWorkers        *int        `config:"dequeue_num_workers"`
-	MaxUserCodeRetry  *int        `config:"max_user_code_failure_retries"`
-	UserCodeRetryWait *int        `config:"user_code_failure_retry_delay"`
-	BlockPools        *blockPools `config:"block_op_concurrency_limited_runs"`
+	DequeueInterval   *int        `config:"dequeue_interval_seconds" help:"Has no effect: Slipway does not poll."`
+	UseThreads        *bool       `config:"dequeue_use_threads" help:"Has no effect: Slipway launches many runs at once."`
+	NumWorkers        *int        `config:"dequeue_num_workers" help:"Has no effect: launch_rate of a launcher bounds its launches."`
+	MaxUserCodeRetry  *int        `config:"max_user_code_failure_retries" help:"Has no effect: a launch is tried again as its launcher requires."`
+	UserCodeRetryWait *int        `config:"user_code_failure_retry_delay" help:"Has no effect, likewise."`
+	BlockPools        *blockPools `config:"block_op_concurrency_limited_runs" help:"Whether and when full pools hold runs back in the queue."`
 }
 
 type blockPools struct {
-	Enabled *bool `config:"enabled"`
-	Buffer  *int  `config:"op_concurrency_slot_buffer"`
+	Enabled *bool `config:"enabled" help:"Runs whose pools are full wait in the queue; default: true."`
+	Buffer  *int  `config:"op_concurrency_slot_buffer" help:"How many more runs than places are let through; default: 0."`
 }
 
 type limitsSection struct {
@@ -130,8 +131,22 @@ type limitsSection struct {
 
 type tagLimitSection struct {
 	Key   string        `config:"key" required:"true" help:"Key of the tag."`
-	Value config.Values `config:"value" help:"Its value, or {applyLimitPerUniqueValue: true} for a limit of each value; all values together if it is missing."`
+	Value config.Values `config:"value" help:"Its value, which may be empty, or {applyLimitPerUniqueValue: true} for a limit of each value; all values together if it is missing."`
 	Limit int           `config:"limit" required:"true" help:"Most runs in flight."`
+}
+
+// decode returns the limit. An absent value and null mean all values together.
+func (t tagLimitSection) decode() (TagLimit, error) {
+	limit := TagLimit{Key: t.Key, Limit: t.Limit}
+	if config.Tree(t.Value.Node) == nil {
+		return limit, nil
+	}
+	var section struct {
+		PerValue bool `config:"applyLimitPerUniqueValue" required:"true" help:"true for a limit of each value"`
+	}
+	isText, err := t.Value.Either(&limit.Value, &section)
+	limit.PerValue, limit.Empty = section.PerValue, isText && limit.Value == ""
+	return limit, err
 }
 
 type concurrency struct {
@@ -142,6 +157,16 @@ type concurrency struct {
 	} `config:"pools"`
 	Runs *limitsSection `config:"runs"`
 	Old  *int           `config:"default_op_concurrency_limit"`
+}
+
+// dagsterYAML returns a section of dagster.yaml. A key that Slipway does not know is one of a newer Dagster, since every
+// Dagster refuses keys that it does not know itself: it is ignored, with a warning.
+func (in *Instance) dagsterYAML(path string, n *yaml.Node, env config.Lookup) config.Values {
+	return config.Values{File: in.file, Path: path, Node: n, Env: env, Literal: true, Unknown: func(p *config.Problem) {
+		if !slices.ContainsFunc(in.Unknown, func(o *config.Problem) bool { return *o == *p }) { // some sections are decoded twice
+			in.Unknown = append(in.Unknown, p)
+		}
+	}}
 }
 
 // decode reads and checks dagster.yaml as Dagster does.
@@ -155,7 +180,7 @@ func (in *Instance) decode(doc *yaml.Node, env config.Lookup) (document, error) 
 		}
 		known = only(doc, names...)
 	}
-	if err := (config.Values{File: in.file, Node: known, Env: env, Literal: true}).Decode(&d); err != nil {
+	if err := in.dagsterYAML("", known, env).Decode(&d); err != nil {
 		return d, err
 	}
 	fail := func(setting, format string, args ...any) error {

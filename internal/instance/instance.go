@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ type Instance struct {
 	Settings    Settings
 	Launchers   map[string]Launcher
 	Router      *router.Router
+	Unknown     []*config.Problem // settings of dagster.yaml that Slipway does not know and ignores
 
 	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
 	file string         // path of dagster.yaml
@@ -83,8 +85,9 @@ func (o Only) Fits(r dagster.Run) bool {
 
 // TagLimit is one entry of tag_concurrency_limits.
 type TagLimit struct {
-	Key, Value string // Value "" with PerValue false: all runs that have the key
+	Key, Value string // Value "" with PerValue and Empty false: all runs that have the key
 	PerValue   bool   // applyLimitPerUniqueValue
+	Empty      bool   // the runs whose tag has the value ""
 	Limit      int
 }
 
@@ -189,17 +192,13 @@ func Fields(kinds []*launcher.Kind) []config.Field {
 }
 
 type queueSection struct {
-	limitsSection
+	runQueue
 	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
 	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon goes on with the others; a run must fit each part that is given."`
 }
 
 type monitoringSection struct {
-	Start   *int           `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
-	Cancel  *int           `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
-	MaxRun  *int           `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
-	Resumes *int           `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
-	Slots   *int           `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
+	RunMonitoring
 	Silence time.Duration  `config:"silence_timeout" default:"0" help:"A run of which nothing was heard for so long, and of whose worker the target says nothing either, is stopped and fails; 0: silence never fails a run."`
 	Phases  time.Duration  `config:"phases_after" default:"2s" help:"How long a worker must be in a phase of its start (waiting for a place, scheduled, pulling its image, pulled, started) for its run's log to tell of it; 0: each one is told of at once."`
 	Workers int            `config:"launch_attempts" default:"3" help:"How many workers a run may have in all, by deaths: again and next; Dagster's run retries count apart."`
@@ -233,8 +232,8 @@ const slotsAfter = 300
 // Deaths are the settings about dead workers, with the defaults behind what slipway.yaml says.
 func (in *Instance) Deaths() Deaths {
 	m := in.Settings.Monitoring
-	d := Deaths{Workers: m.Workers, Resumes: pick(m.Resumes, in.Monitoring.MaxResumeAttempts, 0)}
-	d.FreeSlots = time.Duration(pick(m.Slots, in.Monitoring.FreeSlotsAfter, slotsAfter)) * time.Second
+	d := Deaths{Workers: m.Workers, Resumes: pick(m.MaxResumeAttempts, in.Monitoring.MaxResumeAttempts, 0)}
+	d.FreeSlots = time.Duration(pick(m.FreeSlotsAfter, in.Monitoring.FreeSlotsAfter, slotsAfter)) * time.Second
 	for _, text := range m.Memory {
 		n, _ := config.ParseBytes(text) // Load has checked it
 		d.Memory = append(d.Memory, n)
@@ -298,7 +297,7 @@ const defaultTimeout = 180
 func (in *Instance) Timeouts() Timeouts {
 	s, d := in.Settings.Monitoring, in.Monitoring
 	return Timeouts{
-		Start: pick(s.Start, d.StartTimeout, defaultTimeout), Cancel: pick(s.Cancel, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRun, d.MaxRuntime, 0),
+		Start: pick(s.StartTimeout, d.StartTimeout, defaultTimeout), Cancel: pick(s.CancelTimeout, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRuntime, d.MaxRuntime, 0),
 	}
 }
 
@@ -351,6 +350,23 @@ func (w Web) Loopback() bool {
 	return w.Listen == "" || w.Listen == "off" || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
+// Address returns the host and port by which webservers reach the endpoint for cancelling. host is "" where none is set.
+func (t Terminate) Address() (host string, port int, err error) {
+	setting, address := "advertise", t.Advertise
+	if address == "" {
+		setting, address = "listen", t.Listen
+	}
+	if address == "" {
+		return "", 0, nil
+	}
+	host, text, err := net.SplitHostPort(address)
+	port, perr := strconv.Atoi(text)
+	if err != nil || perr != nil || host == "" || port < 1 {
+		return "", 0, &config.Problem{Setting: "terminate." + setting, Text: fmt.Sprintf("%q is not a host:port by which webservers reach this daemon: write one, as slipway.internal:4001", address)}
+	}
+	return host, port, nil
+}
+
 // checkOperation gives what is wrong with the settings of operation.
 func (s Settings) checkOperation(fail func(setting, format string, args ...any)) {
 	for i, w := range s.Maintenance {
@@ -378,6 +394,10 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 		fail("web.listen", "%q is not a host:port: write one, as 0.0.0.0:9870, or off", s.Web.Listen)
 	} else if !s.Web.Loopback() && s.Web.Token == "" {
 		fail("web.listen", "%s can be reached from other machines: set web.token, as {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+	}
+	_, _, err := s.Terminate.Address()
+	for _, p := range config.Problems(err) {
+		fail(p.Setting, "%s", p.Text)
 	}
 }
 
@@ -430,8 +450,11 @@ func errOr(err, other error) error {
 func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
 	in, err := load(home, env)
 	err = errors.Join(err, in.slipway(kinds, env))
-	if in.Settings.StorageURL.DirectURL == "" {
+	switch {
+	case in.Settings.StorageURL.DirectURL == "":
 		err = errors.Join(err, in.auth)
+	case err == nil && in.Storage.URL == "":
+		err = in.Problem("storage.direct_url", "dagster.yaml's storage is SQLite in %s: leave direct_url out, or use the DAGSTER_HOME whose dagster.yaml has storage: {postgres: …}", in.Storage.BaseDir)
 	}
 	if err != nil {
 		return nil, err
@@ -519,7 +542,7 @@ func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error
 		var s struct {
 			BaseDir string `config:"base_dir" required:"true"`
 		}
-		err := config.Values{File: in.file, Path: "storage.sqlite", Node: n, Env: env, Literal: true}.Decode(&s)
+		err := in.dagsterYAML("storage.sqlite", n, env).Decode(&s)
 		in.Storage.BaseDir = s.BaseDir
 		return err
 	}
@@ -552,9 +575,7 @@ func (in *Instance) queue(d document, doc *yaml.Node) error {
 		if err := q.override(in.file, name, section.limitsSection); err != nil {
 			return err
 		}
-		if b := section.BlockPools; b != nil {
-			q.BlockPools, q.PoolBuffer = b.Enabled == nil || *b.Enabled, or(b.Buffer, 0)
-		}
+		q.block(section.BlockPools)
 	}
 	if c := d.Concurrency; c != nil {
 		q.DefaultPool = c.Old
@@ -604,6 +625,13 @@ func only(n *yaml.Node, keys ...string) *yaml.Node {
 	return out
 }
 
+// block lays block_op_concurrency_limited_runs over q.
+func (q *Queue) block(b *blockPools) {
+	if b != nil {
+		q.BlockPools, q.PoolBuffer = b.Enabled == nil || *b.Enabled, or(b.Buffer, 0)
+	}
+}
+
 // override lays the keys that a section has over q.
 func (q *Queue) override(file, section string, s limitsSection) error {
 	if s.MaxConcurrentRuns != nil {
@@ -616,20 +644,12 @@ func (q *Queue) override(file, section string, s limitsSection) error {
 		return nil
 	}
 	q.TagLimits = nil
+	var errs []error
 	for _, t := range *s.TagLimits {
-		limit := TagLimit{Key: t.Key, Limit: t.Limit}
-		switch v := config.Tree(t.Value.Node).(type) {
-		case nil:
-		case string:
-			limit.Value = v
-		case map[string]any:
-			limit.PerValue, _ = v["applyLimitPerUniqueValue"].(bool)
-		default:
-			return problem(t.Value.File, t.Value.Node, t.Value.Path, "a text or {applyLimitPerUniqueValue: true} is expected")
-		}
-		q.TagLimits = append(q.TagLimits, limit)
+		limit, err := t.decode()
+		q.TagLimits, errs = append(q.TagLimits, limit), append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
@@ -647,7 +667,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
 	}
 	if len(in.Settings.Launchers) == 0 {
-		if err := in.stockLauncher(kinds, file, doc); err != nil {
+		if err := in.stockLauncher(kinds, file, doc, env); err != nil {
 			return err
 		}
 	}
@@ -688,7 +708,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		mode, err := refMode(section.Ref)
 		if err != nil {
-			errs = append(errs, problem(file, section.Ref.Node, "launchers."+name+".instance", "%v", err))
+			errs = append(errs, err)
 		}
 		if section.Config.Path != "run_launcher.config" {
 			section.Config.File, section.Config.Path = file, "launchers."+name+".config"
@@ -716,6 +736,10 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	})
 	if unread == nil { // routes lead to launchers, all of which must be known
 		errs = append(errs, in.routes(file, doc))
+	}
+	if in.StockQueue.Charge != "" { // dagster.yaml's own limits could be read
+		_, err := in.QueueLimits()
+		errs = append(errs, err)
 	}
 	for _, p := range config.Problems(unread) { // a setting that could not be read has no value to check
 		errs = slices.DeleteFunc(errs, func(err error) bool {
@@ -751,24 +775,28 @@ func (in *Instance) steps(doc *yaml.Node, name string) error {
 }
 
 func refMode(v config.Values) (RefMode, error) {
-	switch t := config.Tree(v.Node).(type) {
-	case nil:
+	if config.Tree(v.Node) == nil {
 		return RefMode{}, nil
-	case string:
-		if t == "inherit" || t == "image" {
-			return RefMode{Image: t == "image"}, nil
-		}
-	case map[string]any:
-		if home, ok := t["dagster_home"].(string); ok && len(t) == 1 && filepath.IsAbs(home) {
-			return RefMode{Home: filepath.Clean(home)}, nil
-		}
 	}
-	return RefMode{}, errors.New("one of inherit, image and {dagster_home: /absolute/path} is expected")
+	var mode string
+	var section struct {
+		Home string `config:"dagster_home" required:"true" help:"the DAGSTER_HOME of the workers"`
+	}
+	isText, err := v.Either(&mode, &section)
+	switch {
+	case err != nil:
+		return RefMode{}, err
+	case isText && (mode == "inherit" || mode == "image"):
+		return RefMode{Image: mode == "image"}, nil
+	case !isText && filepath.IsAbs(section.Home):
+		return RefMode{Home: filepath.Clean(section.Home)}, nil
+	}
+	return RefMode{}, v.Problem("", "one of inherit, image and {dagster_home: /absolute/path} is expected")
 }
 
 // parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.
 func parkedTag(t TagLimit, o Only) bool {
-	if t.Limit != 0 || t.PerValue {
+	if t.Limit != 0 || t.PerValue || t.Empty {
 		return false
 	}
 	if want, ok := o.Tags[t.Key]; ok {
@@ -817,6 +845,7 @@ func (in *Instance) QueueLimits() (Queue, error) {
 	}
 	q.Only = s.Only
 	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) }) // no limit of ours
+	q.block(s.BlockPools)
 	err := q.override(file, "queue", s.limitsSection)
 	return q, err
 }

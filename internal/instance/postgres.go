@@ -46,7 +46,7 @@ var sqlalchemyScheme = regexp.MustCompile(`^postgres(ql)?(\+\w+)?://`)
 
 func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 	var s postgresSection
-	if err := (config.Values{File: in.file, Path: "storage.postgres", Node: n, Env: env, Literal: true}).Decode(&s); err != nil {
+	if err := in.dagsterYAML("storage.postgres", n, env).Decode(&s); err != nil {
 		return err
 	}
 	if s.Auth.Node != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -110,7 +111,11 @@ func (in *Instance) RefHasSecret() bool { return in.Storage.literal }
 
 func (in *Instance) settings() map[string]any {
 	settings := map[string]any{}
-	for _, k := range settingsKeys {
+	keys := slices.Clone(settingsKeys)
+	for _, p := range in.Unknown { // sections of a newer Dagster, which its workers read
+		keys = append(keys, p.Setting)
+	}
+	for _, k := range keys {
 		if v := in.tree[k]; !empty(v) {
 			settings[k] = v
 		}
@@ -261,6 +266,7 @@ func baseDir(n *yaml.Node, path string, env config.Lookup) (string, error) {
 		BaseDir string        `config:"base_dir" required:"true"`
 		Poll    config.Values `config:"polling_timeout"`
 	}
-	err := config.Values{File: "InstanceRef", Path: path, Node: n, Env: env, Literal: true}.Decode(&s)
+	in := Instance{file: "InstanceRef"}
+	err := in.dagsterYAML(path, n, env).Decode(&s)
 	return s.BaseDir, err
 }

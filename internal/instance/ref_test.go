@@ -1,10 +1,13 @@
 package instance_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/instance"
@@ -85,9 +88,8 @@ func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
 
 func TestLoadSaysWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ dagster, slipway, want string }{
-		"unknown key":         {"run_queu: {}\n", "", "dagster.yaml:1:1: run_queu: unknown setting"},
 		"bad type deep down":  {"run_monitoring: {start_timeout_seconds: soon}\n", "", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
-		"two at once":         {"nux: {enabld: true}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
+		"two at once":         {"nux: {enabled: x}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
 		"class without name":  {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
 		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster takes only one"},
 		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write them all under concurrency"},
@@ -152,6 +154,111 @@ run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_
 	}
 	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds, env); err != nil {
 		t.Errorf("an instance class with a key of its own: %v", err)
+	}
+}
+
+// What dagster.yaml has of a newer Dagster is ignored, said, and given on to workers.
+func TestLoadIgnoresANewerDagster(t *testing.T) {
+	yaml := "run_monitoring: {enabled: false, soon: 1}\nnewest: {enabled: true}\nrun_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 3, fairness: 1}}\n" +
+		"storage: {postgres: {postgres_url: 'postgresql://h/d', pool_size: 3}}\n"
+	in, err := instance.Load(home(t, yaml, ""), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range in.Unknown {
+		got = append(got, p.Setting)
+	}
+	slices.Sort(got)
+	if fmt.Sprint(got) != "[newest run_coordinator.config.fairness run_monitoring.soon storage.postgres.pool_size]" || in.StockQueue.MaxConcurrentRuns != 3 {
+		t.Errorf("Unknown = %v, limit %d", got, in.StockQueue.MaxConcurrentRuns)
+	}
+	if ref := string(in.WorkerRef()); !strings.Contains(ref, `"newest": {"enabled": true}`) || !strings.Contains(ref, `"soon": 1`) {
+		t.Errorf("WorkerRef() = %s", ref)
+	}
+}
+
+// A section of dagster.yaml that is copied into slipway.yaml is taken with every key, and means there what it meant.
+func TestSectionsCanBeCopied(t *testing.T) {
+	const monitoring = "{enabled: true, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 4, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}"
+	const queue = "{max_concurrent_runs: 3, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, " +
+		"block_op_concurrency_limited_runs: {enabled: false, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: b}]}"
+	stock, err := instance.Load(home(t, "run_queue: "+queue+"\nrun_monitoring: "+monitoring+"\n", ""), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := instance.Load(home(t, "", "queue: "+queue+"\nmonitoring: "+monitoring+"\n"), kinds, noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := stock.QueueLimits()
+	got, err := ours.QueueLimits()
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) || got.BlockPools || got.PoolBuffer != 1 {
+		t.Errorf("QueueLimits = %+v, %v, want %+v", got, err, want)
+	}
+	if ours.Timeouts() != stock.Timeouts() || ours.Timeouts() != (instance.Timeouts{Start: 1, Cancel: 2, MaxRuntime: 3}) || ours.Deaths().Resumes != 4 || ours.Deaths().FreeSlots != 7*time.Second {
+		t.Errorf("Timeouts = %+v, Deaths = %+v", ours.Timeouts(), ours.Deaths())
+	}
+}
+
+// The forms of a tag limit's value, and of other settings that are a text or a section, are decoded as every setting is.
+func TestTextsAndSections(t *testing.T) {
+	env := func(name string) (string, bool) {
+		return map[string]string{"TEAM": "etl", "HOME_THERE": "/there", "CLASS": "DefaultRunLauncher"}[name], name != "GONE"
+	}
+	for value, want := range map[string]instance.TagLimit{
+		"etl":                                {Value: "etl"},
+		"{env: TEAM}":                        {Value: "etl"},
+		"'${TEAM}'":                          {Value: "etl"},
+		"''":                                 {Empty: true},
+		"'${EMPTY}'":                         {Empty: true},
+		"null":                               {},
+		"7":                                  {Value: "7"},
+		"{applyLimitPerUniqueValue: true}":   {PerValue: true},
+		"{applyLimitPerUniqueValue: 'true'}": {PerValue: true},
+		"{applyLimitPerUniqueValue: '${PER:-on}'}": {PerValue: true},
+		"{applyLimitPerUniqueValue: false}":        {},
+	} {
+		in, err := instance.Load(home(t, "", "queue: {tag_concurrency_limits: [{key: team, limit: 1, value: "+value+"}]}\n"), kinds, func(name string) (string, bool) {
+			if name == "PER" {
+				return "", false
+			}
+			return env(name)
+		})
+		if err != nil {
+			t.Errorf("value: %s: %v", value, err)
+			continue
+		}
+		want.Key, want.Limit = "team", 1
+		if q, err := in.QueueLimits(); err != nil || len(q.TagLimits) != 1 || q.TagLimits[0] != want {
+			t.Errorf("value: %s: limits %+v, %v, want %+v", value, q.TagLimits, err, want)
+		}
+	}
+	for yaml, want := range map[string]string{
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueVal: true}}]}\n":    "slipway.yaml:1:61: queue.tag_concurrency_limits[0].value.applyLimitPerUniqueVal: unknown setting; did you mean applyLimitPerUniqueValue?",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: often}}]}\n": `"often" is neither true nor false`,
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {}}]}\n":                                "applyLimitPerUniqueValue: required",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: [b]}]}\n":                               "a single value is expected",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {env: GONE}}]}\n":                       "environment variable GONE is not set",
+		"launchers: {local: {kind: process, instance: {dagster_hom: /x}}}\n":                                "launchers.local.instance.dagster_hom: unknown setting; did you mean dagster_home?",
+		"launchers: {local: {kind: process, instance: '${GONE}'}}\n":                                        "environment variable GONE is not set",
+		"run_launcher: {module: m, class: '${GONE}'}\n":                                                     "run_launcher.class: environment variable GONE is not set",
+		"run_launcher: {module: m, class: C, cofnig: {}}\n":                                                 "run_launcher.cofnig: unknown setting; did you mean config?",
+		"run_launcher: {module: m}\n":                                                                       "run_launcher.class: required",
+	} {
+		if _, err := instance.Load(home(t, "", yaml), kinds, env); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%sLoad = %v, want %q", yaml, err, want)
+		}
+	}
+	in, err := instance.Load(home(t, "", "launchers: {a: {kind: process, instance: {dagster_home: '${HOME_THERE}'}}, b: {kind: process, instance: '${MODE:-image}'}}\ndefault: a\n"), kinds, func(name string) (string, bool) {
+		v, _ := env(name)
+		return v, v != ""
+	})
+	if err != nil || in.Launchers["a"].Ref.Home != "/there" || !in.Launchers["b"].Ref.Image {
+		t.Errorf("instance: %+v, %v", in.Launchers, err)
+	}
+	if _, err := instance.Load(home(t, "", "run_launcher: {module: dagster, class: '${CLASS}'}\n"), kinds, env); err != nil {
+		t.Errorf("a class by a variable: %v", err)
 	}
 }
 

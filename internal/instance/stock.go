@@ -14,13 +14,19 @@ import (
 // stockLauncher makes the launchers of a slipway.yaml that names none, from dagster.yaml's run_launcher: in place of DefaultRunLauncher, processes
 // of this machine and, for locations that have one, their own code server; in place of a launcher that a kind knows, that kind with the
 // same config; any other class is hosted by Python, if slipway.yaml says by which.
-func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml.Node) error {
-	where, section := in.file, path(in.doc, "run_launcher")
-	if own := in.Settings.RunLauncher.Node; own != nil {
-		where, section = file, own
+func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml.Node, env config.Lookup) error {
+	section := config.Values{File: in.file, Path: "run_launcher", Node: path(in.doc, "run_launcher"), Env: env, Literal: true}
+	if own := in.Settings.RunLauncher; own.Node != nil {
+		section = own
 	}
-	module, class := text(section, "module"), text(section, "class")
-	if section == nil || class == "DefaultRunLauncher" || class == "" {
+	var stock classSection
+	if section.Node != nil {
+		if err := section.Decode(&stock); err != nil {
+			return err
+		}
+	}
+	module, class := stock.Module, stock.Class
+	if section.Node == nil || class == "DefaultRunLauncher" {
 		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace, Settle: defaultSettle}}
 		if slices.ContainsFunc(kinds, func(k *launcher.Kind) bool { return k.Name == "codeserver" }) {
 			in.Settings.Launchers["code-server"] = launcherSection{Kind: "codeserver", Grace: defaultGrace, Settle: defaultSettle}
@@ -29,7 +35,8 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		}
 		return nil
 	}
-	l := launcherSection{Grace: defaultGrace, Settle: defaultSettle, Config: config.Values{File: where, Path: "run_launcher.config", Node: config.Child(section, "config")}}
+	l := launcherSection{Grace: defaultGrace, Settle: defaultSettle, Config: section}
+	l.Config.Path, l.Config.Node, l.Config.Literal = "run_launcher.config", config.Child(section.Node, "config"), false
 	name := "dagster"
 	i := known(kinds, module, class)
 	switch {
@@ -39,7 +46,7 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		l.Kind = "python"
 		l.Config.Node = mapping(l.Config.Node, "module", module, "class", class, "python", in.Settings.HostPython)
 	default:
-		return problem(where, section, "run_launcher", "Slipway does not know %s.%s; either write launchers: in %s, which then take its place, or have the class itself hosted: set run_launcher_python in that file to a Python that has it and Dagster", module, class, file)
+		return section.Problem("", "Slipway does not know %s.%s; either write launchers: in %s, which then take its place, or have the class itself hosted: set run_launcher_python in that file to a Python that has it and Dagster", module, class, file)
 	}
 	in.Settings.Launchers = map[string]launcherSection{name: l}
 	if config.Child(doc, "default") == nil {
@@ -56,13 +63,6 @@ func known(kinds []*launcher.Kind, module, class string) int {
 			return stock == class && (of == "*" || strings.HasPrefix(module, "dagster"))
 		})
 	})
-}
-
-func text(n *yaml.Node, key string) string {
-	if c := config.Child(n, key); c != nil {
-		return c.Value
-	}
-	return ""
 }
 
 // mapping makes a section of some texts and, as config, what there is already.

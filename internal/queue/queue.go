@@ -39,8 +39,9 @@ const defaultPage = 100
 
 // TagLimit bounds the runs in flight that share a tag.
 type TagLimit struct {
-	Key, Value string // Value "" with PerValue false: all runs that have the key
+	Key, Value string // Value "" with PerValue and Empty false: all runs that have the key
 	PerValue   bool   // one bound for each value
+	Empty      bool   // the runs whose tag has the value ""
 	Limit      int
 }
 
@@ -174,7 +175,9 @@ type counter struct {
 func newCounter(limits []TagLimit, active []Entry) *counter {
 	c := &counter{}
 	for i, l := range limits { // of two about the same, the last holds, as in Dagster
-		if !slices.ContainsFunc(limits[i+1:], func(o TagLimit) bool { return o.Key == l.Key && o.Value == l.Value && o.PerValue == l.PerValue }) {
+		if !slices.ContainsFunc(limits[i+1:], func(o TagLimit) bool {
+			return o.Key == l.Key && o.Value == l.Value && o.PerValue == l.PerValue && o.Empty == l.Empty
+		}) {
 			c.limits, c.counts = append(c.limits, l), append(c.counts, map[string]int{})
 		}
 	}
@@ -192,7 +195,7 @@ func (l TagLimit) bucket(r dagster.Run) (string, bool) {
 		return "", false
 	case l.PerValue:
 		return v, true
-	case l.Value == "":
+	case l.Value == "" && !l.Empty:
 		return "", true
 	}
 	return "", v == l.Value

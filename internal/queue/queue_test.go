@@ -53,6 +53,8 @@ func TestPick(t *testing.T) {
 		"zero launches nothing":                   {"a", "", 0, nil, "", ""},
 		"priority first, then order":              {"a b:priority=1 c:priority=5 d:priority=1", "", 3, nil, "", "c b d"},
 		"a priority below zero is last":           {"a:priority=-1 b:priority=x c", "", 10, nil, "", "b c a"},
+		"priorities beyond int64":                 {"a:priority=18446744073709551616 b:priority=-18446744073709551616 c:priority=36893488147419103232 d", "", 10, nil, "", "c a d b"},
+		"the empty value is limited":              {"a:team= b:team= c:team=x d", "", 10, []queue.TagLimit{{Key: "team", Empty: true, Limit: 1}}, "", "a c d"},
 		"a tag's value is limited":                {"a:team=x b:team=x c:team=y", "", 10, team, "", "a c"},
 		"runs in flight count for tags":           {"a:team=x b:team=y", "z:team=x", 10, team, "", "b"},
 		"each value has its own":                  {"a:team=x b:team=y c:team=x d", "", 10, each, "", "a b d"},

@@ -128,8 +128,8 @@ func Kind() *launcher.Kind {
 		Stock:  "dagster_k8s.K8sRunLauncher dagster_celery_k8s.CeleryK8sRunLauncher",
 		Steps:  steps,
 		FailsWithRun: func(v config.Values) bool {
-			n := config.Child(v.Node, "fail_pod_on_run_failure")
-			return n != nil && config.Scalar(n) == true
+			c, err := decode(v)
+			return err == nil && c.FailPod // Open has reported the error
 		},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, nil, log)
