@@ -288,17 +288,17 @@ func TestAdopt(t *testing.T) {
 		ok               bool
 		want             string
 	}{
-		"nothing is done":                {"", "", nil, false, "to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
-		"the old limit is kept":          {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
-		"in the section that is there":   {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false, "  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
-		"all of it":                      {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
-		"the monitor is on":              {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "to do: in HOME/dagster.yaml\n\n  run_monitoring: {enabled: false}"},
-		"a location, not done":           {"", "", []string{"--location", "etl"}, false, "- {key: dagster/code_location, value: etl, limit: 0}"},
-		"a location, half":               {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "to do: in HOME/dagster.yaml"},
-		"a location, all of it":          {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
+		"nothing is done":              {"", "", nil, false, "to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
+		"the old limit is kept":        {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
+		"in the section that is there": {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false, "  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
+		"all of it":                    {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
+		"the monitor is on":            {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "to do: in HOME/dagster.yaml\n\n  run_monitoring:\n    enabled: false"},
+		"a location, not done":         {"", "", []string{"--location", "etl"}, false, "tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]"},
+		"a location, half":             {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "to do: in HOME/dagster.yaml"},
+		"a location, all of it":        {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
+		"as JSON":                      {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
 		"webservers are on this machine": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {local_only: true}\n", nil, false, "done: in  HOME/slipway.yaml\n\n  terminate: {local_only: true}\n"},
 		"webservers are told an address": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {advertise: 'slipway:4001'}\n", nil, false, "terminate: {advertise: \"slipway:4001\"}\n"},
-		"as JSON":                        {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
 	} {
 		home := t.TempDir()
 		for file, text := range map[string]string{"dagster.yaml": c.dagster, "slipway.yaml": c.slipway} {

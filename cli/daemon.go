@@ -16,19 +16,12 @@ func (p *program) daemonCommand() *cobra.Command {
 		Long: `Launches the runs that Dagster queues and watches their workers, until it is stopped.
 
 Stopping it (SIGTERM, Ctrl-C) leaves running workers alone; started again, it finds them.
-A second daemon on the same instance stands by and takes over when the first one ends.
+A second daemon on the same instance stands by and takes over when the first one ends. SIGHUP has
+it read dagster.yaml and slipway.yaml again; if anything is wrong with them, nothing changes.
 
-dagster-daemon stays for schedules, sensors and backfills, with its own launching off. Put this
-into the dagster.yaml that it reads:
-
-  run_queue: {max_concurrent_runs: 0}
-  run_monitoring: {enabled: false}
-
-and Slipway's own limit into slipway.yaml beside it:
-
-  queue: {max_concurrent_runs: 10}
-
-slipway adopt prints these edits for your instance, also for some code locations only, and checks them.`,
+dagster-daemon stays for schedules, sensors and backfills, with its own launching off. slipway adopt
+prints the edits of dagster.yaml and slipway.yaml for your instance, also for some code locations
+only, and checks them.`,
 		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  slipway daemon --observe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := p.log()

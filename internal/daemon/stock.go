@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
@@ -25,7 +26,7 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 	if d.Instance.Settings.Coexist {
 		return nil
 	}
-	file := d.Instance.Home + "/dagster.yaml"
+	park, unmonitor := d.Instance.Park()
 	monitor, err := d.beatOf(ctx, monitorDaemon)
 	if err != nil {
 		return err
@@ -39,19 +40,26 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 				return err
 			}
 			if now.At.After(monitor.At) {
-				return fmt.Errorf("dagster-daemon monitors runs of this instance and would fail workers that it does not know: set enabled: false under run_monitoring in %s and restart dagster-daemon; or set coexist: true in slipway.yaml if you know better", file)
+				return fmt.Errorf("dagster-daemon monitors runs of this instance and would fail workers that it does not know: %s, then restart dagster-daemon and dagster-webserver; or set coexist: true in slipway.yaml if you know better", unmonitor)
 			}
 		}
 	}
-	if !d.Instance.Parks() || d.Instance.MonitorsRun {
-		d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides Slipway; add run_queue: {max_concurrent_runs: 0} and run_monitoring: {enabled: false}", "file", file)
+	for _, e := range []instance.Edit{park, unmonitor} {
+		if !e.Done {
+			d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides Slipway", "fix", e.String())
+		}
 	}
 	return nil
 }
 
 // parkAdvice tells how to park dagster-daemon.
 func (d *Daemon) parkAdvice() string {
-	return fmt.Sprintf("Set max_concurrent_runs: 0 under run_queue in the dagster.yaml that dagster-daemon reads (%s/dagster.yaml, or one of its own) and restart dagster-daemon. Slipway's own limit goes into slipway.yaml: queue: {max_concurrent_runs: 10}.", d.Instance.Home)
+	park, _ := d.Instance.Park()
+	text := "To park it, " + park.String() + ", or in a dagster.yaml of its own, then restart dagster-daemon and dagster-webserver"
+	if d.Instance.Settings.Queue.MaxConcurrentRuns == nil {
+		text += "; for Slipway's own limit, " + d.Instance.Limit().String()
+	}
+	return text + "; slipway adopt prints these edits."
 }
 
 // beatOf reads the heartbeat of a daemon type that is not ours; the zero one if there is none.

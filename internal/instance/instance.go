@@ -807,8 +807,9 @@ func parkedTag(t TagLimit, o Only) bool {
 
 // Parks says whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches: by max_concurrent_runs: 0, or,
 // with queue.only, by tag limits of 0 for each of its locations or one of its tags.
-func (in *Instance) Parks() bool {
-	o := in.Settings.Queue.Only
+func (in *Instance) Parks() bool { return in.parks(in.Settings.Queue.Only) }
+
+func (in *Instance) parks(o Only) bool {
 	parked := map[string]bool{}
 	for _, t := range in.StockQueue.TagLimits {
 		if parkedTag(t, o) {
