@@ -120,7 +120,7 @@ func (p *program) unpauseCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "unpause", Short: "Let launches go that were paused", Args: cobra.NoArgs,
-		Long:    "Takes away the pause of the instance, or of the part of it that the flags name, as it was set with the same flags; or all pauses. Maintenance windows of slipway.yaml stay.",
+		Long:    "Takes away the pause of the instance, or of the part of it that the flags name, as it was set with the same flags; or all pauses. A maintenance window of slipway.yaml that holds the same part ends with it and begins again at its next time.",
 		Example: "  slipway unpause\n  slipway unpause --launcher aci\n  slipway unpause --all",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.unpause(cmd.Context(), in, s, w, all) })
@@ -136,26 +136,32 @@ func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.
 	if err != nil {
 		return err
 	}
-	key := ""
-	if !all {
-		pause, err := w.pause(in)
-		if key = pause.Key(); err != nil {
+	pause, err := w.pause(in)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	set := map[string]string{} // entries to write; "" takes one away
+	for key := range entries {
+		if (all || key == pause.Key()) && !strings.HasPrefix(key, queue.PausePrefix+string(queue.Ended)) {
+			set[key] = ""
+		}
+	}
+	for _, window := range daemon.Windows(in, entries, now) {
+		if all || window.Key() == pause.Key() {
+			end := window.End(me(), now)
+			set[end.Key()] = end.Text()
+		}
+	}
+	if len(set) == 0 && !all {
+		return fmt.Errorf("launches of %s are not paused; slipway status shows what is", pause)
+	}
+	for key, text := range set {
+		if err := s.SetEntry(ctx, key, text); err != nil {
 			return err
 		}
-		if _, ok := entries[key]; !ok {
-			return fmt.Errorf("launches of %s are not paused; slipway status shows what is", pause)
-		}
 	}
-	n := 0
-	for k := range entries {
-		if all || k == key {
-			if err := s.SetEntry(ctx, k, ""); err != nil {
-				return err
-			}
-			n++
-		}
-	}
-	return p.say(map[string]int{"taken_away": n}, "%s taken away\n", count(n, "pause"))
+	return p.say(map[string]int{"taken_away": len(set)}, "%s taken away\n", count(len(set), "pause"))
 }
 
 func (p *program) drainCommand() *cobra.Command {

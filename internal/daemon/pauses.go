@@ -18,28 +18,45 @@ const pausesInterval = time.Second
 // holding are the pauses among entries of kvs, and the windows of slipway.yaml, that hold at a time. What cannot be understood is an error each and holds nothing.
 func holding(in *instance.Instance, entries map[string]string, now time.Time) ([]queue.Pause, []error) {
 	pauses, bad := queue.ParsePauses(entries)
-	pauses = slices.DeleteFunc(pauses, func(p queue.Pause) bool { return p.Over(now) })
-	return append(windows(in, now), pauses...), bad
+	open := windows(in, pauses, now)
+	pauses = slices.DeleteFunc(pauses, func(p queue.Pause) bool { return p.Over(now) || p.Scope == queue.Ended })
+	return append(open, pauses...), bad
 }
 
-// windows are the maintenance windows that are open.
-func windows(in *instance.Instance, now time.Time) []queue.Pause {
+// Windows are the maintenance windows that hold at a time, given the entries of kvs that begin with [queue.PausePrefix].
+func Windows(in *instance.Instance, entries map[string]string, now time.Time) []queue.Pause {
+	pauses, _ := queue.ParsePauses(entries) // what cannot be read ends no window
+	return windows(in, pauses, now)
+}
+
+// windows are the maintenance windows that are open and that no pause of scope Ended has ended.
+func windows(in *instance.Instance, pauses []queue.Pause, now time.Time) []queue.Pause {
+	ended := map[string]time.Time{} // by scope and value
+	for _, p := range pauses {
+		if p.Scope == queue.Ended {
+			ended[p.Value] = p.Since
+		}
+	}
 	var out []queue.Pause
 	for i, w := range in.Settings.Maintenance {
 		begins, err := w.Begins()
 		if err != nil {
 			continue // Load has refused it
 		}
-		since := begins.Next(now.Add(-w.For))
-		if since.After(now) {
-			continue
-		}
-		p := queue.Pause{Scope: queue.OfInstance, By: fmt.Sprintf("slipway.yaml, maintenance[%d]", i), Why: w.Why, Since: since, Until: since.Add(w.For)}
+		p := queue.Pause{Scope: queue.OfInstance, By: fmt.Sprintf("slipway.yaml, maintenance[%d]", i), Why: w.Why}
 		for scope, value := range map[queue.Scope]string{queue.OfLauncher: w.Launcher, queue.OfLocation: w.Location, queue.OfJob: w.Job, queue.OfTag: w.Tag} {
 			if value != "" {
 				p.Scope, p.Value = scope, value
 			}
 		}
+		after := now.Add(-w.For)
+		if end := ended[string(p.Scope)+"/"+p.Value]; end.After(after) {
+			after = end
+		}
+		if p.Since = begins.Next(after); p.Since.After(now) {
+			continue
+		}
+		p.Until = p.Since.Add(w.For)
 		out = append(out, p)
 	}
 	return out

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func TestMaintenanceWindows(t *testing.T) {
 		26 * time.Hour: "", 27*time.Hour + 31*time.Minute: "job daily",
 	} {
 		got := ""
-		for _, p := range windows(in, sunday.Add(at)) {
+		for _, p := range windows(in, nil, sunday.Add(at)) {
 			if got != "" {
 				got += ", "
 			}
@@ -30,6 +31,43 @@ func TestMaintenanceWindows(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s after Sunday began: %q is paused, want %q", at, got, want)
+		}
+	}
+}
+
+// A window that was ended by hand is over until it begins again, and no other one is.
+func TestWindowsEndEarly(t *testing.T) {
+	in := &instance.Instance{Settings: instance.Settings{Maintenance: []instance.Window{
+		{Cron: "CRON_TZ=UTC 0 2 * * *", For: 2 * time.Hour, Job: "a"}, {Cron: "CRON_TZ=UTC 0 3 * * *", For: 2 * time.Hour, Job: "a"}, {Cron: "CRON_TZ=UTC 0 2 * * *", For: 4 * time.Hour, Job: "b"},
+	}}}
+	day := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
+	entries := map[string]string{}
+	held := func(at time.Duration) string {
+		t.Helper()
+		pauses, bad := holding(in, entries, day.Add(at))
+		if len(bad) > 0 {
+			t.Fatal(bad)
+		}
+		var names []string
+		for _, p := range pauses {
+			names = append(names, p.String())
+		}
+		return strings.Join(names, ", ")
+	}
+	if got := held(150 * time.Minute); got != "job a, job b" {
+		t.Fatalf("before: %q is paused", got)
+	}
+	for _, w := range Windows(in, entries, day.Add(150*time.Minute)) {
+		if w.Value == "a" {
+			end := w.End("ann", day.Add(150*time.Minute))
+			entries[end.Key()] = end.Text()
+		}
+	}
+	for at, want := range map[time.Duration]string{
+		150 * time.Minute: "job b", 179 * time.Minute: "job b", 181 * time.Minute: "job a, job b", 299 * time.Minute: "job a, job b", 301 * time.Minute: "job b", 26*time.Hour + time.Minute: "job a, job b",
+	} {
+		if got := held(at); got != want {
+			t.Errorf("%s after the day began: %q is paused, want %q", at, got, want)
 		}
 	}
 }

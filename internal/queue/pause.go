@@ -28,7 +28,15 @@ const (
 	OfLocation Scope = "location"
 	OfJob      Scope = "job"
 	OfTag      Scope = "tag" // its value is KEY=VALUE
+	// Ended is no pause: its value is the scope and value of maintenance windows, SCOPE/VALUE, and those of them that had
+	// begun at Since hold nothing any more.
+	Ended Scope = "ended"
 )
+
+// End returns the entry that ends the maintenance windows which hold as p does.
+func (p Pause) End(by string, now time.Time) Pause {
+	return Pause{Scope: Ended, Value: string(p.Scope) + "/" + p.Value, By: by, Since: now, Until: p.Until}
+}
 
 // Pause holds back launches until it is taken away or its time is over. Runs in flight go on.
 type Pause struct {
