@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/internal/agent"
+	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/execute"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -162,12 +163,34 @@ func (p *program) instance() (*instance.Instance, error) {
 // open opens the instance's storage. The caller closes it.
 func open(ctx context.Context, in *instance.Instance) (storage.Store, error) {
 	if url := in.Settings.StorageURL.DirectURL; url != "" {
-		return postgres.Open(ctx, url)
+		s, err := postgres.Open(ctx, url)
+		if err == nil {
+			err = sameInstance(ctx, in, s)
+		}
+		if err != nil && s != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		return s, err
 	}
 	if in.Storage.URL != "" {
 		return postgres.Open(ctx, in.Storage.URL)
 	}
 	return sqlite.Open(ctx, in.Storage.BaseDir)
+}
+
+// sameInstance refuses a direct_url that leads to another instance than dagster.yaml's own address does. It can only
+// tell where that address can be used from here: that of an auth_provider cannot.
+func sameInstance(ctx context.Context, in *instance.Instance, s storage.Store) error {
+	theirs, err := postgres.InstanceIDAt(ctx, in.Storage.URL)
+	if err != nil || theirs == "" {
+		return nil
+	}
+	ours, err := s.InstanceID(ctx)
+	if err == nil && ours != theirs {
+		problem := in.Problem("storage.direct_url", "it leads to another instance: run_storage_id is %s there and %s in the storage of dagster.yaml; write the address of the same database", ours, theirs)
+		err = storage.Setting(&storage.Fault{Code: string(daemon.CodeOtherInstance), Fix: "set it to the same server and database that dagster.yaml names, without the pooler", Err: problem})
+	}
+	return err
 }
 
 // withStore runs f with the instance's storage.

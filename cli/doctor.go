@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,9 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/internal/daemon"
-	"github.com/slipway-run/slipway/internal/instance"
-	"github.com/slipway-run/slipway/internal/storage"
-	"github.com/slipway-run/slipway/internal/storage/postgres"
 )
 
 // errSick ends slipway doctor where something must be done.
@@ -76,31 +72,6 @@ func (p *program) examine(cmd *cobra.Command) ([]daemon.Symptom, error) {
 	if err != nil {
 		return append(found, daemon.StorageSymptom("the storage cannot be opened", err)), nil
 	}
-	found = append(found, otherInstance(cmd.Context(), in, s)...)
 	log := slog.New(slog.DiscardHandler)
 	return append(found, daemon.Doctor(cmd.Context(), in, s, log)...), s.Close()
-}
-
-// otherInstance compares the storage of direct_url with that of dagster.yaml.
-func otherInstance(ctx context.Context, in *instance.Instance, s storage.Store) []daemon.Symptom {
-	if in.Settings.StorageURL.DirectURL == "" || in.Storage.URL == "" {
-		return nil
-	}
-	ours, err := s.InstanceID(ctx)
-	if err != nil {
-		return nil // the doctor finds out
-	}
-	const setting = "storage.direct_url in slipway.yaml"
-	switch theirs, err := postgres.InstanceIDAt(ctx, in.Storage.URL); {
-	case err != nil:
-		f := daemon.StorageSymptom("the storage of dagster.yaml cannot be compared with "+setting, err)
-		f.Level = daemon.Worth
-		return []daemon.Symptom{f}
-	case theirs != ours:
-		return []daemon.Symptom{{
-			Level: daemon.Bad, Code: daemon.CodeOtherInstance, What: fmt.Sprintf("%s leads to another instance (%s) than dagster.yaml (%s)", setting, ours, theirs),
-			Fix: "set it to the same server and database that dagster.yaml names, without the pooler",
-		}}
-	}
-	return nil
 }

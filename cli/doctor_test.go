@@ -466,7 +466,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				}
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeOtherInstance, what: "storage.direct_url in slipway.yaml leads to another instance", fix: "the same server and database",
+			level: daemon.Bad, code: daemon.CodeOtherInstance, what: "storage.direct_url: it leads to another instance", fix: "the same server and database",
 		},
 		"a database that is read-only": {
 			make: func(t *testing.T) string {

@@ -138,7 +138,7 @@ func (s *Store) checkSession(ctx context.Context) error {
 	if both {
 		f := poolerFault
 		f.Err = errors.New("postgres: the storage's address leads to a pooler that shares connections between statements (PgBouncer in transaction mode, RDS Proxy): set storage.direct_url in slipway.yaml to the server's own address")
-		return &f
+		return storage.Setting(&f)
 	}
 	if err = errors.Join(err, uerr); err != nil {
 		return maybePooler(err)

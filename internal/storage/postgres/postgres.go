@@ -78,7 +78,7 @@ const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES ('id
 const connectTimeout = 5 * time.Second
 
 // errAddress stands for the error of an address, which would show the password.
-var errAddress = errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected")
+var errAddress = storage.Setting(errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected"))
 
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
 func Open(ctx context.Context, address config.Secret) (*Store, error) {
