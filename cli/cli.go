@@ -107,7 +107,7 @@ slipway.yaml there, beside dagster.yaml.`,
 	root.SetErr(p.err)
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.home, "home", "", "the instance's folder (default: $DAGSTER_HOME)")
-	flags.StringVar(&p.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level of slipway.yaml)")
 	flags.BoolVar(&p.logJSON, "log-json", false, "log as JSON")
 	flags.BoolVar(&p.json, "json", false, "print results as JSON")
 	root.AddCommand(
@@ -117,17 +117,18 @@ slipway.yaml there, beside dagster.yaml.`,
 	return root
 }
 
-func (p *program) log() (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(p.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %s: debug, info, warn or error is expected", p.logLevel)
+// log makes a log and the level that bounds it, which is --log-level, else info.
+func (p *program) log() (*slog.Logger, *slog.LevelVar, error) {
+	level := &slog.LevelVar{}
+	if err := level.UnmarshalText([]byte(p.logLevel)); p.logLevel != "" && err != nil {
+		return nil, nil, fmt.Errorf("--log-level %s: debug, info, warn or error is expected", p.logLevel)
 	}
 	o := &slog.HandlerOptions{Level: level}
 	if p.logJSON {
 		o.ReplaceAttr = durations
-		return slog.New(slog.NewJSONHandler(p.err, o)), nil
+		return slog.New(slog.NewJSONHandler(p.err, o)), level, nil
 	}
-	return slog.New(slog.NewTextHandler(p.err, o)), nil
+	return slog.New(slog.NewTextHandler(p.err, o)), level, nil
 }
 
 // durations writes durations with their unit, as the text form of the log does, and not as nanoseconds.

@@ -95,24 +95,63 @@ func parked(t *testing.T, daemon bool, slipwayYAML string) string {
 // start starts a daemon and gives the file of its log.
 func start(t *testing.T, home string, flags ...string) string {
 	t.Helper()
+	return launch(t, home, flags...).log
+}
+
+// daemonProcess is a daemon that a test started.
+type daemonProcess struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	log string // file
+	end chan struct{}
+}
+
+// launch is start for a test that sends signals.
+func launch(t *testing.T, home string, flags ...string) *daemonProcess {
+	t.Helper()
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, testenv.Build(t, "slipway"), append([]string{"daemon", "--home", home}, flags...)...)
-	cmd.Stderr = log
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = time.Minute
-	if err := cmd.Start(); err != nil {
+	d := &daemonProcess{t: t, log: log.Name(), end: make(chan struct{})}
+	d.cmd = exec.Command(testenv.Build(t, "slipway"), append([]string{"daemon", "--home", home}, flags...)...)
+	d.cmd.Stderr = log
+	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() { _ = d.cmd.Wait(); close(d.end) }() // stop waits for it
 	t.Cleanup(func() {
-		stop()
-		_ = cmd.Wait() // ended by the signal
+		d.stop()
 		_ = log.Close()
 	})
-	return log.Name()
+	return d
+}
+
+// stop ends it as a user would.
+func (d *daemonProcess) stop() {
+	_ = d.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-d.end:
+	case <-time.After(time.Minute):
+		_ = d.cmd.Process.Kill()
+		<-d.end
+	}
+}
+
+func (d *daemonProcess) output() string {
+	text, err := os.ReadFile(d.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// says waits until it has written a text so many times.
+func (d *daemonProcess) says(times int, text string) {
+	d.t.Helper()
+	testenv.Eventually(d.t, time.Minute, func() (bool, string) {
+		return strings.Count(d.output(), text) >= times, fmt.Sprintf("%q is not there %d times:\n%s", text, times, d.output())
+	})
 }
 
 func enqueued(t *testing.T, home string, args ...string) string {
@@ -288,15 +327,15 @@ func TestAdopt(t *testing.T) {
 		ok               bool
 		want             string
 	}{
-		"nothing is done":              {"", "", nil, false, "to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
-		"the old limit is kept":        {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
-		"in the section that is there": {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false, "  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
-		"all of it":                    {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
-		"the monitor is on":            {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "to do: in HOME/dagster.yaml\n\n  run_monitoring:\n    enabled: false"},
-		"a location, not done":         {"", "", []string{"--location", "etl"}, false, "tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]"},
-		"a location, half":             {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "to do: in HOME/dagster.yaml"},
-		"a location, all of it":        {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
-		"as JSON":                      {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
+		"nothing is done":                {"", "", nil, false, "to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
+		"the old limit is kept":          {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
+		"in the section that is there":   {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false, "  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
+		"all of it":                      {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
+		"the monitor is on":              {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "to do: in HOME/dagster.yaml\n\n  run_monitoring:\n    enabled: false"},
+		"a location, not done":           {"", "", []string{"--location", "etl"}, false, "tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]"},
+		"a location, half":               {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "to do: in HOME/dagster.yaml"},
+		"a location, all of it":          {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
+		"as JSON":                        {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
 		"webservers are on this machine": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {local_only: true}\n", nil, false, "done: in  HOME/slipway.yaml\n\n  terminate: {local_only: true}\n"},
 		"webservers are told an address": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {advertise: 'slipway:4001'}\n", nil, false, "terminate: {advertise: \"slipway:4001\"}\n"},
 	} {

@@ -1,6 +1,11 @@
 package cli
 
 import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
 	"github.com/spf13/cobra"
 
 	"github.com/slipway-run/slipway/internal/daemon"
@@ -24,24 +29,44 @@ prints the edits of dagster.yaml and slipway.yaml for your instance, also for so
 only, and checks them.`,
 		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  slipway daemon --observe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := p.log()
-			if err != nil {
-				return err
-			}
-			err = p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
-				d := &daemon.Daemon{Instance: in, Store: s, Log: log, Worker: goWorker(), Metrics: web.NewMetrics(Version)}
-				if observe {
-					return d.Observe(cmd.Context())
-				}
-				return d.Run(cmd.Context())
-			})
-			if err != nil && cmd.Context().Err() != nil { // asked to stop while it began, which is no failure
-				log.InfoContext(cmd.Context(), "stopped before it led", "interrupted", err)
-				return nil
-			}
-			return err
+			return p.daemon(cmd.Context(), observe)
 		},
 	}
 	cmd.Flags().BoolVar(&observe, "observe", false, "decide and log, write nothing and launch nothing")
 	return cmd
+}
+
+func (p *program) daemon(ctx context.Context, observe bool) error {
+	in, err := p.instance()
+	if err != nil {
+		return err
+	}
+	log, level, err := p.log()
+	if err != nil {
+		return err
+	}
+	setLevel := func(in *instance.Instance) {
+		if p.logLevel == "" {
+			_ = level.UnmarshalText([]byte(in.Settings.LogLevel)) // Load has checked it
+		}
+	}
+	setLevel(in)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	d := &daemon.Daemon{
+		Instance: in, Log: log, Worker: goWorker(), Metrics: web.NewMetrics(Version), Systemd: daemon.NewSystemd(), Reloads: hangups, Load: p.instance,
+		Reloaded: setLevel, Open: func(ctx context.Context) (storage.Store, error) { return open(ctx, in) },
+	}
+	if observe {
+		d.Load = nil
+		err = d.Observe(ctx)
+	} else {
+		err = d.Run(ctx)
+	}
+	if err != nil && ctx.Err() != nil { // asked to stop while it began, which is no failure
+		log.InfoContext(ctx, "stopped before it led", "interrupted", err)
+		return nil
+	}
+	return err
 }

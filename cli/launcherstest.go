@@ -82,7 +82,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 	log := slog.New(slog.DiscardHandler)
 	if c.verbose {
 		var err error
-		if log, err = c.log(); err != nil {
+		if log, _, err = c.log(); err != nil {
 			return launchertest.Target{}, err
 		}
 	}

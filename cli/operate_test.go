@@ -316,7 +316,7 @@ func TestUnknownStatus(t *testing.T) {
 func TestDurationsInTheLog(t *testing.T) {
 	var out strings.Builder
 	p := &program{err: &out, logLevel: "info", logJSON: true}
-	log, err := p.log()
+	log, _, err := p.log()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -290,6 +290,9 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 	if st.Elsewhere > 0 {
 		t.row("on other hosts", fmt.Sprintf("%d workers, which the leader cannot see: a daemon there must lead", st.Elsewhere))
 	}
+	for _, u := range st.Unwatched {
+		t.row("not watched", fmt.Sprintf("%s; %s", u, u.Fix()))
+	}
 	for _, r := range slices.Sorted(maps.Keys(st.Waiting)) {
 		if n := st.Waiting[r]; n > 0 {
 			t.row(fmt.Sprintf("waiting for %s", r), n)

@@ -18,6 +18,7 @@ const (
 	CodeDagsterDaemon  Code = "dagster_daemon"
 	CodeLeader         Code = "leader"
 	CodeElsewhere      Code = "worker_elsewhere"
+	CodeUnwatched      Code = "unwatched"
 	CodeStatus         Code = "status"
 	CodeTerminate      Code = "terminate"
 	CodeLauncherConfig Code = "launcher_config"

@@ -50,12 +50,19 @@ type Daemon struct {
 	Worker []string
 	// Metrics are kept and served with the daemon's health and status; nil: neither.
 	Metrics *web.Metrics
+	// Open opens the storage where Store is nil. The daemon waits while it fails, but for a [storage.SettingError].
+	Open func(context.Context) (storage.Store, error)
+	// Each value of Reloads has Load read the settings again, and Reloaded called with those that are in force then.
+	Reloads  <-chan os.Signal
+	Load     func() (*instance.Instance, error)
+	Reloaded func(*instance.Instance)
+	// Systemd is told how the daemon is; nil: nobody is.
+	Systemd *Systemd
 
-	pauses   atomic.Pointer[[]queue.Pause]
-	waiting  atomic.Pointer[queue.Waiting]
-	answered atomic.Pointer[time.Time] // the storage, the last time
-	rival    atomic.Pointer[rival]     // of the lead; nil while there is none, or no guard
-	web      string                    // address; "" for none
+	pauses  atomic.Pointer[[]queue.Pause]
+	waiting atomic.Pointer[queue.Waiting]
+	shared  *shared
+	rival   atomic.Pointer[rival] // of the lead; nil while there is none, or no guard
 
 	id      string // of this process
 	name    string // of the instance
@@ -73,32 +80,59 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.Log = slog.New(newSeldom(d.Log.Handler()))
 	d.id = fmt.Sprintf(idPrefix+"%s-%d-%s", host, os.Getpid(), uuid.NewString()[:8])
+	d.shared = &shared{}
+	d.Systemd.Ready()
+	defer d.Systemd.Stopping()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.serveWeb(ctx) })
+	g.Go(func() error { return d.Systemd.watch(ctx, d.alive) })
+	g.Go(func() error { return d.start(ctx) })
+	return g.Wait()
+}
+
+// start waits until the storage can be used, and then does the daemon's work until ctx ends.
+func (d *Daemon) start(ctx context.Context) (err error) {
+	if d.Store == nil {
+		if err = d.wait(ctx, d.open); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.Store.Close()) }()
+	}
+	for _, try := range []func(context.Context) error{d.checkWritable, d.findName, d.checkName} {
+		if err := d.wait(ctx, try); err != nil {
+			return err
+		}
+	}
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
+	now := time.Now()
+	d.shared.answered.Store(&now)
+	d.shared.use(d)
 	defer func() {
-		if err := CloseTargets(d.targets); err != nil {
-			d.Log.Warn("a launcher did not close", "err", err)
-		}
+		last, was := d.shared.run()
+		last.close()
+		was.close()
 	}()
-	l, err := d.listenWeb(ctx)
-	if err != nil {
+	if err := d.checkStock(ctx); err != nil {
 		return err
 	}
-	now := time.Now()
-	d.answered.Store(&now)
-	g, ctx := errgroup.WithContext(ctx)
-	if l != nil {
-		d.web = "http://" + l.Addr().String()
-		g.Go(func() error { return d.serveWeb(ctx, l) })
+	return d.begin(ctx)
+}
+
+func (d *Daemon) open(ctx context.Context) (err error) {
+	d.Store, err = d.Open(ctx)
+	return err
+}
+
+// close frees what the launchers hold in this process. A nil Daemon holds nothing.
+func (d *Daemon) close() {
+	if d == nil {
+		return
 	}
-	g.Go(func() error {
-		if err := d.checkStock(ctx); err != nil {
-			return err
-		}
-		return d.begin(ctx)
-	})
-	return g.Wait()
+	if err := CloseTargets(d.targets); err != nil {
+		d.Log.Warn("a launcher did not close", "err", err)
+	}
 }
 
 // begin does the daemon's work until ctx ends.
@@ -108,44 +142,68 @@ func (d *Daemon) begin(ctx context.Context) error {
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
 	g.Go(func() error { d.checkTargets(ctx); return nil })
+	g.Go(func() error { return d.watchReloads(ctx) })
 	g.Go(func() error { return d.elect(ctx) })
 	return g.Wait()
 }
 
-// elect leads whenever this daemon can, and stands by otherwise.
+// elect leads whenever this daemon can, and stands by otherwise, always with the settings in force.
 func (d *Daemon) elect(ctx context.Context) error {
 	standing := false
+	away := trouble{log: d.Log, what: "the lead of the instance cannot be had"}
 	for ctx.Err() == nil {
+		d, was := d.shared.run()
+		if was != nil {
+			was.close()
+			d.Log.InfoContext(ctx, "the settings that were read again are in force")
+		}
 		try, cancel := context.WithTimeout(ctx, standbyPatience)
 		fence, leads, err := d.askLead(try)
 		cancel()
+		if err == nil {
+			away.over(ctx)
+		}
 		switch {
 		case err != nil && ctx.Err() == nil:
-			d.Log.WarnContext(ctx, "the lead of the instance cannot be had; trying again", "err", err)
+			away.met(ctx, err)
+			d.Systemd.Status("%s: %v", away.what, err)
 		case leads:
 			standing = false
 			d.Log.InfoContext(ctx, "leading", "instance", d.name, "epoch", fence.Epoch)
+			d.Systemd.Status("leading instance %s, epoch %d", d.name, fence.Epoch)
 			d.Metrics.Leads(true, fence.Epoch)
-			if err := d.lead(ctx, fence); err != nil {
+			err := d.shared.lead(ctx, d, func(ctx context.Context) error { return d.lead(ctx, fence) })
+			if err != nil {
 				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
 			}
 			d.Metrics.Leads(false, 0)
+			if err == nil && d.shared.inForce() != d {
+				continue // with the same lease
+			}
 		case !standing:
 			standing = true
 			d.Log.InfoContext(ctx, "another daemon leads this instance; standing by", "leader", fence.Leader)
+			d.Systemd.Status("standing by; %s leads", fence.Leader)
 		}
 		sleep(ctx, leaseRenew)
 	}
 	return nil
 }
 
+// alive reports whether the daemon has asked for the lease lately, or does not ask yet.
+func (d *Daemon) alive(within time.Duration) bool {
+	asked := d.shared.asked.Load()
+	return asked == nil || time.Since(*asked) < within
+}
+
 // askLead takes or renews the lease, and measures it.
 func (d *Daemon) askLead(ctx context.Context) (storage.Fence, bool, error) {
 	asked := time.Now()
+	d.shared.asked.Store(&asked)
 	fence, leads, err := d.Store.Lead(ctx, d.id, leaseTTL)
 	now := time.Now()
 	if err == nil {
-		d.answered.Store(&now)
+		d.shared.answered.Store(&now)
 	}
 	if ctx.Err() == nil || err == nil {
 		d.Metrics.Lease(now.Sub(asked), err)
@@ -160,11 +218,17 @@ func sleep(ctx context.Context, t time.Duration) {
 	}
 }
 
+// findName finds the instance's name.
+func (d *Daemon) findName(ctx context.Context) (err error) {
+	d.name, err = Name(ctx, d.Instance, d.Store)
+	return err
+}
+
 // prepare opens the launchers and works out the limits.
 func (d *Daemon) prepare(ctx context.Context) error {
 	var err error
-	if d.name, err = Name(ctx, d.Instance, d.Store); err != nil {
-		return err
+	for _, p := range d.Instance.Unknown {
+		d.Log.WarnContext(ctx, "dagster.yaml has a setting that Slipway does not know and ignores; a newer Dagster may have it", "setting", p.Error())
 	}
 	if d.address, err = addressOf(d.Instance); err != nil {
 		return err
@@ -194,6 +258,9 @@ func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 	g.Go(func() error { defer stop(); return d.work(lead, fence) })
 	g.Go(func() error { return d.renew(renewing, fence) })
 	err := g.Wait()
+	if errors.Is(context.Cause(ctx), errReloaded) && !errors.Is(err, storage.ErrFenced) {
+		return nil // the lease is kept
+	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTTL)
 	defer cancel()
 	if yerr := d.Store.Yield(last, fence); yerr != nil {
@@ -336,6 +403,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if rival != nil {
 		g.Go(func() error { return rival.Run(ctx) })
 	}
+	g.Go(func() error { d.warnUnwatched(ctx, inFlightRuns); return nil })
 	d.announceWeb(ctx)
 	g.Go(func() error { return d.beat(ctx, fence) })
 	if d.address.network == "unix" {

@@ -82,6 +82,7 @@ type world struct {
 	store storage.Store
 	moody *moody
 	in    *instance.Instance
+	kinds []*launcher.Kind
 	log   *strings.Builder
 	mu    sync.Mutex
 }
@@ -124,7 +125,8 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 		w.moody.Launcher = l
 		return w.moody, err
 	}
-	if w.in, err = instance.Load(w.d.Location, []*launcher.Kind{&kind}, os.LookupEnv); err != nil {
+	w.kinds = []*launcher.Kind{&kind}
+	if w.in, err = instance.Load(w.d.Location, w.kinds, os.LookupEnv); err != nil {
 		t.Fatal(err)
 	}
 	if w.store, err = sqlite.Open(t.Context(), w.d.Location); err != nil {

@@ -92,6 +92,9 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 	for _, p := range in.Unknown {
 		d.say(Worth, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it", "a setting of dagster.yaml is ignored: %v", p)
 	}
+	for _, u := range st.Unwatched {
+		d.say(Bad, CodeUnwatched, u.Fix(), "%s", u)
+	}
 	d.probe(ctx)
 	d.clock(ctx)
 	beats, err := s.Heartbeats(ctx)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"golang.org/x/sync/errgroup"
@@ -13,12 +14,19 @@ import (
 
 // Observe decides as a leader would, logs each decision, and writes nothing: no lease, no heartbeat, no claim. It asks no
 // target. What it would have launched counts as in flight until the run's row says otherwise.
-func (d *Daemon) Observe(ctx context.Context) error {
+func (d *Daemon) Observe(ctx context.Context) (err error) {
+	if d.Store == nil {
+		if d.Store, err = d.Open(ctx); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.Store.Close()) }()
+	}
 	q, err := d.Instance.QueueLimits()
 	if err != nil {
 		return err
 	}
 	limits := limitsOf(q)
+	d.Systemd.Ready()
 	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home, "max_concurrent_runs", limits.MaxConcurrentRuns)
 	queued := storage.NewInbox()
 	o := &observer{Store: d.Store, log: d.Log}
@@ -35,6 +43,7 @@ func (d *Daemon) Observe(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return loop.Run(ctx, make(chan queue.Requeued)) })
 	g.Go(func() error { return feed.Run(ctx) })
+	g.Go(func() error { return d.watchReloads(ctx) })
 	return g.Wait()
 }
 

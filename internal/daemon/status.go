@@ -33,6 +33,7 @@ type Status struct {
 	Pauses    []queue.Pause    `json:"pauses"`
 	Held      string           `json:"held,omitempty"`    // why nothing is claimed; the leader's
 	Waiting   map[string]int   `json:"waiting,omitempty"` // queued runs by reason; the leader's
+	Unwatched []Unwatched      `json:"unwatched,omitempty"`
 	Launchers []LauncherStatus `json:"launchers,omitempty"`
 	// Elsewhere is how many runs in flight have their worker on another host, which the leader cannot see.
 	Elsewhere int `json:"workers_on_other_hosts,omitempty"`
@@ -112,6 +113,7 @@ func ReadStatus(ctx context.Context, in *instance.Instance, name string, s stora
 	for _, r := range runs {
 		st.Runs[string(r.Status)]++
 	}
+	st.Unwatched = unwatched(in, name, runs)
 	maps.DeleteFunc(entries, func(key, _ string) bool { return !strings.HasPrefix(key, queue.PausePrefix) })
 	pauses, bad := holding(in, entries, time.Now())
 	st.Pauses = append(st.Pauses, pauses...)
@@ -148,7 +150,7 @@ const storageTrouble = 5 * time.Second
 
 // Ready says whether this daemon leads or stands by, its storage at hand.
 func (d *Daemon) Ready() error {
-	last := d.answered.Load()
+	last := d.shared.answered.Load()
 	if last == nil {
 		return errors.New("the daemon has not reached the storage yet")
 	}
@@ -161,30 +163,44 @@ func (d *Daemon) Ready() error {
 // defaultWeb is where metrics are to be had if slipway.yaml does not say.
 const defaultWeb = "127.0.0.1:9870"
 
-// listenWeb opens the address of metrics and status; nil for none.
-func (d *Daemon) listenWeb(ctx context.Context) (net.Listener, error) {
+// webRetry is the time between two tries to get the address of metrics and status.
+const webRetry = time.Second
+
+// serveWeb serves metrics, health and status until ctx ends. While another process has the address, as the daemon that
+// leads on this machine may, it waits for it: so an address always answers for a daemon of this machine.
+func (d *Daemon) serveWeb(ctx context.Context) error {
 	set := d.Instance.Settings.Web.Listen
 	if set == "off" || d.Metrics == nil {
-		return nil, nil
+		return nil
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cmp.Or(set, defaultWeb))
-	if err != nil && set == "" && errors.Is(err, syscall.EADDRINUSE) {
-		l, err = lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	taken := trouble{log: d.Log, what: "metrics and status cannot be served at web.listen"}
+	for ctx.Err() == nil {
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", cmp.Or(set, defaultWeb))
+		if err != nil && set == "" && errors.Is(err, syscall.EADDRINUSE) {
+			l, err = lc.Listen(ctx, "tcp", "127.0.0.1:0")
+		}
+		switch {
+		case err == nil:
+			taken.over(ctx)
+			return d.serveWebOn(ctx, l)
+		case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL): // an address that moves between machines
+			taken.met(ctx, err)
+			sleep(ctx, webRetry)
+		case ctx.Err() == nil:
+			return d.Instance.Problem("web.listen", "no metrics can be served there: %v; write another host:port, or off", err)
+		}
 	}
-	if err != nil {
-		return nil, d.Instance.Problem("web.listen", "no metrics can be served there: %v; write another host:port, or off", err)
-	}
-	d.Log.InfoContext(ctx, "metrics and status are served", "address", "http://"+l.Addr().String())
-	return l, nil
+	return nil
 }
 
 // announceWeb says in the storage where this leader is to be asked.
 func (d *Daemon) announceWeb(ctx context.Context) {
-	if d.web == "" {
+	address := d.shared.web.Load()
+	if address == nil {
 		return
 	}
-	if err := d.Store.SetEntry(ctx, webKey, d.id+" "+d.web); err != nil {
+	if err := d.Store.SetEntry(ctx, webKey, d.id+" "+*address); err != nil {
 		d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
 	}
 }
@@ -198,13 +214,29 @@ func (d *Daemon) countEnded(runs []storage.Run) {
 	}
 }
 
-// serveWeb serves metrics, health and status until ctx ends.
-func (d *Daemon) serveWeb(ctx context.Context, l net.Listener) error {
+// serveWebOn serves metrics, health and status until ctx ends.
+func (d *Daemon) serveWebOn(ctx context.Context, l net.Listener) error {
+	address := "http://" + l.Addr().String()
+	d.Log.InfoContext(ctx, "metrics and status are served", "address", address)
+	d.shared.web.Store(&address)
+	if d.shared.leads.Load() { // since before the address was free
+		d.shared.inForce().announceWeb(ctx)
+	}
 	s := &web.Server{
-		Metrics: d.Metrics, Token: string(d.Instance.Settings.Web.Token), Ready: d.Ready, Status: d.Status, Log: d.Log,
+		Metrics: d.Metrics, Token: string(d.Instance.Settings.Web.Token), Ready: d.Ready, Log: d.Log,
+		Status: func(ctx context.Context) (any, error) {
+			if c := d.shared.inForce(); c != nil {
+				return c.Status(ctx)
+			}
+			return nil, d.Ready()
+		},
 		Scrape: func() {
 			sick := map[[2]string]bool{} // by launcher and place
-			for name, t := range d.targets {
+			c := d.shared.inForce()
+			if c == nil {
+				return
+			}
+			for name, t := range c.targets {
 				sick[[2]string{name}] = t.Trouble().Sick
 				for _, p := range t.Places() {
 					sick[[2]string{name, p.Place}] = p.Trouble().Sick
@@ -225,7 +257,7 @@ func FullStatus(ctx context.Context, in *instance.Instance, name string, s stora
 		return st, nil, err
 	}
 	if st.Leader.Address == "" {
-		return st, errors.New("it serves no status (web.listen: off)"), nil
+		return st, errors.New("it serves no status: web.listen is off, or another process has the address"), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

@@ -63,9 +63,13 @@ func (d *Daemon) parkAdvice() string {
 }
 
 // beatOf reads the heartbeat of a daemon type that is not ours; the zero one if there is none.
-func (d *Daemon) beatOf(ctx context.Context, daemonType string) (storage.Heartbeat, error) {
-	beats, err := d.Store.Heartbeats(ctx)
-	return foreignBeat(beats, daemonType), err
+func (d *Daemon) beatOf(ctx context.Context, daemonType string) (beat storage.Heartbeat, err error) {
+	err = d.wait(ctx, func(ctx context.Context) error {
+		beats, err := d.Store.Heartbeats(ctx)
+		beat = foreignBeat(beats, daemonType)
+		return err
+	})
+	return beat, err
 }
 
 // foreignBeat is the heartbeat of a daemon type that is not ours; the zero one if there is none.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -141,6 +142,8 @@ type RefMode struct {
 // Settings are those of slipway.yaml.
 type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
+	FormerIDs           []string                   `config:"former_instance_ids" help:"Names that the instance had before: runs in flight that were launched under them are left alone, while by default the daemon does not start beside them."`
+	LogLevel            string                     `config:"log_level" default:"info" help:"What slipway daemon logs, unless --log-level says it: debug, info, warn or error."`
 	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
 	RunLauncher         config.Values              `config:"run_launcher" help:"A run_launcher section as guides for Dagster show it, module, class and config; it takes the place of dagster.yaml's where launchers: is empty."`
@@ -394,6 +397,9 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 		fail("web.listen", "%q is not a host:port: write one, as 0.0.0.0:9870, or off", s.Web.Listen)
 	} else if !s.Web.Loopback() && s.Web.Token == "" {
 		fail("web.listen", "%s can be reached from other machines: set web.token, as {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+	}
+	if err := new(slog.Level).UnmarshalText([]byte(s.LogLevel)); err != nil {
+		fail("log_level", "%q is none of debug, info, warn and error", s.LogLevel)
 	}
 	_, _, err := s.Terminate.Address()
 	for _, p := range config.Problems(err) {

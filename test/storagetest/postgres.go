@@ -31,6 +31,13 @@ func NewPostgresIn(zone string) func(testing.TB) *Dagster {
 func madePostgres(t testing.TB, address string) *Dagster {
 	t.Helper()
 	d := Open(t, address)
+	d.MakeTables(t)
+	return d
+}
+
+// MakeTables makes the tables that real Dagster 1.13 made, in a database that is empty.
+func (d *Dagster) MakeTables(t testing.TB) {
+	t.Helper()
 	schema, err := os.ReadFile(filepath.Join(testenv.Root(t), golden, "postgres/schema/postgres.sql"))
 	if err != nil {
 		t.Fatal(err)
@@ -39,5 +46,4 @@ func madePostgres(t testing.TB, address string) *Dagster {
 	if _, err := d.db.Exec(text); err != nil {
 		t.Fatalf("golden schema: %v", err)
 	}
-	return d
 }

@@ -225,6 +225,9 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 		return err
 	})
 	if err != nil {
+		if e := (*pgconn.PgError)(nil); errors.As(err, &e) && e.Code == readOnlyTransaction {
+			s.pool.Reset() // connections keep what was so when they were made
+		}
 		return storage.Fence{}, false, fmt.Errorf("postgres: lease: %w", err)
 	}
 	return fence, leads, nil

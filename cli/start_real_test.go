@@ -1,0 +1,169 @@
+//go:build real
+
+package cli
+
+import (
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/slipway-run/slipway/config"
+	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
+)
+
+// onPostgres makes a home for a database.
+func onPostgres(t *testing.T, address, slipwayYAML string) string {
+	t.Helper()
+	home := t.TempDir()
+	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\nstorage: {postgres: {postgres_url: '" + address + "'}}\n"
+	if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, home, "terminate: {local_only: true}\n"+slipwayYAML)
+	return home
+}
+
+// forward passes connections on until the test ends.
+func forward(t *testing.T, from, to string) {
+	t.Helper()
+	l, err := net.Listen("tcp", from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			for _, pair := range [][2]net.Conn{{near, far}, {far, near}} {
+				all.Go(func() {
+					_, _ = io.Copy(pair[0], pair[1])
+					_, _ = pair[0].Close(), pair[1].Close()
+				})
+			}
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); all.Wait() })
+}
+
+// A daemon whose Postgres is late, empty, without rights for it and read-only, one after the other, waits, says each
+// once, and then leads.
+func TestStartWaitsForItsStorage(t *testing.T) {
+	address := testenv.Postgres(t)
+	d := storagetest.Open(t, address)
+	if err := d.Exec("CREATE ROLE slipway_limited LOGIN"); err != nil && !strings.Contains(err.Error(), "already exists") {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := u.Host
+	u.User, u.Host = url.User("slipway_limited"), testenv.FreeAddress(t)
+	p := launch(t, onPostgres(t, u.String(), ""))
+	p.says(1, "the storage cannot be used yet; trying again")
+	forward(t, u.Host, server)
+	p.says(1, "the schema is not one that Slipway knows")
+	d.MakeTables(t)
+	p.says(1, "permission denied")
+	if err := d.Exec("GRANT SELECT ON ALL TABLES IN SCHEMA public TO slipway_limited"); err != nil {
+		t.Fatal(err)
+	}
+	p.says(1, "role slipway_limited lacks")
+	p.says(1, "INSERT on kvs")
+	readOnly := func(change string) {
+		t.Helper()
+		if err := d.Exec("ALTER DATABASE " + database(t, address) + " " + change + " default_transaction_read_only" + map[string]string{"SET": " = on"}[change]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readOnly("SET")
+	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'slipway_limited'"); err != nil { // it began before
+		t.Fatal(err)
+	}
+	p.says(1, "the database takes no writes")
+	for _, of := range []string{"TABLES", "SEQUENCES"} {
+		if err := d.Exec("GRANT ALL ON ALL " + of + " IN SCHEMA public TO slipway_limited"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readOnly("RESET")
+	p.says(1, "the storage cannot be used yet: that is over")
+	p.says(1, "msg=leading")
+	if n := strings.Count(p.output(), "level=WARN"); n > 12 {
+		t.Errorf("%d warnings while it waited:\n%s", n, p.output())
+	}
+}
+
+func database(t *testing.T, address string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(u.Path, "/")
+}
+
+// A direct_url that leads to the database of another instance is refused; one of the same database is taken.
+func TestDirectURLOfAnotherInstance(t *testing.T) {
+	var addresses []string
+	for range 2 {
+		d := storagetest.NewPostgres(t)
+		s, err := postgres.Open(t.Context(), config.Secret(d.Location))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.InstanceID(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, d.Location)
+	}
+	home := onPostgres(t, addresses[0], "storage: {direct_url: '"+addresses[1]+"'}\n")
+	for _, command := range []string{"daemon", "status", "doctor", "unpause"} {
+		if out, err := slipway(t, home, command); err == nil || !strings.Contains(err.Error()+out, "slipway.yaml:2:23: storage.direct_url: it leads to another instance: run_storage_id is ") {
+			t.Errorf("%s = %v\n%s", command, err, out)
+		}
+	}
+	write(t, home, "terminate: {local_only: true}\nstorage: {direct_url: '"+addresses[0]+"'}\n")
+	if out, err := slipway(t, home, "status"); err == nil || !strings.Contains(out, "leader") {
+		t.Errorf("status with a direct_url of the same database = %v\n%s", err, out)
+	}
+}
+
+// The unit of systemd has no fault that systemd itself finds.
+func TestUnitOfSystemd(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("no systemd-analyze")
+	}
+	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "deploy/systemd/slipway.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := testenv.Build(t, "slipway")
+	unit := filepath.Join(t.TempDir(), "slipway.service")
+	here := strings.NewReplacer("/usr/local/bin/slipway", bin, "User=dagster", "User=root").Replace(string(text))
+	if err := os.WriteFile(unit, []byte(here), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput(); err != nil || strings.Contains(string(out), "slipway.service:") {
+		t.Errorf("systemd-analyze verify = %v\n%s", err, out)
+	}
+}
