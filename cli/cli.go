@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/execute"
@@ -91,6 +92,7 @@ type program struct {
 	logLevel string
 	logJSON  bool
 	json     bool
+	dotEnv   []string // names of the variables that .env has set
 }
 
 func (p *program) command() *cobra.Command {
@@ -139,8 +141,13 @@ func durations(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// instance loads the instance of --home or DAGSTER_HOME.
+// instance loads the instance of --home or DAGSTER_HOME. As Dagster's commands do, it first reads
+// .env in the current folder.
 func (p *program) instance() (*instance.Instance, error) {
+	var err error
+	if p.dotEnv, err = config.LoadDotEnv(); err != nil {
+		return nil, err
+	}
 	env := p.env
 	if p.home != "" {
 		home, err := filepath.Abs(p.home)

@@ -51,6 +51,9 @@ func (p *program) daemon(ctx context.Context, observe bool) error {
 		}
 	}
 	setLevel(in)
+	if len(p.dotEnv) > 0 {
+		log.InfoContext(ctx, "set environment variables from .env in the current folder", "names", p.dotEnv)
+	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)

@@ -37,7 +37,11 @@ const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	failed, err := Run(ctx, args, os.LookupEnv)
+	_, err := config.LoadDotEnv()
+	failed := false
+	if err == nil {
+		failed, err = Run(ctx, args, os.LookupEnv)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "slipway-worker:", err)
 		return 1

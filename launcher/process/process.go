@@ -22,8 +22,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/joho/godotenv"
-
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/agent"
 	"github.com/slipway-run/slipway/launcher"
@@ -35,7 +33,7 @@ type Config struct {
 	Dir        string                 `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk; default: slipway/process/NAME in DAGSTER_HOME."`
 	InheritEnv bool                   `config:"inherit_env" default:"true" help:"Workers get the daemon's environment, as they got the code server's from Dagster."`
 	Env        map[string]config.Text `config:"env" help:"Further environment variables of workers."`
-	EnvFiles   []string               `config:"env_files" help:"Files with environment variables of workers, NAME=value a line, read at each launch; later files win, and env wins over them."`
+	EnvFiles   []string               `config:"env_files" help:"Files with environment variables of workers, written as Dagster's .env, read at each launch; later files win, and env wins over them."`
 	Nice       int                    `config:"nice" default:"0" help:"Niceness of workers, 0 to 19; below 0 needs root."`
 	Cgroup     string                 `config:"cgroup" help:"Name of the cgroup below which each worker that has a limit gets one of its own; none: no limits. The daemon's user must be allowed to make cgroups there."`
 	CPU        string                 `config:"cpu" help:"Most processors of one worker, as 2 or 500m; a run's tag slipway/cpu wins. Needs cgroup."`
@@ -311,8 +309,8 @@ func (l *Launcher) environ(req *launcher.Request) ([]string, error) {
 // variables are those of env_files, env and the request, the later of equal names winning.
 func (l *Launcher) variables(req *launcher.Request) ([]launcher.Env, error) {
 	var vars []launcher.Env
-	if len(l.files) > 0 {
-		read, err := godotenv.Read(l.files...)
+	for _, file := range l.files {
+		read, err := config.ReadDotEnv(file, os.LookupEnv)
 		if err != nil {
 			return nil, fmt.Errorf("%w: process: env_files: %w", launcher.ErrDenied, err)
 		}
