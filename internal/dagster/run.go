@@ -39,7 +39,8 @@ type CodeOrigin struct {
 	EntryPoint       []string // usually ["dagster"]
 	Executable       string   // the code server's Python
 	PythonFile       string   // of a FileCodePointer; may be relative to the worker's current folder
-	WorkingDirectory string
+	Module           string   // of any other pointer
+	WorkingDirectory string   // where imports begin; likewise
 	Image            string
 	Context          json.RawMessage // container_context, nil if none
 	Raw              json.RawMessage // the whole PipelinePythonOrigin; nil if the run has none
@@ -115,9 +116,12 @@ func codeOrigin(raw json.RawMessage) CodeOrigin {
 	}
 	repo := o.object("repository_origin")
 	pointer := repo.object("code_pointer")
+	if pointer.Class() == "CustomPointer" {
+		pointer = pointer.object("reconstructor_pointer")
+	}
 	c := CodeOrigin{
 		Executable: repo.text("executable_path"), Image: repo.text("container_image"),
-		PythonFile: pointer.text("python_file"), WorkingDirectory: pointer.text("working_directory"), Raw: raw,
+		PythonFile: pointer.text("python_file"), Module: pointer.text("module"), WorkingDirectory: pointer.text("working_directory"), Raw: raw,
 	}
 	entry, _ := repo.Value("entry_point").([]any)
 	for _, e := range entry {

@@ -36,6 +36,7 @@ type Options struct {
 	Servers   map[string]string // host:port of code servers that somebody else has started, by location
 	Env       []string          // besides this process's
 	Python    map[string]string // of a location, by its name; those not named have the one in Bin
+	Workspace string            // text of workspace.yaml, in place of Locations and Servers
 }
 
 // startTimeout is how long a webserver may take until it answers and its locations are loaded.
@@ -61,6 +62,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 			return nil, err
 		}
 		workspace += fmt.Sprintf("  - grpc_server: {host: %q, port: %s, location_name: %q}\n", host, port, name)
+	}
+	if o.Workspace != "" {
+		workspace = o.Workspace
 	}
 	file := filepath.Join(o.Home, "workspace.yaml")
 	if err := os.WriteFile(file, []byte(workspace), 0o600); err != nil {
@@ -127,10 +131,11 @@ func (s *Server) ready(ctx context.Context, locations int) error {
 					loaded++
 				}
 			}
-			if loaded == locations {
+			all := max(locations, len(got.WorkspaceOrError.LocationEntries))
+			if loaded == all && all > 0 {
 				return nil
 			}
-			err = fmt.Errorf("%d of %d code locations are loaded", loaded, locations)
+			err = fmt.Errorf("%d of %d code locations are loaded", loaded, all)
 		}
 		select {
 		case <-ctx.Done():

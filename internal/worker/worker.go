@@ -25,8 +25,9 @@ type Builder struct {
 	// RefSecret says that InstanceRefs hold a password, which then is not put on a command line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
-	Home               string   // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
-	GoWorker           []string // command of the worker of runs that need no Python, where it runs on this machine
+	Home               string          // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
+	Ref                json.RawMessage // InstanceRef of the instance, by which its managed code servers are known
+	GoWorker           []string        // command of the worker of runs that need no Python, where it runs on this machine
 	Files              Files
 	Router             *router.Router // what its rules set; nil: nothing
 }
@@ -34,6 +35,10 @@ type Builder struct {
 // Files is this machine, for workers that see its files.
 type Files interface {
 	Exists(path string) bool
+	// Getwd returns the folder that this process was started in.
+	Getwd() string
+	// CodeServers returns the code servers that run here, as far as this user may look at them.
+	CodeServers() []CodeServer
 	LookPath(program string) bool
 	// DagsterVersion is the version of the dagster package beside a Python; "" if it cannot be told.
 	DagsterVersion(python string) string
@@ -333,34 +338,4 @@ func orNone(s string) string {
 		return "an unknown Python"
 	}
 	return s
-}
-
-// dir is the worker's working directory. A relative python_file is opened relative to it, so it must be one that has the file.
-func (b *Builder) dir(r dagster.Run, t Target) (string, error) {
-	set, wd := setting(t.Cwd, r.Remote.Location), r.Code.WorkingDirectory
-	file := r.Code.PythonFile
-	if file == "" || filepath.IsAbs(file) {
-		for _, d := range []string{set, wd} {
-			if d != "" && b.Files.Exists(d) {
-				return d, nil
-			}
-		}
-		return "", nil
-	}
-	candidates := []string{}
-	for _, d := range []string{set, wd} {
-		if d != "" {
-			candidates = append(candidates, d)
-		}
-	}
-	if wd != "" {
-		candidates = append(candidates, filepath.Dir(wd))
-	}
-	for _, d := range candidates {
-		if b.Files.Exists(filepath.Join(d, file)) {
-			return d, nil
-		}
-	}
-	return "", fmt.Errorf("%w: code location %s: %s is in none of %s; set launchers.%s.cwd.%s in slipway.yaml to the folder that the code server was started in",
-		launcher.ErrInvalid, r.Remote.Location, file, strings.Join(candidates, ", "), t.Name, r.Remote.Location)
 }

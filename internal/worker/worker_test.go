@@ -20,18 +20,30 @@ import (
 type files struct {
 	present string // separated by spaces
 	version string
+	servers []worker.CodeServer
 }
 
-func (f files) Exists(path string) bool      { return strings.Contains(" "+f.present+" ", " "+path+" ") }
+func (f files) Exists(path string) bool {
+	return strings.Contains(" /daemon "+f.present+" ", " "+path+" ")
+}
 func (f files) LookPath(program string) bool { return f.Exists("PATH/" + program) }
 func (f files) DagsterVersion(string) string { return f.version }
+func (f files) Getwd() string                { return "/daemon" }
+
+func (f files) CodeServers() []worker.CodeServer { return f.servers }
 
 func run(t *testing.T, python, file, dir string, entry ...string) dagster.Run {
 	t.Helper()
 	pointer := map[string]any{"__class__": "FileCodePointer", "fn_name": "defs", "python_file": file, "working_directory": dir}
+	return runOf(t, python, pointer, map[string]any{"location_name": "etl"}, entry...)
+}
+
+// runOf is a run of a job that a code pointer leads to, in a code location.
+func runOf(t *testing.T, python string, pointer, location map[string]any, entry ...string) dagster.Run {
+	t.Helper()
 	body := dagster.Encode(map[string]any{
 		"run_id": "0a", "pipeline_name": "job", "tags": map[string]any{},
-		"external_pipeline_origin": map[string]any{"external_repository_origin": map[string]any{"repository_name": "r", "repository_location_origin": map[string]any{"location_name": "etl"}}},
+		"external_pipeline_origin": map[string]any{"external_repository_origin": map[string]any{"repository_name": "r", "repository_location_origin": location}},
 		"pipeline_code_origin":     map[string]any{"repository_origin": map[string]any{"code_pointer": pointer, "entry_point": entry, "executable_path": python}},
 	})
 	r, err := dagster.ParseRun(string(body))
@@ -43,6 +55,8 @@ func run(t *testing.T, python, file, dir string, entry ...string) dagster.Run {
 
 var local = worker.Target{Name: "local", Traits: launcher.Traits{LocalFiles: true, MaxCommand: 1000}}
 
+var far = worker.Target{Name: "far", Traits: launcher.Traits{Gate: true, MaxCommand: 1000}}
+
 var attempt = worker.Attempt{Number: 2, Token: "tok", At: time.Unix(1795337531, 0).UTC()}
 
 func TestCommandAndDirectory(t *testing.T) {
@@ -53,15 +67,15 @@ func TestCommandAndDirectory(t *testing.T) {
 		want        string // command up to "api", then the directory; or an error
 	}{
 		"the code server's own Python":       {"/venv/python /code", nil, nil, "/code/defs.py", "/venv/python -m dagster in /code"},
-		"a setting for the location":         {"/venv/python /other/python", map[string]string{"etl": "/other/python", "*": "/no"}, nil, "/abs.py", "/other/python -m dagster in "},
-		"a setting for all locations":        {"/venv/python /other/python", map[string]string{"*": "/other/python"}, nil, "/abs.py", "/other/python -m dagster in "},
+		"a setting for the location":         {"/venv/python /other/python /code", map[string]string{"etl": "/other/python", "*": "/no"}, nil, "/abs.py", "/other/python -m dagster in /code"},
+		"a setting for all locations":        {"/venv/python /other/python /code", map[string]string{"*": "/other/python"}, nil, "/abs.py", "/other/python -m dagster in /code"},
 		"a setting that is not there":        {"/venv/python", map[string]string{"etl": "/gone"}, nil, "/abs.py", "there is no /gone here (launchers.local.python.etl in slipway.yaml)"},
-		"the entry point on PATH":            {"PATH/dagster", nil, nil, "/abs.py", "dagster in "},
+		"the entry point on PATH":            {"PATH/dagster /code", nil, nil, "/abs.py", "dagster in /code"},
 		"neither":                            {"", nil, nil, "/abs.py", `code location etl runs in /venv/python, which is not on this machine, and "dagster" is not on PATH; set launchers.local.python.etl`},
-		"a relative file in its directory":   {"/venv/python /code/defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /code"},
-		"a relative file beside it":          {"/venv/python /defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /"},
-		"a relative file in the cwd setting": {"/venv/python /code/defs.py /x/defs.py", nil, map[string]string{"etl": "/x"}, "defs.py", "/venv/python -m dagster in /x"},
-		"a relative file that is nowhere":    {"/venv/python", nil, map[string]string{"*": "/x"}, "defs.py", "defs.py is in none of /x, /code, /; set launchers.local.cwd.etl"},
+		"a relative file in its directory":   {"/venv/python /code /code/defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /code"},
+		"a relative file beside it":          {"/venv/python / /defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /"},
+		"a relative file in the cwd setting": {"/venv/python /code /code/defs.py /x /x/defs.py", nil, map[string]string{"etl": "/x"}, "defs.py", "/venv/python -m dagster in /x"},
+		"a relative file that is nowhere":    {"/venv/python /x /code /daemon", nil, map[string]string{"*": "/x"}, "defs.py", "defs.py is in none of /x, /code, /daemon, /; set launchers.local.cwd.etl"},
 	} {
 		b := &worker.Builder{Instance: "prod", Files: files{present: c.files}}
 		target := local
@@ -74,11 +88,65 @@ func TestCommandAndDirectory(t *testing.T) {
 				t.Errorf("%s: %v is not ErrInvalid", name, err)
 			}
 		} else {
-			command, _, _ := strings.Cut(strings.Join(req.Command, " "), " api execute_run ")
+			command, _, _ := strings.Cut(strings.Join(req.Command, " "), " api execute_run")
 			got = command + " in " + req.Dir
 		}
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+// The worker runs where the code server does, whatever points to the code, or in the first folder
+// that has the code.
+func TestFolderOfTheCodeServer(t *testing.T) {
+	ref := func(base string) json.RawMessage {
+		return dagster.Encode(map[string]any{"__class__": "InstanceRef", "storage_data": map[string]any{"__class__": "ConfigurableClassData", "module_name": "m", "class_name": "C", "config_yaml": "base_dir: " + base + "\n"}})
+	}
+	managed := func(dir, storage string) worker.CodeServer {
+		return worker.CodeServer{Dir: dir, Location: "etl", Ref: string(ref(storage))}
+	}
+	module := map[string]any{"__class__": "ModuleCodePointer", "module": "pkg", "fn_name": "defs", "working_directory": "sub"}
+	anywhere := map[string]any{"__class__": "ModuleCodePointer", "module": "pkg", "fn_name": "defs", "working_directory": "/abs"}
+	file := map[string]any{"__class__": "FileCodePointer", "python_file": "code/defs.py", "fn_name": "defs", "working_directory": "code"}
+	custom := map[string]any{"__class__": "CustomPointer", "reconstructor_pointer": module}
+	for name, c := range map[string]struct {
+		pointer map[string]any
+		managed bool
+		present string
+		cwd     string
+		servers []worker.CodeServer
+		want    string
+	}{
+		"the managed code server's":                 {module, true, "/s /s/sub /daemon /daemon/sub", "", []worker.CodeServer{managed("/s", "/st")}, "/s"},
+		"of a code location with a custom pointer":  {custom, true, "/s /s/sub", "", []worker.CodeServer{managed("/s", "/st")}, "/s"},
+		"where its code can be anywhere":            {anywhere, true, "/s /daemon /abs", "", []worker.CodeServer{managed("/s", "/st")}, "/s"},
+		"a setting wins":                            {module, true, "/s /s/sub /x /x/sub", "/x", []worker.CodeServer{managed("/s", "/st")}, "/x"},
+		"a relative setting":                        {module, true, "/daemon/x /daemon/x/sub", "x", nil, "/daemon/x"},
+		"another instance's server":                 {module, true, "/s /s/sub /daemon /daemon/sub", "", []worker.CodeServer{managed("/s", "/other")}, "/daemon"},
+		"another location's server":                 {module, true, "/s /s/sub /daemon /daemon/sub", "", []worker.CodeServer{{Dir: "/s", Location: "ml", Ref: string(ref("/st"))}}, "/daemon"},
+		"a server of its own, by its command line":  {file, false, "/s /s/code /s/code/defs.py", "", []worker.CodeServer{{Dir: "/s", File: "code/defs.py", WorkingDirectory: "code"}}, "/s"},
+		"a server of its own, with other code":      {file, false, "/s /s/code /s/code/defs.py /daemon", "", []worker.CodeServer{{Dir: "/s", File: "defs.py", WorkingDirectory: "code"}}, "code/defs.py is in none of /daemon; set launchers.local.cwd.etl"},
+		"a server in whose folder imports begin":    {anywhere, false, "/abs /daemon", "", []worker.CodeServer{{Dir: "/abs", Module: "pkg"}}, "/abs"},
+		"no server is seen":                         {module, true, "/daemon /daemon/sub", "", nil, "/daemon"},
+		"no server is seen, and imports begin here": {anywhere, true, "/abs /daemon", "", nil, "/abs"},
+		"nowhere":                             {module, true, "/x /s /daemon", "/x", []worker.CodeServer{managed("/s", "/st")}, "the working directory sub is in none of /x, /s, /daemon; set launchers.local.cwd.etl in slipway.yaml"},
+		"an absolute folder that is not here": {anywhere, true, "/daemon", "", nil, "/daemon"},
+	} {
+		class := map[bool]string{true: "ManagedGrpcPythonEnvRepositoryLocationOrigin", false: "GrpcServerRepositoryLocationOrigin"}[c.managed]
+		r := runOf(t, "/venv/python", c.pointer, map[string]any{"__class__": class, "location_name": "etl"})
+		b := &worker.Builder{Ref: ref("/st"), Files: files{present: "/venv/python " + c.present, servers: c.servers}}
+		target := local
+		target.Cwd = map[string]string{"etl": c.cwd}
+		req, err := b.Request(r, attempt, target)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = req.Dir
+		} else if !errors.Is(err, launcher.ErrInvalid) {
+			t.Errorf("%s: %v is not ErrInvalid", name, err)
+		}
+		if err == nil && got != c.want || !strings.HasSuffix(got, c.want) && !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %s, want %s", name, got, c.want)
 		}
 	}
 }
@@ -156,10 +224,10 @@ func TestDagsterVersionIsReadFromThePackage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := (worker.Machine{}).DagsterVersion(dir + "/bin/python"); got != "1.13.27" {
+	if got := (&worker.Machine{}).DagsterVersion(dir + "/bin/python"); got != "1.13.27" {
 		t.Errorf("DagsterVersion = %q, want 1.13.27", got)
 	}
-	if got := (worker.Machine{}).DagsterVersion("/nowhere/bin/python"); got != "" {
+	if got := (&worker.Machine{}).DagsterVersion("/nowhere/bin/python"); got != "" {
 		t.Errorf("DagsterVersion of nothing = %q", got)
 	}
 }
@@ -168,7 +236,6 @@ func TestGoRunsAndGates(t *testing.T) {
 	b := &worker.Builder{Instance: "prod", GoWorker: []string{"/bin/slipway", "worker"}, Files: files{present: "/venv/python", version: "1.13"}}
 	command := dagster.NewCommandRun("0a", "job", json.RawMessage(`{}`), nil)
 	python := run(t, "/venv/python", "/defs.py", "/code", "dagster")
-	far := worker.Target{Name: "far", Traits: launcher.Traits{Gate: true}}
 	for name, c := range map[string]struct {
 		run    dagster.Run
 		target worker.Target
