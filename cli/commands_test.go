@@ -393,6 +393,25 @@ routes:
 	}
 }
 
+// Where dagster.yaml may hold a secret, a container's command and what is shown of its variables do
+// not.
+func TestPreviewShowsNoSecret(t *testing.T) {
+	home := parked(t, false, "launchers: {local: {kind: docker, config: {image: etl}}}\n")
+	file := filepath.Join(home, "dagster.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = append(text, "compute_logs: {module: company.logs, class: Logs, config: {place: TOPSECRET}}\n"...)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := slipway(t, home, "launchers", "preview", "--job", "x", "--location", "ml")
+	if err != nil || strings.Contains(out, "TOPSECRET") || !strings.Contains(out, `"DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS=[redacted]"`) {
+		t.Errorf("launchers preview = %v\n%s", err, out)
+	}
+}
+
 func TestExplain(t *testing.T) {
 	home := parked(t, true, `
 launchers: {local: {kind: process}, other: {kind: process}}

@@ -146,6 +146,6 @@ func CloseTargets(targets map[string]*dispatch.Target) error {
 func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
 	return &worker.Builder{
 		Instance: name, RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,
-		Home: in.Home, Ref: in.Ref(), GoWorker: goWorker, Files: &worker.Machine{}, Router: in.Router,
+		Ref: in.Ref(), GoWorker: goWorker, Files: &worker.Machine{}, Router: in.Router,
 	}
 }

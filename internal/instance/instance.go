@@ -49,7 +49,6 @@ type Instance struct {
 type Storage struct {
 	BaseDir string
 	URL     config.Secret
-	literal bool // the URL's password stands in dagster.yaml itself, and so in the InstanceRef
 }
 
 // Queue holds the limits of the run queue.
@@ -156,7 +155,7 @@ type Settings struct {
 	Web                 Web                        `config:"web" help:"Metrics for Prometheus, health and status over HTTP."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
 	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
-	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Let a password of dagster.yaml show in process lists where a worker's Dagster is too old to take its arguments another way."`
+	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Give workers their arguments on the command line, as Dagster's own launchers do, although process lists then show what is in dagster.yaml."`
 	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
 	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long the output of workers that were removed from their target is kept, in slipway/logs in DAGSTER_HOME."`
 	StorageURL          storageSection             `config:"storage" help:"How Slipway itself reaches the storage."`

@@ -59,16 +59,10 @@ func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 	if (s.URL == "") == (s.DB == nil) {
 		return problem(in.file, n, "storage.postgres", "exactly one of postgres_url and postgres_db is expected")
 	}
-	secret := path(n, "postgres_url")
 	if s.DB != nil {
-		secret = path(n, "postgres_db", "password")
 		s.URL = s.DB.url()
 	}
 	s.URL = sqlalchemyScheme.ReplaceAllString(s.URL, "postgresql://")
-	if u, err := url.Parse(s.URL); err == nil {
-		password, _ := u.User.Password()
-		in.Storage.literal = password != "" && secret != nil && secret.Kind == yaml.ScalarNode
-	}
 	in.Storage.BaseDir, in.Storage.URL = "", config.Secret(s.URL)
 	return nil
 }

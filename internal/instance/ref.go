@@ -105,10 +105,6 @@ func (in *Instance) StockTerminates() bool {
 	return l["class"] == "K8sRunLauncher"
 }
 
-// RefHasSecret says whether the InstanceRef holds a password as it stands, so that it must not
-// show in a process list.
-func (in *Instance) RefHasSecret() bool { return in.Storage.literal }
-
 func (in *Instance) settings() map[string]any {
 	settings := map[string]any{}
 	keys := slices.Clone(settingsKeys)

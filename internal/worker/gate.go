@@ -25,30 +25,50 @@ func DefaultGate(t launcher.Traits) Gate {
 
 func (g Gate) closed(attempt int) bool { return g == GateOn || g == GateRelaunch && attempt > 1 }
 
-// canary opens the storage with what a worker is given, in the interpreter of a worker.
-const canary = `
-import base64, os, sys, zlib
-import dagster
-from dagster import DagsterInstance
-from dagster._grpc.types import ExecuteRunArgs  # known to deserialize_value once imported
+// bootstrap is the entry point of a worker that begins with our own lines, in the interpreter that
+// then becomes Dagster's.
+func bootstrap(entry []string, gated bool) []string {
+	python := "python"
+	if len(entry) == 3 { // python -m dagster; any other entry point does not say which Python it has
+		python = entry[0]
+	}
+	script := unpack
+	if gated {
+		script += passGate
+	}
+	return []string{python, "-c", script + become}
+}
+
+// unpack takes the arguments out of the variable, where the command line has none: for a worker
+// whose Dagster does not read that variable, and for lines of ours that need them.
+const unpack = `
+import base64, os, runpy, sys, zlib
+packed = os.environ.pop("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS", None)
+if packed:
+    sys.argv.append(zlib.decompress(base64.b64decode(packed)).decode())
+`
+
+// openInstance opens the instance as Dagster's worker does, which reads .env in its folder first.
+const openInstance = `
+from dagster._cli.utils import get_instance_for_cli
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs  # known to deserialize_value once imported
 from dagster._serdes import deserialize_value
-packed = os.environ.get("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS")
-args = deserialize_value(sys.argv[3] if len(sys.argv) > 3 else zlib.decompress(base64.b64decode(packed)).decode())
-with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else DagsterInstance.get() as instance:
+args = deserialize_value(sys.argv[3])
+`
+
+// canary opens the storage with what a worker is given, in the interpreter of a worker.
+const canary = unpack + openInstance + `
+import dagster
+with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
     print("the storage is open: run_storage_id", instance.run_storage.get_run_storage_id() + ", Dagster", dagster.__version__)
 `
 
-// bootstrap passes the gate in the interpreter that then becomes Dagster's worker: it turns the newest launch row of the run from
-// open to taken, for exactly this attempt and token, and leaves with exit code 0 if it cannot. The row keeps its nonce, so it
-// asks again after an error, or after 30 s without an answer, for which a thread may wait for ever.
-const bootstrap = `
-import base64, os, runpy, sys, threading, time, uuid, zlib
-from dagster import DagsterInstance
-from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs  # known to deserialize_value once imported
-from dagster._serdes import deserialize_value
+// passGate turns the newest launch row of the run from open to taken, for exactly this attempt and token, and leaves with exit code 0
+// if it cannot. The row keeps its nonce, so it asks again after an error, or after 30 s without an answer, for which a thread may
+// wait for ever.
+const passGate = openInstance + `
+import threading, time, uuid
 from sqlalchemy import text
-packed = os.environ.get("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS")
-args = deserialize_value(sys.argv[3] if len(sys.argv) > 3 else zlib.decompress(base64.b64decode(packed)).decode())
 attempt, token = os.environ.pop("SLIPWAY_GATE").split()
 taken = "taken/" + uuid.uuid4().hex
 newest = text("SELECT id, value FROM run_tags WHERE run_id = :run AND key = '.dagster/slipway/launch' ORDER BY id DESC LIMIT 1")
@@ -67,7 +87,7 @@ def ask(answers):
         answers.append(ours)
     except Exception as e:
         print("slipway: the gate gives no answer, asking again:", e, flush=True)
-with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else DagsterInstance.get() as instance:
+with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
     answers, until = [], time.monotonic() + 300
     while not answers:
         if time.monotonic() > until:
@@ -80,6 +100,10 @@ with DagsterInstance.from_ref(args.instance_ref) if args.instance_ref else Dagst
 if not answers[0]:
     print("slipway: another worker of this run has passed the gate, or this one was replaced; leaving")
     sys.exit(0)
+`
+
+// become runs Dagster's command line in this process.
+const become = `
 sys.argv[0] = "dagster"
 runpy.run_module("dagster", run_name="__main__", alter_sys=True)
 `

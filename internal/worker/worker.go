@@ -10,7 +10,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,10 +21,10 @@ import (
 // Builder holds what requests of one instance have in common.
 type Builder struct {
 	Instance string // instance id
-	// RefSecret says that InstanceRefs hold a password, which then is not put on a command line.
+	// RefSecret says that InstanceRefs seem to hold a secret, which then is not put on a command
+	// line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
-	Home               string          // DAGSTER_HOME, whose dagster.yaml a worker on this machine can read itself
 	Ref                json.RawMessage // InstanceRef of the instance, by which its managed code servers are known
 	GoWorker           []string        // command of the worker of runs that need no Python, where it runs on this machine
 	Files              Files
@@ -119,17 +118,16 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	if a.Resume {
 		verb = "resume_run"
 	}
+	var entry []string
 	if r.IsCommand() {
-		req.Command, req.DagsterVersion = []string{dagster.GoWorker}, goVersion
+		entry, req.DagsterVersion = []string{dagster.GoWorker}, goVersion
 		if t.Traits.LocalFiles && len(b.GoWorker) > 0 {
-			req.Command = append([]string{}, b.GoWorker...)
+			entry = slices.Clone(b.GoWorker)
 		}
-		req.Env = append(req.Env, gateEnv(a))
-	} else if err := b.python(req, r, a, t); err != nil {
+	} else if entry, err = b.python(req, r, t); err != nil {
 		return nil, err
 	}
-	req.Command = append(req.Command, "api", verb)
-	return req, b.arguments(req, r, a, t)
+	return req, b.start(req, entry, verb, r, a, t)
 }
 
 // Canary builds the request for a worker that opens the storage as a run's worker would, says so and ends: by Dagster's Python, that of a
@@ -163,27 +161,15 @@ func gateEnv(a Attempt) launcher.Env {
 	return launcher.Env{Name: launcher.GateEnv, Value: fmt.Sprintf("%d %s", a.Number, a.Token)}
 }
 
-// python sets what starts Dagster's own worker.
-func (b *Builder) python(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
+// python returns the entry point of Dagster's own worker, and sets its folder and version where it
+// runs on this machine.
+func (b *Builder) python(req *launcher.Request, r dagster.Run, t Target) (entry []string, err error) {
 	entry, python, err := b.entryPoint(r, t)
-	if err != nil {
-		return err
-	}
-	if t.Traits.LocalFiles {
-		if req.Dir, err = b.dir(r, t); err != nil {
-			return err
-		}
+	if err == nil && t.Traits.LocalFiles {
 		req.DagsterVersion = b.Files.DagsterVersion(python)
+		req.Dir, err = b.dir(r, t)
 	}
-	if t.Gate.closed(a.Number) {
-		if len(entry) != 3 { // no "python -m dagster": the interpreter of whoever's PATH, as the entry point is
-			entry = []string{"python"}
-		}
-		entry = []string{entry[0], "-c", bootstrap}
-		req.Env = append(req.Env, gateEnv(a))
-	}
-	req.Command = entry
-	return nil
+	return entry, err
 }
 
 // sharedEnv is what all launchers read of container_context: a list of NAME=value and NAME.
@@ -247,53 +233,6 @@ func has(v any, fields []string) string {
 		}
 	}
 	return ""
-}
-
-// arguments adds what says which run to execute: on the command line as Dagster's launchers do, or, where that would show a
-// password or is too long, in a variable, or for an older Dagster on this machine by leaving out the InstanceRef, which the worker
-// then makes from dagster.yaml itself.
-func (b *Builder) arguments(req *launcher.Request, r dagster.Run, a Attempt, t Target) error {
-	full := dagster.ExecuteRunArgs{InstanceRef: t.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume, SetExitCodeOnFailure: t.FailsWithRun}
-	args := full.JSON()
-	fits := func(n int) bool { return t.Traits.MaxCommand == 0 || n <= t.Traits.MaxCommand }
-	if fits(len(args)) && (!b.RefSecret || b.AllowSecretsInArgv || t.Ref == nil) {
-		req.Command = append(req.Command, args)
-		return nil
-	}
-	if takesCompressed(req.DagsterVersion) && !a.Resume { // resume_run reads no variable
-		compressed := dagster.Compress(args)
-		if !fits(len(compressed) + len(dagster.CompressedArgsEnv) + 1) {
-			return fmt.Errorf("%w: the arguments of run %s have %d bytes even when compressed, more than %s takes", launcher.ErrInvalid, r.ID, len(compressed), t.Name)
-		}
-		req.Env = append(req.Env, launcher.Env{Name: dagster.CompressedArgsEnv, Value: compressed, Secret: true})
-		return nil
-	}
-	full.InstanceRef = nil
-	if short := full.JSON(); t.Traits.LocalFiles && b.Home != "" && fits(len(short)) {
-		req.Env = append(req.Env, launcher.Env{Name: "DAGSTER_HOME", Value: b.Home})
-		req.Command = append(req.Command, short)
-		return nil
-	}
-	if b.RefSecret {
-		return fmt.Errorf("%w: dagster.yaml holds a password, which Dagster %s of code location %s can only take on its command line, where every user of the machine sees it; write the password as {env: NAME}, or set allow_secrets_in_argv: true in slipway.yaml", launcher.ErrInvalid, orUnknown(req.DagsterVersion), r.Remote.Location)
-	}
-	return fmt.Errorf("%w: the arguments of run %s have %d bytes, more than %s takes, and Dagster %s cannot take them another way", launcher.ErrInvalid, r.ID, len(args), t.Name, orUnknown(req.DagsterVersion))
-}
-
-func orUnknown(version string) string {
-	if version == "" {
-		return "(version unknown)"
-	}
-	return version
-}
-
-// takesCompressed says whether a version of Dagster reads its arguments from a variable: 1.12 and newer.
-func takesCompressed(version string) bool {
-	major, rest, _ := strings.Cut(version, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	m, err1 := strconv.Atoi(major)
-	n, err2 := strconv.Atoi(minor)
-	return err1 == nil && err2 == nil && (m > 1 || m == 1 && n >= 12)
 }
 
 // setting is a location's value, else that of all others.

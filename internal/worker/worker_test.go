@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,9 @@ func TestCommandAndDirectory(t *testing.T) {
 			}
 		} else {
 			command, _, _ := strings.Cut(strings.Join(req.Command, " "), " api execute_run")
+			if strings.Contains(command, " -c ") {
+				command = strings.Fields(command)[0] + " -m dagster" // begun by our own lines
+			}
 			got = command + " in " + req.Dir
 		}
 		if !strings.Contains(got, c.want) {
@@ -153,8 +157,8 @@ func TestFolderOfTheCodeServer(t *testing.T) {
 
 func TestRequestCarriesTheRun(t *testing.T) {
 	r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
-	b := &worker.Builder{Instance: "prod", Files: files{present: "/venv/python"}}
-	target := local
+	b := &worker.Builder{Instance: "prod"}
+	target := far
 	target.Ref = json.RawMessage(`{"__class__": "InstanceRef"}`)
 	req, err := b.Request(r, attempt, target)
 	if err != nil {
@@ -172,47 +176,69 @@ func TestRequestCarriesTheRun(t *testing.T) {
 	}
 }
 
+// Nothing of the InstanceRef is on a command line of this machine, whatever the Dagster of the
+// worker; elsewhere nothing that may be a secret.
 func TestSecretsAndLongArgumentsLeaveTheCommandLine(t *testing.T) {
-	r := run(t, "/venv/python", "/defs.py", "/code", "dagster")
-	long := json.RawMessage(`"` + strings.Repeat("x", 2000) + `"`)
+	const (
+		argv      = "on the command line"
+		variable  = "in a variable that Dagster reads"
+		bootstrap = "in a variable that our own lines read"
+	)
+	python := run(t, "/venv/python", "/defs.py", "/code", "dagster")
+	context := runOf(t, "/venv/python", map[string]any{"__class__": "FileCodePointer", "python_file": "/defs.py"}, nil)
+	context.Code.Context = json.RawMessage(`{"docker": {"env_vars": ["DB_PASSWORD=hunter2"]}}`)
+	command := dagster.NewCommandRun("0a", "job", json.RawMessage(`{}`), nil)
+	ref, long := json.RawMessage(`"hunter2"`), json.RawMessage(`"`+strings.Repeat("x", 2000)+`"`)
+	resume := worker.Attempt{Number: 1, Token: "tok", Resume: true}
 	for name, c := range map[string]struct {
-		b    worker.Builder
-		ref  json.RawMessage
-		want string // "argv", "env", "no ref" or an error
+		b       worker.Builder
+		version string
+		target  worker.Target
+		ref     json.RawMessage
+		run     dagster.Run
+		a       worker.Attempt
+		want    string
 	}{
-		"a secret, an old Dagster, here":   {worker.Builder{RefSecret: true, Home: "/home", Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "no ref"},
-		"workers with a file of their own": {worker.Builder{RefSecret: true}, nil, "argv"},
-		"no secret":                        {worker.Builder{}, json.RawMessage(`1`), "argv"},
-		"a secret":                         {worker.Builder{RefSecret: true, Files: files{version: "1.12.0"}}, json.RawMessage(`"hunter2"`), "env"},
-		"a secret, newest":                 {worker.Builder{RefSecret: true, Files: files{version: "2.0"}}, json.RawMessage(`"hunter2"`), "env"},
-		"a secret and an old Dagster":      {worker.Builder{RefSecret: true, Files: files{version: "1.11.9"}}, json.RawMessage(`"hunter2"`), "dagster.yaml holds a password, which Dagster 1.11.9 of code location etl"},
-		"a secret and no version":          {worker.Builder{RefSecret: true}, json.RawMessage(`"hunter2"`), "(version unknown)"},
-		"a secret that may show":           {worker.Builder{RefSecret: true, AllowSecretsInArgv: true, Files: files{version: "1.11"}}, json.RawMessage(`"hunter2"`), "argv"},
-		"long":                             {worker.Builder{Files: files{version: "1.13.27"}}, long, "env"},
-		"long, for an old Dagster":         {worker.Builder{Files: files{version: "1.9"}}, long, "more than local takes"},
+		"here":                                       {worker.Builder{}, "1.12.0", local, ref, python, attempt, variable},
+		"here, newest":                               {worker.Builder{}, "2.0", local, ref, python, attempt, variable},
+		"here, an old Dagster":                       {worker.Builder{}, "1.11.9", local, ref, python, attempt, bootstrap},
+		"here, no version":                           {worker.Builder{}, "", local, ref, python, attempt, bootstrap},
+		"here, resumed":                              {worker.Builder{}, "1.13", local, ref, python, resume, bootstrap},
+		"here, where it may show":                    {worker.Builder{AllowSecretsInArgv: true}, "1.13", local, ref, python, attempt, argv},
+		"here, with a file of its own":               {worker.Builder{RefSecret: true}, "1.13", local, nil, python, attempt, argv},
+		"here, slipway-worker":                       {worker.Builder{}, "", local, ref, command, attempt, variable},
+		"here, slipway-worker that resumes":          {worker.Builder{}, "", local, ref, command, resume, variable},
+		"elsewhere":                                  {worker.Builder{}, "", far, ref, python, attempt, argv},
+		"elsewhere, resumed":                         {worker.Builder{}, "", far, ref, python, resume, argv},
+		"elsewhere, a secret":                        {worker.Builder{RefSecret: true}, "", far, ref, python, attempt, bootstrap},
+		"elsewhere, a secret, resumed":               {worker.Builder{RefSecret: true}, "", far, ref, python, resume, bootstrap},
+		"elsewhere, a secret that may show":          {worker.Builder{RefSecret: true, AllowSecretsInArgv: true}, "", far, ref, python, attempt, argv},
+		"elsewhere, a secret of the location":        {worker.Builder{}, "", far, ref, context, attempt, bootstrap},
+		"elsewhere, a secret of the location, image": {worker.Builder{}, "", far, nil, context, attempt, bootstrap},
+		"elsewhere, with a file of its own":          {worker.Builder{RefSecret: true}, "", far, nil, python, attempt, argv},
+		"elsewhere, slipway-worker":                  {worker.Builder{RefSecret: true}, "", far, ref, command, attempt, variable},
+		"elsewhere, long":                            {worker.Builder{}, "", far, long, python, attempt, bootstrap},
+		"here, long, where it may show":              {worker.Builder{AllowSecretsInArgv: true}, "1.13.27", local, long, python, attempt, variable},
 	} {
-		c.b.Files = files{present: "/venv/python", version: func() string {
-			if f, ok := c.b.Files.(files); ok {
-				return f.version
-			}
-			return ""
-		}()}
-		target := local
-		target.Ref = c.ref
-		req, err := c.b.Request(r, attempt, target)
-		got := ""
-		switch {
-		case err == nil && len(req.Env) == 2 && req.Env[1] == (launcher.Env{Name: "DAGSTER_HOME", Value: "/home"}) && strings.Contains(req.Command[5], `"instance_ref": null`):
-			got = "no ref"
-		case err != nil:
-			got = err.Error()
-		case len(req.Env) == 2 && req.Env[1].Name == dagster.CompressedArgsEnv && req.Env[1].Secret && strings.Join(req.Command, " ") == "/venv/python -m dagster api execute_run":
-			got = "env"
-		case len(req.Env) == 1 && len(req.Command) == 6:
-			got = "argv"
+		c.b.Files, c.target.Ref, c.target.Gate = files{present: "/venv/python /code", version: c.version}, c.ref, worker.GateOff
+		req, err := c.b.Request(c.run, c.a, c.target)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
 		}
-		if !strings.Contains(got, c.want) {
-			t.Errorf("%s: got %s, want %s", name, got, c.want)
+		line := strings.Join(req.Command, " ")
+		got := argv
+		if i := slices.IndexFunc(req.Env, func(e launcher.Env) bool { return e.Name == dagster.CompressedArgsEnv }); i >= 0 {
+			got = variable
+			if strings.Contains(line, " -c ") {
+				got = bootstrap
+			}
+			if args, err := dagster.Decompress(req.Env[i].Value); err != nil || !req.Env[i].Secret || c.ref != nil && !strings.Contains(args, string(c.ref)) || strings.Contains(line, "hunter2") {
+				t.Errorf("%s: variable %s, command %s", name, args, line)
+			}
+		}
+		if verb := map[bool]string{true: " api resume_run", false: " api execute_run"}[c.a.Resume]; got != c.want || !strings.Contains(line, verb) {
+			t.Errorf("%s: %s, want %s: %s", name, got, c.want, line)
 		}
 	}
 }
@@ -289,8 +315,8 @@ func TestCommandJobsNeedOurCommand(t *testing.T) {
 
 func TestResume(t *testing.T) {
 	b := &worker.Builder{Files: files{present: "/venv/python", version: "1.13"}}
-	req, err := b.Request(run(t, "/venv/python", "/defs.py", "/code", "dagster"), worker.Attempt{Number: 2, Token: "t", Resume: true}, local)
-	if err != nil || req.Command[4] != "resume_run" || !strings.HasPrefix(req.Command[5], `{"__class__": "ResumeRunArgs"`) {
+	req, err := b.Request(run(t, "/venv/python", "/defs.py", "/code", "dagster"), worker.Attempt{Number: 2, Token: "t", Resume: true}, far)
+	if err != nil || req.Command[2] != "resume_run" || !strings.HasPrefix(req.Command[3], `{"__class__": "ResumeRunArgs"`) {
 		t.Errorf("Request = %v, %v", req, err)
 	}
 }

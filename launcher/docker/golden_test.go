@@ -205,7 +205,7 @@ func (e *engine) launch(address string) (launcher.Launched, error) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	b := &worker.Builder{Instance: "prod"}
+	b := &worker.Builder{Instance: "prod", AllowSecretsInArgv: true} // as Dagster does
 	target := worker.Target{Name: "docker", Traits: docker.Kind().Traits, Context: docker.Kind().Context, Ref: json.RawMessage(e.c.Input.InstanceRef), Gate: worker.GateOff}
 	req, err := b.Request(run, worker.Attempt{Number: 1, Token: "t", At: time.Unix(0, 0), Resume: e.c.Operation == "resume"}, target)
 	if err != nil {

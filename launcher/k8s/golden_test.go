@@ -159,7 +159,7 @@ func goldenRequest(t testing.TB, c goldenCase) (*launcher.Request, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &worker.Builder{Instance: "prod"}
+	b := &worker.Builder{Instance: "prod", AllowSecretsInArgv: true} // as Dagster does
 	kind := k8s.Kind()
 	target := worker.Target{
 		Name: "k8s", Traits: kind.Traits, Context: kind.Context, Tags: kind.Tags, Ref: json.RawMessage(c.Input.InstanceRef), Gate: worker.GateOff,

@@ -174,7 +174,7 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 			t.Fatal(err)
 		}
 		bin := testenv.Build(t, "slipway-worker")
-		b := &worker.Builder{Instance: "test", Home: w.home, GoWorker: []string{bin}, Files: &worker.Machine{}}
+		b := &worker.Builder{Instance: "test", GoWorker: []string{bin}, Files: &worker.Machine{}}
 		s := w.open()
 		fence, leads, err := s.Lead(t.Context(), "slipway-test", 10*time.Minute)
 		if err != nil || !leads {

@@ -269,7 +269,7 @@ func noPasswordInProcessList(t *testing.T, location string) {
 		if err != nil {
 			continue // it has ended
 		}
-		if !strings.Contains(string(text), "dagster\x00api\x00execute_run") {
+		if !strings.Contains(string(text), "\x00api\x00execute_run") {
 			continue // the stock webserver's own code server shows it
 		}
 		workers++

@@ -132,7 +132,8 @@ func TestStoppedFromEverywhere(t *testing.T) {
 	p.stop()
 }
 
-// workersOf counts the processes that execute a run.
+// workersOf counts the supervisors of a run's workers, which end with them and are named after
+// them.
 func workersOf(t *testing.T, run string) (n int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -140,7 +141,7 @@ func workersOf(t *testing.T, run string) (n int) {
 		t.Skip("no /proc")
 	}
 	for _, f := range files {
-		if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), "execute_run") && strings.Contains(string(text), run) {
+		if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), "dagster-run-"+run) {
 			n++
 		}
 	}
