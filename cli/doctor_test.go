@@ -88,7 +88,7 @@ func opens(t *testing.T, home, address string) {
 }
 
 // changed is a database's address with another user, path or query.
-func changed(t *testing.T, address string, change func(*url.URL)) string {
+func changedURL(t *testing.T, address string, change func(*url.URL)) string {
 	t.Helper()
 	u, err := url.Parse(address)
 	if err != nil {
@@ -104,7 +104,7 @@ func role(t *testing.T, d *storagetest.Dagster, options, rights string) string {
 	name := "r_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	statements(t, d, "CREATE ROLE "+name+" LOGIN PASSWORD 'right' "+options, "GRANT "+rights+" ON ALL TABLES IN SCHEMA public TO "+name, "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "+name)
 	t.Cleanup(func() { statements(t, d, "DROP OWNED BY "+name, "DROP ROLE "+name) })
-	return changed(t, d.Location, func(u *url.URL) { u.User = url.UserPassword(name, "wrong") })
+	return changedURL(t, d.Location, func(u *url.URL) { u.User = url.UserPassword(name, "wrong") })
 }
 
 const allRights = "SELECT, INSERT, UPDATE, DELETE"
@@ -218,7 +218,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 		"a wrong name of the database": {
 			make: func(t *testing.T) string {
 				home := t.TempDir()
-				opens(t, home, changed(t, testenv.Postgres(t), func(u *url.URL) { u.Path = "/no_such_database" }))
+				opens(t, home, changedURL(t, testenv.Postgres(t), func(u *url.URL) { u.Path = "/no_such_database" }))
 				return home
 			},
 			level: daemon.Bad, code: "storage_database", what: `database "no_such_database" does not exist`, fix: "correct the database's name (db_name)",
@@ -499,7 +499,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 		"sslmode=require where there is no TLS": {
 			make: func(t *testing.T) string {
 				d, home := onPostgres(t)
-				opens(t, home, changed(t, d.Location, func(u *url.URL) { u.RawQuery = "sslmode=require" }))
+				opens(t, home, changedURL(t, d.Location, func(u *url.URL) { u.RawQuery = "sslmode=require" }))
 				return home
 			},
 			level: daemon.Bad, code: "storage_tls", what: "server refused TLS connection", fix: "set sslmode=prefer",

@@ -2,8 +2,9 @@ package instance
 
 import (
 	"fmt"
-	"net/url"
-	"regexp"
+	"maps"
+	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -19,30 +20,44 @@ type postgresSection struct {
 }
 
 type postgresDB struct {
-	User     string            `config:"username" required:"true"`
-	Password string            `config:"password" default:""`
-	Host     string            `config:"hostname" required:"true"`
-	Name     string            `config:"db_name" required:"true"`
-	Port     int               `config:"port" default:"5432"`
-	Params   map[string]string `config:"params"`
-	Scheme   string            `config:"scheme" default:"postgresql"`
+	User     string        `config:"username" required:"true"`
+	Password string        `config:"password" default:""`
+	Host     string        `config:"hostname" required:"true"`
+	Name     string        `config:"db_name" required:"true"`
+	Port     int           `config:"port" default:"5432"`
+	Params   config.Values `config:"params"`
+	Scheme   string        `config:"scheme" default:"postgresql"`
 }
 
+// url is the address as Dagster writes it (dagster_postgres.utils.get_conn_string).
 func (db *postgresDB) url() string {
-	u := url.URL{Scheme: db.Scheme, Host: fmt.Sprintf("%s:%d", db.Host, db.Port), Path: "/" + db.Name, User: url.User(db.User)}
+	user := quote(db.User, "/")
 	if db.Password != "" {
-		u.User = url.UserPassword(db.User, db.Password)
+		user += ":" + quote(db.Password, "/")
 	}
-	q := url.Values{}
-	for k, v := range db.Params {
-		q.Set(k, v)
+	u := fmt.Sprintf("%s://%s@%s:%d/%s", db.Scheme, user, db.Host, db.Port, db.Name)
+	params, _ := config.Tree(db.Params.Node).(map[string]any)
+	sep := "?"
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		u += sep + quote(name, "") + "=" + quote(fmt.Sprint(params[name]), "")
+		sep = "&"
 	}
-	u.RawQuery = q.Encode()
-	return u.String()
+	return u
 }
 
-// sqlalchemyScheme is a Postgres address as SQLAlchemy takes it, which may name a driver: postgresql+psycopg2://.
-var sqlalchemyScheme = regexp.MustCompile(`^postgres(ql)?(\+\w+)?://`)
+// quote is Python's urllib.parse.quote: it escapes all but letters, digits, some marks and what is
+// safe.
+func quote(s, safe string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("_.-~"+safe, c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
 
 func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 	var s postgresSection
@@ -62,7 +77,6 @@ func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 	if s.DB != nil {
 		s.URL = s.DB.url()
 	}
-	s.URL = sqlalchemyScheme.ReplaceAllString(s.URL, "postgresql://")
 	in.Storage.BaseDir, in.Storage.URL = "", config.Secret(s.URL)
 	return nil
 }

@@ -358,8 +358,8 @@ func TestQueueLimitsComeKeyByKey(t *testing.T) {
 
 func TestPostgresURL(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, want string }{
-		"driver suffix": {"postgres_url: postgresql+psycopg2://u:p@h/d", "postgresql://u:p@h/d"},
-		"parts":         {"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c search_path=x}}", "postgresql://u:p%40%2Fx@h:5432/d?options=-c+search_path%3Dx"},
+		"driver suffix": {"postgres_url: postgresql+psycopg2://u:p@h/d", "postgresql+psycopg2://u:p@h/d"},
+		"parts":         {"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c search_path=x, keepalives: 1}}", "postgresql://u:p%40/x@h:5432/d?keepalives=1&options=-c%20search_path%3Dx"},
 		"literal ${}":   {"postgres_url: 'postgresql://${U}@h/d'", "postgresql://${U}@h/d"},
 	} {
 		in, err := instance.Load(home(t, "storage: {postgres: {"+c.yaml+"}}\n", ""), kinds, noEnv)

@@ -21,7 +21,11 @@ var schema string
 
 // Create makes the tables that Dagster would make, in one transaction, if the database has none yet. Dagster opens it as its own.
 func Create(ctx context.Context, address config.Secret) error {
-	conn, err := pgx.Connect(ctx, string(address))
+	c, err := parseAddress(string(address))
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, c.ConnConfig)
 	if err != nil {
 		return fmt.Errorf("postgres: create: %w", err)
 	}

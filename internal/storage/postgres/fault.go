@@ -138,10 +138,11 @@ func (s *Store) Probe(ctx context.Context) []error {
 // InstanceIDAt reads the run_storage_id of the database at an address, which may lead through any pooler. It is "" where
 // Dagster has not made one.
 func InstanceIDAt(ctx context.Context, address config.Secret) (id string, err error) {
-	c, err := pgx.ParseConfig(string(address))
+	parsed, err := parseAddress(string(address))
 	if err != nil {
-		return "", errAddress
+		return "", err
 	}
+	c := parsed.ConnConfig
 	c.ConnectTimeout, c.DefaultQueryExecMode = cmp.Or(c.ConnectTimeout, connectTimeout), pgx.QueryExecModeSimpleProtocol
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {

@@ -77,14 +77,11 @@ const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES ('id
 // connectTimeout is how long a connection may take to be made where the address does not say.
 const connectTimeout = 5 * time.Second
 
-// errAddress stands for the error of an address, which would show the password.
-var errAddress = storage.Setting(errors.New("postgres: the storage's address cannot be read: a URL such as postgresql://user:password@host:5432/database is expected"))
-
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
 func Open(ctx context.Context, address config.Secret) (*Store, error) {
-	c, err := pgxpool.ParseConfig(string(address))
+	c, err := parseAddress(string(address))
 	if err != nil {
-		return nil, errAddress
+		return nil, storage.Setting(err)
 	}
 	c.MaxConns = maxConns
 	if c.ConnConfig.ConnectTimeout == 0 {
