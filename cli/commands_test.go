@@ -92,6 +92,24 @@ func parked(t *testing.T, daemon bool, slipwayYAML string) string {
 	return d.Location
 }
 
+// A .env file in the current folder names the instance and its storage, and wins over the environment.
+func TestDotEnvInTheCurrentFolder(t *testing.T) {
+	home, dir := parked(t, false, ""), t.TempDir()
+	for file, text := range map[string]string{
+		filepath.Join(home, "dagster.yaml"): "storage: {sqlite: {base_dir: {env: STORE}}}\n",
+		filepath.Join(dir, ".env"):          "HOMES='" + filepath.Dir(home) + "'\nexport DAGSTER_HOME=${HOMES}/" + filepath.Base(home) + " # the instance\nSTORE=${DAGSTER_HOME}\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), testenv.Build(t, "slipway"), "runs", "list", "--json")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "DAGSTER_HOME=/no/such", "STORE=/no/such")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), `"run_id"`) {
+		t.Errorf("runs list = %v\n%s", err, out)
+	}
+}
+
 // start starts a daemon and gives the file of its log.
 func start(t *testing.T, home string, flags ...string) string {
 	t.Helper()
