@@ -19,15 +19,15 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// onPostgres makes a home for a database.
-func onPostgres(t *testing.T, address, slipwayYAML string) string {
+// onThatPostgres makes a home for a database.
+func onThatPostgres(t *testing.T, address, slipwayYAML string) string {
 	t.Helper()
 	home := t.TempDir()
 	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\nstorage: {postgres: {postgres_url: '" + address + "'}}\n"
 	if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	write(t, home, "terminate: {local_only: true}\n"+slipwayYAML)
+	rewrite(t, home, "terminate: {local_only: true}\n"+slipwayYAML)
 	return home
 }
 
@@ -75,7 +75,7 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 	}
 	server := u.Host
 	u.User, u.Host = url.User("slipway_limited"), testenv.FreeAddress(t)
-	p := launch(t, onPostgres(t, u.String(), ""))
+	p := launch(t, onThatPostgres(t, u.String(), ""))
 	p.says(1, "the storage cannot be used yet; trying again")
 	forward(t, u.Host, server)
 	p.says(1, "the schema is not one that Slipway knows")
@@ -136,13 +136,13 @@ func TestDirectURLOfAnotherInstance(t *testing.T) {
 		}
 		addresses = append(addresses, d.Location)
 	}
-	home := onPostgres(t, addresses[0], "storage: {direct_url: '"+addresses[1]+"'}\n")
+	home := onThatPostgres(t, addresses[0], "storage: {direct_url: '"+addresses[1]+"'}\n")
 	for _, command := range []string{"daemon", "status", "doctor", "unpause"} {
 		if out, err := slipway(t, home, command); err == nil || !strings.Contains(err.Error()+out, "slipway.yaml:2:23: storage.direct_url: it leads to another instance: run_storage_id is ") {
 			t.Errorf("%s = %v\n%s", command, err, out)
 		}
 	}
-	write(t, home, "terminate: {local_only: true}\nstorage: {direct_url: '"+addresses[0]+"'}\n")
+	rewrite(t, home, "terminate: {local_only: true}\nstorage: {direct_url: '"+addresses[0]+"'}\n")
 	if out, err := slipway(t, home, "status"); err == nil || !strings.Contains(out, "leader") {
 		t.Errorf("status with a direct_url of the same database = %v\n%s", err, out)
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // write replaces slipway.yaml.
-func write(t *testing.T, home, slipwayYAML string) {
+func rewrite(t *testing.T, home, slipwayYAML string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte(slipwayYAML), 0o600); err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestReload(t *testing.T) {
 		{"queue: {max_concurrent_runs: 2}\nweb: {listen: off}\n", "web: only a restart of slipway daemon changes this"},
 		{"queue: {max_concurrent_runs: 2}\ninstance_id: other\n", "instance_id: only a restart of slipway daemon changes this"},
 	} {
-		write(t, home, c.settings)
+		rewrite(t, home, c.settings)
 		d.hangup()
 		d.says(i+1, "the former ones stay in force")
 		d.says(1, c.says)
@@ -70,14 +70,14 @@ func TestReload(t *testing.T) {
 	}
 
 	const settings = "queue: {max_concurrent_runs: 2}\nlaunchers: {local: {kind: process}, spare: {kind: process}}\n"
-	write(t, home, settings)
+	rewrite(t, home, settings)
 	d.hangup()
 	status(t, home, second, "SUCCESS")
 	st := statusOf(t, home)
 	if len(st.Launchers) != 2 || st.Launchers[1].Name != "spare" || st.Leader.Epoch != 1 {
 		t.Errorf("status after a reload = %+v", st)
 	}
-	write(t, home, settings+"log_level: warn\nmaintenance: [{cron: '0 0 * * *', for: 24h}]\n")
+	rewrite(t, home, settings+"log_level: warn\nmaintenance: [{cron: '0 0 * * *', for: 24h}]\n")
 	d.hangup()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		st := statusOf(t, home)
@@ -192,7 +192,7 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 		}
 	}
 
-	write(t, home, "instance_id: new\n")
+	rewrite(t, home, "instance_id: new\n")
 	const orphans = `1 runs in flight were launched while the instance was named "old"`
 	named("instance_id", "old", orphans)
 	refused := launch(t, home)
@@ -200,16 +200,16 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 	for _, text := range []string{"slipway.yaml:1:14: instance_id", orphans, "set instance_id: old", "former_instance_ids: [old]"} {
 		refused.says(1, text)
 	}
-	write(t, home, "instance_id: new\nformer_instance_ids: [old]\n")
+	rewrite(t, home, "instance_id: new\nformer_instance_ids: [old]\n")
 	told := launch(t, home)
 	told.says(1, "msg=leading")
 	told.says(1, `level=WARN msg="1 runs in flight were launched while the instance was named`)
 	told.stop()
 
-	write(t, home, "instance_id: old\nlaunchers: {other: {kind: process}}\ndefault: other\n")
+	rewrite(t, home, "instance_id: old\nlaunchers: {other: {kind: process}}\ndefault: other\n")
 	named("launchers", "local", `1 runs in flight are on launcher "local", which slipway.yaml does not have`)
 
-	write(t, home, "instance_id: old\n")
+	rewrite(t, home, "instance_id: old\n")
 	launch(t, home)
 	open()
 	status(t, home, run, "SUCCESS")

@@ -384,7 +384,7 @@ func TestDenied(t *testing.T) {
 // A run that was canceled before its target was asked for a worker ends at once, whatever the target promises.
 func TestCanceledBeforeTheLaunch(t *testing.T) {
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
-	m := dispatcher(t, l, time.Hour, dagster.Canceling, false).wrote(t, "the end", func(m storage.Transition) bool { return m.Void })
+	m := dispatcher(t, l, 0, dagster.Canceling, false).wrote(t, "the end", func(m storage.Transition) bool { return m.Void })
 	if len(m.Events) != 1 || m.Events[0].Type != dagster.RunCanceled || l.said() != "" {
 		t.Errorf("events = %+v after %q, want the end and no call", m.Events, l.said())
 	}

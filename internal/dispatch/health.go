@@ -99,7 +99,8 @@ func (h *health) end(tries bool, err error, givenUp bool, now time.Time) {
 			h.since = now
 		}
 		h.last = words(err)
-		h.sick = h.sick || h.failures >= sickAfter || errors.Is(err, launcher.ErrDenied) || errors.Is(err, context.DeadlineExceeded)
+		h.sick = h.sick || h.failures >= sickAfter ||
+			errors.Is(err, launcher.ErrDenied) || errors.Is(err, context.DeadlineExceeded)
 	}
 	pause := min(sickFor, sickFirst<<min(max(0, h.failures-1), 10))
 	if after, ok := launcher.RetryAfter(err); ok {

@@ -96,11 +96,14 @@ func (d *Dispatcher) Room(target string) (room int, sick bool) {
 // ping asks a sick place whether it answers again.
 func (d *Dispatcher) ping(ctx context.Context, l *lane) {
 	t := l.target
-	if many, ok := launcher.As[launcher.Divider](t.Launcher); ok {
-		if _, err := Call(ctx, t, func(ctx context.Context) (struct{}, error) { return struct{}{}, many.Ping(ctx, t.Place) }); err == nil {
-			d.Log.InfoContext(ctx, "a target answers again", "launcher", t.Name, "target", t.Place)
-			d.free()
-		}
+	many, ok := launcher.As[launcher.Divider](t.Launcher)
+	if !ok {
+		return
+	}
+	_, err := Call(ctx, t, func(ctx context.Context) (none struct{}, err error) { return none, many.Ping(ctx, t.Place) })
+	if err == nil {
+		d.Log.InfoContext(ctx, "a target answers again", "launcher", t.Name, "target", t.Place)
+		d.free()
 	}
 }
 
@@ -114,12 +117,14 @@ func (l *lane) String() string {
 
 // ill is what a run's log says while the run waits for a sick target.
 func (l *lane) ill(t Trouble) string {
-	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has failed since %s, and is tried again at least every %s: %s", l, clock(t.Since), sickFor, t.Err)
+	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has failed since %s, and is tried again at least every %s: %s",
+		l, clock(t.Since), sickFor, t.Err)
 }
 
 // noRoom is what a run's log says while the run waits for room.
 func (l *lane) noRoom(since time.Time, full string) string {
-	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has no room since %s, and is tried again at least every %s: %s", l, clock(since), maxPause, full)
+	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has no room since %s, and is tried again at least every %s: %s",
+		l, clock(since), maxPause, full)
 }
 
 // tell reports whether the log of a run still has to say why the run waits. The caller writes it.
@@ -188,7 +193,8 @@ func (d *Dispatcher) note(ctx context.Context) {
 			return
 		case n := <-d.waits:
 			d.move(ctx, storage.Transition{
-				Run: n.run.ID, From: []dagster.Status{dagster.Queued}, Events: []dagster.Event{dagster.NewEngineEvent(n.run, time.Now(), n.text, nil, nil)},
+				Run: n.run.ID, From: []dagster.Status{dagster.Queued},
+				Events: []dagster.Event{dagster.NewEngineEvent(n.run, time.Now(), n.text, nil, nil)},
 			})
 		}
 	}

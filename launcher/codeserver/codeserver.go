@@ -308,13 +308,19 @@ func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 	return r, s, err
 }
 
-// words are the text of an error alone, without what wraps it.
+// words returns the text of a gRPC error, without the words that the library puts around it.
 func words(err error) string {
 	var s interface{ GRPCStatus() *status.Status }
-	if errors.As(err, &s) {
-		return plain(s.GRPCStatus().Message())
+	if !errors.As(err, &s) {
+		return err.Error()
 	}
-	return err.Error()
+	text := s.GRPCStatus().Message()
+	if _, quoted, ok := strings.Cut(text, "connection error: desc = "); ok {
+		if cause, err := strconv.Unquote(quoted); err == nil {
+			text = strings.TrimPrefix(cause, "transport: Error while dialing: ")
+		}
+	}
+	return plain(text)
 }
 
 // details is the text of an error of Python's gRPC, in what Python prints of it.

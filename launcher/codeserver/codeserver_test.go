@@ -170,7 +170,7 @@ func TestServerThatIsNotThere(t *testing.T) {
 	many := l.(launcher.Divider)
 	place := many.PlaceOfRun(req.Run)
 	_, err := l.Launch(t.Context(), req)
-	if !errors.Is(err, launcher.ErrDenied) || !strings.HasPrefix(err.Error(), "the code server at "+address+" does not answer: ") {
+	if !errors.Is(err, launcher.ErrDenied) || !strings.HasPrefix(err.Error(), "the code server at "+address+" does not answer: dial unix") {
 		t.Errorf("Launch = %v, want ErrDenied that names the server", err)
 	}
 	if err := many.Ping(t.Context(), place); !errors.Is(err, launcher.ErrDenied) {
