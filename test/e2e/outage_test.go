@@ -188,7 +188,7 @@ func TestLockedShardHoldsUpNoOtherRun(t *testing.T) {
 	daemon.says("msg=leading")
 	stuck := enqueueGo(t, d, 1, "while [ ! -e "+filepath.Join(w.home, "never")+" ]; do sleep 0.05; done")[0]
 	w.status(daemon, stuck, dagster.Started)
-	shard, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", stuck+".db")+"?_txlock=immediate")
+	shard, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", stuck+".db")+"?_txlock=immediate&_pragma=busy_timeout(30000)")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,8 +81,8 @@ func (p *Proxy) Swallow(on bool) { p.hole.Store(on) }
 // LoseAnswers lets through what is asked and swallows what is answered.
 func (p *Proxy) LoseAnswers(on bool) { p.deafens.Store(on) }
 
-// Stall takes no more answers from the server, as a client that is frozen: the server can send until all buffers are full.
-// Or it takes them again.
+// Stall takes no more answers from the server and does not hang up, as a client that is frozen: the server can send until all
+// buffers are full. Or it takes them again.
 func (p *Proxy) Stall(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,6 +137,16 @@ func (p *Proxy) says(l *link, b []byte) {
 // Delay holds up everything for a time.
 func (p *Proxy) Delay(d time.Duration) { p.delay.Store(int64(d)) }
 
+// thawed waits until nothing is stalled.
+func (p *Proxy) thawed() {
+	p.mu.Lock()
+	stalled := p.stalled
+	p.mu.Unlock()
+	if stalled != nil {
+		<-stalled
+	}
+}
+
 // keep notes a connection; false if it is cut at once.
 func (p *Proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
@@ -168,12 +178,7 @@ func (f faulty) Write(b []byte) (int, error) {
 		time.Sleep(time.Duration(d))
 	}
 	if f.answer {
-		f.p.mu.Lock()
-		stalled := f.p.stalled
-		f.p.mu.Unlock()
-		if stalled != nil {
-			<-stalled
-		}
+		f.p.thawed()
 	}
 	if !f.answer {
 		f.p.says(f.link, b)
@@ -208,6 +213,7 @@ func (p *Proxy) pass(client net.Conn) {
 	l := &link{}
 	p.wg.Go(func() {
 		_, _ = io.Copy(faulty{server, p, l, false}, client) // until one of them is closed
+		p.thawed()
 		_ = server.Close()
 	})
 	_, _ = io.Copy(faulty{client, p, l, true}, server)
