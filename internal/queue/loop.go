@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,6 +21,10 @@ const claimPause = 2 * time.Millisecond
 
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
+
+// lockedRetry is how long a run whose row somebody else has locked is left alone. Each try may hold up the others for as long as the
+// storage waits for a lock.
+const lockedRetry = 15 * time.Second
 
 // poolRetry is how often the loop looks whether a full pool has places again, of which no run's status tells.
 const poolRetry = 500 * time.Millisecond
@@ -71,7 +76,9 @@ type Loop struct {
 	Freed    <-chan struct{}   // ready when a launcher has room again
 	Log      *slog.Logger
 
-	unclear []pending // claims whose outcome is not known: they are made again, as they were, before any other
+	unclear []pending          // claims whose outcome is not known: they are made again, as they were, before any other
+	locked  map[string]pending // claims that met a row that somebody else had locked, by run
+	again   time.Time          // when those are made again
 	queued  map[string]storage.Run
 	active  map[string]storage.Run
 	hold    map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
@@ -196,6 +203,9 @@ func (l *Loop) apply(r storage.Run) {
 // pass claims what may go now, and says when to look again without a cause; 0 is never.
 func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	for {
+		if len(l.unclear) == 0 && len(l.locked) > 0 && !time.Now().Before(l.again) {
+			l.unclear = slices.Collect(maps.Values(l.locked))
+		}
 		if len(l.unclear) > 0 {
 			if err := l.claim(context.WithoutCancel(ctx), l.unclear); errors.Is(err, storage.ErrFenced) {
 				return 0, err
@@ -279,6 +289,10 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 		}
 		if l.choice[r.ID] != "" {
 			return ""
+		}
+		if _, ok := l.locked[r.ID]; ok {
+			sooner(max(time.Millisecond, l.again.Sub(now)))
+			return Backoff
 		}
 		if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsRun(r) }) {
 			sooner(pauseRetry)
@@ -382,6 +396,11 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 	failpoint.Here(failpoint.ClaimDone)
 	for i, o := range outcomes {
 		r := batch[i].run
+		if delete(l.locked, r.ID); o.Busy {
+			l.Log.WarnContext(ctx, "a run cannot be claimed, because somebody has locked its row in the database; it will be", "run_id", r.ID)
+			l.lock(batch[i])
+			continue
+		}
 		r.Status, r.Launch = o.Status, nil
 		if o.Done {
 			launch := o.Launch
@@ -405,4 +424,12 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)
 	}
 	return nil
+}
+
+// lock leaves a run alone whose row somebody has locked. The same claim is made again later.
+func (l *Loop) lock(p pending) {
+	if l.locked == nil {
+		l.locked = map[string]pending{}
+	}
+	l.locked[p.run.ID], l.again = p, time.Now().Add(lockedRetry)
 }

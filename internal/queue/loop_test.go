@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -230,4 +231,72 @@ func TestPausedRunsStayQueued(t *testing.T) {
 	if _, err := l.pass(t.Context()); err != nil || len(k.taken) != 2 || k.launchers[1] != "local" {
 		t.Errorf("after the pauses: %v; launched %v on %v", err, k.taken, k.launchers)
 	}
+}
+
+// losing is a storage that loses the answer to a claim, or meets a locked row.
+type losing struct {
+	store
+	lose   bool
+	tokens []string // of the claims that it was asked for
+}
+
+func (s *losing) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	for _, c := range claims {
+		s.tokens = append(s.tokens, c.Token)
+	}
+	out, err := s.store.Claim(ctx, f, claims)
+	if s.lose {
+		s.lose = false
+		return nil, errors.New("the answer was lost")
+	}
+	return out, err
+}
+
+// A claim whose answer is lost is made again with the same token, and its run launched once. One that meets a locked row is made again later, likewise.
+func TestClaimIsMadeAgainAsItWas(t *testing.T) {
+	for name, busy := range map[string]bool{"a lost answer": false, "a locked row": true} {
+		t.Run(name, func(t *testing.T) {
+			l, d, k := newLoop(t, 10)
+			s := &losing{store: l.Store, lose: !busy}
+			if l.Store = s; busy {
+				l.Store = &busyOnce{s}
+			}
+			if err := d.Enqueue(uuid.NewString(), nil); err != nil {
+				t.Fatal(err)
+			}
+			runs, err := s.store.(storage.Reader).Runs(t.Context(), storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range runs {
+				l.changed(r)
+			}
+			pass(t, l)
+			if busy {
+				if len(k.taken) != 0 || len(l.locked) != 1 {
+					t.Fatalf("launched %d runs, %d wait for their row", len(k.taken), len(l.locked))
+				}
+				l.again = time.Now()
+				pass(t, l)
+			}
+			if len(k.taken) != 1 || len(s.tokens) != 2 || s.tokens[0] != s.tokens[1] {
+				t.Errorf("launched %d runs with the tokens %q, want one, asked for twice with one token", len(k.taken), s.tokens)
+			}
+		})
+	}
+}
+
+// busyOnce is a storage in which somebody has locked the rows of the first claim.
+type busyOnce struct{ *losing }
+
+func (s *busyOnce) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+	if len(s.tokens) > 0 {
+		return s.losing.Claim(ctx, f, claims)
+	}
+	out := make([]storage.Outcome, len(claims))
+	for i, c := range claims {
+		s.tokens = append(s.tokens, c.Token)
+		out[i].Busy = true
+	}
+	return out, nil
 }
