@@ -39,7 +39,7 @@ func TestBadConfiguration(t *testing.T) {
 		"an env_file that cannot be read":  {one("a", "kind: process, config: {env_files: [/no/such]}"), "", "slipway.yaml:1:52: launchers.a.config.env_files: open /no/such: no such file", "it has to be there"},
 		"a bad image":                      {one("a", "kind: docker, config: {image: 'Not An Image'}"), "", `slipway.yaml:1:47: launchers.a.config.image: "Not An Image" names no image`, "write it as registry/name:tag"},
 		"network and networks":             {one("a", "kind: docker, config: {network: x, networks: [y]}"), "", "slipway.yaml:1:49: launchers.a.config.network: set either network or networks", "not both"},
-		"a setting that stands elsewhere":  {one("a", "kind: docker, config: {container_kwargs: {image: x}}"), "", "slipway.yaml:1:58: launchers.a.config.container_kwargs: container_kwargs.image: not allowed here", "the setting for it is image"},
+		"a setting that stands elsewhere":  {one("a", "kind: docker, config: {container_kwargs: {image: x}}"), "", "slipway.yaml:1:66: launchers.a.config.container_kwargs.image: not allowed here", "the setting for it is image"},
 		"a mount":                          {one("a", "kind: docker, config: {mounts: [x]}"), "", `slipway.yaml:1:48: launchers.a.config.mounts: "x" is not`, "SOURCE:TARGET or SOURCE:TARGET:ro"},
 		"an engine's address":              {one("a", "kind: docker, config: {host: 'ftp://x'}"), "", `slipway.yaml:1:46: launchers.a.config.host: "ftp://x" is no address of an engine`, "unix:///path, tcp://host:port or ssh://user@host"},
 		"a limit without a cgroup":         {one("a", "kind: process, config: {memory: 1Gi}"), "", "slipway.yaml:1:40: launchers.a.config.cgroup: required with cpu and memory", "the name of a cgroup"},

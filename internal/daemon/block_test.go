@@ -47,7 +47,7 @@ func (w *world) stubborn(before map[string]func(context.Context) error) []string
 	}
 	names := slices.Sorted(maps.Keys(before))
 	var kinds []*launcher.Kind
-	settings, routes := "default: "+names[0]+"\nlaunchers:\n", "routes:\n"
+	settings, routes := "allow_secrets_in_argv: true\ndefault: "+names[0]+"\nlaunchers:\n", "routes:\n"
 	for _, name := range names {
 		k := *process.Kind(agent)
 		open := k.Open

@@ -111,7 +111,7 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 	if err != nil {
 		t.Fatal(err)
 	}
-	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, python: {\"*\": %q}}}\n", self)
+	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\n", self) // which light workers read
 	for name, text := range map[string]string{"dagster.yaml": dagsterYAML, "slipway.yaml": slipwayYAML} {
 		if err := os.WriteFile(filepath.Join(w.d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -201,9 +201,10 @@ func (w Watch) cancel(h launcher.Health, isExpired bool, expired string) Action 
 	if !w.over(w.Canceling, w.Times.Cancel) {
 		return Action{Do: Nothing}
 	}
-	if w.Asked.IsZero() { // the target knows no such worker: there is none to give a grace to
-		w.Asked = w.Now.Add(-w.Times.Grace - afterKill)
+	if !w.Asked.IsZero() && w.Now.Sub(w.Asked) < min(w.Times.Grace, w.Times.Cancel) { // its target took the stop late
+		return Action{Do: Nothing}
 	}
+	w.Asked = w.Now.Add(-w.Times.Grace - afterKill) // it has had its time, whatever its grace
 	if isExpired {
 		return w.end(Action{Do: Fail, Message: expired})
 	}
