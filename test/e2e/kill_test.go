@@ -253,6 +253,7 @@ func TestForeignLaunchRowsAreLeftAlone(t *testing.T) {
 	testenv.Beside(t, testenv.Light)
 	d := storagetest.NewSQLite(t)
 	w := lightWorld(t, d)
+	w.write("slipway.yaml", w.read("slipway.yaml")+"former_instance_ids: [another]\n")
 	own, err := w.open().InstanceID(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -143,5 +143,7 @@ func TestTwoHosts(t *testing.T) {
 	third := a.slipway() // on the first host again
 	a.ended(time.Minute, third, id)
 	third.stop()
-	a.exactlyOnce(dagster.Canceled, id)
+	if r := a.run(id); r.Status != dagster.Canceled || r.Launch.Attempt != 1 || a.count(id, dagster.RunStart) != 1 {
+		t.Errorf("the run is %s, attempt %d:\n%s", r.Status, r.Launch.Attempt, a.story(id))
+	}
 }
