@@ -3,18 +3,16 @@
 package cli
 
 import (
-	"io"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/storage/postgres"
+	"github.com/slipway-run/slipway/test/faultproxy"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -31,36 +29,6 @@ func onThatPostgres(t *testing.T, address, slipwayYAML string) string {
 	return home
 }
 
-// forward passes connections on until the test ends.
-func forward(t *testing.T, from, to string) {
-	t.Helper()
-	l, err := net.Listen("tcp", from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("tcp", to)
-			if err != nil {
-				_ = near.Close()
-				continue
-			}
-			for _, pair := range [][2]net.Conn{{near, far}, {far, near}} {
-				all.Go(func() {
-					_, _ = io.Copy(pair[0], pair[1])
-					_, _ = pair[0].Close(), pair[1].Close()
-				})
-			}
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); all.Wait() })
-}
-
 // A daemon whose Postgres is late, empty, without rights for it and read-only, one after the other, waits, says each
 // once, and then leads.
 func TestStartWaitsForItsStorage(t *testing.T) {
@@ -73,11 +41,16 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := u.Host
-	u.User, u.Host = url.User("slipway_limited"), testenv.FreeAddress(t)
+	proxy, err := faultproxy.New(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	proxy.Cut(true)
+	u.User, u.Host = url.User("slipway_limited"), proxy.Addr()
 	p := launch(t, onThatPostgres(t, u.String(), ""))
 	p.says(1, "the storage cannot be used yet; trying again")
-	forward(t, u.Host, server)
+	proxy.Cut(false)
 	p.says(1, "the schema is not one that Slipway knows")
 	d.MakeTables(t)
 	p.says(1, "permission denied")

@@ -122,6 +122,9 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 	kind.Name = "moody"
 	kind.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 		l, err := open(ctx, v, log)
+		if w.moody.Launcher != nil { // opened before: by a reload, while the first one is in use
+			return l, err
+		}
 		w.moody.Launcher = l
 		return w.moody, err
 	}

@@ -106,6 +106,7 @@ func TestCodeServers(t *testing.T) {
 // wait in the queue, where they can be canceled, their logs say for what, and they go when the server is back. Status, doctor and
 // metrics name it.
 func TestCodeServersFailOneByOne(t *testing.T) {
+	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
 	const each = 3
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 3}\n")

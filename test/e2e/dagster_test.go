@@ -394,6 +394,7 @@ func TestForeignRunsAreLeftAlone(t *testing.T) {
 // go on. When it is replaced by one that leaves runs alone, runs are claimed again. That one reads a folder of its own; the webserver and
 // Slipway keep their dagster.yaml, with the true limits.
 func TestStockDequeuer(t *testing.T) {
+	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "")

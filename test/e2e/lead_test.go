@@ -44,6 +44,7 @@ func TestClaimAnswerLost(t *testing.T) {
 
 // The answer to the COMMIT that gives a run another worker is lost. The worker is launched by the same leader.
 func TestResumeAnswerLost(t *testing.T) {
+	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
 	w, _, p, daemon := behindProxy(t)
 	daemon.stop()
@@ -72,6 +73,7 @@ func TestResumeAnswerLost(t *testing.T) {
 
 // Somebody claims a run for the leader and forgets it. The leader finds it by itself and launches it.
 func TestForgottenClaimIsTakenUp(t *testing.T) {
+	testenv.Faults(t)
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
 			testenv.Beside(t, testenv.Light)

@@ -39,6 +39,7 @@ defs = dg.Definitions(jobs=[looks])
 // .env: every run succeeds under stock Dagster, under a daemon that is started in the project's
 // folder, and under one that is started elsewhere.
 func TestRelativeProjectWithDotEnv(t *testing.T) {
+	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
 	store := t.TempDir()
 	w := newWorld(t, store, "launchers: {local: {kind: process}}\nqueue: {max_concurrent_runs: 5}\n")

@@ -25,6 +25,7 @@ import (
 // daemon from one that has ended, heartbeats of others are left alone, and ages are right.
 func TestDatabaseInAnotherZone(t *testing.T) {
 	testenv.Faults(t)
+	testenv.Faults(t)
 	t.Parallel()
 	testenv.DagsterBin(t)
 	for _, zone := range []string{"America/New_York", "Asia/Kolkata"} {
