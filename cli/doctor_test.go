@@ -401,7 +401,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				if out, err := exec.Command("unshare", "--mount", "true").CombinedOutput(); err != nil {
 					t.Skipf("no file system can be mounted: %v %s", err, out)
 				}
-				return []string{"unshare", "--mount", "sh", "-c", `d=$(sed 's/.*dir: .\([^}]*\).}}}/\1/' "$1/slipway.yaml") && mount -t tmpfs -o size=64k none "$d" && mkdir "$d/workers" "$d/state" "$d/tmp" && { head -c 1m /dev/zero >"$d/fill" 2>/dev/null; exec "$0" --home "$1" doctor --json; }`, testenv.Build(t, "slipway"), home}
+				return []string{"unshare", "--mount", "sh", "-c", `d=$(sed 's/.*dir: .\([^}]*\).}}}/\1/' "$1/slipway.yaml") && mount -t tmpfs -o size=64k none "$d" && mkdir "$d/workers" "$d/state" "$d/tmp" && echo here >"$d/host" && { head -c 1m /dev/zero >"$d/fill" 2>/dev/null; exec "$0" --home "$1" doctor --json; }`, testenv.Build(t, "slipway"), home}
 			},
 			level: daemon.Bad, code: daemon.CodeLauncher, what: "workers' files cannot be written: ", fix: "free space on the disk of",
 		},

@@ -123,7 +123,7 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		}
 	}
 	if l.host, err = launcher.HostOf(l.root); err != nil {
-		return nil, fmt.Errorf("process: %w", err)
+		return nil, v.Problem("dir", "the name of this host cannot be kept there: %v; let the daemon's user write there, free space on its disk, or set this to another folder on a local disk", err)
 	}
 	return l, nil
 }

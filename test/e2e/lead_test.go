@@ -31,7 +31,7 @@ func (p *process) lasts() {
 
 // The answer to a claim's COMMIT is lost, and the connection stays open. The run is launched, once, by the same leader.
 func TestClaimAnswerLost(t *testing.T) {
-	testenv.Beside(t, testenv.Light)
+	testenv.Beside(t, testenv.Alone) // a lead must last
 	w, d, p, daemon := behindProxy(t)
 	lost := p.LoseAnswer("PIPELINE_STARTING", "commit", false)
 	ids := enqueue(t, d, 2, nil)
@@ -45,7 +45,7 @@ func TestClaimAnswerLost(t *testing.T) {
 // The answer to the COMMIT that gives a run another worker is lost. The worker is launched by the same leader.
 func TestResumeAnswerLost(t *testing.T) {
 	testenv.Faults(t)
-	testenv.Beside(t, testenv.Dagster)
+	testenv.Beside(t, testenv.Alone) // likewise
 	w, _, p, daemon := behindProxy(t)
 	daemon.stop()
 	self, err := os.Executable()
