@@ -43,7 +43,7 @@ func TestFirstProcessReaps(t *testing.T) {
 	testenv.WorkersGone(t, d.Location)
 	for name, text := range map[string]string{
 		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\n",
-		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\n",
+		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\nallow_secrets_in_argv: true\n",
 	} {
 		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
