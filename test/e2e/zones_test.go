@@ -25,7 +25,6 @@ import (
 // daemon from one that has ended, heartbeats of others are left alone, and ages are right.
 func TestDatabaseInAnotherZone(t *testing.T) {
 	testenv.Faults(t)
-	testenv.Faults(t)
 	t.Parallel()
 	testenv.DagsterBin(t)
 	for _, zone := range []string{"America/New_York", "Asia/Kolkata"} {
@@ -39,11 +38,9 @@ func TestDatabaseInAnotherZone(t *testing.T) {
 			settings("")
 			stock := w.stockDaemon()
 			w.beats("QUEUED_RUN_COORDINATOR")
-			refused := w.slipway()
-			refused.ends("it goes on beside a stock dequeuer")
-			if refused.cmd.ProcessState.Success() || !strings.Contains(refused.output(), "max_concurrent_runs") {
-				t.Errorf("slipway daemon beside a stock dequeuer: %v\n%s", refused.cmd.ProcessState, refused.output())
-			}
+			beside := w.slipway()
+			beside.says("waiting to see whether dagster-daemon dequeues runs")
+			beside.stop()
 			stock.kill()
 
 			settings("run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n")
