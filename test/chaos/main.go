@@ -445,7 +445,7 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	}
 	file := filepath.Join(w.witness, id)
 	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
-	script := fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f; echo end >> %[1]s; exit %[3]d", file, seconds, code)
+	script := fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file, seconds, code)
 	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	var tags map[string]string
 	if w.lasting {
