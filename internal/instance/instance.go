@@ -154,7 +154,7 @@ type Settings struct {
 	Brake               Brake                      `config:"crash_loop" help:"Many workers of one job that die of one cause in a short time pause that job's launches."`
 	Web                 Web                        `config:"web" help:"Metrics for Prometheus, health and status over HTTP."`
 	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
-	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon dequeues from the same storage."`
+	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon monitors runs, and claim runs although it may dequeue them as well."`
 	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Give workers their arguments on the command line, as Dagster's own launchers do, although process lists then show what is in dagster.yaml."`
 	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
 	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long the output of workers that were removed from their target is kept, in slipway/logs in DAGSTER_HOME."`

@@ -76,15 +76,15 @@ type Loop struct {
 	Freed    <-chan struct{}   // ready when a launcher has room again
 	Log      *slog.Logger
 
-	unclear []pending          // claims whose outcome is not known: they are made again, as they were, before any other
-	locked  map[string]pending // claims that met a row that somebody else had locked, by run
-	again   time.Time          // when those are made again
-	queued  map[string]storage.Run
-	active  map[string]storage.Run
-	hold    map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
-	choice  map[string]string               // of the runs that were picked: the launcher
-	routes  map[string][]stop               // of the queued runs, once they were asked for
-	busy    []string                        // the launchers that had no room in the last pass
+	unclear     []pending          // claims whose outcome is not known: they are made again, as they were, before any other
+	locked      map[string]pending // claims that met a row that somebody else had locked, by run
+	lockedUntil time.Time          // when those are made again
+	queued      map[string]storage.Run
+	active      map[string]storage.Run
+	hold        map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
+	choice      map[string]string               // of the runs that were picked: the launcher
+	routes      map[string][]stop               // of the queued runs, once they were asked for
+	busy        []string                        // the launchers that had no room in the last pass
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -203,7 +203,7 @@ func (l *Loop) apply(r storage.Run) {
 // pass claims what may go now, and says when to look again without a cause; 0 is never.
 func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	for {
-		if len(l.unclear) == 0 && len(l.locked) > 0 && !time.Now().Before(l.again) {
+		if len(l.unclear) == 0 && len(l.locked) > 0 && !time.Now().Before(l.lockedUntil) {
 			l.unclear = slices.Collect(maps.Values(l.locked))
 		}
 		if len(l.unclear) > 0 {
@@ -291,7 +291,7 @@ func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Durati
 			return ""
 		}
 		if _, ok := l.locked[r.ID]; ok {
-			sooner(max(time.Millisecond, l.again.Sub(now)))
+			sooner(max(time.Millisecond, l.lockedUntil.Sub(now)))
 			return Backoff
 		}
 		if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsRun(r) }) {
@@ -431,5 +431,5 @@ func (l *Loop) lock(p pending) {
 	if l.locked == nil {
 		l.locked = map[string]pending{}
 	}
-	l.locked[p.run.ID], l.again = p, time.Now().Add(lockedRetry)
+	l.locked[p.run.ID], l.lockedUntil = p, time.Now().Add(lockedRetry)
 }

@@ -276,7 +276,7 @@ func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 				if len(k.taken) != 0 || len(l.locked) != 1 {
 					t.Fatalf("launched %d runs, %d wait for their row", len(k.taken), len(l.locked))
 				}
-				l.again = time.Now()
+				l.lockedUntil = time.Now()
 				pass(t, l)
 			}
 			if len(k.taken) != 1 || len(s.tokens) != 2 || s.tokens[0] != s.tokens[1] {

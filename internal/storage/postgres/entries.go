@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -35,11 +34,4 @@ func (s *Store) SetEntry(ctx context.Context, key, value string) error {
 		return fmt.Errorf("postgres: entry %s: %w", key, err)
 	}
 	return nil
-}
-
-// Now is the database's clock.
-func (s *Store) Now(ctx context.Context) (time.Time, error) {
-	var t time.Time
-	err := s.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&t)
-	return t, err
 }
