@@ -111,7 +111,7 @@ func (d *Daemon) reload(ctx context.Context) {
 		err = next.prepare(ctx)
 	}
 	if err != nil {
-		d.Log.WarnContext(ctx, "the settings were not taken: the former ones stay in force", "err", err)
+		d.Log.ErrorContext(ctx, "the settings were not taken: the former ones stay in force", "err", err)
 		return
 	}
 	if d.Reloaded != nil {
