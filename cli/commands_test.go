@@ -181,11 +181,12 @@ func enqueued(t *testing.T, home string, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// status waits until a run has a status, by what `slipway runs show` prints.
 func status(t *testing.T, home, run, want string) {
 	t.Helper()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		out, err := built(t, home, "runs", "show", run)
-		return err == nil && strings.Contains(out, "status    "+want), out
+		return err == nil && regexp.MustCompile(`(?m)^status +`+want+`$`).MatchString(out), out
 	})
 }
 

@@ -149,7 +149,9 @@ func TestTakeUp(t *testing.T) {
 		return l.said() == "launch", "launched again: " + l.said()
 	})
 	s.mu.Lock()
-	r.Launch.Token = "forgotten"
+	row := *r.Launch // the dispatcher may still read the other
+	row.Token = "forgotten"
+	r.Launch = &row
 	s.runs["r1"] = r
 	s.mu.Unlock()
 	d.TakeUp(t.Context(), r)
