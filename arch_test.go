@@ -65,15 +65,16 @@ var mayImport = map[string]string{
 	"cmd/slipway-worker":         "internal/execute",
 	"internal/webserver":         "",
 	"test/testenv":               "test/failpoint",
+	"test/home":                  "config internal/storage internal/storage/postgres internal/storage/sqlite",
 	"test/storagetest":           "internal/dagster internal/storage test/testenv",
 	"launcher/launchertest":      "launcher config",
 	"test/faultproxy":            "",
-	"test/chaos":                 "config internal/dagster test/chaos/check test/model test/failpoint test/faultproxy internal/storage/postgres internal/storage/sqlite test/storagetest",
+	"test/chaos":                 "internal/dagster test/chaos/check test/home test/model test/failpoint test/faultproxy test/storagetest test/testenv",
 	"test/chaos/slipway":         "cli config launcher launcher/docker launcher/process",
 	"test/model":                 "",
 	"test/mutations":             "",
 	"test/chaos/check":           "", // it shares no code with what it checks
-	"test/bench":                 "internal/agent test/emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config internal/daemon internal/dagster internal/instance internal/storage internal/storage/sqlite internal/storage/postgres test/storagetest test/faultproxy internal/webserver",
+	"test/bench":                 "internal/agent test/emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config internal/daemon internal/dagster internal/instance internal/storage test/storagetest test/faultproxy internal/webserver test/home test/testenv",
 }
 
 // anyLauncher is what a launcher may import that is not in the table.

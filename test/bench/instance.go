@@ -2,28 +2,23 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
-	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/instance"
 	"github.com/slipway-run/slipway/internal/storage"
-	"github.com/slipway-run/slipway/internal/storage/postgres"
-	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/home"
 	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // world is a fresh instance on one of the storages.
@@ -31,7 +26,7 @@ type world struct {
 	home, location string
 	writer         *storagetest.Dagster // as Dagster's webserver writes
 	store          storage.Store
-	drop           func() error
+	drop           func(context.Context) error
 	worker         []string // command of slipway-worker
 }
 
@@ -58,67 +53,29 @@ func storages() []string {
 
 // newWorld makes an instance. More is added to its dagster.yaml.
 func newWorld(ctx context.Context, dir, kind, more, slipwayYAML string) (*world, error) {
-	home, err := os.MkdirTemp(dir, "home")
+	dir, err := os.MkdirTemp(dir, "home")
 	if err != nil {
 		return nil, err
 	}
-	w := &world{home: home, location: home, drop: func() error { return nil }}
+	w := &world{home: dir, location: dir, drop: func(context.Context) error { return nil }}
 	if kind == "postgres" {
-		if err := w.database(ctx); err != nil {
+		if w.location, w.drop, err = testenv.Database(ctx, os.Getenv(testenv.PostgresEnv)); err != nil {
 			return nil, err
 		}
-		more += fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(w.location, "postgresql://", "postgresql+psycopg2://", 1))
-		err = postgres.Create(ctx, config.Secret(w.location))
-	} else {
-		err = sqlite.Create(ctx, home)
 	}
-	for name, text := range map[string]string{
-		"dagster.yaml": more + "telemetry: {enabled: false}\n", "slipway.yaml": slipwayYAML + "terminate: {local_only: true}\n", "workspace.yaml": "load_from: []\n",
-	} {
-		err = errors.Join(err, os.WriteFile(filepath.Join(home, name), []byte(text), 0o600))
-	}
+	err = errors.Join(home.Create(ctx, w.location), home.Write(w.home, w.location, more+"telemetry: {enabled: false}\n", slipwayYAML+home.LocalOnly),
+		os.WriteFile(filepath.Join(w.home, "workspace.yaml"), []byte("load_from: []\n"), 0o600))
 	if err != nil {
 		return nil, err
 	}
 	if w.writer, err = storagetest.Connect(w.location); err != nil {
 		return nil, err
 	}
-	if kind == "postgres" {
-		w.store, err = postgres.Open(ctx, config.Secret(w.location))
-	} else {
-		w.store, err = sqlite.Open(ctx, home)
-	}
+	w.store, err = home.Open(ctx, w.location)
 	return w, err
 }
 
-// database makes a database on the server.
-func (w *world) database(ctx context.Context) error {
-	server := os.Getenv("SLIPWAY_TEST_PG")
-	u, err := url.Parse(server)
-	if err != nil {
-		return err
-	}
-	name := "bench_" + strings.ToLower(rand.Text()[:12])
-	exec := func(ctx context.Context, query string) error {
-		conn, err := pgx.Connect(ctx, server)
-		if err != nil {
-			return err
-		}
-		_, err = conn.Exec(ctx, query)
-		return errors.Join(err, conn.Close(ctx))
-	}
-	if err := exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return err
-	}
-	u.Path = "/" + name
-	w.location = u.String()
-	w.drop = func() error {
-		return exec(context.WithoutCancel(ctx), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
-	}
-	return nil
-}
-
-func (w *world) close() error { return errors.Join(w.store.Close(), w.drop()) }
+func (w *world) close() error { return errors.Join(w.store.Close(), w.drop(context.Background())) }
 
 // enqueue puts n runs into the queue and gives when each could be read as QUEUED.
 func (w *world) enqueue(n int, pause time.Duration) (map[string]time.Time, error) {

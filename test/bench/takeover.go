@@ -10,12 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/test/faultproxy"
+	"github.com/slipway-run/slipway/test/home"
 )
 
 // takeOverBound is within what a standby must lead: after a kill, and after the time of a lease, 2 s, and one more second where the leader's packets are dropped.
@@ -99,20 +99,11 @@ func (w *world) behindProxy() (*faultproxy.Proxy, string, error) {
 		return nil, "", err
 	}
 	u.Host = p.Addr()
-	home, err := os.MkdirTemp(filepath.Dir(w.home), "home")
+	dir, err := os.MkdirTemp(filepath.Dir(w.home), "home")
 	if err != nil {
 		return nil, "", err
 	}
-	for name, text := range map[string]string{
-		"dagster.yaml":   parkedYAML + "telemetry: {enabled: false}\n" + fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(u.String(), "postgresql://", "postgresql+psycopg2://", 1)),
-		"slipway.yaml":   "terminate: {local_only: true}\n",
-		"workspace.yaml": "load_from: []\n",
-	} {
-		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
-			return nil, "", err
-		}
-	}
-	return p, home, nil
+	return p, dir, home.Write(dir, u.String(), parkedYAML+"telemetry: {enabled: false}\n", home.LocalOnly)
 }
 
 // loseLeader starts a daemon in a home, then another one that stands by, takes the lead from the first one, and says how long it was nobody's.

@@ -34,14 +34,13 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/dagster"
-	"github.com/slipway-run/slipway/internal/storage/postgres"
-	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/test/chaos/check"
 	"github.com/slipway-run/slipway/test/failpoint"
 	"github.com/slipway-run/slipway/test/faultproxy"
+	"github.com/slipway-run/slipway/test/home"
 	"github.com/slipway-run/slipway/test/storagetest"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 func main() {
@@ -271,20 +270,14 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	w.location = w.home
-	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+	reached := w.location // by the daemons
 	if w.storage == "postgres" {
-		through, err := w.database(ctx)
-		if err != nil {
+		if reached, err = w.database(ctx); err != nil {
 			return err
 		}
-		yaml += fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", through)
-	} else if err := sqlite.Create(ctx, w.home); err != nil {
-		return err
 	}
-	for name, text := range map[string]string{"dagster.yaml": yaml, "slipway.yaml": w.settings(), "workspace.yaml": "load_from: []\n"} {
-		if err := os.WriteFile(filepath.Join(w.home, name), []byte(text), 0o600); err != nil {
-			return err
-		}
+	if err := errors.Join(home.Create(ctx, w.location), home.Write(w.home, reached, home.Parked, w.settings())); err != nil {
+		return err
 	}
 	if w.d, err = storagetest.Connect(w.location); err != nil {
 		return err
@@ -302,26 +295,24 @@ func (w *world) prepare(ctx context.Context) (err error) {
 
 // database makes one on the server, and a proxy before it; it gives the address through that.
 func (w *world) database(ctx context.Context) (string, error) {
-	server := os.Getenv("SLIPWAY_TEST_PG")
+	server := os.Getenv(testenv.PostgresEnv)
 	if server == "" {
 		return "", errors.New("SLIPWAY_TEST_PG names no server: hack/with-postgres starts one")
+	}
+	var err error
+	if w.location, _, err = testenv.Database(ctx, server); err != nil { // it is kept: what was found is looked at in it
+		return "", err
 	}
 	admin, err := storagetest.Connect(server)
 	if err != nil {
 		return "", err
 	}
-	name := "chaos_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	// The test server commits before it writes; what a crash must not take back has to be written.
-	if err := errors.Join(admin.Exec("CREATE DATABASE "+name), admin.Exec("ALTER DATABASE "+name+" SET synchronous_commit = on")); err != nil {
-		return "", err
-	}
-	u, err := url.Parse(server)
+	u, err := url.Parse(w.location)
 	if err != nil {
 		return "", err
 	}
-	u.Path = "/" + name
-	w.location = u.String()
-	if err := postgres.Create(ctx, config.Secret(w.location)); err != nil {
+	// The test server commits before it writes; what a crash must not take back has to be written.
+	if err := admin.Exec("ALTER DATABASE " + strings.TrimPrefix(u.Path, "/") + " SET synchronous_commit = on"); err != nil {
 		return "", err
 	}
 	if w.proxy, err = faultproxy.New(u.Host); err != nil {

@@ -16,13 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
-	"github.com/slipway-run/slipway/internal/storage/postgres"
-	"github.com/slipway-run/slipway/internal/storage/sqlite"
 	"github.com/slipway-run/slipway/internal/webserver"
 	"github.com/slipway-run/slipway/test/failpoint"
+	"github.com/slipway-run/slipway/test/home"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -39,7 +37,7 @@ type world struct {
 	bin      string   // folder of Dagster's programs; "": those of .venv
 }
 
-const parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
+const parked = home.Parked
 
 // newWorld makes a home with a parked dagster.yaml.
 func newWorld(t *testing.T, location, slipwayYAML string) *world {
@@ -49,21 +47,14 @@ func newWorld(t *testing.T, location, slipwayYAML string) *world {
 	if location == "" {
 		w.location = w.home
 	}
-	w.write("dagster.yaml", parked+w.storageYAML())
-	w.write("slipway.yaml", slipwayYAML+"terminate: {local_only: true}\n")
+	if err := home.Write(w.home, w.location, parked, slipwayYAML+home.LocalOnly); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
 // storageYAML is the storage section of dagster.yaml; "" for Dagster's default.
-func (w *world) storageYAML() string {
-	switch {
-	case strings.HasPrefix(w.location, "postgresql://"):
-		return fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(w.location, "postgresql://", "postgresql+psycopg2://", 1))
-	case w.location == w.home:
-		return ""
-	}
-	return fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.location)
-}
+func (w *world) storageYAML() string { return home.Storage(w.home, w.location) }
 
 func (w *world) read(name string) string {
 	w.t.Helper()
@@ -89,11 +80,7 @@ func (w *world) open() storage.Store {
 	}
 	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
 		var err error
-		if strings.HasPrefix(w.location, "postgresql://") {
-			w.store, err = postgres.Open(w.t.Context(), config.Secret(w.location))
-		} else {
-			w.store, err = sqlite.Open(w.t.Context(), w.location)
-		}
+		w.store, err = home.Open(w.t.Context(), w.location)
 		return err == nil, fmt.Sprint(err)
 	})
 	w.t.Cleanup(func() {

@@ -4,7 +4,6 @@ package testenv
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -30,9 +29,6 @@ func Faults(t testing.TB) {
 	}
 }
 
-// PostgresEnv is the variable with the address of a server on which databases may be made.
-const PostgresEnv = "SLIPWAY_TEST_PG"
-
 // Postgres makes an empty database for the test and gives its address.
 func Postgres(t testing.TB) string {
 	t.Helper()
@@ -42,30 +38,18 @@ func Postgres(t testing.TB) string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	admin, err := pgx.Connect(ctx, server)
+	address, drop, err := Database(ctx, server)
 	if err != nil {
 		t.Fatalf("%s: %v", PostgresEnv, err)
-	}
-	name := "t_" + strings.ToLower(rand.Text()[:16])
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
-		if _, err := admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+		if err := drop(ctx); err != nil {
 			t.Errorf("drop the test's database: %v", err)
 		}
-		if err := admin.Close(ctx); err != nil {
-			t.Error(err)
-		}
 	})
-	u, err := url.Parse(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.Path = "/" + name
-	return u.String()
+	return address
 }
 
 // PostgresIn is [Postgres] with the time zone of the sessions of the database.
