@@ -41,10 +41,6 @@ func (s stubborn) Launch(ctx context.Context, req *launcher.Request) (launcher.L
 func (w *world) stubborn(before map[string]func(context.Context) error) []string {
 	w.t.Helper()
 	agent := testenv.Build(w.t, "slipway-agent")
-	self, err := os.Executable()
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	names := slices.Sorted(maps.Keys(before))
 	var kinds []*launcher.Kind
 	settings, routes := "allow_secrets_in_argv: true\ndefault: "+names[0]+"\nlaunchers:\n", "routes:\n"
@@ -57,12 +53,13 @@ func (w *world) stubborn(before map[string]func(context.Context) error) []string
 			return stubborn{l, before[name]}, err
 		}
 		kinds = append(kinds, &k)
-		settings += fmt.Sprintf("  %s: {kind: %[1]s, python: {\"*\": %q}}\n", name, self)
+		settings += fmt.Sprintf("  %s: {kind: %[1]s, %s}\n", name, w.lightWorkers())
 		routes += fmt.Sprintf("- {when: {tags: {to: %s}}, to: [%s]}\n", name, strings.ReplaceAll(name, "-then-", ", "))
 	}
 	if err := os.WriteFile(filepath.Join(w.d.Location, "slipway.yaml"), []byte(settings+routes), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
+	var err error
 	if w.in, err = instance.Load(w.d.Location, kinds, os.LookupEnv); err != nil {
 		w.t.Fatal(err)
 	}

@@ -94,24 +94,20 @@ func (w *world) Write(b []byte) (int, error) {
 	return w.log.Write(b)
 }
 
+// newWorld is the first call of a test: it waits until the test fits beside others.
 func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *world {
 	t.Helper()
+	testenv.Beside(t, testenv.Light)
 	testenv.GoroutinesEnd(t)
 	w := &world{t: t, d: storagetest.NewSQLite(t), moody: &moody{moods: moods}, log: &strings.Builder{}}
 	testenv.WorkersGone(t, w.d.Location)
-	t.Setenv(storagetest.LightStorage, w.d.Location)
-	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	if err := w.d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.d.Exec("DELETE FROM daemon_heartbeats"); err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\n", self) // which light workers read
+	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, %s}}\nallow_secrets_in_argv: true\n", w.lightWorkers()) // light workers read their arguments
 	for name, text := range map[string]string{"dagster.yaml": dagsterYAML, "slipway.yaml": slipwayYAML} {
 		if err := os.WriteFile(filepath.Join(w.d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -129,6 +125,7 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 		return w.moody, err
 	}
 	w.kinds = []*launcher.Kind{&kind}
+	var err error
 	if w.in, err = instance.Load(w.d.Location, w.kinds, os.LookupEnv); err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +138,16 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 		}
 	})
 	return w
+}
+
+// lightWorkers are the settings of a launcher of processes for light workers.
+func (w *world) lightWorkers() string {
+	w.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return fmt.Sprintf("python: {\"*\": %q}, config: {env: {%s: %q, GORACE: atexit_sleep_ms=0}}", self, storagetest.LightStorage, w.d.Location)
 }
 
 // run runs a daemon while f does, or without f until it ends by itself, and returns its error.

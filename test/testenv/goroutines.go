@@ -1,39 +1,40 @@
 package testenv
 
 import (
+	"context"
+	"fmt"
 	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
 )
 
-// GoroutinesEnd waits, at the end of the test, until all goroutines that were started after this call have
-// ended. Tests that call it must not run in parallel.
+// GoroutinesEnd waits, at the end of the test, until all goroutines have ended that the test's goroutine has started
+// after this call, or that these have started. It knows them by a profiler label, which goroutines inherit, so tests
+// that call it may run in parallel.
 func GoroutinesEnd(t testing.TB) {
 	t.Helper()
-	before := goroutines(t)
+	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels("test", t.Name())))
 	t.Cleanup(func() {
 		Eventually(t, 10*time.Second, func() (bool, string) {
-			for id, stack := range goroutines(t) {
-				if _, ok := before[id]; !ok {
-					return false, "a goroutine still runs:\n" + stack
-				}
-			}
-			return true, ""
+			left := goroutines(t)
+			return left == "", "goroutines still run:\n" + left
 		})
 	})
 }
 
-// goroutines returns the stacks of all goroutines by their numbers.
-func goroutines(t testing.TB) map[string]string {
+// goroutines returns the stacks of the goroutines with the test's label, except the one that calls it.
+func goroutines(t testing.TB) string {
 	var text strings.Builder
-	if err := pprof.Lookup("goroutine").WriteTo(&text, 2); err != nil {
+	if err := pprof.Lookup("goroutine").WriteTo(&text, 1); err != nil {
 		t.Fatal(err)
 	}
-	stacks := map[string]string{}
+	var left []string
+	label := fmt.Sprintf(`# labels: {"test":%q}`, t.Name())
 	for stack := range strings.SplitSeq(text.String(), "\n\n") {
-		id, _, _ := strings.Cut(stack, " [") // goroutine 7 [running]:
-		stacks[id] = stack
+		if strings.Contains(stack, label) && !strings.Contains(stack, "testenv.goroutines+") {
+			left = append(left, stack)
+		}
 	}
-	return stacks
+	return strings.Join(left, "\n\n")
 }
