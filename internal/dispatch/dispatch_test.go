@@ -156,6 +156,7 @@ func launched(m storage.Transition) bool { return m.Handle != "" }
 // Where the target would start a second worker, one whose start got no answer is looked for, and launched again only when it was absent for
 // long enough.
 func TestUnknownOutcomeIsHeld(t *testing.T) {
+	t.Parallel()
 	lost := errors.New("the answer was lost")
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, lost }, find: func(n int) bool { return n == 3 }}
 	s := dispatcher(t, l, time.Hour, dagster.Starting, false)
@@ -197,6 +198,7 @@ func TestLaunchedInItsStatus(t *testing.T) {
 
 // What an earlier leader began may have been asked for in its last moment.
 func TestBegunLaunchIsHeld(t *testing.T) {
+	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "again"}, nil }}
 	began := time.Now()
 	s := dispatcher(t, l, 300*time.Millisecond, dagster.Starting, true)
@@ -215,6 +217,7 @@ func TestBegunLaunchIsHeld(t *testing.T) {
 
 // What a target says while it prepares is written once, and does not make it sick.
 func TestPendingIsTold(t *testing.T) {
+	t.Parallel()
 	note := launcher.Note{Text: "pulling"}
 	l := &target{launch: func(n int) (launcher.Launched, error) {
 		if n < 20 {
@@ -250,6 +253,7 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 
 // A launcher that does not mind its context is left to itself when its time is over; what it says later is nobody's answer.
 func TestCallsThatGoOn(t *testing.T) {
+	t.Parallel()
 	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
 	release := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -279,6 +283,7 @@ func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
 
 // A target that has no room for a launch is asked how much it has before more runs are claimed for it, and somebody is told as long as it has none.
 func TestRoom(t *testing.T) {
+	t.Parallel()
 	l := &roomy{}
 	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{}, launcher.ErrCapacity }
 	var told atomic.Int64
@@ -302,6 +307,7 @@ func TestRoom(t *testing.T) {
 
 // A refusal that follows a launch without an answer proves nothing of that: the worker is looked for first.
 func TestRefusalAfterALostAnswer(t *testing.T) {
+	t.Parallel()
 	lost := errors.New("the answer was lost")
 	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "denied": launcher.ErrDenied, "invalid": launcher.ErrInvalid} {
 		launch := func(n int) (launcher.Launched, error) {
@@ -311,18 +317,21 @@ func TestRefusalAfterALostAnswer(t *testing.T) {
 			return launcher.Launched{}, refusal
 		}
 		t.Run(name+", and it was made", func(t *testing.T) {
+			t.Parallel()
 			l := &target{launch: launch, find: func(int) bool { return true }}
 			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); m.Handle != "found" {
 				t.Errorf("written %+v after %q, want the worker that was found", m, l.said())
 			}
 		})
 		t.Run(name+", and it was not made", func(t *testing.T) {
+			t.Parallel()
 			l := &target{launch: launch}
 			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); !m.Void || l.said() != "launch find launch" {
 				t.Errorf("written %+v after %q, want the launch to end after a look", m, l.said())
 			}
 		})
 		t.Run(name+", and it cannot be looked for", func(t *testing.T) {
+			t.Parallel()
 			l := &target{launch: func(n int) (launcher.Launched, error) {
 				if n == 4 {
 					return launcher.Launched{Handle: "there"}, nil
@@ -343,6 +352,7 @@ type blind struct{ launcher.Launcher }
 
 // A launch that again and again made no worker, which looks have shown, goes back to the queue with the launcher's words: it keeps no place.
 func TestLaunchThatMakesNothing(t *testing.T) {
+	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("no such\nqueue") }}
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
@@ -392,6 +402,7 @@ func TestCanceledBeforeTheLaunch(t *testing.T) {
 
 // A target that hangs is given one run: the next ones are not claimed for it.
 func TestHungTargetHasOneRun(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	l := &target{launch: func(int) (launcher.Launched, error) {
 		<-release
@@ -435,6 +446,7 @@ func (l *divided) Ping(_ context.Context, place string) error {
 
 // Each place behind a launcher is sick by itself; it is asked whether it is back without a run, as long as runs wait for it.
 func TestPlacesFailOneByOne(t *testing.T) {
+	t.Parallel()
 	l := &divided{}
 	l.away.Store(true)
 	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "here"}, nil }
@@ -469,6 +481,7 @@ func TestPlacesFailOneByOne(t *testing.T) {
 
 // The log of a run that waits for a sick target says so, once.
 func TestWaitsIsTold(t *testing.T) {
+	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "h"}, nil }}
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	s.wrote(t, "the launch", launched)

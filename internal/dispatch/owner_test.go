@@ -50,6 +50,7 @@ func strictly(left chan<- storage.Run) func(*dispatch.Dispatcher) {
 
 // A run is canceled while its launch is on its way, and the target refuses it: nothing was made, so the run is canceled.
 func TestCanceledWhileTheLaunchIsRefused(t *testing.T) {
+	t.Parallel()
 	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "invalid": launcher.ErrInvalid} {
 		t.Run(name, func(t *testing.T) {
 			asked, canceled := make(chan struct{}), make(chan struct{})
@@ -73,6 +74,7 @@ func TestCanceledWhileTheLaunchIsRefused(t *testing.T) {
 // A run is canceled while the target does not say whether it made a worker, and the target cannot prove that it did not: the
 // monitor looks on. One that was never asked for has no worker.
 func TestCanceledOnATargetThatProvesNothing(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		said error
 		left bool
@@ -104,6 +106,7 @@ func TestCanceledOnATargetThatProvesNothing(t *testing.T) {
 
 // A run has started, and its target, asked for the worker whose handle was never written, has none: the monitor looks on.
 func TestVanishedBeforeItsHandle(t *testing.T) {
+	t.Parallel()
 	l := &target{find: func(int) bool { return false }}
 	left := make(chan storage.Run, 1)
 	d, s := dispatching(t, l, 0, dagster.Started, true, strictly(left))
@@ -127,6 +130,7 @@ func TestVanishedBeforeItsHandle(t *testing.T) {
 
 // TakeUp goes on with a launch that nobody has in hand, once, and not with one whose handle is written.
 func TestTakeUp(t *testing.T) {
+	t.Parallel()
 	asked, answer := make(chan struct{}, 10), make(chan struct{})
 	l := &target{launch: func(int) (launcher.Launched, error) {
 		asked <- struct{}{}
@@ -160,6 +164,7 @@ func TestTakeUp(t *testing.T) {
 
 // A target that sees its own host alone is not asked for the worker of another host, and starts none in its place.
 func TestWorkerOfAnotherHost(t *testing.T) {
+	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}
 	left := make(chan storage.Run, 1)
 	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
