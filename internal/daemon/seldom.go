@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,8 +12,8 @@ import (
 // seldomAfter is how often a warning that comes again and again is logged.
 const seldomAfter = time.Minute
 
-// seldom is a log handler that passes on a warning once, and then at most once a minute with the number of those between as "times". What
-// is tried twice a second, such as the lease on a database that has become read-only, would else bury everything.
+// seldom is a log handler that passes a repeated warning on at most once a minute, with the number of repeats as "times".
+// Without it, a call that fails twice a second, such as the lease on a read-only database, would bury everything else.
 type seldom struct {
 	slog.Handler
 	with string // attributes and groups of this logger
@@ -41,9 +42,14 @@ func (h seldom) Handle(ctx context.Context, r slog.Record) error {
 	}
 	key := h.with + r.Message
 	r.Attrs(func(a slog.Attr) bool {
-		// The error has ports and addresses that change. What is not equal is another warning, such as one about another run.
-		if a.Key != "err" && a.Value.Kind() != slog.KindDuration && a.Value.Kind() != slog.KindTime {
-			key += " " + a.String()
+		switch a.Value.Kind() { // warnings that differ otherwise, for example in their run, are different ones
+		case slog.KindDuration, slog.KindTime:
+		default:
+			text := a.String()
+			if a.Key == "err" {
+				text = strings.Map(withoutDigits, text) // ports and times differ each time
+			}
+			key += " " + text
 		}
 		return true
 	})
@@ -55,6 +61,13 @@ func (h seldom) Handle(ctx context.Context, r slog.Record) error {
 		r.AddAttrs(slog.Int("times", times))
 	}
 	return h.Handler.Handle(ctx, r)
+}
+
+func withoutDigits(r rune) rune {
+	if '0' <= r && r <= '9' {
+		return -1
+	}
+	return r
 }
 
 // count notes a warning, and returns whether to pass it on and for how many it stands.

@@ -23,6 +23,15 @@ func TestWarningsAreCounted(t *testing.T) {
 			t.Errorf("of 300 equal warnings in 150 s %d were logged, want 3, two of them with times=120:\n%s", n, out.String())
 		}
 		out.Reset()
+		for range 2 {
+			for _, text := range []string{"read-only", "no route"} {
+				log.Warn("the lease cannot be had", "err", errors.New(text))
+			}
+		}
+		if n := strings.Count(out.String(), "the lease cannot be had"); n != 2 {
+			t.Errorf("%d lines of two errors, want 2:\n%s", n, out.String())
+		}
+		out.Reset()
 		for _, run := range []string{"a", "b"} {
 			log.Warn("a run is left alone", "run_id", run)
 			log.Error("the lease cannot be had", "err", errors.New("read-only"))

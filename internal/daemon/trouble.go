@@ -4,50 +4,32 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// troubleAgain is how often a failure that repeats is logged again.
-const troubleAgain = time.Minute
-
-// trouble logs a failure that repeats: when it begins or changes, then once a minute with a count, and its end.
+// trouble logs a failure that repeats, and its end. The daemon's logger drops most of the repeats.
 type trouble struct {
 	log   *slog.Logger
-	what  string // the message
-	since time.Time
-	said  time.Time
-	text  string // of the error, without digits: ports and times differ each time
-	tries int
+	what  string    // the message
+	since time.Time // when it began; monotonic
 }
 
 // met records a failure.
 func (t *trouble) met(ctx context.Context, err error) {
-	now := time.Now()
-	text := strings.Map(func(r rune) rune {
-		if '0' <= r && r <= '9' {
-			return -1
-		}
-		return r
-	}, err.Error())
-	if t.tries++; t.tries == 1 {
-		t.since = now
+	if t.since.IsZero() {
+		t.since = time.Now()
 	}
-	if text == t.text && now.Sub(t.said) < troubleAgain {
-		return
-	}
-	t.said, t.text = now, text
-	t.log.WarnContext(ctx, t.what+"; trying again", "err", err, "tries", t.tries, "for", now.Sub(t.since).Round(time.Second))
+	t.log.WarnContext(ctx, t.what+"; trying again", "err", err, "for", time.Since(t.since).Round(time.Second))
 }
 
 // over records a success.
 func (t *trouble) over(ctx context.Context) {
-	if t.tries > 0 {
-		t.log.InfoContext(ctx, t.what+": that is over", "tries", t.tries, "after", time.Since(t.since).Round(time.Second))
+	if !t.since.IsZero() {
+		t.log.InfoContext(ctx, t.what+": that is over", "after", time.Since(t.since).Round(time.Second))
 	}
-	*t = trouble{log: t.log, what: t.what}
+	t.since = time.Time{}
 }
 
 // startRetry is the time between two tries of what a start needs of the storage.
