@@ -70,7 +70,7 @@ const etlSteps = `{steps: {
 // A storage that Slipway made, with runs that it added and its own worker executed, is Dagster's own: its pages show them without
 // error, its live log has our events, and it goes on to launch runs there.
 func TestDagsterReadsWhatWeWrote(t *testing.T) {
-	realStorages(t, func(t *testing.T, location string) {
+	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
 		w.create()
 		w.write("etl.yaml", etlSteps)
@@ -166,7 +166,7 @@ func await(t *testing.T, seen <-chan string, prefix string) {
 
 // Two workers of one launch row, started at the same moment: one executes, the other leaves.
 func TestGateLetsOneWorkerPass(t *testing.T) {
-	realStorages(t, func(t *testing.T, location string) {
+	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
 		server := w.webserver("test/fates/fates.py")
 		in, err := instance.Load(w.home, all.Kinds("agent"), func(string) (string, bool) { return "", false })

@@ -18,18 +18,37 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// realStorages are the storages that real Dagster makes itself: "" is SQLite in the home.
+// realStorages runs a test on the storages that real Dagster makes itself: "" is SQLite in the home.
 func realStorages(t *testing.T, f func(t *testing.T, location string)) {
 	t.Parallel()
 	testenv.DagsterBin(t)
+	t.Run("sqlite", func(t *testing.T) { onSQLite(t, f) })
+	t.Run("postgres", func(t *testing.T) { onPostgres(t, f) })
+}
+
+// halves is realStorages for a test that costs much processor time, most of it Dagster's own: make test runs it on SQLite,
+// make test-faults on Postgres.
+func halves(t *testing.T, f func(t *testing.T, location string)) {
+	t.Parallel()
+	testenv.DagsterBin(t)
 	t.Run("sqlite", func(t *testing.T) {
-		testenv.Beside(t, testenv.Dagster)
-		f(t, "")
+		testenv.NotFaults(t)
+		onSQLite(t, f)
 	})
 	t.Run("postgres", func(t *testing.T) {
-		testenv.Beside(t, testenv.Dagster)
-		f(t, testenv.Postgres(t))
+		testenv.Faults(t)
+		onPostgres(t, f)
 	})
+}
+
+func onSQLite(t *testing.T, f func(t *testing.T, location string)) {
+	testenv.Beside(t, testenv.Dagster)
+	f(t, "")
+}
+
+func onPostgres(t *testing.T, f func(t *testing.T, location string)) {
+	testenv.Beside(t, testenv.Dagster)
+	f(t, testenv.Postgres(t))
 }
 
 const maxAtOnce = 8
@@ -226,7 +245,7 @@ func noErrors(t *testing.T, stock *process) {
 // A run is terminated in the UI although Dagster's own launcher knows nothing of its worker: the status
 // CANCELING is seen in storage.
 func TestCancelInDagstersUI(t *testing.T) {
-	realStorages(t, func(t *testing.T, location string) {
+	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
 		server := w.webserver("test/fates/fates.py")
 		p := w.slipway()
@@ -333,7 +352,7 @@ with DagsterInstance.get() as instance:
 // Runs that Slipway did not claim are left alone, whatever becomes of them: one that a Python process executes itself,
 // and one of Dagster's own DefaultRunLauncher.
 func TestForeignRunsAreLeftAlone(t *testing.T) {
-	realStorages(t, func(t *testing.T, location string) {
+	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "queue: {max_concurrent_runs: 4}\n")
 		server := w.webserver("test/fates/fates.py")
 		file := filepath.Join(w.home, "go")

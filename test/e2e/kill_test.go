@@ -144,6 +144,11 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 	for name, s := range storages() {
 		for _, point := range failpoint.Points() {
 			t.Run(name+"/"+string(point), func(t *testing.T) {
+				if name == "postgres" {
+					testenv.Faults(t)
+				} else {
+					testenv.NotFaults(t)
+				}
 				testenv.Beside(t, testenv.Light)
 				d := s.make(t)
 				w := lightWorld(t, d)

@@ -18,7 +18,7 @@ import (
 // Every way in which runs come about in Dagster: partitions in a pool, tag limits, a retry by dagster-daemon, re-execution,
 // tags that somebody forged, and cancelled while they waited.
 func TestRunsOfEveryKind(t *testing.T) {
-	realStorages(t, func(t *testing.T, location string) {
+	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "queue: {max_concurrent_runs: 8, tag_concurrency_limits: [{key: db, value: main, limit: 1}, {key: hold, limit: 0}]}\n")
 		w.write("dagster.yaml", "concurrency: {runs: {max_concurrent_runs: 0}, pools: {default_limit: 1, granularity: run}}\n"+
 			"run_monitoring: {enabled: false}\nrun_retries: {enabled: true}\ntelemetry: {enabled: false}\n"+w.storageYAML())

@@ -24,10 +24,20 @@ const FaultsEnv = "SLIPWAY_TEST_FAULTS"
 // Faults skips the test where the long tests of faults are not wanted.
 func Faults(t testing.TB) {
 	t.Helper()
-	if os.Getenv(FaultsEnv) == "" && os.Getenv("SLIPWAY_SOAK") == "" {
+	if !long() && os.Getenv(FaultsEnv) == "" {
 		Missing(t, "faults", "make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
 	}
 }
+
+// NotFaults skips the test among the long tests of faults, because make test has run it.
+func NotFaults(t testing.TB) {
+	t.Helper()
+	if !long() && os.Getenv(FaultsEnv) != "" {
+		t.Skip("make test runs it")
+	}
+}
+
+func long() bool { return os.Getenv("SLIPWAY_SOAK") != "" }
 
 // Postgres makes an empty database for the test and gives its address.
 func Postgres(t testing.TB) string {
