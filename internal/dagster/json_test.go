@@ -3,6 +3,7 @@ package dagster
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,24 @@ func TestPriorityIsPythonsInt(t *testing.T) {
 	} {
 		if got := (Run{Tags: map[string]string{PriorityTag: tag}}).Priority(); got.String() != want {
 			t.Errorf("Priority(%q) = %s, want %s", tag, got, want)
+		}
+	}
+}
+
+func TestIgnoredTags(t *testing.T) {
+	const longest = " is not a number of seconds. The run may take as long as it needs."
+	for _, c := range []struct {
+		tags map[string]string
+		want []string
+	}{
+		{map[string]string{PriorityTag: "1.5", "team": "x"}, []string{`The tag dagster/priority is ignored: "1.5" is not an integer. The run has priority 0.`}},
+		{map[string]string{MaxRuntimeTag: "five", maxRuntimeSecondsTag: "six"}, []string{`The tag dagster/max_runtime is ignored: "five"` + longest}},
+		{map[string]string{maxRuntimeSecondsTag: "0x10"}, []string{`The tag dagster/max_runtime_seconds is ignored: "0x10"` + longest}},
+		{map[string]string{PriorityTag: "9223372036854775808", MaxRuntimeTag: " 5e1 ", maxRuntimeSecondsTag: "six"}, nil},
+		{map[string]string{PriorityTag: "", MaxRuntimeTag: ""}, nil},
+	} {
+		if got := (Run{Tags: c.tags}).IgnoredTags(); !slices.Equal(got, c.want) {
+			t.Errorf("IgnoredTags of %v = %q, want %q", c.tags, got, c.want)
 		}
 	}
 }

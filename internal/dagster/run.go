@@ -159,3 +159,27 @@ func (r Run) Priority() *big.Int {
 	}
 	return new(big.Int)
 }
+
+// MaxRuntime returns the tag that bounds how long r may take, and its value (dagster._daemon.monitoring.run_monitoring, 1.13:
+// check_run_timeout). The value is empty if r has no such tag.
+func (r Run) MaxRuntime() (tag, value string) {
+	if value, ok := r.Tags[MaxRuntimeTag]; ok {
+		return MaxRuntimeTag, value
+	}
+	return maxRuntimeSecondsTag, r.Tags[maxRuntimeSecondsTag]
+}
+
+// IgnoredTags describes each tag of r that Dagster ignores because it is not a number. Dagster reports at most a warning
+// in the log of a daemon.
+func (r Run) IgnoredTags() []string {
+	var out []string
+	ignored := func(tag, want, effect string, read func(string) bool) {
+		if text := r.Tags[tag]; text != "" && !read(text) {
+			out = append(out, fmt.Sprintf("The tag %s is ignored: %q is not %s. %s", tag, text, want, effect))
+		}
+	}
+	ignored(PriorityTag, "an integer", "The run has priority 0.", func(text string) bool { _, ok := Int(text); return ok })
+	longest, _ := r.MaxRuntime()
+	ignored(longest, "a number of seconds", "The run may take as long as it needs.", func(text string) bool { _, ok := Float(text); return ok })
+	return out
+}

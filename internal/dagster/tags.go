@@ -7,6 +7,8 @@ const (
 	PartitionTag     = "dagster/partition"
 	FailureReasonTag = "dagster/failure_reason"
 	MaxRuntimeTag    = "dagster/max_runtime" // seconds
+
+	maxRuntimeSecondsTag = "dagster/max_runtime_seconds" // read where there is no MaxRuntimeTag
 )
 
 // RunFailureReason is why a run failed, as in the tag dagster/failure_reason.

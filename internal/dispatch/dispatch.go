@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -574,7 +575,11 @@ func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l l
 	now := time.Now()
 	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
 		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
-	events = append(events, noted(r.Run, now, l.Notes)...)
+	notes := slices.Clone(l.Notes)
+	for _, text := range r.IgnoredTags() {
+		notes = append(notes, launcher.Note{Text: "[Slipway] " + text})
+	}
+	events = append(events, noted(r.Run, now, notes)...)
 	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: storage.Put(r.Tags, l.Tags)})
 	if !ok {
 		return

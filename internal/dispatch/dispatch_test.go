@@ -196,6 +196,21 @@ func TestLaunchedInItsStatus(t *testing.T) {
 	}
 }
 
+// The log of a run tells which of its tags are ignored, because they are not what Dagster reads.
+func TestIgnoredTagsAreTold(t *testing.T) {
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "h"}, nil }}
+	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
+	s.wrote(t, "the launch", launched)
+	r, row := s.runs["r1"], *s.runs["r1"].Launch
+	row.Token = "second"
+	r.Launch, r.Tags = &row, map[string]string{dagster.MaxRuntimeTag: "five"}
+	d.Launch(r)
+	m := s.wrote(t, "the second launch", func(m storage.Transition) bool { return launched(m) && m.Launch == row.Token })
+	if len(m.Events) != 2 || !strings.HasPrefix(m.Events[1].Message, "[Slipway] The tag dagster/max_runtime is ignored: ") {
+		t.Errorf("events = %+v, want the tag that is ignored", m.Events)
+	}
+}
+
 // What an earlier leader began may have been asked for in its last moment.
 func TestBegunLaunchIsHeld(t *testing.T) {
 	t.Parallel()

@@ -57,10 +57,7 @@ type Times struct {
 // Of lays the run's own tags over the times: dagster/max_runtime in seconds. Dagster reads the tag with float(): an
 // empty one is as if it were absent, one that is not a number is no bound, a negative one is over at once.
 func (t Times) Of(r dagster.Run) Times {
-	text, ok := r.Tags[dagster.MaxRuntimeTag]
-	if !ok {
-		text = r.Tags["dagster/max_runtime_seconds"]
-	}
+	_, text := r.MaxRuntime()
 	if text == "" {
 		return t
 	}
