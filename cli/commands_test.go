@@ -15,6 +15,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -367,6 +368,10 @@ func TestAdopt(t *testing.T) {
 		out, err := slipway(t, home, append([]string{"adopt"}, c.args...)...)
 		if (err == nil) != c.ok || !strings.Contains(strings.ReplaceAll(out, home, "HOME"), c.want) {
 			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		const back = "slipway drain, stop Slipway, undo the edits, restart dagster-daemon and dagster-webserver"
+		if isJSON := slices.Contains(c.args, "--json"); !isJSON && !strings.Contains(out, back) {
+			t.Errorf("%s: %q, the only order in which one daemon launches at a time, is not in\n%s", name, back, out)
 		}
 	}
 }

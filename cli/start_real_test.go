@@ -121,14 +121,19 @@ func TestDirectURLOfAnotherInstance(t *testing.T) {
 	}
 }
 
-// The unit of systemd has no fault that systemd itself finds.
+// The unit of systemd has no fault that systemd itself finds. It starts the daemon again without end, whatever ended it.
 func TestUnitOfSystemd(t *testing.T) {
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("no systemd-analyze")
-	}
 	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "deploy/systemd/slipway.service"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", "Type=notify", "WatchdogSec=60", "KillMode=process", "EnvironmentFile=-/etc/slipway/environment"} {
+		if !strings.Contains(string(text), "\n"+line+"\n") {
+			t.Errorf("the unit has no line %s", line)
+		}
+	}
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("no systemd-analyze")
 	}
 	bin := testenv.Build(t, "slipway")
 	unit := filepath.Join(t.TempDir(), "slipway.service")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -202,15 +203,26 @@ func (w *worker) state(running, done string) string {
 // accepts and never answers.
 func TestClassesOfPyPI(t *testing.T) {
 	others(t)
-	for _, c := range []struct {
+	type class struct {
 		module, class, settings string          // with the service's address, or the file that has it
 		tag                     string          // that the class puts on the run
 		blind                   launcher.Status // of a worker while the service is down; "": it cannot be asked
-	}{
+	}
+	classes := []class{
 		{"dagster_docker_swarm", "SwarmRunLauncher", `{image: "etl:1", cleanup_interval: 0}`, "swarm/service_id", ""},
 		{"dagster_nomad", "NomadRunLauncher", `{docker_image: "etl:1", job_id: dagster, url: "http://ADDRESS"}`, "nomad_dispatched_job_id", launcher.NotFound},
 		{"dagster_k8s", "K8sRunLauncher", `{job_image: "etl:1", instance_config_map: dagster, service_account_name: dagster, load_incluster_config: false, kubeconfig_file: "FILE"}`, "dagster/image", launcher.Starting},
-	} {
+	}
+	page, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs/launchers/python.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, named := range regexp.MustCompile(`module: (\w+)\n +class: (\w+)\n`).FindAllSubmatch(page, -1) {
+		if !slices.ContainsFunc(classes, func(c class) bool { return c.module == string(named[1]) && c.class == string(named[2]) }) {
+			t.Errorf("docs/launchers/python.md names %s of %s, which is not among the classes that this test runs", named[2], named[1])
+		}
+	}
+	for _, c := range classes {
 		t.Run(c.class, func(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(testenv.Root(t), ".venvs/launchers", c.module)); err != nil {
 				t.Skipf("this Python is too old for %s", c.module)
