@@ -3,10 +3,13 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/internal/webserver"
+	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/test/storagetest"
 	"github.com/slipway-run/slipway/test/testenv"
 )
@@ -111,6 +115,137 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 			w.exactlyOnce(dagster.Success, id, first)
 		})
 	}
+}
+
+// batch is the example of a batch system, for which SPOOL.away is a time in which it does not answer, and SPOOL.lost one in
+// which it starts a worker and is away before it has said so. It writes what it was asked to SPOOL.asked and SPOOL.missed.
+const batch = `#!/bin/sh
+[ ! -e "$SPOOL.away" ] || { echo "$1" >>"$SPOOL.missed"; echo "the batch system is away" >&2; exit 1; }
+code=0
+%q "$@" || code=$?
+echo "$1 $2 $code" >>"$SPOOL.asked"
+[ "$1" != launch ] || [ ! -e "$SPOOL.lost" ] || { touch "$SPOOL.away"; exit 1; }
+exit $code
+`
+
+// A target is away while a run is canceled, forgets a worker that writes on and dies, and loses one before its launch is
+// answered. The daemon that leads brings each run to its end, and stops no worker without its grace.
+func TestTargetInTrouble(t *testing.T) {
+	testenv.Faults(t)
+	testenv.Beside(t, testenv.Light)
+	d := storagetest.NewSQLite(t)
+	w := lightWorld(t, d)
+	w.write("slipway.yaml", fmt.Sprintf(`terminate: {local_only: true}
+web: {listen: 'off'}
+monitoring: {cancel_timeout_seconds: 1}
+default: batch
+launchers:
+  batch:
+    kind: command
+    settle: 2s
+    config:
+      launch: [./batch, launch, "{name}", "{instance}", "{label}", "--", "{command}"]
+      health: [./batch, health, "{name}"]
+      terminate: [./batch, terminate, "{name}", "{grace}"]
+      env: {SPOOL: %q}
+      promises: {unique: true, strong_read: true, local_files: true, signals_worker: true}
+`, filepath.Join(w.home, "spool")))
+	program := fmt.Sprintf(batch, filepath.Join(testenv.Root(t), "examples/spool/command/spool"))
+	if err := errors.Join(os.Mkdir(filepath.Join(w.home, "spool"), 0o700), os.WriteFile(filepath.Join(w.home, "batch"), []byte(program), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	daemon := w.slipway()
+	daemon.says("msg=leading")
+
+	begun := func(name string) string { // a run of two steps, which wait for NAME.first and NAME.second
+		step := func(file string) map[string]any {
+			wait := `trap 'touch "$0.stopped"; exit 1' TERM; while [ ! -e "$0" ] && [ -d "${0%/*}" ]; do sleep 0.05; done`
+			return map[string]any{"command": []string{"sh", "-c", wait, filepath.Join(w.home, file)}}
+		}
+		first, second := step(name+".first"), step(name+".second")
+		second["needs"] = []string{"first"}
+		r := dagster.NewCommandRun(uuid.NewString(), name, dagster.Encode(map[string]any{"steps": map[string]any{"first": first, "second": second}}), nil)
+		if err := d.EnqueueRun(r); err != nil {
+			t.Fatal(err)
+		}
+		w.status(daemon, r.ID, dagster.Started)
+		return r.ID
+	}
+	lines := func(file, line string) int {
+		text, err := os.ReadFile(filepath.Join(w.home, file))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), line+"\n")
+	}
+	folder := func(id string) string {
+		return filepath.Join(w.home, "spool", launcher.ID{Run: id, Attempt: 1}.String())
+	}
+	kill := func(folder string) {
+		text, err := os.ReadFile(filepath.Join(folder, "pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil || syscall.Kill(-pid, syscall.SIGKILL) != nil {
+			t.Fatalf("worker %q was not killed, %v", text, err)
+		}
+	}
+	remove := func(files ...string) {
+		for _, f := range files {
+			if err := os.Remove(filepath.Join(w.home, f)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+
+	forgotten := begun("forgotten")
+	kept := filepath.Join(w.home, "kept")
+	if err := os.Rename(folder(forgotten), kept); err != nil {
+		t.Fatal(err)
+	}
+	canceled := begun("canceled")
+	w.write("spool.away", "")
+	if err := d.Event(dagster.NewEvent(w.run(canceled).Run, dagster.RunCanceling, time.Now(), "")); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // longer than cancel_timeout_seconds
+		n := lines("spool.missed", "terminate")
+		return n >= 4, fmt.Sprintf("the target was asked %d times to stop the worker", n)
+	})
+	if r := w.run(canceled); r.Status != dagster.Canceling {
+		t.Errorf("the run is %s while its worker goes on", r.Status)
+	}
+	remove("spool.away")
+	w.ended(2*time.Minute, daemon, canceled)
+	remove("canceled.first.stopped") // which a worker that is killed does not write
+
+	w.write("spool.lost", "")
+	vanished := begun("vanished")
+	kill(folder(vanished))
+	if err := os.RemoveAll(folder(vanished)); err != nil {
+		t.Fatal(err)
+	}
+	remove("spool.lost", "spool.away")
+	w.ended(2*time.Minute, daemon, vanished)
+
+	testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // the first time was before its launch
+		return lines("spool.asked", "health "+filepath.Base(folder(forgotten))+" 66") > 1, "the target was not asked for the worker that it has forgotten"
+	})
+	w.write("forgotten.first", "")
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return w.count(forgotten, dagster.StepSuccess) == 1, "the worker that is forgotten writes no more"
+	})
+	kill(kept)
+	w.ended(2*time.Minute, daemon, forgotten)
+
+	for id, want := range map[string]dagster.Status{forgotten: dagster.Failure, canceled: dagster.Canceled, vanished: dagster.Failure} {
+		if r := w.run(id); r.Status != want || r.Launch.Attempt != 1 || w.count(id, dagster.RunStart) != 1 {
+			t.Errorf("run %s is %s, want %s; launch row %v:\n%s", r.Job, r.Status, want, r.Launch, w.story(id))
+		}
+	}
+	daemon.lasts()
+	daemon.stop()
 }
 
 // Two daemons on two hosts, with the process launcher: the second one does not see the worker of the first, and so leaves its run
