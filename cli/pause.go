@@ -288,7 +288,7 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 		t.row("claims", "none: "+st.Held)
 	}
 	if st.Elsewhere > 0 {
-		t.row("on other hosts", fmt.Sprintf("%d workers, which the leader cannot see: a daemon there must lead", st.Elsewhere))
+		t.row("on other hosts", fmt.Sprintf("%d workers, which the leader cannot see: a daemon that sees that host or Docker engine must lead", st.Elsewhere))
 	}
 	for _, u := range st.Unwatched {
 		t.row("not watched", fmt.Sprintf("%s; %s", u, u.Fix()))

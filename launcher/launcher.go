@@ -63,11 +63,14 @@ type (
 		// Find says whether the worker of req.ID exists, and what Launch returned for it.
 		Find(ctx context.Context, req *Request) (Launched, bool, error)
 	}
-	// A Local sees only workers of its own host, so that its answer says nothing of those that another host started.
+	// A Local sees only the workers of one host, or of one engine. Its answers prove nothing about the others.
 	Local interface {
-		// Host names that host: the same for all launchers that see these workers, and for no other. It is not empty and has no
-		// blanks.
-		Host() string
+		// Host names that host or engine. The name is the same for all launchers that see these workers, differs from
+		// every other, and has no blanks. "" means that the target has no name: its answers count for all workers.
+		//
+		// Host may ask the target. An error means that the target could not be asked. It is called before a worker is
+		// launched, and when a worker was not found.
+		Host(ctx context.Context) (string, error)
 	}
 	// A Watcher reports changes as they happen.
 	Watcher interface {

@@ -329,6 +329,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		return err
 	}
 	read := time.Now()
+	seen := d.list(ctx, inFlightRuns)
 	if there := d.elsewhere(inFlightRuns); len(there) > 0 {
 		one := slices.Min(slices.Collect(maps.Keys(there)))
 		d.Log.WarnContext(ctx, "runs in flight have their worker on another host; they are left as they are until a daemon leads there", "runs", len(there), "run_id", one, "why", there[one])
@@ -367,7 +368,6 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	}
 	stop := d.brake(ctx)
 	policy := Policy(d.Instance, d.targets)
-	seen := d.list(ctx, inFlightRuns)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
 	watch := &monitor.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: dispatcher.Relaunch,

@@ -151,7 +151,7 @@ func (d *doctor) leader(st Status, problem error, beats []storage.Heartbeat) {
 	}
 	d.say(Well, CodeLeader, "", "%s leads, epoch %d", st.Leader.ID, st.Leader.Epoch)
 	if st.Elsewhere > 0 {
-		d.say(Bad, CodeElsewhere, "start a daemon on that host and stop this one, or end the runs by force in Dagster's UI", "%s in flight with a worker on another host, which the daemon that leads cannot see", runsAre(st.Elsewhere))
+		d.say(Bad, CodeElsewhere, "start a daemon on that host, or with the same Docker engine (host, DOCKER_HOST), and stop this one; or end the runs by force in Dagster's UI", "%s in flight with a worker on another host or Docker engine, which the daemon that leads cannot see", runsAre(st.Elsewhere))
 	}
 	if problem != nil {
 		d.say(Worth, CodeStatus, "run slipway doctor where that daemon runs, or see web.listen and web.token in slipway.yaml", "the daemon that leads cannot be asked for its status: %v", problem)

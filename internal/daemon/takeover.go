@@ -43,6 +43,10 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 		}
 		asked++
 		go func() { // ends with its call, which has a deadline
+			if err := t.Locate(ctx); err != nil {
+				answers <- answer{name, nil, err}
+				return
+			}
 			all, err := dispatch.List(ctx, t, lister, launcher.Filter{Instance: d.name})
 			answers <- answer{name, all, err}
 		}()
@@ -66,15 +70,17 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 	return seen
 }
 
-// elsewhere are the runs in flight whose worker is on another host, by launcher and host.
+// elsewhere explains, by run ID, which runs in flight have their worker on another host, as far as their targets have said.
 func (d *Daemon) elsewhere(inFlight []storage.Run) map[string]string {
 	out := map[string]string{}
 	for _, r := range inFlight {
 		if !r.Status.Active() || r.Broken != nil || r.Launch == nil || r.Launch.Instance != d.name {
 			continue
 		}
-		if t := d.targets[r.Launch.Launcher]; t != nil && t.Elsewhere(*r.Launch) != "" {
-			out[r.ID] = t.Elsewhere(*r.Launch)
+		if t := d.targets[r.Launch.Launcher]; t != nil {
+			if where := t.KnownElsewhere(*r.Launch); where != "" {
+				out[r.ID] = where
+			}
 		}
 	}
 	return out
@@ -100,6 +106,9 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 			}
 			asking, cancel := context.WithTimeout(ctx, listTime)
 			h, err := dispatch.Call(asking, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, handle) })
+			if err == nil {
+				err = t.Locate(asking)
+			}
 			cancel()
 			if err != nil || !h.Status.Alive() && !h.Status.Ended() {
 				d.Log.WarnContext(ctx, "a run that another launcher started is left alone: its worker is not to be seen", "run_id", r.ID, "launcher", name, "handle", string(handle), "status", h.Status, "err", err)

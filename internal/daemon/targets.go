@@ -25,13 +25,13 @@ func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string,
 	return s.InstanceID(ctx)
 }
 
-// hostOf names the only host on which a launcher's workers can be seen; "" if that is every host.
-func hostOf(home string, kind *launcher.Kind, l launcher.Launcher) (string, error) {
-	if local, ok := launcher.As[launcher.Local](l); ok {
-		return local.Host(), nil
-	}
+// hostOf names this host, for a launcher whose workers see its files; "" for the others, which are asked when they are needed.
+func hostOf(ctx context.Context, home string, kind *launcher.Kind, l launcher.Launcher) (string, error) {
 	if !kind.Traits.LocalFiles {
 		return "", nil
+	}
+	if local, ok := launcher.As[launcher.Local](l); ok {
+		return local.Host(ctx)
 	}
 	return launcher.HostOf(filepath.Join(home, "slipway"))
 }
@@ -60,7 +60,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			t.Gate = worker.DefaultGate(kind.Traits)
 		}
 		targets[name] = dispatch.NewTarget(t, kind, opened)
-		if targets[name].Host, err = hostOf(in.Home, kind, opened); err != nil {
+		if targets[name].Host, err = hostOf(ctx, in.Home, kind, opened); err != nil {
 			errs = append(errs, err)
 		}
 	}

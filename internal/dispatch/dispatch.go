@@ -294,11 +294,6 @@ func (d *Dispatcher) ours(r storage.Run) bool {
 func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, pause time.Duration) {
 	r, t := j.run, l.target
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
-	if where := t.Elsewhere(*r.Launch); where != "" {
-		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
-		d.Launched(r)
-		return false, 0
-	}
 	// A run that may have a worker is looked for first. One that has begun, or was canceled, is only looked for.
 	resumes := r.Status == dagster.Started && r.Resumes()
 	past := r.Status != dagster.Starting && !resumes
@@ -307,6 +302,19 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 		return false, 0
 	}
 	got, found, err := d.look(ctx, t, r, !j.asked.IsZero())
+	var where string
+	if err == nil && !found {
+		where, err = t.Elsewhere(ctx, *r.Launch)
+	}
+	switch {
+	case where != "" && j.asked.IsZero() && !resumes: // the target has come to another host since the claim
+		d.back(ctx, l, *j, "[Slipway] The run goes back to the queue, for no run worker was asked for yet: "+where, errors.New(where))
+		return false, 0
+	case where != "":
+		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
+		d.Launched(r)
+		return false, 0
+	}
 	if err == nil && !found {
 		if left := t.Traits.Settle - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
 			return true, min(left, j.wait.NextBackOff())

@@ -75,14 +75,14 @@ func (d *Dispatcher) Room(target string) (room int, sick bool) {
 	t.use()
 	most, sick := t.health.takes(now)
 	switch {
-	case sick && t.Place != "": // a ping tries it, not a run
-		if most > 0 {
+	case sick && t.Place != "", !t.located(): // a ping tries it, not a run
+		if most != 0 {
 			select {
 			case d.pings <- l:
 			default: // another one first
 			}
 		}
-		return 0, true
+		return 0, sick
 	case most >= 0 && open >= most:
 		return 0, sick
 	case !t.budget.open(now):
@@ -93,18 +93,26 @@ func (d *Dispatcher) Room(target string) (room int, sick bool) {
 	return t.room.free(max(0, 2*cap(l.slots)-open), now), false
 }
 
-// ping asks a sick place whether it answers again.
+// ping asks a sick place whether it answers again, or a target on which host it sees workers.
 func (d *Dispatcher) ping(ctx context.Context, l *lane) {
-	t := l.target
+	t, sick := l.target, l.target.Trouble().Sick
 	many, ok := launcher.As[launcher.Divider](t.Launcher)
-	if !ok {
+	var err error
+	switch {
+	case !t.located():
+		err = t.Locate(ctx)
+	case ok:
+		_, err = Call(ctx, t, func(ctx context.Context) (none struct{}, err error) { return none, many.Ping(ctx, t.Place) })
+	default:
 		return
 	}
-	_, err := Call(ctx, t, func(ctx context.Context) (none struct{}, err error) { return none, many.Ping(ctx, t.Place) })
-	if err == nil {
-		d.Log.InfoContext(ctx, "a target answers again", "launcher", t.Name, "target", t.Place)
-		d.free()
+	if err != nil {
+		return
 	}
+	if sick {
+		d.Log.InfoContext(ctx, "a target answers again", "launcher", t.Name, "target", t.Place)
+	}
+	d.free()
 }
 
 // String names the lane's target in texts for people.

@@ -3,6 +3,9 @@ package dispatch_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,19 +165,107 @@ func TestTakeUp(t *testing.T) {
 	s.wrote(t, "the handle of a launch that was forgotten", func(m storage.Transition) bool { return launched(m) && m.Launch == "forgotten" })
 }
 
-// A target that sees its own host alone is not asked for the worker of another host, and starts none in its place.
+// A target that sees its own host alone starts no worker in place of one that was begun on another host.
 func TestWorkerOfAnotherHost(t *testing.T) {
 	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}
 	left := make(chan storage.Run, 1)
-	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
+	_, s := dispatching(t, l, 0, dagster.Starting, true, func(d *dispatch.Dispatcher) {
 		strictly(left)(d)
+		claimedAt("elsewhere")(d)
 		d.Targets["x"].Host = "here"
-		s := d.Store.(strictStore)
-		r := s.runs["r1"]
-		r.Launch.Token = storage.NewToken("t", "elsewhere")
 	})
-	if r := <-left; r.Handle != "" || l.said() != "" || len(s.moves) != 0 {
+	if r := <-left; r.Handle != "" || strings.Contains(l.said(), "launch") || len(s.moves) != 0 {
 		t.Errorf("calls %q, %d changes; want the run left as it is", l.said(), len(s.moves))
+	}
+}
+
+// local is a target that sees one host alone, and has to be asked for its name.
+type local struct {
+	target
+	host atomic.Value // string; "" is away
+}
+
+func (l *local) Host(context.Context) (string, error) {
+	if name, _ := l.host.Load().(string); name != "" {
+		return name, nil
+	}
+	return "", errors.New("the engine is away")
+}
+
+func newLocal(host string) *local {
+	l := &local{target: target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}}
+	l.host.Store(host)
+	return l
+}
+
+// claimedAt makes the claim name a host.
+func claimedAt(host string) func(*dispatch.Dispatcher) {
+	return func(d *dispatch.Dispatcher) {
+		d.Store.(strictStore).runs["r1"].Launch.Token = storage.NewToken("t", host) //nolint:errcheck,forcetypeassert // strictly's
+	}
+}
+
+// A target whose host must be asked for is away when a launch is taken up. Nothing is launched or left until it has said on which
+// host it sees workers: here on another one.
+func TestLaunchOfAnotherEngine(t *testing.T) {
+	l := newLocal("")
+	left := make(chan storage.Run, 1)
+	d, s := dispatching(t, l, 0, dagster.Starting, true, func(d *dispatch.Dispatcher) {
+		strictly(left)(d)
+		claimedAt("there")(d)
+	})
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return d.Targets["x"].Trouble().Err != "" && strings.HasPrefix(l.said(), "find"), "asked: " + l.said()
+	})
+	if row := *s.runs["r1"].Launch; d.Targets["x"].KnownElsewhere(row) != "" {
+		t.Error("the worker is called elsewhere before the target has said where it is")
+	}
+	l.host.Store("here")
+	if r := <-left; r.Handle != "" || strings.Contains(l.said(), "launch") || len(s.moves) != 0 {
+		t.Errorf("calls %q, %d changes; want the run left as it is", l.said(), len(s.moves))
+	}
+	if why := d.Targets["x"].KnownElsewhere(*s.runs["r1"].Launch); !strings.Contains(why, "there") || !strings.Contains(why, "here") {
+		t.Errorf("KnownElsewhere = %q, want both hosts named", why)
+	}
+	l.host.Store("there") // its address leads to the other engine again
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		why, err := d.Targets["x"].Elsewhere(t.Context(), *s.runs["r1"].Launch)
+		return why == "" && err == nil, fmt.Sprintf("Elsewhere = %q, %v", why, err)
+	})
+}
+
+// The address of a target leads to another engine between the claim and the launch. No worker was asked for yet, so the run goes
+// back to the queue, whose next claim names the right engine.
+func TestEngineChangesAfterTheClaim(t *testing.T) {
+	l := newLocal("here")
+	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
+		strictly(make(chan storage.Run, 1))(d)
+		claimedAt("there")(d)
+	})
+	s.wrote(t, "the way back to the queue", func(m storage.Transition) bool { return m.Void })
+	if l.said() != "" {
+		t.Errorf("calls %q, want none", l.said())
+	}
+	if row := (storage.LaunchRow{Token: d.Token("x")}); row.Host() != "here" {
+		t.Errorf("the next claim names %q, want the engine that there is", row.Host())
+	}
+}
+
+// No run is claimed for a target that has not said yet which host it sees: its launch row could not name the host.
+func TestNoClaimWithoutAHost(t *testing.T) {
+	l := newLocal("")
+	d, _ := dispatching(t, l, 0, dagster.Success, true, nil) // a run that needs nothing
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room == 0 && d.Targets["x"].Trouble().Err != "", fmt.Sprintf("Room = %d, %+v", room, d.Targets["x"].Trouble())
+	})
+	l.host.Store("here")
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		room, _ := d.Room("x")
+		return room > 0, fmt.Sprintf("Room = %d of a target that has said which host it sees", room)
+	})
+	if row := (storage.LaunchRow{Token: d.Token("x")}); row.Host() != "here" {
+		t.Errorf("the claim names %q", row.Host())
 	}
 }

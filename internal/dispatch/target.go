@@ -26,7 +26,7 @@ type Target struct {
 	worker.Target
 	Kind     *launcher.Kind
 	Launcher launcher.Launcher
-	Host     string // the only one on which its workers can be seen; "" if they can be seen from everywhere
+	Host     string // the only one on which its workers can be seen, if that is this machine; see [launcher.Local] for the others
 	Place    string // "" for a launcher
 
 	limit  *rate.Limiter
@@ -34,6 +34,7 @@ type Target struct {
 	room   room
 	left   atomic.Int32 // calls that go on although their time is over
 	health health
+	host   host
 
 	mu     sync.Mutex
 	used   time.Time // the last time that a run or a worker needed it

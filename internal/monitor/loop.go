@@ -200,6 +200,8 @@ type report struct {
 	id     launcher.ID
 	health launcher.Health
 	debug  string
+
+	elsewhere bool // the worker is on another host, as health.Message says
 }
 
 // look is a later look at a run.
@@ -468,6 +470,9 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	case launcher.NotFound:
 		l.held(f.run.Launch.Launcher, "not_found")
 	}
+	if rep.elsewhere && was != rep.health.Status {
+		l.Log.WarnContext(ctx, "a worker cannot be seen from here; its run is left as it is", "run_id", rep.id.Run, "launcher", f.run.Launch.Launcher, "why", rep.health.Message)
+	}
 	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
 		if l.Phase != nil && was != "" {
 			l.Phase(f.run.Launch.Launcher, phaseOf(f.health), f.answered.Sub(f.since))
@@ -697,7 +702,7 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 	if a.Do == Resume {
 		say(detected, "FAILED", why(f.health), r.ID)
 		say(resuming)
-		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: l.Targets[r.Launch.Launcher].NewToken(), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
+		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: l.Targets[r.Launch.Launcher].NextToken(*r.Launch), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
 	} else {
 		t.Void = true
 		where := "the same launcher"
@@ -774,26 +779,28 @@ func (l *Loop) terminate(f *flight, kill bool) {
 	}
 	f.stop.calling = true
 	t, key := l.Targets[f.run.Launch.Launcher], f.key()
-	where, grace := t.Elsewhere(*f.run.Launch), f.times.Grace
+	row, grace := *f.run.Launch, f.times.Grace
 	if kill {
 		grace = 0
 	}
 	l.calls.Go(func() {
-		out := stopped{id: key.id, kill: kill}
-		switch {
-		case where != "":
-			out.err = errors.New(where)
-		case key.handle != "": // else there is nobody to ask
-			var was bool
+		out, was, where := stopped{id: key.id, kill: kill}, false, ""
+		if key.handle != "" { // else there is nobody to ask
 			was, out.err = dispatch.Call(l.calling, t.Of(key.handle), func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, key.handle, grace) })
 			if errors.Is(out.err, launcher.ErrNotFound) {
 				out.err = nil
 			}
-			if out.err != nil {
-				l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again", "run_id", key.id.Run, "launcher", t.Name, "err", out.err)
-			} else {
-				l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run, "launcher", t.Name, "grace", grace, "running", was)
-			}
+		}
+		if out.err == nil && !was {
+			where, out.err = t.Elsewhere(l.calling, row)
+		}
+		switch {
+		case where != "":
+			out.err = errors.New(where)
+		case out.err != nil:
+			l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again", "run_id", key.id.Run, "launcher", t.Name, "err", out.err)
+		case key.handle != "":
+			l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run, "launcher", t.Name, "grace", grace, "running", was)
 		}
 		select {
 		case l.stopped <- out:
@@ -870,15 +877,18 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 		case <-ctx.Done():
 			return
 		case q := <-ask:
-			key := q.key
+			key, where := q.key, ""
 			var h launcher.Health
 			var err error
-			if where := t.Elsewhere(*q.run.Launch); where != "" {
-				h = launcher.Health{Status: launcher.Unknown, Message: where}
-			} else if key.handle == "" {
+			if key.handle == "" {
 				h, err = l.Find(ctx, q.run)
 			} else {
 				h, err = dispatch.Call(ctx, t.Of(key.handle), func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
+			}
+			if err == nil && h.Status == launcher.NotFound {
+				if where, err = t.Elsewhere(ctx, *q.run.Launch); where != "" {
+					h = launcher.Health{Status: launcher.Unknown, Message: where}
+				}
 			}
 			if err == nil && h.Status == "" { // found: its handle comes by Launched
 				continue
@@ -888,7 +898,7 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)
 				continue
 			}
-			l.report(ctx, t, key.handle, report{id: key.id, health: h})
+			l.report(ctx, t, key.handle, report{id: key.id, health: h, elsewhere: where != ""})
 		}
 	}
 }

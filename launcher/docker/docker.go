@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -81,7 +82,8 @@ type Launcher struct {
 	env      config.Lookup
 	pulls    *puller
 	log      *slog.Logger
-	canceled sync.Map // handles of workers that this process has stopped, until they are gone
+	canceled sync.Map     // handles of workers that this process has stopped, until they are gone
+	engineID atomic.Value // the last one that the engine has given, a string
 }
 
 var (
@@ -96,6 +98,7 @@ var (
 	_ launcher.Previewer = (*Launcher)(nil)
 	_ launcher.Checker   = (*Launcher)(nil)
 	_ launcher.Adopter   = (*Launcher)(nil)
+	_ launcher.Local     = (*Launcher)(nil)
 )
 
 // Kind declares the docker launcher.

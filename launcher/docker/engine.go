@@ -13,7 +13,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -57,6 +60,36 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 		return nil, fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected", host)
 	}
 	return client.New(options...)
+}
+
+// Host implements [launcher.Local]: an engine is named by its ID. Two daemons that reach one engine by different addresses
+// get one name. An engine without a lasting ID, such as Podman's (4.9, pkg/api/handlers/compat/info.go, makes one for each
+// answer), is named by its machine and the folder of its containers.
+func (l *Launcher) Host(ctx context.Context) (string, error) {
+	info, err := l.info(ctx)
+	if last, _ := l.engineID.Load().(string); err == nil && info.ID != "" && info.ID != last { // the first answer, or another engine
+		last = info.ID
+		if info, err = l.info(ctx); info.ID != last {
+			info.ID = ""
+		}
+	}
+	switch {
+	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err), cerrdefs.IsNotFound(err): // by a proxy that lets few requests pass
+		return "", nil
+	case err != nil:
+		return "", unclear(err)
+	case info.ID != "":
+		l.engineID.Store(info.ID)
+		return info.ID, nil
+	case info.Name != "":
+		return strings.Join(strings.Fields(info.Name+":"+info.DockerRootDir), "_"), nil
+	}
+	return "", nil
+}
+
+func (l *Launcher) info(ctx context.Context) (system.Info, error) {
+	got, err := l.engine.Info(ctx, client.InfoOptions{})
+	return got.Info, err
 }
 
 // tlsFromEnv reads DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as docker-py 7.2 does (docker.utils.kwargs_from_env):

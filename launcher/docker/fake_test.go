@@ -38,6 +38,14 @@ type fakeEngine struct {
 	// pull answers a pull with the text of an error; "" is success.
 	pull  func(image, platform string, login registrytypes.AuthConfig) string
 	pulls []registrytypes.AuthConfig // the login of each pull
+	info  fakeInfo
+}
+
+// fakeInfo is what an engine says of itself.
+type fakeInfo struct {
+	refusal
+	id         func() string
+	name, root string
 }
 
 type fakeContainer struct {
@@ -47,7 +55,7 @@ type fakeContainer struct {
 
 func newFakeEngine(t *testing.T) *fakeEngine {
 	t.Helper()
-	e := &fakeEngine{t: t, images: map[string]bool{"image": true}, made: map[string]*fakeContainer{}, pull: func(string, string, registrytypes.AuthConfig) string { return "" }}
+	e := &fakeEngine{t: t, images: map[string]bool{"image": true}, made: map[string]*fakeContainer{}, info: fakeInfo{id: func() string { return "fake" }}, pull: func(string, string, registrytypes.AuthConfig) string { return "" }}
 	s := httptest.NewServer(e)
 	t.Cleanup(s.Close)
 	e.address = "tcp://" + strings.TrimPrefix(s.URL, "http://")
@@ -83,6 +91,10 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case parts[0] == "_ping":
 		reply(http.StatusOK, nil)
+	case parts[0] == "info" && e.info.refusal != refusal{}:
+		refuse(e.info.refusal)
+	case parts[0] == "info":
+		reply(http.StatusOK, map[string]string{"ID": e.info.id(), "Name": e.info.name, "DockerRootDir": e.info.root})
 	case r.URL.Path == "/v1.41/images/create":
 		login, err := authconfig.Decode(r.Header.Get(registrytypes.AuthHeader))
 		if err != nil {

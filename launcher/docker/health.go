@@ -383,6 +383,9 @@ func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 		return []launcher.Finding{{What: fmt.Sprintf("the engine at %s does not answer: %v", l.engine.DaemonHost(), err), Fix: "start it, or put its address into host; the daemon's user needs access to the socket"}}
 	}
 	out := []launcher.Finding{{OK: true, What: fmt.Sprintf("engine %s at %s, API %s", v.Version, l.engine.DaemonHost(), l.engine.ClientVersion())}}
+	if host, err := l.Host(ctx); err == nil && host == "" {
+		out = append(out, launcher.Finding{OK: true, What: "the engine hides its ID (GET /info): if another daemon of this instance used another engine, it would end runs of this one"})
+	}
 	if l.image != "" {
 		_, err := l.engine.ImageInspect(ctx, l.image)
 		f := launcher.Finding{OK: err == nil, What: "image " + l.image + " is there"}

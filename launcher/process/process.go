@@ -129,7 +129,7 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 }
 
 // Host implements [launcher.Local].
-func (l *Launcher) Host() string { return l.host }
+func (l *Launcher) Host(context.Context) (string, error) { return l.host, nil }
 
 // meta is what a worker carries besides its command.
 type meta struct {
