@@ -526,23 +526,26 @@ func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run, wanted 
 	if !wanted {
 		return got, false, nil
 	}
-	if finder, ok := launcher.As[launcher.Finder](t.Launcher); ok {
+	finder, finds := launcher.As[launcher.Finder](t.Launcher)
+	lister, lists := launcher.As[launcher.Lister](t.Launcher)
+	if finds {
 		req, err := d.request(t, r)
-		if err != nil {
+		if err == nil {
+			type answer struct {
+				launched launcher.Launched
+				found    bool
+			}
+			a, err := Call(ctx, t, func(ctx context.Context) (a answer, err error) {
+				a.launched, a.found, err = finder.Find(ctx, req)
+				return a, err
+			})
+			return a.launched, a.found, err
+		}
+		if !lists { // else the name is enough, also of a run that the settings of today refuse
 			return got, false, err
 		}
-		type answer struct {
-			launched launcher.Launched
-			found    bool
-		}
-		a, err := Call(ctx, t, func(ctx context.Context) (a answer, err error) {
-			a.launched, a.found, err = finder.Find(ctx, req)
-			return a, err
-		})
-		return a.launched, a.found, err
 	}
-	lister, ok := launcher.As[launcher.Lister](t.Launcher)
-	if !ok {
+	if !lists {
 		return got, false, nil
 	}
 	id := launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -267,5 +268,25 @@ func TestNoClaimWithoutAHost(t *testing.T) {
 	})
 	if row := (storage.LaunchRow{Token: d.Token("x")}); row.Host() != "here" {
 		t.Errorf("the claim names %q", row.Host())
+	}
+}
+
+// listed is a target that can also list its workers.
+type listed struct{ target }
+
+func (l *listed) List(context.Context, launcher.Filter) iter.Seq2[launcher.Worker, error] {
+	return func(yield func(launcher.Worker, error) bool) {
+		yield(launcher.Worker{ID: launcher.ID{Run: "r1", Attempt: 1}, Instance: "i", Handle: "listed"}, nil)
+	}
+}
+
+// The settings of today refuse a run whose launch was begun. Its worker is found by its name, and the run does not fail.
+func TestWorkerOfARunThatIsRefusedToday(t *testing.T) {
+	l := &listed{}
+	_, s := dispatching(t, l, 0, dagster.Starting, true, func(d *dispatch.Dispatcher) {
+		d.Targets["x"].Traits = launcher.Traits{LocalFiles: true} // and the run's Python is not here
+	})
+	if m := s.wrote(t, "the handle", launched); m.Handle != "listed" || l.said() != "" {
+		t.Errorf("handle %q, calls %q; want the listed worker", m.Handle, l.said())
 	}
 }
