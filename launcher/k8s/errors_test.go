@@ -296,6 +296,69 @@ func TestSecretRefused(t *testing.T) {
 	}
 }
 
+// A launch ends between the Job and its Secret, because the daemon dies or the API server fails. Whoever looks for the worker makes the
+// Secret: without it the pod would wait in vain.
+func TestSecretAfterABrokenLaunch(t *testing.T) {
+	var job, secret string
+	broken, creates := true, 0
+	server := func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/secrets") && broken:
+			reply(t, w, 500, status(500, "InternalError", "etcdserver: leader changed"))
+			return
+		case strings.HasSuffix(r.URL.Path, "/secrets") && secret != "":
+			reply(t, w, 409, status(409, "AlreadyExists", "exists"))
+			return
+		case strings.HasSuffix(r.URL.Path, "/secrets"):
+			secret = string(body)
+		case r.Method == http.MethodPost:
+			job = string(body)
+			creates++
+		case job == "":
+			body = []byte(`{"kind": "JobList", "apiVersion": "batch/v1", "items": []}`)
+		default:
+			if want := "slipway/instance=prod,slipway/run=" + request().ID.Run; r.URL.Query().Get("labelSelector") != want {
+				t.Errorf("looks for %q, want %q", r.URL.Query().Get("labelSelector"), want)
+			}
+			body = fmt.Appendf(nil, `{"kind": "JobList", "apiVersion": "batch/v1", "items": [%s]}`, job)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if _, err := w.Write(body); err != nil {
+			t.Error(err)
+		}
+	}
+	req := request()
+	req.Env = []launcher.Env{{Name: "PASSED", Value: "hunter2", Secret: true}}
+	first, next := against(t, nil, server), against(t, nil, server)
+	if got, found, err := next.Find(t.Context(), req); found || err != nil {
+		t.Errorf("Find = %+v, %v, %v before there is a Job", got, found, err)
+	}
+	if _, err := first.Launch(t.Context(), req); !errors.Is(err, launcher.ErrTransient) {
+		t.Errorf("Launch = %v, want an unknown outcome", err)
+	}
+	if got, found, err := next.Find(t.Context(), req); found || !errors.Is(err, launcher.ErrTransient) {
+		t.Errorf("Find = %+v, %v, %v of a Job that still has no Secret", got, found, err)
+	}
+	broken = false
+	for range 2 {
+		got, found, err := next.Find(t.Context(), req)
+		if !found || err != nil || got.Handle != launcher.Handle("default/dagster-run-"+req.ID.Run) || got.Tags["dagster/image"] != "image:1" {
+			t.Errorf("Find = %+v, %v, %v", got, found, err)
+		}
+	}
+	if !strings.Contains(secret, "hunter2") || strings.Contains(job, "hunter2") || creates != 1 {
+		t.Errorf("%d Jobs were created; the Secret is %q", creates, secret)
+	}
+	req.ID.Attempt = 2
+	if got, found, err := next.Find(t.Context(), req); found || err != nil {
+		t.Errorf("Find = %+v, %v, %v of an attempt that has no Job", got, found, err)
+	}
+}
+
 // A server that asks for less is waited for, as long as the call may take; then the run waits.
 func TestThrottled(t *testing.T) {
 	asked := 0

@@ -107,6 +107,7 @@ type Launcher struct {
 
 var (
 	_ launcher.Launcher  = (*Launcher)(nil)
+	_ launcher.Finder    = (*Launcher)(nil)
 	_ launcher.Lister    = (*Launcher)(nil)
 	_ launcher.Watcher   = (*Launcher)(nil)
 	_ launcher.Batcher   = (*Launcher)(nil)

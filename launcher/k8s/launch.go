@@ -32,16 +32,39 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		return launcher.Launched{}, err
 	}
 	failpoint.Here(failpoint.K8sCreated)
-	// The node waits for the Secret, if it is not there yet when the pod is.
-	if secret := l.secretOf(req, made); secret != nil && !finished(made) {
+	return l.complete(ctx, req, made)
+}
+
+// Find implements [launcher.Finder]. It completes what an earlier launch left: the daemon may have died, or the API server have
+// failed, between the Job and its Secret.
+func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
+	selector := fmt.Sprintf("%s=%s,%s=%s", instanceLabel, labelText(req.Instance), runLabel, req.ID.Run)
+	for _, namespace := range l.hub.namespaces() {
+		jobs, err := l.client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+		if err != nil {
+			return launcher.Launched{}, false, asked(err)
+		}
+		for i := range jobs.Items {
+			if w, ok := workerOf(&jobs.Items[i]); ok && w.ID == req.ID {
+				found, err := l.complete(ctx, req, &jobs.Items[i])
+				return found, err == nil, err
+			}
+		}
+	}
+	return launcher.Launched{}, false, nil
+}
+
+// complete creates the Secret of a Job, if the Job refers to one. The node waits for it: the pod can be there first.
+func (l *Launcher) complete(ctx context.Context, req *launcher.Request, job *batchv1.Job) (launcher.Launched, error) {
+	if secret := l.secretOf(req, job); secret != nil && !finished(job) {
 		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-			if err := l.withoutSecret(ctx, made, err); err != nil {
+			if err := l.withoutSecret(ctx, job, err); err != nil {
 				return launcher.Launched{}, err
 			}
 		}
 	}
-	l.hub.made(made)
-	return launched(made), nil
+	l.hub.made(job)
+	return launched(job), nil
 }
 
 // existing returns the Job of a request whose creation the API server has refused, if there is one; else
