@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -169,9 +170,12 @@ func TestRefusedAfterALostAnswer(t *testing.T) {
 		"a token that has expired, maybe": status(401, "Unauthorized", "Unauthorized"),
 	} {
 		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex // an answer that is lost orders nothing
 			var made map[string]any
 			answers := true // of GET
 			l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				defer mu.Unlock()
 				switch {
 				case r.Method == http.MethodPost && made == nil:
 					if err := json.NewDecoder(r.Body).Decode(&made); err != nil {
