@@ -402,7 +402,7 @@ func TestEngineOverSSH(t *testing.T) {
 		testenv.Missing(t, "docker", "sshd needs root: "+err.Error())
 	}
 	testenv.Server(t, address, sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd"))
-	l := must(t, fmt.Sprintf("{host: %q, network: none, ssh: {key: %q, known_hosts: %q}}", "ssh://root@"+address, filepath.Join(dir, "user"), filepath.Join(dir, "known")))
+	l := must(t, fmt.Sprintf("{host: %q, network: none, ssh: {key: %q, known_hosts: %q}}", "ssh://root@"+address+testenv.DockerSocket(), filepath.Join(dir, "user"), filepath.Join(dir, "known")))
 	if got := b.until(l, b.launch(l, b.request("true")), ended); got.Status != launcher.Succeeded {
 		t.Errorf("Health = %+v", got)
 	}

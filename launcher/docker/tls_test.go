@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // authority makes certificates for tests, in files of one folder.
@@ -91,7 +92,7 @@ func TestEngineOverTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	go forward(listener)
+	go forward(listener, testenv.DockerSocket())
 	files := func(cert string) string {
 		return fmt.Sprintf("{host: 'tcp://%s', network: none, tls: {ca: %[2]s/ca.pem, cert: %[2]s/%[3]s.pem, key: %[2]s/%[3]s.key}}", listener.Addr(), a.dir, cert)
 	}
@@ -137,13 +138,13 @@ func TestEngineOverTLS(t *testing.T) {
 }
 
 // forward connects whoever comes to the engine's socket, until the listener is closed.
-func forward(l net.Listener) {
+func forward(l net.Listener, socket string) {
 	for {
 		in, err := l.Accept()
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("unix", "/var/run/docker.sock")
+		out, err := net.Dial("unix", socket)
 		if err != nil {
 			_ = in.Close()
 			continue

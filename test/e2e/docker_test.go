@@ -44,8 +44,8 @@ launchers:
     python: {"*": python}
     step_executors: true
     allow: {images: ["*"]}
-    config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "/var/run/docker.sock:/var/run/docker.sock"]}
-%s`, instance, image, fates, w.home, more))
+    config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "%s:/var/run/docker.sock"]}
+%s`, instance, image, fates, w.home, testenv.DockerSocket(), more))
 	t.Cleanup(func() {
 		docker(t, "sh", "-c", "docker ps -aq --filter label=slipway-instance="+instance+" | xargs -r docker rm -f -v")
 	})

@@ -32,6 +32,7 @@ func TestHostedDockerLaunchers(t *testing.T) {
       module: dagster_docker
       class: DockerRunLauncher
       python: %[1]s
+      pass_env: [DOCKER_HOST]
       config:
         image: %[2]q
         env_vars: [E2E_PG_URL]
@@ -43,6 +44,7 @@ func TestHostedDockerLaunchers(t *testing.T) {
       class: MultiHostDockerRunLauncher
       python: %[1]s
       path: [%[4]q]
+      pass_env: [DOCKER_HOST]
       config:
         docker_hosts:
           - host_name: here

@@ -3,6 +3,7 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,6 +147,11 @@ func Releases(t testing.TB) map[string]string {
 // CgroupEnv is the variable that names the cgroup below which tests make cgroups, for a user who may
 // not make them below the root cgroup.
 const CgroupEnv = "SLIPWAY_TEST_CGROUP"
+
+// DockerSocket is the path of the socket of the engine that hack/with-docker uses.
+func DockerSocket() string {
+	return strings.TrimPrefix(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "unix://")
+}
 
 // DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
 const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
