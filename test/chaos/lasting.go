@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -65,10 +67,10 @@ var answers = [][2]string{
 	{"Launching a new run worker to resume run", "commit"}, {"PIPELINE_CANCELED", "commit"}, {"PIPELINE_ENQUEUED", "commit"},
 }
 
-// lastingFaults are those that a lead outlives.
-func (w *world) lastingFaults(ctx context.Context, r *rand.Rand) []func(int) {
-	all := []func(int){
-		func(int) {
+// troubles begins the faults that a lead outlives, each kind by itself, so that they meet.
+func (w *world) troubles(ctx context.Context, wg *sync.WaitGroup) {
+	kinds := []func(r *rand.Rand){
+		func(r *rand.Rand) {
 			w.during(ctx, r, "moods", func(on bool) {
 				if on {
 					_ = os.WriteFile(w.moods(), nil, 0o600) // without it there are no moods
@@ -77,27 +79,36 @@ func (w *world) lastingFaults(ctx context.Context, r *rand.Rand) []func(int) {
 				}
 			})
 		},
-		func(int) { w.vanish(r) },
-		func(int) { w.locks(ctx, r) },
+		func(r *rand.Rand) { w.vanish(r); pause(ctx, time.Second) },
+		func(r *rand.Rand) { w.locks(ctx, r) },
 	}
-	if w.proxy == nil {
-		return all
-	}
-	lose := func(int) {
-		a := answers[r.IntN(len(answers))]
-		lost := w.proxy.LoseAnswer(a[0], a[1], r.IntN(2) == 0)
-		select {
-		case <-lost:
-			w.note(check.Entry{Do: "lose_one_answer"})
-		case <-ctx.Done():
-		case <-time.After(5 * time.Second): // nobody said it
-		}
-	}
-	return append(all, lose, lose, func(int) {
-		w.during(ctx, r, "delay", func(on bool) {
-			w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
+	if w.proxy != nil {
+		kinds = append(kinds, func(r *rand.Rand) { w.lose(ctx, r) }, func(r *rand.Rand) {
+			w.during(ctx, r, "delay", func(on bool) {
+				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
+			})
 		})
-	})
+	}
+	for i, trouble := range kinds {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(w.seed, uint64(10+i)))
+			for ctx.Err() == nil {
+				pause(ctx, time.Duration(200+r.IntN(1500))*time.Millisecond)
+				trouble(r)
+			}
+		})
+	}
+}
+
+// lose loses the answer to one write.
+func (w *world) lose(ctx context.Context, r *rand.Rand) {
+	a := answers[r.IntN(len(answers))]
+	select {
+	case <-w.proxy.LoseAnswer(a[0], a[1], r.IntN(2) == 0):
+		w.note(check.Entry{Do: "lose_one_answer"})
+	case <-ctx.Done():
+	case <-time.After(time.Second): // nobody said it
+	}
 }
 
 // vanish takes a worker, its supervisor and what its target knows of it.
@@ -114,7 +125,7 @@ func (w *world) vanish(r *rand.Rand) {
 	for _, text := range []string{"\x00dagster-run-", "execute_run", "resume_run"} { // the supervisor first, so that it records no end
 		for pid, of := range w.victims(text) {
 			if of == id {
-				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+				_ = errors.Join(syscall.Kill(pid, syscall.SIGKILL), syscall.Kill(-pid, syscall.SIGKILL)) // with its steps; it may have ended
 			}
 		}
 	}
@@ -132,43 +143,48 @@ func (w *world) locks(ctx context.Context, r *rand.Rand) {
 			ids[id] = true
 		}
 	}
-	var open []*sql.DB
+	var open []func() error
 	for id := range ids {
-		if err := w.lock(ctx, id, &open); err != nil {
-			fmt.Println("chaos: lock:", err)
+		end, err := w.lock(ctx, id)
+		if err != nil {
+			continue // somebody else has it
 		}
+		open = append(open, end)
 	}
 	if len(open) > 0 {
 		w.note(check.Entry{Do: "lock"})
 	}
 	pause(ctx, time.Duration(500+r.IntN(5000))*time.Millisecond)
-	for _, db := range open {
-		_ = db.Close() // which ends the transaction
+	for _, end := range open {
+		if err := end(); err != nil {
+			fmt.Println("chaos: lock:", err)
+		}
 	}
 }
 
-func (w *world) lock(ctx context.Context, id string, open *[]*sql.DB) error {
+// lock gives what ends it.
+func (w *world) lock(ctx context.Context, id string) (func() error, error) {
 	driver, location, statement, args := "pgx", w.location, "SELECT status FROM runs WHERE run_id = $1 FOR UPDATE", []any{id}
 	if w.proxy == nil {
 		file := filepath.Join(w.home, "history", "runs", id+".db")
 		if _, err := os.Stat(file); err != nil { // it has none yet
-			return nil
+			return nil, err
 		}
 		driver, location, statement, args = "sqlite", "file:"+file+"?_txlock=immediate&_pragma=busy_timeout(100)", "UPDATE event_logs SET step_key = step_key WHERE 0", nil
 	}
 	db, err := sql.Open(driver, location)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
-	if err == nil {
-		_, err = tx.Exec(statement, args...)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
-	if err != nil { // somebody else has it, or the run is gone
-		return db.Close()
+	end := func() error { return errors.Join(tx.Rollback(), db.Close()) } // DB.Close alone leaves a transaction open
+	if _, err := tx.Exec(statement, args...); err != nil {
+		return nil, errors.Join(err, end())
 	}
-	*open = append(*open, db)
-	return nil
+	return end, nil
 }
 
 // expires is a run that takes longer than it may.

@@ -181,7 +181,11 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 		heal()
 		return nil, err
 	}
-	wg.Go(func() { w.breaks(faults, rand.New(rand.NewPCG(w.seed, 1))) })
+	if w.lasting {
+		w.troubles(faults, &wg)
+	} else {
+		wg.Go(func() { w.breaks(faults, rand.New(rand.NewPCG(w.seed, 1))) })
+	}
 	if w.engine > 0 {
 		wg.Go(func() { w.killsEngine(faults, rand.New(rand.NewPCG(w.seed, 4))) })
 	}
@@ -202,7 +206,7 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	time.Sleep(8 * time.Second) // what comes late: places in pools, workers of runs that were ended by force
 	testedAt := time.Now()
 	bad, err := w.check()
-	for err == nil && len(bad) > 0 && time.Since(testedAt) < 3*time.Minute { // a worker that no run needs is found by the next sweep, and has its grace
+	for err == nil && slices.ContainsFunc(bad, check.MayPass) && time.Since(testedAt) < 3*time.Minute { // a worker that no run needs is found by the next sweep, and has its grace
 		time.Sleep(time.Second)
 		bad, err = w.check()
 	}
@@ -409,8 +413,12 @@ func again(ctx context.Context, f func() error) {
 
 // enqueues puts the runs into the queue, some at a time.
 func (w *world) enqueues(ctx context.Context, r *rand.Rand) error {
+	most := 120 // unfinished at once
+	if w.lasting {
+		most = 30 // so that the faults meet more of them
+	}
 	for n := 0; n < w.options.runs && ctx.Err() == nil; {
-		if open, err := w.unfinished(); err != nil || open > 120 {
+		if open, err := w.unfinished(); err != nil || open > most {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
@@ -434,16 +442,14 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	if r.IntN(16) == 0 {
 		seconds += 1.5
 	}
-	file := filepath.Join(w.witness, id)
-	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
-	script := fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file, seconds, code)
-	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 	var tags map[string]string
 	if w.lasting {
 		if tags = where(r); r.IntN(20) == 0 {
 			fate, seconds = "expire", 600
 		}
 	}
+	file := filepath.Join(w.witness, id)
+	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", step(file, seconds, code)}}}})
 	if w.image != "" && w.containers > 0 && r.IntN(w.containers) == 0 {
 		tags = map[string]string{"on": "docker"}
 		w.count("in_a_container")
@@ -475,6 +481,12 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 		})
 		w.count("slot")
 	}
+}
+
+// step is the script of a run's step. It writes down when it begins and ends, and before that whether another one of the same run lives.
+func step(file string, seconds float64, code int) string {
+	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
+	return fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file, seconds, code)
 }
 
 func (w *world) count(what string) {
@@ -553,6 +565,8 @@ func (w *world) meddles(ctx context.Context, r *rand.Rand) {
 	for ctx.Err() == nil {
 		pause(ctx, time.Duration(30+r.IntN(250))*time.Millisecond)
 		switch n := r.IntN(10); {
+		case n == 0 && w.lasting:
+			w.killOne(r, "kill_worker", "resume_run")
 		case n < 4:
 			w.killOne(r, "kill_worker", "execute_run")
 		case n < 5:
@@ -657,9 +671,6 @@ func (w *world) breaks(ctx context.Context, r *rand.Rand) {
 
 // faults are those that can befall this instance; i is a daemon.
 func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
-	if w.lasting {
-		return w.lastingFaults(ctx, r)
-	}
 	all := []func(int){
 		func(i int) {
 			w.note(check.Entry{Do: "kill_daemon"})

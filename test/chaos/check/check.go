@@ -46,6 +46,7 @@ type run struct {
 	epochs                                []int64
 	begins, ends                          int
 	byDagster                             bool // Dagster's own worker wrote that the run failed
+	expired                               bool // it was canceled since it had taken longer than it may
 }
 
 // Check gives every violation; an error is that it could not look.
@@ -81,9 +82,20 @@ func Check(w World) ([]string, error) {
 		return nil, err
 	}
 	for _, p := range alive {
-		say("a worker lives on: %s", p)
+		say("%s%s", livesOn, p)
 	}
 	return bad, nil
+}
+
+// Texts of what may pass by itself.
+const (
+	livesOn = "a worker lives on: "
+	holds   = " holds a place of a pool "
+)
+
+// MayPass reports whether a violation may be over when the checker looks again: the next sweep may find it.
+func MayPass(violation string) bool {
+	return strings.HasPrefix(violation, livesOn) || strings.Contains(violation, holds)
 }
 
 func sorted(runs map[string]*run) []string {
@@ -118,7 +130,7 @@ func judge(id string, r *run, say func(string, ...any)) {
 		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
 	case r.status == "FAILURE" && r.fate == "dagster" && !r.canceled && !r.byDagster:
 		say("run %s of Dagster's own worker is FAILURE, which that worker has not written", id)
-	case r.status != "CANCELED" && r.cancels > 0 && r.fate != "expire":
+	case r.status != "CANCELED" && r.cancels > 0 && !r.expired: // CANCELED stays; only of an expired run is it the worker's word alone
 		say("run %s is %s, and its log has %d CANCELED", id, r.status, r.cancels)
 	case r.status == "SUCCESS" && r.fate == "expire":
 		say("run %s is SUCCESS, and takes longer than it may", id)
@@ -262,6 +274,9 @@ func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) 
 // connection to the storage broke: then the log has both.
 var dagsterFailed = []string{"Execution of run for", "marked as failed from outside the execution context"}
 
+// expiry is what the log says of a run that took longer than it may.
+const expiry = "Canceling due to exceeding maximum runtime of "
+
 // events counts what workers wrote, and on SQLite compares a run's row with its own log.
 func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
 	count := func(id, typ, event string) {
@@ -276,6 +291,8 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			r.successes++
 		case "PIPELINE_CANCELED":
 			r.cancels++
+		case "PIPELINE_CANCELING":
+			r.expired = r.expired || strings.Contains(event, expiry)
 		case "PIPELINE_FAILURE":
 			r.failures++
 			r.byDagster = r.byDagster || slices.ContainsFunc(dagsterFailed, func(text string) bool { return strings.Contains(event, text) })
@@ -290,7 +307,7 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 	}
 	defer done()
 	mirrored := map[string]int{}
-	const query = "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
+	const query = "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_CANCELING', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
 	if err := each(index, query, func(row []string) { mirrored[row[0]]++ }); err != nil {
 		return err
 	}
@@ -362,7 +379,7 @@ func (w World) slots(db *sql.DB, runs map[string]*run, say func(string, ...any))
 	for _, table := range []string{"concurrency_slots", "pending_steps"} {
 		err := each(index, "SELECT run_id FROM "+table+" WHERE run_id IS NOT NULL", func(row []string) {
 			if r := runs[row[0]]; r != nil && r.foreign == "" {
-				say("run %s, which is %q, holds a place of a pool (%s)", row[0], r.status, table)
+				say("run %s, which is %q,%s(%s)", row[0], r.status, holds, table)
 			}
 		})
 		if err != nil {

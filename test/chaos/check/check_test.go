@@ -32,10 +32,12 @@ func (w *world) exec(file, query string, args ...any) {
 	}
 }
 
-func (w *world) event(run, typ string) {
+func (w *world) event(run, typ string) { w.eventOf(run, typ, "{}") }
+
+func (w *world) eventOf(run, typ, body string) {
 	w.exec("runs/"+run+".db", "CREATE TABLE IF NOT EXISTS event_logs (id INTEGER PRIMARY KEY, run_id TEXT, event TEXT, dagster_event_type TEXT)")
 	for _, file := range []string{"runs/" + run + ".db", "runs/index.db"} {
-		w.exec(file, "INSERT INTO event_logs (run_id, event, dagster_event_type) VALUES (?, '{}', ?)", run, typ)
+		w.exec(file, "INSERT INTO event_logs (run_id, event, dagster_event_type) VALUES (?, ?, ?)", run, body, typ)
 	}
 }
 
@@ -111,6 +113,13 @@ func inOrder(t *testing.T) *world {
 	w.launch("hurt", 2, 2, "taken")
 	w.witness("hurt", "begin 4\nbegin 5\nend\n")
 	w.run("foreign", "STARTED", "")
+	w.note(check.Entry{Do: "enqueue", Run: "slow", Fate: "expire"})
+	w.run("slow", "FAILURE", "")
+	w.eventOf("slow", "PIPELINE_CANCELING", `{"user_message": "Canceling due to exceeding maximum runtime of 2 seconds."}`)
+	w.event("slow", "PIPELINE_CANCELED") // its worker took it for a user's cancel
+	w.event("slow", "PIPELINE_FAILURE")
+	w.launch("slow", 1, 2, "taken")
+	w.witness("slow", "begin 7\n")
 	return w
 }
 
@@ -144,6 +153,24 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 			_ = os.Remove(filepath.Join(w.dir, "witness", "good"))
 			w.witness("good", "begin 1\nbegin 9\nend\nend\n")
 		}, "run good: a second worker (begin 9) began while the first (begin 1) was at it"},
+		"two workers at once where the supervisor was killed": {func(w *world) {
+			w.note(check.Entry{Do: "kill_supervisor", Run: "good"})
+			_ = os.Remove(filepath.Join(w.dir, "witness", "good"))
+			w.witness("good", "begin 1\nbeside 1\nbegin 9\nend\nend\n")
+		}, "run good: a second worker began while the first lived (beside 1)"},
+		"a canceled run that is a success": {func(w *world) {
+			w.exec("runs.db", "UPDATE runs SET status = 'SUCCESS' WHERE run_id = 'stopped'")
+			w.witness("stopped", "end\n")
+		}, "run stopped is SUCCESS, and its log has 1 CANCELED"},
+		"a canceled run that is a failure": {func(w *world) { w.exec("runs.db", "UPDATE runs SET status = 'FAILURE' WHERE run_id = 'stopped'") }, "run stopped is FAILURE, and its log has 1 CANCELED"},
+		"a canceled run that would have expired": {func(w *world) {
+			w.note(check.Entry{Do: "enqueue", Run: "soon", Fate: "expire"}, check.Entry{Do: "cancel", Run: "soon"})
+			w.run("soon", "FAILURE", "PIPELINE_CANCELED")
+			w.launch("soon", 1, 2, "taken")
+		}, "run soon is FAILURE, and its log has 1 CANCELED"},
+		"an expired run that is a success": {func(w *world) {
+			w.exec("runs.db", "UPDATE runs SET status = 'SUCCESS' WHERE run_id = 'slow'")
+		}, "run slow is SUCCESS, and "},
 		"two workers one after the other": {func(w *world) { w.witness("good", "begin 9\nend\n") }, "run good: 2 workers past their gate, of which 0 were killed"},
 		"a leaked place": {func(w *world) {
 			w.exec("runs/index.db", "INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('p', 'bad', 's', 0)")
@@ -157,7 +184,7 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 		"an old leader that wrote": {func(w *world) {
 			w.launch("late", 1, 1, "open")
 			w.note(check.Entry{Do: "enqueue", Run: "late", Fate: "ok"})
-		}, "stands after that of run hurt of epoch 2"},
+		}, "stands after that of run slow of epoch 2"},
 		"an old leader's second attempt": {func(w *world) { w.launch("hurt", 3, 1, "void") }, "run hurt: launch rows of epochs [1 2 1]"},
 		"an event that index.db lacks": {func(w *world) {
 			w.exec("runs/index.db", "DELETE FROM event_logs WHERE run_id = 'good' AND dagster_event_type = 'PIPELINE_SUCCESS'")

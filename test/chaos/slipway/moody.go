@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/slipway-run/slipway/config"
@@ -22,7 +23,8 @@ const moodsEnv = "SLIPWAY_TEST_MOODS"
 type moody struct {
 	launcher.Launcher
 	file   string
-	proves bool // it has a list of its workers
+	proves bool     // it has a list of its workers
+	born   sync.Map // when it took a launch, by handle
 }
 
 // moodyKind is another kind of launcher with moods. One that proves nothing has no list and promises nothing of its answers, as
@@ -33,7 +35,7 @@ func moodyKind(of *launcher.Kind, name string, proves bool) *launcher.Kind {
 	kind.Traits.StrongRead = proves
 	kind.Open = func(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 		l, err := of.Open(ctx, v, log)
-		return &moody{l, os.Getenv(moodsEnv), proves}, err
+		return &moody{Launcher: l, file: os.Getenv(moodsEnv), proves: proves}, err
 	}
 	return &kind
 }
@@ -65,6 +67,9 @@ var errMood = errors.New("moody")
 
 // hang is how long a call may hang.
 const hang = 4 * time.Second
+
+// late is how long a target that proves nothing may not know a worker that it has taken.
+const late = 2 * time.Second
 
 // mood is how a call goes: before tells whether it is done at all, after whether its answer arrives.
 func (m *moody) mood(ctx context.Context, one int) (before, after error) {
@@ -99,6 +104,7 @@ func (m *moody) Launch(ctx context.Context, req *launcher.Request) (launcher.Lau
 		return launcher.Launched{}, before
 	}
 	got, err := m.Launcher.Launch(ctx, req)
+	m.born.LoadOrStore(got.Handle, time.Now())
 	if after != nil {
 		return launcher.Launched{}, errors.Join(after, err)
 	}
@@ -120,6 +126,9 @@ func (m *moody) Health(ctx context.Context, h launcher.Handle) (launcher.Health,
 	before, after := m.mood(ctx, 8)
 	if before != nil || after != nil {
 		return launcher.Health{}, errors.Join(before, after)
+	}
+	if born, ok := m.born.Load(h); ok && !m.proves && rand.IntN(2) == 0 && time.Since(born.(time.Time)) < late {
+		return launcher.Health{Status: launcher.NotFound}, nil
 	}
 	return m.Launcher.Health(ctx, h)
 }
