@@ -29,6 +29,7 @@ import (
 const (
 	leaseTTL   = 2 * time.Second
 	leaseRenew = 500 * time.Millisecond
+	leaseRetry = 50 * time.Millisecond
 	// leaseSafety is how long before its end in the database a lease ends here.
 	leaseSafety = 300 * time.Millisecond
 	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease before it asks again.
@@ -275,16 +276,20 @@ func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 // errLeaseEnded means that the lease was not renewed in time.
 var errLeaseEnded = errors.New("the lease was not renewed in time")
 
-// renew keeps the lease until ctx ends. An error ends the lead.
+// renew keeps the lease until ctx ends. An error ends the lead. A first try leaves a third of the time for others, since a
+// single answer may be lost.
 func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
-	ends := time.Now().Add(leaseTTL - leaseSafety)
+	ends, wait := time.Now().Add(leaseTTL-leaseSafety), leaseRenew
 	for {
-		sleep(ctx, leaseRenew)
+		sleep(ctx, wait)
 		if ctx.Err() != nil {
 			return nil
 		}
-		asked := time.Now()
-		try, cancel := context.WithDeadline(ctx, ends)
+		asked, until := time.Now(), ends
+		if wait == leaseRenew {
+			until = asked.Add(ends.Sub(asked) * 2 / 3)
+		}
+		try, cancel := context.WithDeadline(ctx, until)
 		got, leads, err := d.askLead(try)
 		cancel()
 		switch {
@@ -293,9 +298,11 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 		case err == nil && (!leads || got != fence):
 			return storage.ErrFenced
 		case err == nil:
-			ends = asked.Add(leaseTTL - leaseSafety)
+			ends, wait = asked.Add(leaseTTL-leaseSafety), leaseRenew
 		case time.Now().After(ends):
 			return errors.Join(errLeaseEnded, err)
+		default:
+			wait = leaseRetry
 		}
 	}
 }

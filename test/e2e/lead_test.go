@@ -46,6 +46,31 @@ func TestClaimAnswerLost(t *testing.T) {
 	w.exactlyOnce(dagster.Success, ids...)
 }
 
+// The answer to the COMMIT that renews the lease is lost, and the connection stays open. The lead lasts.
+func TestLeaseAnswerLost(t *testing.T) {
+	testenv.Beside(t, testenv.Alone) // likewise
+	_, d, p, daemon := behindProxy(t)
+	lease := func() time.Time {
+		text, err := d.Text("SELECT value FROM kvs WHERE key = ?", storage.LeaseKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		micro, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.UnixMicro(micro)
+	}
+	<-p.LoseAnswer(storage.LeaseKey, "commit", false)
+	was := lease()
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // by then it leads still, or again
+		is := lease()
+		return is.Sub(was) > 2*time.Second, fmt.Sprintf("the lease ended at %s, and ends at %s", was, is)
+	})
+	daemon.lasts()
+	daemon.stop()
+}
+
 // The answer to the COMMIT that gives a run another worker is lost. The worker is launched by the same leader.
 func TestResumeAnswerLost(t *testing.T) {
 	testenv.Faults(t)
