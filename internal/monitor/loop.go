@@ -26,8 +26,9 @@ const (
 	// watchRetry is the wait after a target's watch ended.
 	watchRetry = time.Second
 	// tick is how often times are looked at that runs may take.
-	tick         = time.Second
-	writeTimeout = 30 * time.Second
+	tick = time.Second
+	// writeTimeout bounds a question to the storage. One whose answer is lost holds up all runs, and a daemon that lost its lead.
+	writeTimeout = 10 * time.Second
 	// looseAfter is how long a run may have a launch row but neither a handle row nor a flight. A launch that is under way
 	// takes less; after that the dispatcher is asked whether it has the run in hand.
 	looseAfter = 5 * time.Second
