@@ -61,10 +61,11 @@ func where(r *rand.Rand) map[string]string {
 // moods is the file that gives the launchers their moods.
 func (w *world) moods() string { return filepath.Join(w.dir, "moods") }
 
-// answers are the writes whose answers are lost: two texts that a client says within one transaction.
+// answers are the writes whose answers are lost: two texts that a client says within one transaction. No question holds the first.
 var answers = [][2]string{
-	{"PIPELINE_STARTING", "commit"}, {"Launched the run worker", "commit"}, {"PIPELINE_FAILURE", "commit"}, {"goes back to the queue", "commit"},
-	{"Launching a new run worker to resume run", "commit"}, {"PIPELINE_CANCELED", "commit"}, {"PIPELINE_ENQUEUED", "commit"},
+	{`"event_type_value": "PIPELINE_STARTING"`, "commit"}, {"Launched the run worker", "commit"}, {`"event_type_value": "PIPELINE_FAILURE"`, "commit"},
+	{"goes back to the queue", "commit"}, {"Launching a new run worker to resume run", "commit"}, {`"event_type_value": "PIPELINE_CANCELED"`, "commit"},
+	{`"event_type_value": "PIPELINE_ENQUEUED"`, "commit"}, {"slipway/lease", "commit"},
 }
 
 // troubles begins the faults that a lead outlives, each kind by itself, so that they meet.
@@ -85,7 +86,7 @@ func (w *world) troubles(ctx context.Context, wg *sync.WaitGroup) {
 	if w.proxy != nil {
 		kinds = append(kinds, func(r *rand.Rand) { w.lose(ctx, r) }, func(r *rand.Rand) {
 			w.during(ctx, r, "delay", func(on bool) {
-				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(60)) * time.Millisecond}[on])
+				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(15)) * time.Millisecond}[on]) // a lease takes five answers, and must last
 			})
 		})
 	}
@@ -108,6 +109,7 @@ func (w *world) lose(ctx context.Context, r *rand.Rand) {
 		w.note(check.Entry{Do: "lose_one_answer"})
 	case <-ctx.Done():
 	case <-time.After(time.Second): // nobody said it
+		w.proxy.LoseAnswer("a text that nobody says", "", false) // none, so that each that is lost is written down
 	}
 }
 

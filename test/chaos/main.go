@@ -328,6 +328,7 @@ func (w *world) database(ctx context.Context) (string, error) {
 
 // note writes down what was done, before it is done.
 func (w *world) note(e check.Entry) {
+	e.At = time.Now().UTC().Format("15:04:05.000")
 	text, _ := json.Marshal(e) // it has nothing that cannot be marshaled
 	w.mu.Lock()
 	defer w.mu.Unlock()

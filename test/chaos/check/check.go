@@ -24,6 +24,7 @@ type Entry struct {
 	Run  string `json:"run,omitempty"`  // to which run
 	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, expire, which takes longer than it may, or dagster, whose own worker executes it, and would succeed if its storage were always there
 	Note string `json:"note,omitempty"` // of foreign: what its row was
+	At   string `json:"at,omitempty"`   // for people, beside the daemons' logs
 }
 
 // World is what a chaos run has left.
