@@ -74,8 +74,12 @@ bench-stock: venv ## Measure beside stock Dagster, on both storages (a quarter o
 bench-deaths: venv ## Measure from kill -9 of a worker to FAILURE, beside stock Dagster (five minutes)
 	@hack/with-postgres hack/with-docker go run ./test/bench deaths
 
+.PHONY: docs
+docs: ## Build the pages as a site, .cache/site/index.html; a broken link fails
+	@hack/docs && echo "docs: open .cache/site/index.html"
+
 .PHONY: lint
-lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, shellcheck, ruff
+lint: .tools/golangci-lint .tools/py/bin/ruff ## Check form: gofmt, vet, golangci-lint, generated files, the site, shellcheck, ruff
 	@hack/lint
 
 .tools/golangci-lint: Makefile
