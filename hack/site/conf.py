@@ -21,6 +21,7 @@ highlight_language = "none"
 suppress_warnings = ["misc.highlighting_failure"]  # Pygments does not know all of Terraform's syntax
 myst_heading_anchors = 6
 nitpicky = True
+smartquotes = False  # it would turn --flag into a dash
 
 html_theme = "furo"
 html_title = "Slipway"
@@ -36,6 +37,8 @@ html_theme_options = {
 }
 
 ENTRY = re.compile(r"^( *)- \[([^]]+)\]\(([^)#]+)\.md\)", re.M)
+CODE = re.compile(r'(?<=<span class="pre">)[^<]+')
+TAG = re.compile(r"<[^>]*>")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -83,8 +86,29 @@ def read(app, page, source):
     source[0] = LINK.sub(repository, source[0]) + TREES.get(page, "")
 
 
+def label(table):
+    """Writes the head of its column on each cell of a table with more than two, which site.css shows on narrow screens."""
+    heads = [TAG.sub("", head).strip() for head in re.findall(r"<th[ >].*?</th>", table, re.S)]
+    if len(heads) < 3:
+        return table
+
+    def row(match):
+        names = iter(heads)
+        return re.sub("<td", lambda _: f'<td data-label="{next(names)}"', match.group(0))
+
+    return re.sub(r"<tr.*?</tr>", row, table, flags=re.S).replace('class="', 'class="cards ', 1)
+
+
+def narrow(app, page, template, context, doctree):
+    """Makes a page fit a narrow screen: long names in code may wrap after a punctuation mark, and wide tables become cards."""
+    if "body" in context:
+        body = CODE.sub(lambda m: re.sub(r"([._/,=])(?=\w)", r"\1<wbr>", m.group(0)), context["body"])
+        context["body"] = re.sub(r"<table.*?</table>", lambda m: label(m.group(0)), body, flags=re.S)
+
+
 TREES = navigation()
 
 
 def setup(app):
+    app.connect("html-page-context", narrow)
     app.connect("source-read", read)
