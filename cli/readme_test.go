@@ -111,7 +111,7 @@ func TestReadmeListsTheLaunchers(t *testing.T) {
 	}
 }
 
-// What README.md says is not there yet is not there, by what other files and the program say.
+// Each entry of README's section "Not yet" has a check that the thing is still missing.
 func TestReadmeSaysNotYet(t *testing.T) {
 	says := func(file, pattern string) bool { return regexp.MustCompile(pattern).MatchString(repoFile(t, file)) }
 	missing := map[string]func() bool{
@@ -140,7 +140,7 @@ func TestReadmeSaysNotYet(t *testing.T) {
 	}
 }
 
-// Each figure of README.md was measured on the day and by the command that stand above the table.
+// Each figure of README.md is in the recorded results of the command and the date above its table.
 func TestReadmeFiguresWereMeasured(t *testing.T) {
 	text, figures := repoFile(t, "README.md"), section(t, "Figures")
 	unit := regexp.MustCompile(`([\d.]+) (ms|s|seconds?|minutes?|launches/s|times|%)\b`)
@@ -182,7 +182,7 @@ func TestReadmeFiguresWereMeasured(t *testing.T) {
 	}
 }
 
-// What README.md says that one needs, and how many cases there are, is what the other files have.
+// The versions and counts in README.md equal those in the files that define them.
 func TestReadmeNumbers(t *testing.T) {
 	text := strings.Join(strings.Fields(repoFile(t, "README.md")), " ")
 	if got, want := matched(t, text, `You need Go ([\d.]+),`)[0], matched(t, repoFile(t, "go.mod"), `(?m)^go (\d+\.\d+)`)[0]; got != want {

@@ -43,7 +43,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def document(page, target):
-    """Returns the path below the root of what a link of a page leads to, or None if it is not there."""
+    """Returns the path, below the root, of the file that a link leads to, or None if there is no such file."""
     path = (ROOT / page).parent.joinpath(target).resolve()
     return path.relative_to(ROOT).as_posix() if path.exists() and path.is_relative_to(ROOT) else None
 
@@ -62,7 +62,7 @@ def navigation():
         for indent, text, target in ENTRY.findall(section):
             page = document(INDEX, target + ".md")
             if page is None:
-                continue  # the link stands on the index as well, where Sphinx reports it
+                continue  # Sphinx reports the broken link itself
             entry = (text, page.removesuffix(".md"))
             if indent:
                 nested.setdefault(own[-1][1], []).append(entry)

@@ -19,8 +19,8 @@ import (
 
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
-// The shell commands of docs/tutorial.md are run in their order, as one session. Only what a reader does by hand is
-// done here: a program that is left running is interrupted where the page says so.
+// TestTutorial runs the shell commands of docs/tutorial.md in order, as one session. A program that the page leaves
+// running is interrupted when the page starts it again, as a reader would do with Ctrl-C.
 func TestTutorial(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	root := testenv.Root(t)
@@ -48,7 +48,7 @@ func TestTutorial(t *testing.T) {
 	}
 	page, ci := read("docs/tutorial.md"), read(".ci/run")
 	const session = `cd ~/clone; unset DAGSTER_HOME; [ ! -e ~/session ] || . ~/session; set -a` + "\n"
-	// What the blocks with a text print.
+	// The output that each block must contain.
 	expected := []struct{ block, prints string }{
 		{"slipway demo\n", "every run ended as it should"}, {"list --home .demo\n", "snow_in_july"},
 		{"dagster dev -f", "Serving dagster-webserver"}, {"slipway runs list\n", "yearly"},
