@@ -38,7 +38,7 @@ func TestOutcomesOfTheRealMonitoring(t *testing.T) {
 		"not_started_old":                 {foreign: true, row: "A run that was never queued"},
 		"not_started_young":               {foreign: true},
 		"started_RUNNING":                 {health: running, age: 60},
-		"started_SUCCESS":                 {health: succeeded, age: 60, row: "A worker that ends well without a word"},
+		"started_SUCCESS":                 {health: succeeded, age: 60, row: "A worker that succeeds but leaves its run unfinished"},
 		"started_FAILED":                  {health: failed, age: 60, row: "A worker that dies"},
 		"started_NOT_FOUND":               {health: lost, age: 60, row: "A target that does not know the worker"},
 		"started_UNKNOWN":                 {health: unknown, age: 60, row: "A target that does not answer"},
