@@ -57,7 +57,7 @@ const maxAtOnce = 8
 // which CI runs by itself, has 50.
 func queuedRuns() int {
 	if os.Getenv("SLIPWAY_SOAK") == "" {
-		return 10
+		return 8
 	}
 	return 50
 }

@@ -125,6 +125,7 @@ func (w *world) retried(p *process, id string) {
 
 // Part of production: dagster-daemon launches the runs of one location, Slipway those of the other.
 func TestOnlyOneLocation(t *testing.T) {
+	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {only: {locations: [fates]}}\n")
@@ -134,7 +135,7 @@ func TestOnlyOneLocation(t *testing.T) {
 	p := w.slipway()
 	p.says("msg=leading")
 	var ours, theirs []string
-	for range 3 {
+	for range 2 {
 		for _, j := range []webserver.Job{{Location: "fates", Name: "light"}, {Location: "etl", Name: "yearly"}} {
 			id, err := server.Launch(t.Context(), j)
 			if err != nil {
