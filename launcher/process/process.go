@@ -369,7 +369,7 @@ func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Du
 	return was, l.stopAlone(p, grace)
 }
 
-// stopAlone stops a worker whose supervisor is gone, if it lives on.
+// stopAlone stops a worker whose supervisor is gone, if it or its steps live on.
 func (l *Launcher) stopAlone(p agent.Paths, grace time.Duration) error {
 	alive, err := held(p.Lock)
 	if err != nil || !alive {
@@ -379,12 +379,17 @@ func (l *Launcher) stopAlone(p agent.Paths, grace time.Duration) error {
 	if err := agent.ReadJSON(p.Worker, &w); err != nil {
 		return fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", p.Dir, err)
 	}
+	signal := syscall.SIGTERM
+	if grace <= 0 {
+		signal = syscall.SIGKILL
+	}
+	now, err := agent.Identify(w.PID)
 	switch {
-	case !w.Alive():
-	case grace > 0:
-		w.Signal(syscall.SIGTERM)
-	default:
-		_ = syscall.Kill(-w.PID, syscall.SIGKILL) // it may end by itself meanwhile
+	case err == nil && now != w.Process: // another process has its number, so its group has ended
+	case err == nil && grace > 0:
+		w.Signal(signal)
+	default: // without a worker, its steps hold the lock, and with them their group keeps its number
+		_ = syscall.Kill(-w.PID, signal) // it may end by itself meanwhile
 	}
 	return nil
 }

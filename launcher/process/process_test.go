@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,6 +148,42 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 		h := health(t, l, got.Handle)
 		return h.Status == launcher.Failed && h.Exit == nil, "want Failed without an exit code, have " + string(h.Status)
 	})
+}
+
+// Supervisor and worker are killed, and a step of the worker lives on, which holds its lock. The worker counts as running until the step is stopped.
+func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
+	for name, grace := range map[string]time.Duration{"with grace": time.Second, "at once": 0} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			l := open(t, dir)
+			got, err := l.Launch(context.Background(), request("sleep 1000 & echo begun; wait"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := agent.PathsOf(dir, string(got.Handle))
+			var b agent.Begun
+			var w agent.Worker
+			testenv.Eventually(t, time.Minute, func() (bool, string) {
+				log, _ := os.ReadFile(p.Log) // there may be none yet
+				err := errors.Join(agent.ReadJSON(p.Begun, &b), agent.ReadJSON(p.Worker, &w))
+				return err == nil && len(log) > 0, fmt.Sprintf("no step: %s, %v", log, err)
+			})
+			for _, p := range []agent.Process{b.Agent, w.Process} {
+				p.Signal(syscall.SIGKILL)
+				testenv.Eventually(t, time.Minute, func() (bool, string) { return !p.Alive(), "it lives" })
+			}
+			if h := health(t, l, got.Handle); h.Status != launcher.Running {
+				t.Fatalf("Health while a step lives = %+v, want Running", h)
+			}
+			if was, err := l.Terminate(context.Background(), got.Handle, grace); err != nil || !was {
+				t.Fatalf("Terminate(%v) while a step lives = %v, %v", grace, was, err)
+			}
+			testenv.Eventually(t, time.Minute, func() (bool, string) {
+				h := health(t, l, got.Handle)
+				return h.Status == launcher.Failed, "want Failed, have " + string(h.Status)
+			})
+		})
+	}
 }
 
 // A worker starts as a program started by hand does: its files are for whom they were before, and signals mean what they mean.
