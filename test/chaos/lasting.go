@@ -86,7 +86,7 @@ func (w *world) troubles(ctx context.Context, wg *sync.WaitGroup) {
 	if w.proxy != nil {
 		kinds = append(kinds, func(r *rand.Rand) { w.lose(ctx, r) }, func(r *rand.Rand) {
 			w.during(ctx, r, "delay", func(on bool) {
-				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(5+r.IntN(15)) * time.Millisecond}[on]) // a lease takes five answers, and must last
+				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(1+r.IntN(9)) * time.Millisecond}[on]) // a lease takes five answers, or ten on a new connection, and must last
 			})
 		})
 	}
@@ -106,7 +106,7 @@ func (w *world) lose(ctx context.Context, r *rand.Rand) {
 	a := answers[r.IntN(len(answers))]
 	select {
 	case <-w.proxy.LoseAnswer(a[0], a[1], r.IntN(2) == 0):
-		w.note(check.Entry{Do: "lose_one_answer"})
+		w.note(check.Entry{Do: "lose_one_answer", Note: a[0]})
 	case <-ctx.Done():
 	case <-time.After(time.Second): // nobody said it
 		w.proxy.LoseAnswer("a text that nobody says", "", false) // none, so that each that is lost is written down

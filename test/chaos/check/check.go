@@ -23,7 +23,7 @@ type Entry struct {
 	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete; others are not looked at
 	Run  string `json:"run,omitempty"`  // to which run
 	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, expire, which takes longer than it may, or dagster, whose own worker executes it, and would succeed if its storage were always there
-	Note string `json:"note,omitempty"` // of foreign: what its row was
+	Note string `json:"note,omitempty"` // of foreign: what its row was; else for people
 	At   string `json:"at,omitempty"`   // for people, beside the daemons' logs
 }
 
