@@ -35,6 +35,7 @@ type Store struct {
 	history string
 	read    *sql.DB  // runs.db
 	write   *sql.DB  // runs.db, one connection, transactions take the write lock at once
+	lease   *sql.DB  // runs.db, a connection that waits for none of our own writes; used by Lead and Yield only
 	index   *sql.DB  // index.db, one connection
 	lock    *os.File // history/slipway.lock; used by Lead and Yield only
 	led     bool     // Lead said yes last time
@@ -74,6 +75,9 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 		return nil, err
 	}
 	if s.write, err = open(runs, 1, patient); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if s.lease, err = open(runs, 1, patient); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if s.index, err = open(filepath.Join(s.history, "runs/index.db"), 1, patient); err != nil {
@@ -132,7 +136,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 // Close closes all files. Locks and the lease are left to end by themselves.
 func (s *Store) Close() error {
 	var errs []error
-	for _, db := range []*sql.DB{s.read, s.write, s.index} {
+	for _, db := range []*sql.DB{s.read, s.write, s.lease, s.index} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
@@ -145,7 +149,11 @@ func (s *Store) Close() error {
 
 // tx runs f in a transaction of runs.db that has the write lock, under the fence if one is given.
 func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(*sql.Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
+	return txOn(ctx, s.write, fence, f)
+}
+
+func txOn(ctx context.Context, db *sql.DB, fence *storage.Fence, f func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("sqlite: begin: %w", err)
 	}
@@ -199,7 +207,7 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 		}
 	}
 	locked := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
-	err = s.tx(ctx, nil, func(tx *sql.Tx) error {
+	err = txOn(ctx, s.lease, nil, func(tx *sql.Tx) error {
 		value, err := kv(ctx, tx, storage.LeaderKey)
 		if err != nil {
 			return err
@@ -236,7 +244,7 @@ func (s *Store) Clock(context.Context) (time.Time, error) { return time.Now().UT
 
 // Yield implements [storage.Leaser].
 func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
-	err := s.tx(ctx, &f, func(tx *sql.Tx) error { return setKV(ctx, tx, storage.LeaseKey, "0") })
+	err := txOn(ctx, s.lease, &f, func(tx *sql.Tx) error { return setKV(ctx, tx, storage.LeaseKey, "0") })
 	if s.lock != nil {
 		err = errors.Join(err, syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN))
 		s.led = false
