@@ -21,7 +21,7 @@ const older = "50"
 // before builds the newest tag, or what there was some commits ago.
 func before(t *testing.T) string {
 	t.Helper()
-	if os.Getenv("SLIPWAY_TEST_OLDER") == "" {
+	if os.Getenv(testenv.OlderEnv) == "" {
 		testenv.Missing(t, "older", "make test-releases builds an older Slipway, which takes a minute")
 	}
 	root := testenv.Root(t)

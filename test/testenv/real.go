@@ -123,9 +123,15 @@ func DagsterBin(t testing.TB) string {
 	return bin
 }
 
-// Releases gives the folders of the programs of other releases of Dagster, by version, which make test-releases installs.
+// OlderEnv is the variable that has the tests with older releases, of Dagster and of Slipway, run.
+const OlderEnv = "SLIPWAY_TEST_OLDER"
+
+// Releases returns the folders of the programs of other releases of Dagster by version. make test-releases installs them.
 func Releases(t testing.TB) map[string]string {
 	t.Helper()
+	if !long() && os.Getenv(OlderEnv) == "" {
+		Missing(t, "releases", "make test-releases installs other releases of Dagster and runs the tests with them")
+	}
 	known, err := filepath.Glob(filepath.Join(Root(t), "hack", "python", "releases", "*.txt"))
 	if err != nil {
 		t.Fatal(err)
