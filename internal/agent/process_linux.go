@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -24,6 +26,25 @@ func Identify(pid int) (Process, error) {
 		return Process{}, err
 	}
 	return Process{PID: pid, Start: string(fields[19]), Boot: strings.TrimSpace(string(boot))}, nil
+}
+
+// Groups returns the process groups of a session, without that of its leader.
+func Groups(session int) []int {
+	var groups []int
+	files, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is good
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		var state string
+		var parent, group, its int
+		_, err = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent, &group, &its)
+		if err == nil && its == session && group != session && !slices.Contains(groups, group) {
+			groups = append(groups, group)
+		}
+	}
+	return groups
 }
 
 // adoptOrphans makes this process the parent of orphans among its descendants, so that it can reap them.

@@ -366,22 +366,30 @@ func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Du
 	if b.Agent.Signal(syscall.SIGTERM) {
 		return true, nil
 	}
-	return was, l.stopAlone(p, grace)
+	return was, l.stopAlone(p, b.Agent, grace)
 }
 
 // stopAlone stops a worker whose supervisor is gone, if it or its steps live on.
-func (l *Launcher) stopAlone(p agent.Paths, grace time.Duration) error {
+func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time.Duration) error {
 	alive, err := held(p.Lock)
 	if err != nil || !alive {
 		return err
 	}
-	var w agent.Worker
-	if err := agent.ReadJSON(p.Worker, &w); err != nil {
-		return fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", p.Dir, err)
-	}
 	signal := syscall.SIGTERM
 	if grace <= 0 {
 		signal = syscall.SIGKILL
+	}
+	var w agent.Worker
+	if err := agent.ReadJSON(p.Worker, &w); err != nil { // the supervisor was killed before it wrote it; it began a session
+		_, taken := agent.Identify(supervisor.PID) // another process may have its number, and the session
+		groups := agent.Groups(supervisor.PID)
+		if taken == nil || len(groups) == 0 {
+			return fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", p.Dir, err)
+		}
+		for _, group := range groups {
+			_ = syscall.Kill(-group, signal) // it may end by itself meanwhile
+		}
+		return nil
 	}
 	now, err := agent.Identify(w.PID)
 	switch {

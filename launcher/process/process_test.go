@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,8 +153,16 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 
 // Supervisor and worker are killed, and a step of the worker lives on, which holds its lock. The worker counts as running until the step is stopped.
 func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
-	for name, grace := range map[string]time.Duration{"with grace": time.Second, "at once": 0} {
+	for name, c := range map[string]struct {
+		grace   time.Duration
+		unknown bool // the supervisor was killed before it wrote down the worker's process
+	}{
+		"with grace": {time.Second, false}, "at once": {0, false}, "of an unknown worker": {time.Second, true},
+	} {
 		t.Run(name, func(t *testing.T) {
+			if c.unknown && runtime.GOOS != "linux" {
+				t.Skip("this system does not tell the groups of a session")
+			}
 			dir := t.TempDir()
 			l := open(t, dir)
 			got, err := l.Launch(context.Background(), request("sleep 1000 & echo begun; wait"))
@@ -172,11 +181,18 @@ func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
 				p.Signal(syscall.SIGKILL)
 				testenv.Eventually(t, time.Minute, func() (bool, string) { return !p.Alive(), "it lives" })
 			}
-			if h := health(t, l, got.Handle); h.Status != launcher.Running {
-				t.Fatalf("Health while a step lives = %+v, want Running", h)
+			want := launcher.Running
+			if c.unknown {
+				want = launcher.Starting
+				if err := os.Remove(p.Worker); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if was, err := l.Terminate(context.Background(), got.Handle, grace); err != nil || !was {
-				t.Fatalf("Terminate(%v) while a step lives = %v, %v", grace, was, err)
+			if h := health(t, l, got.Handle); h.Status != want {
+				t.Fatalf("Health while a step lives = %+v, want %s", h, want)
+			}
+			if was, err := l.Terminate(context.Background(), got.Handle, c.grace); err != nil || !was {
+				t.Fatalf("Terminate(%v) while a step lives = %v, %v", c.grace, was, err)
 			}
 			testenv.Eventually(t, time.Minute, func() (bool, string) {
 				h := health(t, l, got.Handle)
