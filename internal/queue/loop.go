@@ -172,10 +172,11 @@ func (l *Loop) changed(r storage.Run) {
 	l.apply(r)
 }
 
-// launchedByOther reports whether a run that waited in the queue was launched without a claim of ours.
+// launchedByOther reports whether a run that waited in the queue was launched without a claim of ours. A launch row that has
+// ended proves nothing: on Postgres tags are read after the row, and ours may have gone back to the queue in between.
 func launchedByOther(r storage.Run) bool {
 	begun := r.Status == dagster.Starting || r.Status == dagster.Started || r.Status == dagster.Success
-	return begun && r.Broken == nil && (r.Launch == nil || r.Launch.State == storage.Void)
+	return begun && r.Broken == nil && r.Launch == nil
 }
 
 // apply takes a run's new state into the loop's view.
