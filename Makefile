@@ -57,10 +57,12 @@ soak: venv .tools/gotestsum ## Run the long forms of the suites, the fuzzer and 
 	@hack/cgroup2
 
 .PHONY: chaos
-chaos: ## Break everything around an instance, 10,000 runs on each storage (an hour and a half)
+chaos: ## Break everything around an instance, 10,000 runs on each storage, and 500 under a lead that lasts (an hour and a half)
 	@hack/venv .venv hack/python/constraints.txt
 	@go run ./test/chaos -storage sqlite -runs 10000 -dagster 200
 	@hack/with-postgres hack/with-docker go run ./test/chaos -storage postgres -runs 10000 -dagster 200
+	@go run ./test/chaos -storage sqlite -runs 500 -lasting
+	@hack/with-postgres go run ./test/chaos -storage postgres -runs 500 -lasting
 
 .PHONY: bench
 bench: ## Measure; fails if a bound is missed
