@@ -38,7 +38,6 @@ var older = []string{
 	"cmd/slipway-worker",
 	"config",
 	"docs/configuration.md",
-	"docs/launchers/docker.md",
 	"docs/launchers/plugin.md",
 	"docs/launchers/python.md",
 	"docs/reliability.md",
