@@ -37,7 +37,6 @@ var older = []string{
 	"cmd/slipway",
 	"cmd/slipway-worker",
 	"config",
-	"docs/configuration.md",
 	"docs/launchers/plugin.md",
 	"docs/launchers/python.md",
 	"docs/reliability.md",
