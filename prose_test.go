@@ -39,7 +39,6 @@ var older = []string{
 	"config",
 	"docs/launchers/plugin.md",
 	"docs/launchers/python.md",
-	"docs/reliability.md",
 	"docs/writing-a-launcher.md",
 	"examples/spool/go",
 	"internal/agent",
