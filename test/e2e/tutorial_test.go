@@ -22,6 +22,7 @@ var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 // TestTutorial runs the shell commands of docs/tutorial.md in order, as one session. A program that the page leaves
 // running is interrupted when the page starts it again, as a reader would do with Ctrl-C.
 func TestTutorial(t *testing.T) {
+	testenv.Faults(t) // because it takes long
 	testenv.Beside(t, testenv.Dagster)
 	root := testenv.Root(t)
 	w := &world{t: t, home: t.TempDir()}
