@@ -1,6 +1,7 @@
 package launcher
 
-// Abilities names what a launcher can do beyond its three methods, in the order of their declaration.
+// Abilities returns the names of what a launcher can do beyond its three methods, in a fixed order:
+// list, find, watch, batch, remove, logs, describe, preview, check, capacity, adopt.
 func Abilities(l Launcher) []string {
 	names := []string{}
 	add := func(name string, has bool) {
@@ -27,8 +28,9 @@ func has[T any](l Launcher) bool {
 	return ok
 }
 
-// Provide is for a launcher that has only some of the abilities that all implements, by its settings or at the other end of a wire. Its method As
-// calls it: has tells by name, as [Abilities] lists them, which there are.
+// Provide implements the method As of a launcher whose abilities depend on its settings, or on the
+// program at the other end of a wire. all implements every ability. has reports by name, as in
+// [Abilities], which abilities the launcher really has.
 func Provide(ability, all any, has func(name string) bool) bool {
 	switch to := ability.(type) {
 	case *Lister:

@@ -11,8 +11,8 @@ type unreached struct{ error }
 func (e unreached) Unwrap() error        { return e.error }
 func (e unreached) Is(target error) bool { return target == ErrDenied }
 
-// Unreached returns err as an [ErrDenied]: the request did not reach the target, so nothing exists. For
-// example, the connection was refused. The text is that of err alone.
+// Unreached returns err as an [ErrDenied]: the request did not reach the target, so nothing exists.
+// For example, the connection was refused. The text is that of err alone.
 func Unreached(err error) error { return unreached{err} }
 
 type retryAfter struct {
@@ -22,10 +22,10 @@ type retryAfter struct {
 
 func (e retryAfter) Unwrap() error { return e.error }
 
-// WithRetryAfter adds to an error how long the target asked to wait.
+// WithRetryAfter returns err with the pause that the target asked for.
 func WithRetryAfter(err error, after time.Duration) error { return retryAfter{err, after} }
 
-// RetryAfter is how long the target asked to wait, if it did.
+// RetryAfter returns the pause that the target asked for, and false if err carries none.
 func RetryAfter(err error) (time.Duration, bool) {
 	var r retryAfter
 	ok := errors.As(err, &r)
@@ -39,7 +39,8 @@ type pending struct {
 
 func (e pending) Unwrap() error { return e.error }
 
-// Pending is an [ErrPending]: ask again after some time. Each note becomes an engine event of the run, once.
+// Pending returns an [ErrPending]: the caller asks again after the given time. Each note becomes an
+// engine event of the run, once.
 func Pending(after time.Duration, notes ...Note) error {
 	err := ErrPending
 	if len(notes) > 0 {
@@ -48,7 +49,7 @@ func Pending(after time.Duration, notes ...Note) error {
 	return WithRetryAfter(pending{err, notes}, after)
 }
 
-// Notes are those of a [Pending] error.
+// Notes returns the notes of a [Pending] error.
 func Notes(err error) []Note {
 	var p pending
 	errors.As(err, &p)
@@ -62,10 +63,10 @@ type caused struct {
 
 func (e caused) Unwrap() error { return e.error }
 
-// WithCause adds to an error why the run fails, for people and for policies.
+// WithCause returns err with the cause of the run's failure, for people and for policies.
 func WithCause(err error, cause Cause) error { return caused{err, cause} }
 
-// CauseOf is the cause that an error carries; "" if it carries none.
+// CauseOf returns the cause that err carries, or "".
 func CauseOf(err error) Cause {
 	var c caused
 	errors.As(err, &c)

@@ -10,8 +10,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// HostOf names the host of a folder on a local disk, for [Local]: a random text that is kept in the folder's file "host", made if
-// there is none yet. Of several processes that call it at once, all get the same. A copy of the folder on another host must
+// HostOf returns the name of the host whose local disk holds folder, for [Local]. The name is a
+// random text in the folder's file "host"; HostOf makes the file if it does not exist. Processes
+// that call it at the same time all get the same name. A copy of the folder on another host must
 // leave the file out.
 func HostOf(folder string) (string, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
@@ -28,7 +29,8 @@ func HostOf(folder string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-// makeHost writes the file whole and links it, so that nobody reads half of it and the first one wins.
+// makeHost writes a complete file and then links it to its name. So no process reads half a name,
+// and the first writer wins.
 func makeHost(folder, file string) error {
 	f, err := os.CreateTemp(folder, "host-*")
 	if err != nil {

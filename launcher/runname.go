@@ -9,19 +9,19 @@ import (
 	"unicode"
 )
 
-// runName is a run's part of a worker's name: DNS-safe and at most 45 bytes long.
+// runName matches a run's part of a worker's name: DNS-safe and at most 45 bytes long.
 var runName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,43}[a-z0-9])?$`)
 
-// Dagster takes a run ID that Python's uuid.UUID reads: also one in upper case, in braces, as a URN or without
-// hyphens. Such an ID is not DNS-safe. It is written as x, the index of its form in uuidForms, a bit for each of its
-// digits that is upper case, and its digits in lower case.
+// Dagster accepts every run ID that Python's uuid.UUID reads: also in upper case, in braces, as a
+// URN or without hyphens. Such an ID is not DNS-safe. Its name is x, the index of its form in
+// uuidForms, a bit for each digit that is upper case, and its digits in lower case.
 var (
 	escaped   = regexp.MustCompile(`^x([0-3])([0-9a-f]{8})-([0-9a-f]{32})$`)
 	uuidForms = []string{"%s-%s-%s-%s-%s", "{%s-%s-%s-%s-%s}", "urn:uuid:%s-%s-%s-%s-%s", "%s%s%s%s%s"}
 )
 
-// RunName returns the part of a worker's name that stands for its run: the run's ID where that is DNS-safe, else a
-// reversible form of it, or "" if the ID has none.
+// RunName returns the part of a worker's name that stands for its run. This is the run's ID if that
+// is DNS-safe, else a reversible form of it. It returns "" if the ID has no such form.
 func (id ID) RunName() string {
 	if runName.MatchString(id.Run) && !escaped.MatchString(id.Run) {
 		return id.Run

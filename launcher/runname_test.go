@@ -6,7 +6,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Every run ID that Dagster takes names a worker, and the name leads back to that very ID.
+// Every run ID that Dagster accepts names a worker, and parsing that name returns the same ID.
 func TestRunIDsOfAllForms(t *testing.T) {
 	const plain = "9f1c7a4e-0b2d-4c3e-8a5f-6d7e8f901234"
 	names := map[string]string{}

@@ -13,7 +13,8 @@ import (
 	"github.com/slipway-run/slipway/launcher/python"
 )
 
-// Kinds are the kinds of launchers; agent is the command of the process launcher's supervisor, none for this program itself.
+// Kinds returns all kinds of launchers. agent is the command of the process launcher's supervisor;
+// without it, this program itself is the supervisor.
 func Kinds(agent ...string) []*launcher.Kind {
 	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), k8s.Kind(), aci.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
 }

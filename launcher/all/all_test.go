@@ -8,7 +8,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Every kind has a page with its settings, and stands in the list of launchers.
+// Every kind has a page with its settings, and a line in the list of launchers.
 func TestEveryKindIsDocumented(t *testing.T) {
 	index := "| kind | |\n|---|---|\n"
 	for _, k := range all.Kinds() {
