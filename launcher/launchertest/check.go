@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Result is how one sentence of the contract went.
+// Result is the result of testing one sentence of the contract.
 type Result struct {
 	Sentence string        `json:"sentence"`
 	Outcome  Outcome       `json:"outcome"`
-	Text     string        `json:"text,omitempty"` // what failed, or why it is not promised
+	Text     string        `json:"text,omitempty"` // what failed, or why the sentence is not promised
 	Took     time.Duration `json:"took_ns"`
 }
 
-// Outcome of a sentence.
+// Outcome is the outcome of testing a sentence.
 type Outcome string
 
 // The outcomes.
@@ -28,7 +28,8 @@ const (
 	NotRun      Outcome = "not run" // the first sentence failed
 )
 
-// Check runs the kit outside of go test, as [Run] does, and reports each result as it is known.
+// Check runs the kit outside of go test, as [Run] does inside. It reports each result as soon as it
+// is known.
 func Check(target Target, report func(Result)) {
 	useless := false
 	for _, s := range target.sentences() {
@@ -55,7 +56,7 @@ func (s sentence) check(target Target) Result {
 	return Result{Sentence: s.text, Outcome: r.outcome, Text: strings.Join(r.texts, "\n"), Took: time.Since(began)}
 }
 
-// recorder is a test of its own.
+// recorder implements [TB] without a testing.T.
 type recorder struct {
 	mu       sync.Mutex
 	outcome  Outcome
@@ -63,7 +64,7 @@ type recorder struct {
 	cleanups []func()
 }
 
-// in runs a part of the test, which Fatal and Skip end.
+// in runs a part of the test. Fatal and Skip end that part.
 func (r *recorder) in(f func()) {
 	done := make(chan struct{})
 	go func() {

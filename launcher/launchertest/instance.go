@@ -9,7 +9,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Instance is an instance in memory, for the first tests of a launcher: made-up runs, and what their launches leave.
+// Instance is an instance in memory, for the first tests of a launcher. It has made-up runs and
+// launches their workers.
 type Instance struct {
 	t       TB
 	l       launcher.Launcher
@@ -17,7 +18,7 @@ type Instance struct {
 	Timeout time.Duration // for a worker to end
 }
 
-// Open opens a launcher with some settings, until the test ends.
+// Open opens a launcher with the given settings, and closes it when the test ends.
 func Open(t TB, kind *launcher.Kind, settings map[string]any) launcher.Launcher {
 	t.Helper()
 	l, err := opener(t, kind, settings)()
@@ -32,12 +33,12 @@ func Open(t TB, kind *launcher.Kind, settings map[string]any) launcher.Launcher 
 	return l
 }
 
-// NewInstance makes an instance whose runs go to l.
+// NewInstance returns an instance whose runs are launched by l.
 func NewInstance(t TB, l launcher.Launcher) *Instance {
 	return &Instance{t: t, l: l, ID: "test-" + uuid.NewString()[:8], Timeout: time.Minute}
 }
 
-// NewRun makes up a run, and gives the request for its first worker, which executes a command.
+// NewRun makes up a run, and returns the request for its first worker, which executes a command.
 func (in *Instance) NewRun(command ...string) *launcher.Request {
 	return &launcher.Request{
 		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: uuid.NewString(), Instance: in.ID, Command: command, At: time.Now(),
@@ -45,13 +46,14 @@ func (in *Instance) NewRun(command ...string) *launcher.Request {
 	}
 }
 
-// Worker is the worker of a run that was launched.
+// Worker is the launched worker of a run.
 type Worker struct {
 	launcher.Launched
 	in *Instance
 }
 
-// Launch launches a run's worker; the test ends if that fails. When the test ends the worker is killed.
+// Launch launches a run's worker. If that fails the test ends. The worker is killed when the test
+// ends.
 func (in *Instance) Launch(req *launcher.Request) *Worker {
 	in.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), in.Timeout)
@@ -69,7 +71,7 @@ func (in *Instance) Launch(req *launcher.Request) *Worker {
 	return r
 }
 
-// Health is what the target says of the worker now.
+// Health returns what the target reports about the worker now.
 func (r *Worker) Health() launcher.Health {
 	r.in.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), r.in.Timeout)
@@ -81,7 +83,7 @@ func (r *Worker) Health() launcher.Health {
 	return h
 }
 
-// Terminate stops the worker and says whether it still ran.
+// Terminate stops the worker and reports whether it was still running.
 func (r *Worker) Terminate(grace time.Duration) bool {
 	r.in.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), r.in.Timeout)

@@ -2,10 +2,12 @@
 // tests, for launchers of this module and of others.
 //
 //	func TestContract(t *testing.T) {
-//		launchertest.Run(t, launchertest.Target{Kind: Kind(), Settings: map[string]any{"queue": "tests"}, Timeout: time.Minute})
+//		launchertest.Run(t, launchertest.Target{
+//			Kind: Kind(), Settings: map[string]any{"queue": "tests"}, Timeout: time.Minute,
+//		})
 //	}
 //
-// It starts real workers, small shell scripts, and needs a target that can run sh.
+// The kit starts real workers, which are small shell scripts. So the target must be able to run sh.
 package launchertest
 
 import (
@@ -27,7 +29,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// TB is what the kit asks of a test; *testing.T has it.
+// TB is the part of testing.TB that the kit uses.
 type TB interface {
 	Helper()
 	Error(args ...any)
@@ -41,22 +43,23 @@ type TB interface {
 
 // Target is a launcher under test.
 type Target struct {
-	Kind *launcher.Kind // nil if the launcher declares it itself
-	// Settings are the launcher's own, by which the kit opens it again and again, as other processes would: all workers stay.
+	Kind *launcher.Kind // nil if the launcher itself declares its kind
+	// Settings are the launcher's own. The kit opens the launcher with them several times, as other
+	// processes would. All workers must stay alive.
 	Settings map[string]any
-	// Open opens it in place of Settings.
+	// Open opens the launcher. It replaces Settings.
 	Open    func() (launcher.Launcher, error)
-	Image   string        // has sh; where the target needs one
+	Image   string        // an image that has sh, if the target needs one
 	Timeout time.Duration // for one worker to start and end
-	Only    string        // only the sentences with this text; go test has -run
-	Many    int           // workers that one sentence starts at once; 0: a hundred. A target that has no room for all is no fault
-	Quick   bool          // only the sentences without which nothing else can hold, with one or two workers each
-	// Parallel has [Run] test the sentences beside each other, as many at once as go test's -parallel allows. It is for
-	// targets whose workers take long to start.
+	Only    string        // only the sentences that contain this text; with go test use -run
+	Many    int           // workers started at once by one sentence; 0 means 100. A lack of room is no failure
+	Quick   bool          // only the basic sentences, on which all others depend, with one or two workers each
+	// Parallel makes [Run] test the sentences in parallel, as many at once as go test's -parallel
+	// allows. It is for targets whose workers take long to start.
 	Parallel bool
 }
 
-// sentence is one of the contract's, with its test.
+// sentence is one sentence of the contract, with its test.
 type sentence struct {
 	text string
 	test func(*kit)
@@ -101,8 +104,8 @@ var sentences = []sentence{
 	{"A handle of another launcher does no harm", (*kit).foreignHandle, false},
 }
 
-// Run runs the kit. A sentence that the kind's traits rule out is reported as not promised. If the first sentence fails, the
-// others are not run: none can hold for a launcher that starts no worker.
+// Run runs the kit. It reports a sentence that the kind's traits rule out as not promised. If the
+// first sentence fails, the others are not run: none can hold for a launcher that starts no worker.
 func Run(t *testing.T, target Target) {
 	if target.Open == nil {
 		target.Open = opener(t, target.Kind, target.Settings)
@@ -120,20 +123,21 @@ func Run(t *testing.T, target Target) {
 	}
 }
 
-// notRun is why a sentence was left out.
+// notRun explains why a sentence was not tested.
 const notRun = "the first sentence failed, so no other was tried"
 
 // first reports whether no other sentence can hold without this one.
 func (s sentence) first() bool { return s.text == sentences[0].text }
 
-// sentences are those that the target asks for.
+// sentences returns the sentences that the target selects.
 func (t Target) sentences() []sentence {
 	return slices.DeleteFunc(slices.Clone(sentences), func(s sentence) bool {
 		return t.Quick && !s.core || !strings.Contains(s.text, t.Only)
 	})
 }
 
-// opener opens a launcher with some settings, each time as another process would.
+// opener returns a function that opens a launcher with the given settings, each time as another
+// process would.
 func opener(t TB, kind *launcher.Kind, settings map[string]any) func() (launcher.Launcher, error) {
 	t.Helper()
 	v, err := config.FromMap(settings)
@@ -157,7 +161,7 @@ func (s sentence) run(t TB, target Target) {
 	s.test(k)
 }
 
-// open opens the launcher, until the test ends.
+// open opens the launcher, and closes it when the test ends.
 func (k *kit) open() launcher.Launcher {
 	k.Helper()
 	l, err := k.target.Open()
@@ -176,12 +180,13 @@ type kit struct {
 	TB
 	target   Target
 	kind     *launcher.Kind
-	ctx      context.Context //nolint:containedctx // of the one test that the kit is made for
+	ctx      context.Context //nolint:containedctx // a kit is made for one test
 	l        launcher.Launcher
 	instance string
 }
 
-// request is for a worker of a new run that says "started" and then runs a script.
+// request returns the request for a worker of a new run. The worker writes "started" and then runs
+// a script.
 func (k *kit) request(script string) *launcher.Request {
 	k.Helper()
 	if k.kind.Traits.OwnCommand {
@@ -203,7 +208,8 @@ func (k *kit) launch(req *launcher.Request) launcher.Handle {
 	return h
 }
 
-// ask asks for a worker until the target has made what the worker needs, and stops it after the test.
+// ask launches a worker, repeating the call while the target prepares what the worker needs. It
+// stops the worker after the test.
 func (k *kit) ask(req *launcher.Request) (launcher.Handle, error) {
 	l := k.l
 	got, err := l.Launch(k.ctx, req)
@@ -234,7 +240,8 @@ func (k *kit) leaveNothing(l launcher.Launcher, h launcher.Handle) {
 	})
 }
 
-// forget removes an ended worker. What recorded its end may take a moment to go.
+// forget removes an ended worker. It retries, because the process that recorded the worker's end
+// may take a moment to exit.
 func (k *kit) forget(ctx context.Context, r launcher.Remover, h launcher.Handle) {
 	k.Helper()
 	deadline := time.Now().Add(k.target.Timeout)
@@ -256,7 +263,7 @@ func (k *kit) health(h launcher.Handle) launcher.Health {
 	return got
 }
 
-// until waits for a health.
+// until waits until a worker's health satisfies ok.
 func (k *kit) until(h launcher.Handle, what string, ok func(launcher.Health) bool) launcher.Health {
 	k.Helper()
 	deadline := time.Now().Add(k.target.Timeout)
@@ -277,7 +284,8 @@ func (k *kit) ended(h launcher.Handle) launcher.Health {
 	return k.until(h, "ended", func(h launcher.Health) bool { return h.Status.Ended() })
 }
 
-// log is the output of a worker; the test ends as not promised if the launcher has no logs.
+// log returns the output of a worker. If the launcher has no logs the sentence ends as not
+// promised.
 func (k *kit) log(h launcher.Handle) string {
 	k.Helper()
 	r, ok := launcher.As[launcher.LogReader](k.l)
@@ -310,7 +318,7 @@ func (k *kit) says(h launcher.Handle, text string) {
 	}
 }
 
-// started fails the test unless exactly n workers of a name have started.
+// started fails the test unless exactly n workers with this name have started.
 func (k *kit) started(h launcher.Handle, n int) {
 	k.Helper()
 	if got := strings.Count(k.log(h), "started\n"); got != n {
@@ -405,7 +413,8 @@ func (k *kit) launchSame() {
 	k.started(h, 1)
 }
 
-// launchMany accepts that a target has no room: then nothing of what it refused may exist.
+// launchMany accepts that a target has no room. Then nothing may exist of the launches that it
+// refused.
 func (k *kit) launchMany() {
 	reqs := make([]*launcher.Request, cmp.Or(k.target.Many, 100))
 	handles, errs := make([]launcher.Handle, len(reqs)), make([]error, len(reqs))
@@ -566,7 +575,7 @@ func (k *kit) terminateEnded() {
 	}
 }
 
-// unknown is a handle of this launcher for a worker that never was.
+// unknown returns a handle of this launcher for a worker that never existed.
 func (k *kit) unknown() launcher.Handle {
 	known := k.request("exit 0")
 	h := k.launch(known)
@@ -637,7 +646,7 @@ func (k *kit) healthReopened() {
 	}
 }
 
-// The first process of a container cannot be killed from inside: it leaves with a code instead.
+// The first process of a container cannot be killed from inside. It exits with a code instead.
 func (k *kit) healthKilled() {
 	got := k.ended(k.launch(k.request("kill -9 $$; exit 9")))
 	if got.Status != launcher.Failed || got.Message == "" {
@@ -848,7 +857,7 @@ func (k *kit) labels() {
 	}
 }
 
-// contexts checks that what may last long ends with its context, soon.
+// contexts checks that calls that may last long end soon after their context.
 func (k *kit) contexts() {
 	h := k.launch(k.request(forever))
 	k.says(h, "started")
