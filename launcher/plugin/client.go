@@ -26,13 +26,13 @@ type Remote struct {
 
 var _ launcher.Launcher = (*Remote)(nil)
 
-// Declared is the kind that the program serves.
+// Declared returns the kind that the program serves.
 func (r *Remote) Declared() *launcher.Kind { return r.kind }
 
-// Close ends the program. Workers go on.
+// Close ends the program. Workers are not affected.
 func (r *Remote) Close() error { return r.process.close() }
 
-// call asks the program, which is started anew if it has died.
+// call calls the program. If the program has died it is started again first.
 func call[T any](ctx context.Context, r *Remote, f func(pb.LauncherClient) (T, error)) (T, error) {
 	api, err := r.process.api(ctx)
 	if err != nil {
@@ -71,12 +71,12 @@ func (r *Remote) Health(ctx context.Context, h launcher.Handle) (launcher.Health
 	return healthIn(got), nil
 }
 
-// As gives the abilities that the program has.
+// As provides the abilities that the program has.
 func (r *Remote) As(ability any) bool {
 	return launcher.Provide(ability, abilities{r}, func(name string) bool { return slices.Contains(r.abilities, name) })
 }
 
-// abilities has them all; which of them the program has is Remote's to say.
+// abilities implements all abilities. Remote.As decides which of them the program has.
 type abilities struct{ *Remote }
 
 func (a abilities) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
@@ -100,7 +100,7 @@ func (a abilities) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 	})
 }
 
-// stream yields what a call streams.
+// stream yields the workers that a call streams.
 func stream(ctx context.Context, r *Remote, open func(context.Context, pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error)) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -170,13 +170,13 @@ type chunks struct {
 	err    error
 }
 
-// fill receives the next chunk, if there is none.
+// fill receives the next chunk if none is left.
 func (c *chunks) fill() error {
 	for len(c.rest) == 0 && c.err == nil {
 		var m *pb.LogsChunk
 		if m, c.err = c.stream.Recv(); c.err == nil {
 			c.rest = m.Data
-			if len(m.Data) == 0 { // it begins
+			if len(m.Data) == 0 { // the first chunk only marks the beginning
 				return nil
 			}
 		}
@@ -204,7 +204,8 @@ func (c *chunks) Close() error {
 	return nil
 }
 
-// copyChunks sends what a reader has. An empty chunk says that there is a worker, before it has written anything.
+// copyChunks sends what r reads. It sends an empty chunk first, which says that the worker exists
+// even if it has not written anything yet.
 func copyChunks(s grpc.ServerStreamingServer[pb.LogsChunk], r io.Reader) (int64, error) {
 	if err := s.Send(&pb.LogsChunk{}); err != nil {
 		return 0, err
@@ -254,7 +255,7 @@ func (a abilities) Free(ctx context.Context, res launcher.Resources) (int, bool,
 	return int(got.GetN()), got.GetKnown(), err
 }
 
-// adoptTimeout bounds a call that the contract gives no context.
+// adoptTimeout is the timeout of Adopt, which has no context in the contract.
 const adoptTimeout = 10 * time.Second
 
 func (a abilities) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
@@ -269,7 +270,7 @@ func (a abilities) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
 	return launcher.Handle(got.Handle), got.Adopted
 }
 
-// cutPath is a setting's path below the settings themselves.
+// cutPath returns the path of a setting relative to the settings at path at.
 func cutPath(setting, at string) string {
 	rest, ok := strings.CutPrefix(setting, at)
 	if !ok {

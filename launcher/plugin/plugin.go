@@ -1,7 +1,9 @@
-// Package plugin has launchers that are programs of their own: the contract of package launcher over gRPC (proto/launcher), with the handshake,
-// the mutual TLS and the restarts of hashicorp/go-plugin.
+// Package plugin has launchers that are programs of their own: the contract of package launcher
+// over gRPC (proto/launcher), with the handshake, the mutual TLS and the restarts of
+// hashicorp/go-plugin.
 //
-// [Kind] is the side of Slipway, [Serve] the side of a plug-in in Go. A plug-in in another language serves the same service.
+// [Kind] is the side of Slipway, [Serve] is the side of a plug-in in Go. A plug-in in another
+// language serves the same service.
 package plugin
 
 import (
@@ -28,12 +30,12 @@ import (
 
 // Config holds the settings of a launcher that is a program.
 type Config struct {
-	Command []string               `config:"command" required:"true" help:"The program and its arguments; a relative path with a slash begins at slipway.yaml. Only root and the user that runs Slipway may be able to change it."`
-	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the program gets, besides PATH, HOME and their like and those that its config names by {env: NAME}; * for all."`
+	Command []string               `config:"command" required:"true" help:"The program and its arguments. A relative path with a slash begins at the folder of slipway.yaml. Only root and the user that runs Slipway may be able to change the program."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the program gets. It always gets PATH, HOME and similar ones, and those that its config names by {env: NAME}. * means all."`
 	Env     map[string]config.Text `config:"env" help:"Further environment variables of the program."`
-	MTLS    bool                   `config:"mtls" default:"true" help:"The program and Slipway prove to each other who they are. Off for programs that cannot: then the permissions of their socket's folder protect it."`
+	MTLS    bool                   `config:"mtls" default:"true" help:"The program and Slipway prove to each other who they are. Turn it off for a program that cannot do this: then only the permissions of the socket's folder protect the connection."`
 	Timeout time.Duration          `config:"start_timeout" default:"30s" help:"How long the program may take to start."`
-	Config  config.Values          `config:"config" help:"Settings of the launcher that the program serves; slipway launchers schema --launcher NAME shows them."`
+	Config  config.Values          `config:"config" help:"Settings of the launcher that the program serves. slipway launchers schema --launcher NAME shows them."`
 }
 
 // Kind declares launchers that are programs of their own.
@@ -60,17 +62,17 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// Options say how a program is started.
+// Options says how a program is started.
 type Options struct {
 	Command []string
-	Env     []string // all of it
+	Env     []string // the complete environment
 	Plain   bool     // without mutual TLS
 	Timeout time.Duration
-	Dir     string // a folder of the launcher's own
-	Cwd     string // the program's working directory; "": this process's
+	Dir     string // a folder for this launcher alone
+	Cwd     string // the program's working directory; "" means this process's
 }
 
-// Open starts a program and opens the launcher that it serves. V are that launcher's settings.
+// Open starts a program and opens the launcher that it serves. v holds that launcher's settings.
 func Open(ctx context.Context, o Options, v config.Values, log *slog.Logger) (*Remote, error) {
 	text, err := v.JSON()
 	if err != nil {
@@ -91,7 +93,7 @@ func Open(ctx context.Context, o Options, v config.Values, log *slog.Logger) (*R
 	return r, nil
 }
 
-// atSettings gives what the program says of its settings their places in the file.
+// atSettings gives the problems that the program found in its settings their places in the file.
 func atSettings(err error, v config.Values) error {
 	s, ok := status.FromError(errors.Unwrap(err))
 	if !ok {
@@ -111,7 +113,7 @@ func atSettings(err error, v config.Values) error {
 	return errors.Join(errs...)
 }
 
-// process is the program, as long as it lives and again when it has died.
+// process is the program. It is started again after it has died.
 type process struct {
 	options Options
 	config  []byte
@@ -126,7 +128,7 @@ type process struct {
 	closed   bool
 }
 
-// api gives the connection, of a program that is started first if none lives.
+// api returns the connection. If the program has died it is started again first.
 func (p *process) api(ctx context.Context) (pb.LauncherClient, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,7 +151,7 @@ func (p *process) start() error {
 	return p.started()
 }
 
-// startError is a program that could not be started, with what it said.
+// startError is the error of a program that could not be started, with the text of the failure.
 type startError struct {
 	program string
 	err     error
@@ -158,7 +160,7 @@ type startError struct {
 func (e *startError) Error() string { return fmt.Sprintf("%s: %v", e.program, text(e.err)) }
 func (e *startError) Unwrap() error { return e.err }
 
-// text is the message of an error, without gRPC's words around it.
+// text returns the message of an error, without the words that gRPC adds.
 func text(err error) string {
 	if s, ok := status.FromError(err); ok {
 		return s.Message()
@@ -166,7 +168,7 @@ func text(err error) string {
 	return err.Error()
 }
 
-// started starts the program; the caller holds the mutex.
+// started starts the program. The caller holds the mutex.
 func (p *process) started() (err error) {
 	tail := &lastLines{}
 	fail := func(err error) error { return &startError{p.options.Command[0], tail.with(err)} }
@@ -215,7 +217,7 @@ func (p *process) close() error {
 	return p.kill()
 }
 
-// kill ends the program, if there is one; the caller holds the mutex.
+// kill ends the program, if there is one. The caller holds the mutex.
 func (p *process) kill() error {
 	if p.client != nil {
 		p.client.Kill()
@@ -240,7 +242,7 @@ func (l *lastLines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// with adds them to an error, in place of go-plugin's advice, which is about other things.
+// with adds the lines to an error. They replace go-plugin's advice, which does not apply here.
 func (l *lastLines) with(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -254,7 +256,7 @@ func (l *lastLines) with(err error) error {
 	return errors.New(first)
 }
 
-// slogger passes go-plugin's log, in which the program's is, on to ours.
+// slogger passes go-plugin's log on to log. It includes the log of the program.
 func slogger(log *slog.Logger) hclog.Logger {
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: service, Output: io.Discard, Level: hclog.Trace})
 	l.RegisterSink(sink{log})
@@ -265,7 +267,7 @@ type sink struct{ log *slog.Logger }
 
 func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 	at := slog.LevelDebug
-	own := name != service // the program's, not go-plugin's own
+	own := name != service // from the program, not from go-plugin
 	switch {
 	case level == hclog.Error:
 		at = slog.LevelError
@@ -283,5 +285,6 @@ func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 	s.log.Log(context.Background(), at, msg, args...)
 }
 
-// Cleanup ends every program that was started and not closed; for tests and for the end of a command.
+// Cleanup ends every program that was started and not closed. It is for tests and for the end of a
+// command.
 func Cleanup() { goplugin.CleanupClients() }

@@ -26,7 +26,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// The test binary is also the plug-ins of these tests: "serve KIND …".
+// The test binary also serves as the plug-ins of these tests: "serve KIND …".
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "serve" {
 		switch os.Args[2] {
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// logged is a log that tests read.
+// logged is a log that tests can read.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -70,7 +70,7 @@ func (l *logged) log() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// open opens a launcher that the test binary serves; settings are its own.
+// open opens a launcher that the test binary serves. settings are the launcher's own.
 func open(t testing.TB, dir, settings string, l *logged, serve ...string) (launcher.Launcher, error) {
 	t.Helper()
 	var command strings.Builder
@@ -103,7 +103,7 @@ func must(t testing.TB, l *logged, serve ...string) launcher.Launcher {
 	return got
 }
 
-// The contract holds over the wire as it does without one.
+// The contract holds over the wire just as without one.
 func TestContractOverTheWire(t *testing.T) {
 	agent, dir := testenv.Build(t, "slipway-agent"), t.TempDir()
 	launchertest.Run(t, launchertest.Target{
@@ -112,7 +112,7 @@ func TestContractOverTheWire(t *testing.T) {
 	})
 }
 
-// odd is a kind whose launcher answers in every way there is.
+// odd is a kind whose launcher uses every possible answer.
 func odd() *launcher.Kind {
 	type settings struct {
 		Color string `config:"color" default:"red" help:"A color."`
@@ -289,7 +289,8 @@ func TestErrorsCrossTheWire(t *testing.T) {
 	}
 }
 
-// A program that has died is started again by the next call; the call that it died in has an unknown outcome.
+// A program that has died is started again by the next call. The outcome of the call during which
+// it died is unknown.
 func TestDiedProgramIsStartedAgain(t *testing.T) {
 	var out logged
 	l := must(t, &out, "odd")
@@ -305,7 +306,7 @@ func TestDiedProgramIsStartedAgain(t *testing.T) {
 	}
 }
 
-// Mistakes in the settings of a program's launcher are told at their place in the file.
+// Mistakes in the settings of a program's launcher are reported with their place in the file.
 func TestSettingsOfAProgram(t *testing.T) {
 	for _, c := range []struct{ settings, want string }{
 		{"  {colour: blue}\n", `slipway.yaml:8:12: launchers.x.config.config.colour: unknown setting; did you mean color?`},

@@ -20,20 +20,22 @@ import (
 	pb "github.com/slipway-run/slipway/proto/launcher"
 )
 
-// handshake tells a plug-in apart from a program that was started by hand. It is no secret.
+// handshake lets a plug-in recognize that Slipway started it, and not a user by hand. It is not a
+// secret.
 var handshake = goplugin.HandshakeConfig{ProtocolVersion: contract, MagicCookieKey: "SLIPWAY_LAUNCHER", MagicCookieValue: "contract"}
 
 // contract is the version of the contract that this package speaks.
 const contract = 1
 
-// service is the name of the one thing that a plug-in serves.
+// service is the name of the only service of a plug-in.
 const service = "launcher"
 
-// Serve serves a kind of launcher to the Slipway that started this program, and returns when that has ended. It is the whole main of a plug-in:
+// Serve serves a kind of launcher to the Slipway that started this program. It returns when that
+// Slipway has ended. It is the whole main of a plug-in:
 //
 //	func main() { plugin.Serve(Kind()) }
 //
-// What the launcher logs arrives in Slipway's log.
+// What the launcher logs appears in Slipway's log.
 func Serve(kind *launcher.Kind) {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: wireLog}))
 	go exitWithParent()
@@ -44,7 +46,7 @@ func Serve(kind *launcher.Kind) {
 	})
 }
 
-// wireLog gives a record the names by which go-plugin reads it.
+// wireLog renames the attributes of a record to the names that go-plugin reads.
 func wireLog(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) > 0 {
 		return a
@@ -60,14 +62,14 @@ func wireLog(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// exitWithParent ends this program when the one that started it is gone, however it went.
+// exitWithParent ends this program when the process that started it is gone, for whatever reason.
 func exitWithParent() {
 	for parent := os.Getppid(); os.Getppid() == parent; time.Sleep(time.Second) {
 	}
 	os.Exit(0)
 }
 
-// grpcPlugin is both ends, as go-plugin wants them.
+// grpcPlugin implements both ends as go-plugin requires.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 	server *server
@@ -94,7 +96,7 @@ type server struct {
 
 func newServer(kind *launcher.Kind, log *slog.Logger) *server { return &server{kind: kind, log: log} }
 
-// opened gives the launcher.
+// opened returns the launcher.
 func (s *server) opened() (launcher.Launcher, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -104,7 +106,7 @@ func (s *server) opened() (launcher.Launcher, error) {
 	return s.l, nil
 }
 
-// with calls f with the launcher, as another call's answer.
+// with calls f with the launcher and returns the result with its error in wire form.
 func with[T any](s *server, f func(launcher.Launcher) (T, error)) (T, error) {
 	l, err := s.opened()
 	if err != nil {
@@ -133,7 +135,7 @@ func (s *server) Declare(context.Context, *pb.DeclareRequest) (*pb.Declaration, 
 	}, nil
 }
 
-// settings is the name of the settings in what Open's errors say.
+// settings is the path of the settings in Open's errors.
 const settings = "config"
 
 func (s *server) Open(_ context.Context, r *pb.OpenRequest) (*pb.OpenReply, error) {
@@ -150,7 +152,7 @@ func (s *server) Open(_ context.Context, r *pb.OpenRequest) (*pb.OpenReply, erro
 	if s.l != nil {
 		return nil, toWire(errors.New("the launcher was opened before"), "")
 	}
-	l, err := s.kind.Open(context.Background(), v, s.log) // it outlives this call
+	l, err := s.kind.Open(context.Background(), v, s.log) // the launcher outlives this call
 	if err != nil {
 		return nil, toWire(errors.Join(err, launcher.ErrInvalid), settings)
 	}
@@ -243,7 +245,7 @@ func (s *server) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.RemoveRep
 	})
 }
 
-// chunk is the most bytes of output in one message.
+// chunk is the maximum number of bytes of output in one message.
 const chunk = 32 << 10
 
 func (s *server) Logs(r *pb.LogsRequest, stream grpc.ServerStreamingServer[pb.LogsChunk]) error {
@@ -254,7 +256,8 @@ func (s *server) Logs(r *pb.LogsRequest, stream grpc.ServerStreamingServer[pb.Lo
 		if err != nil {
 			return struct{}{}, err
 		}
-		// A reader that follows ends when it is closed; the caller going away must do that.
+		// A reader that follows ends only when it is closed. So it must be closed when the caller
+		// goes away.
 		var once sync.Once
 		var closed error
 		closing := func() { once.Do(func() { closed = reader.Close() }) }

@@ -15,7 +15,7 @@ import (
 	pb "github.com/slipway-run/slipway/proto/launcher"
 )
 
-// codesOf pairs the contract's errors with codes.
+// codesOf pairs the contract's errors with gRPC codes.
 var codesOf = []struct {
 	err  error
 	code codes.Code
@@ -31,7 +31,8 @@ var codesOf = []struct {
 	{errors.ErrUnsupported, codes.Unimplemented},
 }
 
-// toWire makes an error that crosses the wire; at is the path of the settings, for those of Open.
+// toWire returns err in the form that crosses the wire. at is the path of the settings, for errors
+// of Open.
 func toWire(err error, at string) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
@@ -57,7 +58,7 @@ func toWire(err error, at string) error {
 	return s.Err()
 }
 
-// remoteError is an error that came over the wire: its text is the other side's own.
+// remoteError is an error that came over the wire, with the text of the other side.
 type remoteError struct {
 	kind error
 	text string
@@ -66,7 +67,8 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.kind }
 
-// fromWire reads what [toWire] made, or a program in another language. An error of the connection is [launcher.ErrTransient].
+// fromWire reads an error that [toWire] or a program in another language made. An error of the
+// connection is a [launcher.ErrTransient].
 func fromWire(err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
@@ -248,7 +250,7 @@ func healthOut(h launcher.Health) *pb.HealthReply {
 	return out
 }
 
-// healthIn reads a health. A status that is none of the contract's says nothing of the worker.
+// healthIn reads a health. A status that the contract does not have becomes Unknown.
 func healthIn(h *pb.HealthReply) launcher.Health {
 	out := launcher.Health{
 		Status: launcher.Status(h.GetStatus()), Phase: launcher.Phase(h.GetPhase()), Cause: launcher.Cause(h.GetCause()), Message: h.GetMessage(), Incarnation: h.GetIncarnation(),
