@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// ParseMillis reads an amount of processors, as 2, 0.5 or 500m, in thousandths.
+// ParseMillis parses an amount of processors, for example 2, 0.5 or 500m. It returns thousandths of
+// a processor.
 func ParseMillis(s string) (int64, error) {
 	if m, ok := strings.CutSuffix(s, "m"); ok {
 		return scaled(m, 1)
@@ -15,7 +16,7 @@ func ParseMillis(s string) (int64, error) {
 	return scaled(s, 1000)
 }
 
-// ParseBytes reads an amount of memory as Kubernetes writes it: 512Mi, 2G, or a number of bytes.
+// ParseBytes parses an amount of memory as Kubernetes writes it: 512Mi, 2G, or a number of bytes.
 func ParseBytes(s string) (int64, error) {
 	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
 		if n, ok := strings.CutSuffix(s, unit); ok {

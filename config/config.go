@@ -2,9 +2,9 @@
 //
 //	Dir string `config:"dir" default:"/tmp" required:"true" help:"Folder of the workers."`
 //
-// The one idea is that every problem of a file is reported at once, with its line and
-// column, and that nothing is guessed: an unknown key is an error that names the
-// nearest known one. Scalars are read as Dagster reads them (YAML 1.1, see [Scalar]).
+// It reports every problem of a file at once, with its line and column, and guesses nothing: an
+// unknown key is an error that names the nearest known key. Scalars are read as Dagster reads them
+// (YAML 1.1, see [Scalar]).
 package config
 
 import (
@@ -23,31 +23,31 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Secret is a text that never shows: it formats, logs and encodes as [redacted].
+// Secret is a text that is never shown: it formats, logs and encodes as [redacted].
 type Secret string
 
 const redacted = "[redacted]"
 
-// String is always "[redacted]"; convert to string for the value.
+// String returns "[redacted]". Convert to string to get the value.
 func (Secret) String() string { return redacted }
 
-// GoString is always "[redacted]".
+// GoString returns "[redacted]".
 func (Secret) GoString() string { return redacted }
 
-// LogValue is always "[redacted]".
+// LogValue returns "[redacted]".
 func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// MarshalText gives "[redacted]".
+// MarshalText returns "[redacted]".
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Text is a text that may be secret: one that came from {env: NAME}, {file: PATH} or ${NAME} is, so that it does not show
-// where a plain one would.
+// Text is a text that may be secret. It is secret if it came from {env: NAME}, {file: PATH} or
+// ${NAME}: then it is not shown where a plain text would be.
 type Text struct {
 	Value  string
 	Secret bool
 }
 
-// String is the value, or "[redacted]".
+// String returns the value, or "[redacted]" for a secret.
 func (t Text) String() string {
 	if t.Secret {
 		return redacted
@@ -55,17 +55,18 @@ func (t Text) String() string {
 	return t.Value
 }
 
-// Lookup finds an environment variable, as [os.LookupEnv] does.
+// Lookup looks up an environment variable, as [os.LookupEnv] does.
 type Lookup func(name string) (string, bool)
 
-// Values are the settings of one section, not decoded yet. The zero value has none.
+// Values are the settings of one section, not decoded yet. The zero value has no settings.
 type Values struct {
-	File, Path string // where they stand, for messages: "slipway.yaml", "launchers.local.config"
+	File, Path string // where the section is, for messages: "slipway.yaml", "launchers.local.config"
 	Node       *yaml.Node
-	Dir        string // a folder of this section's own, for defaults and state; "" if it has none
-	Env        Lookup // nil: {env: NAME} and ${NAME} are errors
-	Literal    bool   // ${NAME} stays as it is, as everywhere in dagster.yaml; {env: NAME} is still expanded
-	// Unknown is called with each setting that is not known, which is then ignored. nil: such a setting is an error.
+	Dir        string // a folder for this section alone, for defaults and state; "" if it has none
+	Env        Lookup // if nil, {env: NAME} and ${NAME} are errors
+	Literal    bool   // ${NAME} is not expanded, as everywhere in dagster.yaml; {env: NAME} still is
+	// Unknown is called with each unknown setting, which is then ignored. If nil, an unknown
+	// setting is an error.
 	Unknown func(*Problem)
 }
 
@@ -73,7 +74,8 @@ func (v Values) decoder() *decoder {
 	return &decoder{file: v.File, env: v.Env, literal: v.Literal, unknown: v.Unknown}
 }
 
-// FromMap makes the settings of a program that has no file, as a test: what [json.Marshal] makes of them.
+// FromMap returns the settings of a program that has no file, such as a test. They are what
+// [json.Marshal] makes of the map.
 func FromMap(settings map[string]any) (Values, error) {
 	text, err := json.Marshal(settings)
 	if err != nil {
@@ -84,15 +86,16 @@ func FromMap(settings map[string]any) (Values, error) {
 	return v, err
 }
 
-// Decode fills the struct that into points to. The error joins one [Problem] per fault.
+// Decode fills the struct that into points to. The error joins one [Problem] for each fault.
 func (v Values) Decode(into any) error {
 	d := v.decoder()
 	d.object(v.Node, reflect.ValueOf(into).Elem(), v.Path)
 	return errors.Join(d.problems...)
 }
 
-// Either decodes a setting that is a text or a section. A scalar, {env: NAME} and {file: PATH} fill text; any other
-// mapping fills the struct that section points to. Either reports whether it filled text.
+// Either decodes a setting that is a text or a section. A scalar, {env: NAME} and {file: PATH} fill
+// text; any other mapping fills the struct that section points to. Either reports whether it filled
+// text.
 func (v Values) Either(text *string, section any) (bool, error) {
 	d, n := v.decoder(), resolve(v.Node)
 	if key, _ := d.reference(n); n != nil && n.Kind == yaml.MappingNode && key == "" {
@@ -106,7 +109,7 @@ func (v Values) Either(text *string, section any) (bool, error) {
 // Problem is one fault of a settings file.
 type Problem struct {
 	File         string
-	Line, Column int    // 0 where the whole section is missing
+	Line, Column int    // 0 if the whole section is missing
 	Setting      string // dotted path
 	Text         string
 }
@@ -119,7 +122,7 @@ func (p *Problem) Error() string {
 	return fmt.Sprintf("%s: %s: %s", at, p.Setting, p.Text)
 }
 
-// Problems are all faults that an error joins.
+// Problems returns all faults that an error joins.
 func Problems(err error) []*Problem {
 	switch e := err.(type) { //nolint:errorlint // a walk over what errors.As walks over, for all of them
 	case *Problem:
@@ -136,7 +139,8 @@ func Problems(err error) []*Problem {
 	return nil
 }
 
-// Problem makes a fault of the setting at a path below v, at the place of the deepest part of it that there is.
+// Problem returns a fault of the setting at a path below v. Its place is that of the deepest
+// existing part of the path.
 func (v Values) Problem(setting, format string, args ...any) *Problem {
 	p := &Problem{File: v.File, Setting: strings.Trim(v.Path+"."+setting, "."), Text: fmt.Sprintf(format, args...)}
 	for n, rest := v.Node, setting; n != nil; {
@@ -150,7 +154,7 @@ func (v Values) Problem(setting, format string, args ...any) *Problem {
 	return p
 }
 
-// item is the node of key, or, of key[i], the member of the list there.
+// item returns the node of key. If key is name[i], it returns that member of the list.
 func item(n *yaml.Node, key string) *yaml.Node {
 	name, index, isItem := strings.Cut(strings.TrimSuffix(key, "]"), "[")
 	n = Child(n, name)
@@ -191,7 +195,7 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 	}
 	keys := map[string]*yaml.Node{}
 	var names []string
-	for _, f := range reflect.VisibleFields(into.Type()) { // those of embedded structs as well
+	for _, f := range reflect.VisibleFields(into.Type()) { // includes those of embedded structs
 		names = append(names, f.Tag.Get("config"))
 	}
 	for _, p := range pairs(n) {
@@ -213,7 +217,7 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 		field := into.FieldByIndex(f.Index)
 		sub, ok := keys[name]
 		if ok && f.Type.Kind() == reflect.Pointer && null(sub) {
-			continue // as if it were not there: rendered files have such
+			continue // like a missing setting: rendered files have empty ones
 		}
 		text, hasDefault := f.Tag.Lookup("default")
 		switch {
@@ -331,7 +335,7 @@ func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
 		return
 	}
 	switch v := v.(type) {
-	case int64: // seconds, as all of Dagster's settings are
+	case int64: // seconds, as in all of Dagster's settings
 		into.SetInt(int64(time.Duration(v) * time.Second))
 		return
 	case string:
@@ -343,7 +347,7 @@ func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
 	d.fail(n, path, "%s is no duration: give seconds, or a text such as 30s or 5m", said(n, v))
 }
 
-// expand is the scalar's value after {env: NAME} and ${NAME}.
+// expand returns the scalar's value after {env: NAME} and ${NAME} are expanded.
 func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -397,7 +401,8 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 	}
 }
 
-// reference returns the key and the value of {env: NAME} and {file: PATH}, and "" for any other node.
+// reference returns the key and the value of {env: NAME} and {file: PATH}, and "" for any other
+// node.
 func (d *decoder) reference(n *yaml.Node) (key, value string) {
 	ps := pairs(n)
 	if len(ps) != 1 || ps[0].key.Value != "env" && (ps[0].key.Value != "file" || d.literal) {
@@ -416,10 +421,10 @@ func (d *decoder) lookup(n *yaml.Node, name, path string) (any, bool) {
 	return nil, false
 }
 
-// maxFile is the most bytes that {file: PATH} reads.
+// maxFile is the maximum size in bytes of a file that {file: PATH} reads.
 const maxFile = 1 << 20
 
-// read is the content of a file, as mounted secrets are: without the newline at its end.
+// read returns the content of a file without the newline at its end, as for mounted secrets.
 func (d *decoder) read(n *yaml.Node, file, path string) (any, bool) {
 	if !filepath.IsAbs(file) {
 		file = filepath.Join(filepath.Dir(d.file), file)
@@ -453,7 +458,7 @@ func contains(names []string, name string) bool {
 	return false
 }
 
-// help is what a setting is, for one who has left it out.
+// help returns a text for a user who left a setting out: what the setting is.
 func help(f reflect.StructField) string {
 	if text := f.Tag.Get("help"); text != "" {
 		return text
@@ -461,7 +466,7 @@ func help(f reflect.StructField) string {
 	return "add it"
 }
 
-// suggest names the nearest known setting, if one is near.
+// suggest names the nearest known setting, or all of them if none is near.
 func suggest(name string, known []string) string {
 	best, near := "", 3
 	for _, k := range known {

@@ -82,7 +82,7 @@ func TestEveryProblemIsReported(t *testing.T) {
 	}
 }
 
-// A value that was read from elsewhere is named with its place, since the file does not show it.
+// A value that was read from elsewhere is named with its place, because the file does not show it.
 func TestProblemsNameWhatWasRead(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("hunter2"), 0o600); err != nil {

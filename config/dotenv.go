@@ -39,9 +39,9 @@ func LoadDotEnv() (names []string, err error) {
 	return names, nil
 }
 
-// ReadDotEnv reads a file of environment variables as Dagster does (python-dotenv 1.2). It leaves
-// out a line that it cannot read and a name without a value. ${NAME} and ${NAME:-default} in a
-// value stand for an earlier variable of the file, else for one of env.
+// ReadDotEnv reads a file of environment variables as Dagster does (python-dotenv 1.2). It skips
+// lines that it cannot parse and names without a value. ${NAME} and ${NAME:-default} in a value are
+// replaced by an earlier variable of the file, else by a variable of env.
 func ReadDotEnv(file string, env Lookup) (map[string]string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -74,7 +74,7 @@ var dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\'`, `'`, `\"`, `"`, `\a`, "
 func parseDotEnv(text string, env Lookup) map[string]string {
 	s := dotEnvScanner(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(text, "\ufeff")))
 	vars := map[string]string{}
-	empty := map[string]bool{} // names without a value hide those of env
+	empty := map[string]bool{} // a name without a value hides the variable of env
 	for {
 		s = dotEnvScanner(strings.TrimLeftFunc(string(s), unicode.IsSpace))
 		if s == "" {
@@ -107,10 +107,10 @@ func parseDotEnv(text string, env Lookup) map[string]string {
 	}
 }
 
-// dotEnvScanner is the text that is still to be read.
+// dotEnvScanner is the rest of the text.
 type dotEnvScanner string
 
-// take reads what re matches at the beginning, and returns its first group.
+// take consumes what re matches at the beginning, and returns its first group.
 func (s *dotEnvScanner) take(re *regexp.Regexp) (string, bool) {
 	m := re.FindStringSubmatch(string(*s))
 	if m == nil {
@@ -125,8 +125,8 @@ func (s *dotEnvScanner) take(re *regexp.Regexp) (string, bool) {
 
 func (s *dotEnvScanner) begins(char string) bool { return strings.HasPrefix(string(*s), char) }
 
-// binding reads one assignment, or a comment, whose key is empty. If it cannot, it has read up to
-// the fault.
+// binding reads one assignment, or a comment, which has an empty key. On failure it has consumed
+// the text up to the fault.
 func (s *dotEnvScanner) binding() (key, value string, assigned, ok bool) {
 	s.take(dotEnvExport)
 	if !s.begins("#") {

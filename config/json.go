@@ -10,8 +10,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// JSON is the section as JSON, keys in their order, with ${NAME} expanded: for settings whose shape is not ours. "null" if there is none.
-// A mapping {env: NAME} stays a mapping.
+// JSON returns the section as JSON, with keys in their order and ${NAME} expanded. It is for
+// settings whose shape this package does not know. It returns "null" if there is no section. A
+// mapping {env: NAME} stays a mapping.
 func (v Values) JSON() (json.RawMessage, error) {
 	d := v.decoder()
 	var b bytes.Buffer

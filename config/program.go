@@ -12,8 +12,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Program finds the program of a command that stands in a setting: on PATH, or, if it is a relative path with a slash, from the folder of the
-// settings' file. One that somebody else than root and this user may change is refused.
+// Program returns the path of the program that a setting names. It looks on PATH; a relative path
+// with a slash begins at the folder of the settings' file. A program that users other than root and
+// this user may change is refused.
 func (v Values) Program(setting, name string) (string, error) {
 	if strings.ContainsRune(name, filepath.Separator) && !filepath.IsAbs(name) {
 		dir, err := filepath.Abs(filepath.Dir(v.File))
@@ -38,7 +39,7 @@ func (v Values) Program(setting, name string) (string, error) {
 	return path, nil
 }
 
-// onlyOurs says how others may change a program.
+// onlyOurs returns an error if other users can change a program.
 func onlyOurs(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -53,14 +54,14 @@ func onlyOurs(path string) error {
 	return nil
 }
 
-// everyProgram are the variables that every program gets that Slipway starts as a launcher.
+// everyProgram lists the variables that every program gets that Slipway starts as a launcher.
 var everyProgram = []string{
 	"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 
-// Environ is the environment of a program: variables that every program needs, those of pass, and those that own sets. A "*" in pass stands for all
-// that this process has.
+// Environ returns the environment of a program: the variables that every program needs, those that
+// pass names, and those that own sets. A "*" in pass means all variables of this process.
 func (v Values) Environ(pass []string, own map[string]Text) []string {
 	if v.Env == nil {
 		v.Env = os.LookupEnv
@@ -80,7 +81,8 @@ func (v Values) Environ(pass []string, own map[string]Text) []string {
 	return env
 }
 
-// EnvNames are the variables that a section names: by {env: NAME}, and in Dagster's lists env_vars.
+// EnvNames returns the variables that a section names, by {env: NAME} or in Dagster's lists
+// env_vars.
 func EnvNames(n *yaml.Node) []string {
 	var names []string
 	for _, p := range pairs(n) {

@@ -50,7 +50,7 @@ func TestProgram(t *testing.T) {
 	refused("./batch", "belongs to user 12345")
 }
 
-// A program gets no variable of the daemon that it was not given.
+// A program gets only those variables of the daemon that it was given.
 func TestEnviron(t *testing.T) {
 	t.Setenv("A_PASSWORD", "hunter2")
 	t.Setenv("GIVEN", "yes")

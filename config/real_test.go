@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Scalars are read as the YAML library of real Dagster reads them.
+// Scalars are read as real Dagster's YAML library reads them.
 func TestScalarsAndDumpEqualPyYAML(t *testing.T) {
 	python := filepath.Join(testenv.DagsterBin(t), "python")
 	words := []string{"yes", "No", "on", "OFF", "y", "true", "~", "null", "Null", "''", "010", "0o10", "0x1F", "1_000", "1:30", "190:20:30", "1.5", "1e3", "1.0e+3", ".5", "1.",
@@ -52,7 +52,7 @@ sys.stdout.write(yaml.dump(tree, default_flow_style=False))
 	}
 }
 
-// A file .env is read as the library reads it that Dagster uses, line by line.
+// A file .env is read, line by line, as the library that Dagster uses reads it.
 func TestDotEnvEqualsPythonDotenv(t *testing.T) {
 	texts := []string{
 		"A=1\nB = two words # remark\n#C=3\nexport D=4\nE='single $A ${A}'\nF=\"double\\n${A}-${NO:-other}\"\nG=\nH\nI=\"a\" b\n'J K'=5\n=6\nL=${A\n",

@@ -7,8 +7,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// said names the value of a scalar in a message: what the file has, and what was read for it from the environment. The content of
-// a file does not show, since files hold secrets.
+// said describes the value of a scalar in a message: the text in the file, and the value that was
+// read for it from the environment. It does not show the content of a file, because files hold
+// secrets.
 func said(n *yaml.Node, value any) string {
 	if ps := pairs(n); n.Kind == yaml.MappingNode && len(ps) == 1 {
 		if name := ps[0].value.Value; ps[0].key.Value == "env" {

@@ -8,20 +8,20 @@ import (
 	"time"
 )
 
-// Field describes one setting, for help, reference pages and schemas. It is plain data, so that a launcher at the other
-// end of a wire can declare its settings as well.
+// Field describes one setting, for help, reference pages and schemas. It is plain data, so that a
+// launcher at the other end of a wire can declare its settings too.
 type Field struct {
 	Name     string  `json:"name"`
 	Type     string  `json:"type"` // text, secret, integer, boolean, duration, list, map, section or any
 	Default  string  `json:"default,omitempty"`
 	Help     string  `json:"help,omitempty"`
 	Required bool    `json:"required,omitempty"`
-	Item     *Field  `json:"item,omitempty"`   // of a list or map: its members
+	Item     *Field  `json:"item,omitempty"`   // of a list or map: the type of its members
 	Fields   []Field `json:"fields,omitempty"` // of a section
 	Cases    []Case  `json:"cases,omitempty"`  // of a section
 }
 
-// Case says what one setting of a section holds where another has a value.
+// Case says which fields the setting Setting has, in a section whose setting Where has the value Is.
 type Case struct {
 	Where, Is string
 	Setting   string
@@ -33,7 +33,7 @@ func Fields(of any) []Field { return fieldsOf(reflect.TypeOf(of)) }
 
 func fieldsOf(t reflect.Type) []Field {
 	var fields []Field
-	for _, f := range reflect.VisibleFields(t) { // those of embedded structs as well
+	for _, f := range reflect.VisibleFields(t) { // includes those of embedded structs
 		name := f.Tag.Get("config")
 		if name == "" {
 			continue
@@ -79,8 +79,8 @@ func typed(t reflect.Type) Field {
 	panic("config: a field of type " + t.String() + " cannot be described")
 }
 
-// Table is the fields as a table in markdown, for reference pages. Those of sections have dotted names; NAME stands for
-// a key that the user chooses.
+// Table returns the fields as a Markdown table, for reference pages. Fields of sections have dotted
+// names. NAME stands for a key that the user chooses.
 func Table(fields []Field) string {
 	var b strings.Builder
 	b.WriteString("| setting | type | default | |\n|---|---|---|---|\n")
@@ -121,8 +121,8 @@ func (f Field) kind() string {
 	return f.Type + " of " + f.Item.kind()
 }
 
-// Schema is a JSON schema (draft 2020-12) of a section with these fields. A scalar may also be {env: NAME},
-// {file: PATH} or a text with ${NAME}.
+// Schema returns a JSON schema (draft 2020-12) of a section with these fields. A scalar may also be
+// {env: NAME}, {file: PATH} or a text with ${NAME}.
 func Schema(fields []Field) json.RawMessage {
 	s := object(fields)
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"

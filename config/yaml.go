@@ -31,7 +31,8 @@ func Parse(file string, text []byte) (*yaml.Node, error) {
 	return n, duplicates(file, n)
 }
 
-// duplicates refuses a key that stands twice in one mapping: one of the two would be lost.
+// duplicates refuses a key that occurs twice in one mapping, because one of the two values would be
+// lost.
 func duplicates(file string, n *yaml.Node) error {
 	var errs []error
 	seen := map[string]bool{}
@@ -48,7 +49,7 @@ func duplicates(file string, n *yaml.Node) error {
 	return errors.Join(errs...)
 }
 
-// Child is the value of a key in a mapping, nil if there is none.
+// Child returns the value of a key in a mapping, or nil if the mapping does not have the key.
 func Child(n *yaml.Node, key string) *yaml.Node {
 	for _, p := range pairs(n) {
 		if p.key.Value == key {
@@ -69,7 +70,7 @@ func Keys(n *yaml.Node) []*yaml.Node {
 
 type pair struct{ key, value *yaml.Node }
 
-// pairs lists the members of a mapping, those of merge keys (<<) behind its own.
+// pairs returns the members of a mapping, followed by those of its merge keys (<<).
 func pairs(n *yaml.Node) []pair {
 	n = resolve(n)
 	if n == nil || n.Kind != yaml.MappingNode {
@@ -105,7 +106,7 @@ func resolve(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// Tree is a node as plain values: nil, bool, int64, float64, string, []any and map[string]any.
+// Tree returns a node as plain values: nil, bool, int64, float64, string, []any and map[string]any.
 func Tree(n *yaml.Node) any {
 	n = resolve(n)
 	switch {
@@ -127,7 +128,8 @@ func Tree(n *yaml.Node) any {
 	return Scalar(n)
 }
 
-// The implicit types of PyYAML's SafeLoader (YAML 1.1), as Dagster uses it: without timestamps.
+// These match the implicit types of PyYAML's SafeLoader (YAML 1.1) as Dagster uses it: without
+// timestamps.
 var (
 	boolText  = regexp.MustCompile(`^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$`)
 	nullText  = regexp.MustCompile(`^(?:~|null|Null|NULL|)$`)
@@ -135,11 +137,11 @@ var (
 	floatText = regexp.MustCompile(`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
 )
 
-// timeText is a timestamp, which Dagster does not read but PyYAML's writer quotes.
+// timeText matches a timestamp. Dagster does not read timestamps, but PyYAML's writer quotes them.
 var timeText = regexp.MustCompile(`^\d{4}-\d\d-\d\d$|^\d{4}-\d\d?-\d\d?(?:[Tt]|[ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?(?:[ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?$`)
 
-// Scalar is the value of a scalar node as Dagster's YAML loader reads it: yes, no, on and off are
-// booleans, 010 is eight, 1:30 is ninety, a date is a text.
+// Scalar returns the value of a scalar node as Dagster's YAML loader reads it: yes, no, on and off
+// are booleans, 010 is eight, 1:30 is ninety, a date is a text.
 func Scalar(n *yaml.Node) any {
 	s := n.Value
 	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 || n.Style&yaml.TaggedStyle != 0 && n.Tag == "!!str" {
@@ -205,9 +207,9 @@ func sexagesimal(s string) float64 {
 	return total
 }
 
-// Dump writes a tree as yaml.dump(default_flow_style=False) of PyYAML does: block style, sorted keys, lists
-// not indented. Long lines are not folded and texts with control characters or other than ASCII are
-// double-quoted, which reads back as the same value.
+// Dump writes a tree as yaml.dump(default_flow_style=False) of PyYAML does: block style, sorted
+// keys, lists not indented. Two things differ, and read back as the same value: long lines are not
+// folded, and texts with control characters or with characters other than ASCII are double-quoted.
 func Dump(tree any) string {
 	var b strings.Builder
 	dump(&b, tree, 0, false)
@@ -246,7 +248,7 @@ func dump(b *strings.Builder, tree any, indent int, inList bool) {
 	}
 }
 
-// dumpChild writes what follows "key:".
+// dumpChild writes the part after "key:".
 func dumpChild(b *strings.Builder, v any, indent int) {
 	switch c := v.(type) {
 	case map[string]any:
@@ -290,7 +292,7 @@ func scalarText(v any) string {
 	return quote(v.(string))
 }
 
-// quote is a text as PyYAML writes it: plain where it reads back as the same text, else quoted.
+// quote returns a text as PyYAML writes it: plain if it reads back as the same text, else quoted.
 func quote(s string) string {
 	for _, r := range s {
 		if r < ' ' || r > '~' {
