@@ -24,7 +24,8 @@ func TestLimitsByCgroups(t *testing.T) {
 	if err != nil {
 		testenv.Missing(t, "cgroups", err.Error())
 	}
-	// The worker reads its own limit. Version 1 has the first of the files, version 2 the second.
+	// The worker reads its own limit. The first of the files exists in version 1, the second in
+	// version 2.
 	quota := "/sys/fs/cgroup/cpu/" + parent + "/*/cpu.cfs_quota_us /sys/fs/cgroup/" + parent + "/*/cpu.max"
 	got, err := l.Launch(t.Context(), request("cat "+quota+" | grep -xE '50000( 100000)?' && exit 3"))
 	if err != nil {
@@ -74,7 +75,7 @@ func TestCgroupThatHoldsAProcess(t *testing.T) {
 	}
 }
 
-// cgroup names a cgroup for a test, and removes it at the end.
+// cgroup returns the name of a cgroup for a test, and removes the cgroup at the end.
 func cgroup(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(os.Getenv(testenv.CgroupEnv), "slipway-test-"+uuid.NewString()[:8])

@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// tailLines is how many of its last lines an ended worker's health shows.
+// tailLines is the number of last lines in the health of an ended worker.
 const tailLines = 20
 
 // Health implements [launcher.Launcher].
@@ -29,7 +29,7 @@ func (l *Launcher) Health(_ context.Context, h launcher.Handle) (launcher.Health
 	if health, ok, err := ended(p); ok || err != nil {
 		return health, err
 	}
-	// In this order: who has begun has had the lock since before.
+	// The order matters: a supervisor that has begun already holds the lock.
 	var b agent.Begun
 	unbegun := agent.ReadJSON(p.Begun, &b)
 	alive, err := held(p.Lock)
@@ -45,7 +45,8 @@ func (l *Launcher) Health(_ context.Context, h launcher.Handle) (launcher.Health
 	case alive:
 		return running(p, b), nil
 	}
-	// The supervisor may have written its record between the first look and the look at the lock.
+	// The supervisor may have written its record after the first look at the records and before the
+	// look at the lock.
 	if health, ok, err := ended(p); ok || err != nil {
 		return health, err
 	}
@@ -63,7 +64,7 @@ func running(p agent.Paths, b agent.Begun) launcher.Health {
 	return launcher.Health{Status: launcher.Running, Phase: launcher.PhaseStarted, Started: w.At, Message: fmt.Sprintf("process %d", w.PID)}
 }
 
-// ended is the health of a worker whose end is on record; false if there is no record.
+// ended returns the health of a worker whose end is recorded, and false if there is no record.
 func ended(p agent.Paths) (launcher.Health, bool, error) {
 	var e agent.Ended
 	err := agent.ReadJSON(p.Ended, &e)
@@ -110,10 +111,10 @@ func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 	return out, nil
 }
 
-// maxTail is how far from its end a log is looked at for its last lines.
+// maxTail is how many bytes at the end of a log are searched for the last lines.
 const maxTail = 64 << 10
 
-// tail is the last n lines of a file, as far as they stand in its last 64 KiB.
+// tail returns the last n lines of a file, as far as they are in its last 64 KiB.
 func tail(file string, n int) []string {
 	f, err := os.Open(file)
 	if err != nil {
@@ -180,7 +181,7 @@ func seekTail(f *os.File, n int) error {
 		starts = append(starts, at)
 	}
 	if len(starts) > 1 && starts[len(starts)-1] == at {
-		starts = starts[:len(starts)-1] // nothing follows the last line break
+		starts = starts[:len(starts)-1] // no line begins after the last line break
 	}
 	_, err := f.Seek(starts[max(0, len(starts)-n)], io.SeekStart)
 	return err
@@ -189,11 +190,11 @@ func seekTail(f *os.File, n int) error {
 // follower reads a file that grows until its writer has ended.
 type follower struct {
 	*os.File
-	ctx   context.Context // of the one call that made it, which ends with it
+	ctx   context.Context // of the call that made the follower; the follower ends with it
 	ended func() bool
 }
 
-// Read waits for more at the end of the file.
+// Read waits for more data at the end of the file.
 func (f *follower) Read(b []byte) (int, error) {
 	for {
 		over := f.ended() // before the read, so that nothing written before the end is missed

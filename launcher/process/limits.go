@@ -16,15 +16,15 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// cgroupRoot is where Linux has its cgroup file systems.
+// cgroupRoot is where Linux mounts its cgroup file systems.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// bounds are the limits of all workers of a launcher.
+// bounds are the limits that apply to all workers of a launcher.
 type bounds struct {
 	nice       int
 	cpuMillis  int64
 	memory     int64
-	parent     string // name of the cgroup above those of workers; "" for no limits by cgroups
+	parent     string // name of the parent of the workers' cgroups; "" for no limits by cgroups
 	version2   bool
 	maxWorkers int
 }
@@ -109,10 +109,10 @@ func (b bounds) enable() error {
 	return nil
 }
 
-// period is the time over which the processor limit holds, in µs.
+// period is the period of the processor limit, in µs.
 const period = 100_000
 
-// of are the limits of one worker: what its run asks for, else the settings.
+// of returns the limits of one worker: those that its run asks for, else those of the settings.
 func (b bounds) of(name string, r launcher.Resources) agent.Limits {
 	l := agent.Limits{Nice: b.nice}
 	cpu, memory := b.cpuMillis, b.memory
@@ -177,7 +177,7 @@ func (l *Launcher) alive() (int, error) {
 		if ended[name] {
 			continue
 		}
-		// One that died together with its supervisor left no record.
+		// A worker that died together with its supervisor left no record.
 		if alive, err := held(agent.PathsOf(l.root, name).Lock); err != nil {
 			return 0, err
 		} else if alive {

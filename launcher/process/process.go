@@ -1,8 +1,9 @@
-// Package process launches run workers as processes of this machine, each under a supervisor of its own
-// (package agent), in its own session, so that workers outlive the daemon and the end of each is on record.
+// Package process launches run workers as processes of this machine. Each runs under a supervisor
+// of its own (package agent) and in its own session. So workers outlive the daemon, and the end of
+// each is recorded.
 //
-// Everything is kept in files below one folder; see package agent for which. Any process with the same
-// folder answers for all workers in it.
+// All state is in files below one folder, which package agent describes. Any process with the same
+// folder can report on all workers in it.
 package process
 
 import (
@@ -30,22 +31,22 @@ import (
 
 // Config holds the settings of the process launcher.
 type Config struct {
-	Dir        string                 `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk; default: slipway/process/NAME in DAGSTER_HOME."`
-	InheritEnv bool                   `config:"inherit_env" default:"true" help:"Workers get the daemon's environment, as they got the code server's from Dagster."`
+	Dir        string                 `config:"dir" default:"" help:"Folder of the workers' records and logs, on a local disk. Default: slipway/process/NAME in DAGSTER_HOME."`
+	InheritEnv bool                   `config:"inherit_env" default:"true" help:"Workers get the daemon's environment. With Dagster they got the code server's."`
 	Env        map[string]config.Text `config:"env" help:"Further environment variables of workers."`
-	EnvFiles   []string               `config:"env_files" help:"Files with environment variables of workers, written as Dagster's .env, read at each launch; later files win, and env wins over them."`
+	EnvFiles   []string               `config:"env_files" help:"Files with environment variables of workers, in the format of Dagster's .env. They are read at each launch. Later files win over earlier ones, and env wins over all files."`
 	Nice       int                    `config:"nice" default:"0" help:"Niceness of workers, 0 to 19; below 0 needs root."`
-	Cgroup     string                 `config:"cgroup" help:"Name of the cgroup below which each worker that has a limit gets one of its own; none: no limits. The daemon's user must be allowed to make cgroups there."`
-	CPU        string                 `config:"cpu" help:"Most processors of one worker, as 2 or 500m; a run's tag slipway/cpu wins. Needs cgroup."`
-	Memory     string                 `config:"memory" help:"Most memory of one worker, as 512Mi or 2G; a run's tag slipway/memory wins. Needs cgroup."`
-	MaxWorkers int                    `config:"max_workers" default:"0" help:"Most workers at once; further runs wait in the queue. 0 for no limit but the queue's."`
+	Cgroup     string                 `config:"cgroup" help:"Name of the parent cgroup: each worker that has a limit gets a cgroup below it. Without it there are no limits. The daemon's user must be allowed to make cgroups there."`
+	CPU        string                 `config:"cpu" help:"Maximum processors of one worker, for example 2 or 500m. A run's tag slipway/cpu wins. Needs cgroup."`
+	Memory     string                 `config:"memory" help:"Maximum memory of one worker, for example 512Mi or 2G. A run's tag slipway/memory wins. Needs cgroup."`
+	MaxWorkers int                    `config:"max_workers" default:"0" help:"Maximum number of workers at once; further runs wait in the queue. 0 means that only the queue's limits apply."`
 }
 
 // Launcher launches processes. It is safe for use by many goroutines.
 type Launcher struct {
 	root    string
-	host    string // random, kept in root
-	setting string // of root
+	host    string // random; stored in root
+	setting string // the setting that determines root
 	agent   []string
 	inherit bool
 	env     []launcher.Env
@@ -67,8 +68,9 @@ var (
 	_ launcher.Local     = (*Launcher)(nil)
 )
 
-// Kind declares the process launcher. Agent is the command of its supervisor, to which the
-// arguments of [agent.Main] are added; none stands for this program with "agent", which cli.Main answers.
+// Kind declares the process launcher. agentCommand is the command of its supervisor, to which the
+// launcher adds the arguments of [agent.Main]. If there is none, it is this program with the
+// argument "agent", which cli.Main handles.
 func Kind(agentCommand ...string) *launcher.Kind {
 	return &launcher.Kind{
 		Name: "process", Help: "Run workers as processes of this machine.",
@@ -131,15 +133,16 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 // Host implements [launcher.Local].
 func (l *Launcher) Host(context.Context) (string, error) { return l.host, nil }
 
-// meta is what a worker carries besides its command.
+// meta is the record of a worker, apart from its command.
 type meta struct {
 	Instance string            `json:"instance"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	At       time.Time         `json:"at"`
 }
 
-// Launch implements [launcher.Launcher]. The worker's lock serialises launches of one ID; the file that its
-// supervisor makes before it starts the worker is what cannot be made twice.
+// Launch implements [launcher.Launcher]. The worker's lock serializes launches of one ID. The
+// supervisor makes a file before it starts the worker. This file cannot be made twice, so no worker
+// is started twice.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	if err := l.check(req); err != nil {
 		return launcher.Launched{}, err
@@ -188,7 +191,8 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	return done, begun(ctx, p)
 }
 
-// line makes launches of a launcher with max_workers take turns, so that none goes between the count and the begin of another. The caller leaves it.
+// line makes the launches of a launcher with max_workers take turns. Otherwise another launch could
+// begin between one launch's count and its begin. The caller calls leave at the end of its turn.
 func (l *Launcher) line(ctx context.Context) (leave func(), err error) {
 	if l.bounds.maxWorkers == 0 {
 		return func() {}, nil
@@ -204,10 +208,10 @@ func (l *Launcher) line(ctx context.Context) (leave func(), err error) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	return func() { _ = f.Close() }, nil // the lock goes with it
+	return func() { _ = f.Close() }, nil // closing releases the lock
 }
 
-// full is ErrCapacity if there are as many workers as there may be.
+// full returns ErrCapacity if max_workers workers are alive.
 func (l *Launcher) full() error {
 	if l.bounds.maxWorkers == 0 {
 		return nil
@@ -219,8 +223,8 @@ func (l *Launcher) full() error {
 	return err
 }
 
-// begun waits the few milliseconds until the supervisor has begun. One that dies before that, for want of disk or
-// memory, has started nothing, and the launch may be repeated.
+// begun waits the few milliseconds until the supervisor has begun. A supervisor that dies before
+// that, because disk or memory is full, has started nothing. Then the launch may be repeated.
 func begun(ctx context.Context, p agent.Paths) error {
 	for !exists(p.Begun) {
 		alive, err := held(p.Lock)
@@ -265,7 +269,8 @@ func (l *Launcher) mine(p agent.Paths, instance string) error {
 	return nil
 }
 
-// acquire takes the worker's lock for a launch. It gives nil if a supervisor has begun, so that there is nothing to launch.
+// acquire takes the worker's lock for a launch. It returns nil if a supervisor has already begun,
+// so that there is nothing to launch.
 func acquire(ctx context.Context, p agent.Paths) (*os.File, error) {
 	lock, err := os.OpenFile(p.Lock, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -279,7 +284,7 @@ func acquire(ctx context.Context, p agent.Paths) (*os.File, error) {
 		if err == nil {
 			return lock, nil
 		}
-		select { // another launch of this ID is at it, or somebody looks whether the lock is held
+		select { // another launch of this ID holds the lock, or a process tests whether it is held
 		case <-ctx.Done():
 			return nil, errors.Join(fmt.Errorf("process: %s is locked: %w", p.Dir, ctx.Err()), lock.Close())
 		case <-time.After(2 * time.Millisecond):
@@ -287,7 +292,7 @@ func acquire(ctx context.Context, p agent.Paths) (*os.File, error) {
 	}
 }
 
-// environ is the worker's environment. Variables that are about the daemon alone are left out.
+// environ returns the worker's environment. It leaves out variables that concern only the daemon.
 func (l *Launcher) environ(req *launcher.Request) ([]string, error) {
 	var env []string
 	if l.inherit {
@@ -306,7 +311,8 @@ func (l *Launcher) environ(req *launcher.Request) ([]string, error) {
 	return env, err
 }
 
-// variables are those of env_files, env and the request, the later of equal names winning.
+// variables returns the variables of env_files, env and the request. If names are equal the later
+// one wins.
 func (l *Launcher) variables(req *launcher.Request) ([]launcher.Env, error) {
 	var vars []launcher.Env
 	for _, file := range l.files {
@@ -337,8 +343,8 @@ func (l *Launcher) spawn(ctx context.Context, p agent.Paths, name string, lock *
 	return nil
 }
 
-// Terminate implements [launcher.Launcher]. The wish is a file, which a supervisor that has not begun yet
-// finds, and then a signal to one that has.
+// Terminate implements [launcher.Launcher]. It writes the wish into a file, which a supervisor that
+// has not begun yet will find. Then it signals a supervisor that has begun.
 func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
 	p, err := l.paths(h)
 	if err != nil {
@@ -351,7 +357,8 @@ func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Du
 	if err != nil {
 		return false, err
 	}
-	// A supervisor that still handles an earlier wish may act on this one at once, so that it is gone below.
+	// A supervisor that still handles an earlier wish may act on this one at once. Then it is gone
+	// below.
 	if err := agent.WriteJSON(p.Stop, agent.Stop{Grace: grace}); err != nil {
 		return false, fmt.Errorf("process: %w", err)
 	}
@@ -369,7 +376,7 @@ func (l *Launcher) Terminate(_ context.Context, h launcher.Handle, grace time.Du
 	return was, l.stopAlone(p, b.Agent, grace)
 }
 
-// stopAlone stops a worker whose supervisor is gone, if it or its steps live on.
+// stopAlone stops a worker whose supervisor is gone, if the worker or its steps are still alive.
 func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time.Duration) error {
 	alive, err := held(p.Lock)
 	if err != nil || !alive {
@@ -380,14 +387,16 @@ func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time
 		signal = syscall.SIGKILL
 	}
 	var w agent.Worker
-	if err := agent.ReadJSON(p.Worker, &w); err != nil { // the supervisor was killed before it wrote it; it began a session
-		_, taken := agent.Identify(supervisor.PID) // another process may have its number, and the session
+	if err := agent.ReadJSON(p.Worker, &w); err != nil {
+		// The supervisor was killed before it wrote down the worker. The worker is in the supervisor's session, unless
+		// another process has the supervisor's number now, and with it the session.
+		_, taken := agent.Identify(supervisor.PID)
 		groups := agent.Groups(supervisor.PID)
 		if taken == nil || len(groups) == 0 {
 			return fmt.Errorf("process: %s lost its supervisor and its process is not known: %w", p.Dir, err)
 		}
 		for _, group := range groups {
-			_ = syscall.Kill(-group, signal) // it may end by itself meanwhile
+			_ = syscall.Kill(-group, signal) // it may have ended by itself meanwhile
 		}
 		return nil
 	}
@@ -396,8 +405,8 @@ func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time
 	case err == nil && now != w.Process: // another process has its number, so its group has ended
 	case err == nil && grace > 0:
 		w.Signal(signal)
-	default: // without a worker, its steps hold the lock, and with them their group keeps its number
-		_ = syscall.Kill(-w.PID, signal) // it may end by itself meanwhile
+	default: // if the worker is gone, its steps hold the lock, and their group keeps the worker's number
+		_ = syscall.Kill(-w.PID, signal) // it may have ended by itself meanwhile
 	}
 	return nil
 }
@@ -414,7 +423,8 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// held says whether supervisor or worker is alive. It takes the lock for an instant, shared, so that several may look.
+// held reports whether the supervisor or the worker is alive. It takes the lock for an instant, in
+// shared mode, so that several processes can test it at the same time.
 func held(file string) (bool, error) {
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -439,7 +449,7 @@ func (l *Launcher) Remove(_ context.Context, h launcher.Handle) error {
 	if alive, err := held(p.Lock); err != nil || alive {
 		return errors.Join(err, fmt.Errorf("process: %s still runs", h))
 	}
-	// The records last: what is listed is what has a folder.
+	// The records are removed last, because List lists the workers that have a folder.
 	if err := os.RemoveAll(p.Dir); err != nil {
 		return fmt.Errorf("process: %w", err)
 	}
@@ -476,7 +486,7 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 func (l *Launcher) Check(context.Context) []launcher.Finding {
 	probe := filepath.Join(l.root, "tmp", "check")
 	err := agent.WriteJSON(probe, "check")
-	_ = os.Remove(probe) // only a probe
+	_ = os.Remove(probe) // it was only a probe
 	files := launcher.Finding{OK: true, What: l.root + " can be written to"}
 	if err != nil {
 		files = launcher.Finding{What: fmt.Sprintf("workers' files cannot be written: %v", err), Fix: fmt.Sprintf("let the daemon's user write to %s, or set %s to another folder on a local disk", l.root, l.setting)}
@@ -511,7 +521,7 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 	}
 }
 
-// names lists the workers that a filter may select.
+// names returns the names of the workers that a filter may select.
 func (l *Launcher) names(f launcher.Filter) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(l.root, "workers"))
 	if err != nil {
@@ -527,8 +537,9 @@ func (l *Launcher) names(f launcher.Filter) ([]string, error) {
 	return names, nil
 }
 
-// worker observes one worker by name; false if there is none. One whose supervisor has not begun is none yet: the launch that is at it may be given up, and
-// who launches the same name waits for the outcome.
+// worker observes one worker by name. It returns false if there is none. A worker whose supervisor
+// has not begun does not count: its launch may still be given up, and a second launch of the same
+// name waits for the outcome.
 func (l *Launcher) worker(ctx context.Context, name string) (launcher.Worker, bool, error) {
 	id, ok := launcher.ParseID(name)
 	if !ok {

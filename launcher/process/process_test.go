@@ -24,7 +24,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// The test binary is also, as "launch AGENT DIR NAME", a daemon that launches one worker and dies.
+// The test binary also serves, as "launch AGENT DIR NAME", as a daemon that launches one worker and
+// dies.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "launch" {
 		launchAndDie(os.Args[2], os.Args[3], os.Args[4])
@@ -151,7 +152,8 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 	})
 }
 
-// Supervisor and worker are killed, and a step of the worker lives on, which holds its lock. The worker counts as running until the step is stopped.
+// Supervisor and worker are killed, but a step of the worker lives on and holds the worker's lock. The worker counts as
+// running until the step is stopped.
 func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
 	for name, c := range map[string]struct {
 		grace   time.Duration
@@ -202,7 +204,8 @@ func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
 	}
 }
 
-// A worker starts as a program started by hand does: its files are for whom they were before, and signals mean what they mean.
+// A worker starts like a program started by hand: its files get the usual permissions, and its
+// signals their usual handling.
 func TestWorkerInheritsNothingOfItsSupervisor(t *testing.T) {
 	if _, err := os.Stat("/proc/self/status"); err != nil {
 		t.Skip("no /proc")
@@ -230,7 +233,8 @@ func TestWorkerInheritsNothingOfItsSupervisor(t *testing.T) {
 	}
 }
 
-// A supervisor that cannot begin has started nothing: the launch says so, and works when it is repeated.
+// A supervisor that cannot begin has started nothing: Launch returns that error, and works when it
+// is repeated.
 func TestSupervisorThatCannotBegin(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
@@ -325,7 +329,7 @@ func TestStepProcessesEndWithTheirWorker(t *testing.T) {
 	})
 }
 
-// openWith opens a launcher with settings, given as YAML.
+// openWith opens a launcher with settings given as YAML.
 func openWith(t *testing.T, yaml string) (launcher.Launcher, error) {
 	t.Helper()
 	n, err := config.Parse("slipway.yaml", []byte(yaml))

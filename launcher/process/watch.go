@@ -14,11 +14,12 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// sweepInterval is how often the locks of workers that were alive are looked at, for those that
-// ended together with their supervisor and left no record.
+// sweepInterval is how often Watch checks the locks of workers that were alive. It finds workers
+// that ended together with their supervisor and left no record.
 const sweepInterval = 2 * time.Second
 
-// Watch implements [launcher.Watcher]: the supervisors' records appear in one folder, which the kernel tells of.
+// Watch implements [launcher.Watcher]. The supervisors' records appear in one folder, and the
+// kernel reports changes of that folder.
 func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		w := watch{l: l, yield: yield, seen: map[string]launcher.Status{}}
@@ -35,10 +36,10 @@ type watch struct {
 	seen  map[string]launcher.Status // of workers that have not ended
 }
 
-// errStopped means that the one who watches wants no more.
+// errStopped means that the consumer of Watch wants no more workers.
 var errStopped = errors.New("stopped")
 
-// run watches until ctx ends, or until it is stopped, both of which are no error.
+// run watches until ctx ends or it is stopped. Neither is an error.
 func (w *watch) run(ctx context.Context) error {
 	events, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -57,7 +58,7 @@ func (w *watch) run(ctx context.Context) error {
 	return err
 }
 
-// all yields the workers that there are, and that these were all.
+// all yields all existing workers, and then the mark that these were all.
 func (w *watch) all(ctx context.Context) error {
 	names, err := w.l.names(launcher.Filter{})
 	if err != nil {
@@ -100,7 +101,7 @@ func (w *watch) changes(ctx context.Context, events *fsnotify.Watcher) error {
 	}
 }
 
-// sweep looks at the workers that had not ended.
+// sweep checks the workers that had not ended.
 func (w *watch) sweep(ctx context.Context) error {
 	for name := range w.seen {
 		if err := w.look(ctx, name); err != nil {
