@@ -1,5 +1,7 @@
-// Package command has launchers without code: each call of the contract is a command of slipway.yaml, an argument vector with placeholders. What it
-// knows of the worker comes to it by arguments, environment and JSON on its standard input; it answers by its exit code and JSON on its standard output.
+// Package command has launchers without code: each call of the contract is a command in
+// slipway.yaml, an argument vector with placeholders. A command gets what Slipway knows about the
+// worker from its arguments, its environment and JSON on its standard input. It answers with its
+// exit code and with JSON on its standard output.
 package command
 
 import (
@@ -26,29 +28,29 @@ import (
 // Config holds the settings of a launcher whose calls are commands.
 type Config struct {
 	Launch    []string `config:"launch" required:"true" help:"Starts the worker {name}, which runs {command}, and ends without waiting for it."`
-	Health    []string `config:"health" required:"true" help:"Tells of the worker {name}."`
-	Terminate []string `config:"terminate" required:"true" help:"Asks the worker {name} to stop, and kills it after {grace} seconds; at once if they are 0."`
-	List      []string `config:"list" help:"Tells of all workers of {instance}."`
-	Logs      []string `config:"logs" help:"Writes the last {tail} lines that the worker {name} wrote; all if they are 0. With {follow} true it goes on until the worker ends."`
+	Health    []string `config:"health" required:"true" help:"Reports on the worker {name}."`
+	Terminate []string `config:"terminate" required:"true" help:"Asks the worker {name} to stop, and kills it after {grace} seconds; with 0 it kills at once."`
+	List      []string `config:"list" help:"Reports on all workers of {instance}."`
+	Logs      []string `config:"logs" help:"Writes the last {tail} lines that the worker {name} wrote; 0 means all. If {follow} is true it continues until the worker ends."`
 	Describe  []string `config:"describe" help:"Writes debug information of the worker {name} as a JSON object."`
 	Remove    []string `config:"remove" help:"Frees what the target keeps of the ended worker {name}."`
-	Check     []string `config:"check" help:"Looks for what would make launches fail."`
+	Check     []string `config:"check" help:"Looks for causes of failing launches."`
 
-	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the commands get, besides PATH, HOME and their like; * for all."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the commands get. They always get PATH, HOME and similar ones. * means all."`
 	Env     map[string]config.Text `config:"env" help:"Further environment variables of the commands."`
-	Timeout time.Duration          `config:"timeout" default:"25s" help:"How long a command may take; logs that are followed excepted."`
-	Settle  time.Duration          `config:"settle" default:"0s" help:"How long after a launch that broke off the worker may still appear in health, where launch would start a second one if it was asked again."`
+	Timeout time.Duration          `config:"timeout" default:"25s" help:"How long a command may take. It does not apply to logs that are followed."`
+	Settle  time.Duration          `config:"settle" default:"0s" help:"For a target that would start a second worker if launch ran again: how long after an interrupted launch the worker may still appear in health."`
 
-	Promises Promises `config:"promises" help:"What the target does; slipway launchers test holds it to that."`
+	Promises Promises `config:"promises" help:"Properties of the target. slipway launchers test checks them."`
 }
 
-// Promises are the traits that the commands of a launcher decide.
+// Promises are the traits that depend on a launcher's commands.
 type Promises struct {
 	Unique        bool `config:"unique" default:"false" help:"Two launches of one name at the same moment start one worker."`
 	StrongRead    bool `config:"strong_read" default:"false" help:"Health knows a worker as soon as launch has ended."`
-	Restarts      bool `config:"restarts" default:"false" help:"The target may start a worker again by itself."`
+	Restarts      bool `config:"restarts" default:"false" help:"The target may restart a worker by itself."`
 	LocalFiles    bool `config:"local_files" default:"false" help:"Workers see this machine's files."`
-	Nodes         bool `config:"nodes" default:"false" help:"It puts workers on nodes with the labels that {node} or the request name."`
+	Nodes         bool `config:"nodes" default:"false" help:"The target puts workers on nodes with the labels that {node} or the request names."`
 	SignalsWorker bool `config:"signals_worker" default:"false" help:"Terminate reaches the worker as SIGTERM."`
 }
 
@@ -67,7 +69,7 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// verbs are the calls, with the placeholders that each may use.
+// verbs returns the calls, each with the placeholders that it may use.
 func verbs(c Config) map[string]verb {
 	worker := []string{"name", "run_id", "attempt"}
 	request := slices.Concat([]string{"name", "run_id", "attempt", "instance", "job", "location", "repository", "image", "dir", "cpus", "memory", "gpus", "disk", "grace"}, lists)
@@ -114,14 +116,14 @@ type Launcher struct {
 	kind  *launcher.Kind
 	verbs map[string]verb
 	env   []string // of every command
-	dir   string   // of its own; holds a lock for each launch
+	dir   string   // for this launcher alone; holds a lock file for each launch
 	log   *slog.Logger
 }
 
-// Declared is the kind with what the settings promise.
+// Declared returns the kind with the traits that the settings promise.
 func (l *Launcher) Declared() *launcher.Kind { return l.kind }
 
-// As gives the abilities for which there is a command.
+// As provides the abilities for which there is a command.
 func (l *Launcher) As(ability any) bool {
 	return launcher.Provide(ability, abilities{l}, func(name string) bool {
 		_, ok := l.verbs[name]
@@ -129,16 +131,17 @@ func (l *Launcher) As(ability any) bool {
 	})
 }
 
-// abilities has them all; which of them there are is As's to say.
+// abilities implements all abilities. Launcher.As decides which of them exist.
 type abilities struct{ *Launcher }
 
-// launched is what launch writes; any of it may be left out.
+// launched is the output of launch. Each field may be left out.
 type launched struct {
 	Tags  map[string]string `json:"tags"`
 	Notes []string          `json:"notes"`
 }
 
-// Launch implements [launcher.Launcher]. The target is looked at first, by health: the same worker is not launched twice by one machine.
+// Launch implements [launcher.Launcher]. It first asks health for the worker, so that one machine
+// does not launch the same worker twice.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	if err := req.Check(); err != nil {
 		return launcher.Launched{}, err
@@ -162,7 +165,7 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	return got, nil
 }
 
-// lock holds the launch of one name on this machine.
+// lock locks the launch of one name on this machine.
 func (l *Launcher) lock(ctx context.Context, id launcher.ID) (unlock func(), err error) {
 	dir := filepath.Join(l.dir, "launching")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -175,7 +178,8 @@ func (l *Launcher) lock(ctx context.Context, id launcher.ID) (unlock func(), err
 			return nil, fmt.Errorf("command: %w", err)
 		}
 		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-			// Whoever held it has removed the file; then this is a lock that nobody else takes.
+			// The previous holder removes the file. Then a lock on it is worthless, because others
+			// lock a new file.
 			held, herr := f.Stat()
 			there, terr := os.Stat(name)
 			if herr == nil && terr == nil && os.SameFile(held, there) {
@@ -213,7 +217,7 @@ func (l *Launcher) find(ctx context.Context, id launcher.ID) (launcher.Launched,
 func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
 	vars, err := worker(h)
 	if err != nil {
-		return false, nil //nolint:nilerr // no worker of ours
+		return false, nil //nolint:nilerr // not a worker of this launcher
 	}
 	vars["grace"] = seconds(grace)
 	out := struct {
@@ -226,7 +230,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	return err == nil && (out.Stopped == nil || *out.Stopped), err
 }
 
-// health is what health writes.
+// health is the output of health.
 type health struct {
 	Status      launcher.Status `json:"status"`
 	Phase       launcher.Phase  `json:"phase"`
@@ -288,7 +292,7 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 	return got, err
 }
 
-// listed is one worker that list writes.
+// listed is one worker in the output of list.
 type listed struct {
 	Name string `json:"name"`
 	health

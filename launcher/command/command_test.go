@@ -23,7 +23,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// spool is the example of the docs, with a spool folder of the test's own.
+// spool is the example of the docs, with a spool folder for this test alone.
 func spool(t *testing.T) launchertest.Target {
 	t.Helper()
 	if _, err := exec.LookPath("flock"); err != nil {
@@ -80,7 +80,7 @@ func request() *launcher.Request {
 
 const others = "health: [sh, -c, 'exit 66']\nterminate: [sh, -c, 'exit 66']\n"
 
-// A command gets its values as arguments, environment and JSON; what has no value is left out.
+// A command gets its values as arguments, environment and JSON. What has no value is left out.
 func TestPlaceholders(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "asked")
 	l := must(t, others+`launch: [sh, -c, '{{ printf "%s|" "$@"; echo; cat; echo; echo "$B $SLIPWAY_RUN_ID $OWN"; }} >`+file+`; echo "{{\"tags\": {{\"job\": \"7\"}}, \"notes\": [\"queued as 7\"]}}"', sh,
@@ -117,7 +117,8 @@ env: {OWN: mine}
 	}
 }
 
-// A value is never taken for an option, nor for more than one line, and the daemon's environment stays where it is.
+// A value is never taken for an option or for more than one line, and commands do not get the
+// daemon's environment.
 func TestValuesDoNoHarm(t *testing.T) {
 	t.Setenv("A_PASSWORD", "hunter2")
 	file := filepath.Join(t.TempDir(), "asked")
@@ -144,7 +145,7 @@ func TestValuesDoNoHarm(t *testing.T) {
 	}
 }
 
-// Exit codes say what kind of failure it was.
+// Exit codes say what kind of failure occurred.
 func TestExitCodes(t *testing.T) {
 	for code, want := range map[int]error{
 		64: launcher.ErrInvalid, 65: launcher.ErrInvalid, 66: launcher.ErrNotFound, 69: launcher.ErrTransient, 73: launcher.ErrCapacity, 75: launcher.ErrTransient, 77: launcher.ErrDenied, 1: nil,
@@ -165,7 +166,8 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// What commands write is read strictly, and one that hangs is ended with what it started.
+// The output of commands is read strictly. A command that hangs is killed together with the
+// processes it started.
 func TestBadCommands(t *testing.T) {
 	for health, want := range map[string]string{
 		`echo "{{\"status\": \"Fine\"}}"`:                 `the status "Fine" is none of`,
@@ -199,7 +201,7 @@ func TestBadCommands(t *testing.T) {
 	}
 }
 
-// Health is asked before launch, so that what exists is not launched again.
+// Health is asked before launch, so that an existing worker is not launched again.
 func TestLooksFirst(t *testing.T) {
 	l := must(t, "launch: ['false']\nterminate: ['true']\nhealth: [echo, '{{\"status\": \"Succeeded\"}}']\n")
 	if got, err := l.Launch(t.Context(), request()); err != nil || string(got.Handle) != request().ID.String() {
@@ -231,7 +233,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// Logs come as they are written, and closing them ends the command.
+// Logs arrive as they are written, and closing them ends the command.
 func TestFollow(t *testing.T) {
 	l := must(t, "launch: ['true']\nterminate: ['true']\nhealth: [echo, '{{\"status\": \"Running\"}}']\nlogs: [sh, -c, 'echo first; if $1; then sleep 1000; fi; echo last', sh, '{follow}']\n")
 	reader, _ := launcher.As[launcher.LogReader](l)

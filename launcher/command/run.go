@@ -19,7 +19,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// exits are the exit codes with a meaning, those of sysexits.h where it has one that fits.
+// exits maps exit codes to their meaning. They are those of sysexits.h that fit.
 var exits = map[int]error{
 	64: launcher.ErrInvalid, 65: launcher.ErrInvalid,
 	66: launcher.ErrNotFound,
@@ -28,10 +28,10 @@ var exits = map[int]error{
 	77: launcher.ErrDenied,
 }
 
-// lists are the placeholders that stand for several arguments.
+// lists are the placeholders that are replaced by several arguments.
 var lists = []string{"command", "env", "label", "node"}
 
-// verb is an argument vector with placeholders, and which may stand in it.
+// verb is an argument vector with placeholders, and the placeholders that it may contain.
 type verb struct {
 	args  []string
 	known []string
@@ -39,11 +39,13 @@ type verb struct {
 
 var (
 	placeholder = regexp.MustCompile(`\{\{|\}\}|\{([a-z_]+)\}`)
-	// wholes are the arguments that may have one: it stands alone, or ends plain text. In a script it would be read as a part of the script.
+	// wholes matches an argument with a placeholder: the placeholder stands alone, or ends plain
+	// text. Inside a script its value would be read as part of the script.
 	wholes = regexp.MustCompile(`^([A-Za-z0-9_./:=@,-]*)\{([a-z_]+)\}$`)
 )
 
-// check refuses placeholders that there are not, or that stand where their value could be taken for something else.
+// check refuses unknown placeholders, and those at a place where their value could be taken for
+// something else.
 func (v verb) check(arg string) error {
 	for _, m := range placeholder.FindAllStringSubmatch(arg, -1) {
 		switch name, whole := m[1], wholes.FindStringSubmatch(arg); {
@@ -59,11 +61,13 @@ func (v verb) check(arg string) error {
 	return nil
 }
 
-// fill gives the arguments for some values. An argument with a value that there is not is left out; one with {env}, {label} or {node} comes once
-// for each variable's name, label, or label of a node. Its error is [launcher.ErrInvalid]: a value that would be taken for an option or for several lines.
+// fill returns the arguments for some values. It leaves out an argument whose value is missing. An
+// argument with {env}, {label} or {node} is repeated for each variable's name, label, or label of a
+// node. The error is an [launcher.ErrInvalid]: a value would be taken for an option or for several
+// lines.
 func (v verb) fill(vars map[string]string, req *launcher.Request) ([]string, error) {
 	var out []string
-	ended := false // what follows are no options
+	ended := false // the arguments that follow are not options
 	for _, arg := range v.args {
 		m := wholes.FindStringSubmatch(arg)
 		if m == nil {
@@ -101,7 +105,7 @@ func (v verb) fill(vars map[string]string, req *launcher.Request) ([]string, err
 	return out, nil
 }
 
-// values are those of a request. What it leaves to the target has none.
+// values returns the values of a request. What the request leaves to the target has no value.
 func values(req *launcher.Request) map[string]string {
 	number := func(n int64) string {
 		if n == 0 {
@@ -122,7 +126,7 @@ func values(req *launcher.Request) map[string]string {
 
 func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
-// worker are the values of a handle, which is the worker's name.
+// worker returns the values of a handle, which is the worker's name.
 func worker(h launcher.Handle) (map[string]string, error) {
 	id, ok := launcher.ParseID(string(h))
 	if !ok {
@@ -131,7 +135,8 @@ func worker(h launcher.Handle) (map[string]string, error) {
 	return map[string]string{"name": string(h), "run_id": id.Run, "attempt": strconv.Itoa(id.Attempt)}, nil
 }
 
-// input is what a command finds on its standard input: the request of launch, with secrets, or the values.
+// input returns what a command reads from its standard input: the request of launch, with secrets,
+// or the values.
 func input(in any) ([]byte, error) {
 	req, ok := in.(*launcher.Request)
 	if !ok {
@@ -149,7 +154,7 @@ func input(in any) ([]byte, error) {
 	})
 }
 
-// command makes the command of a verb.
+// command returns the command of a verb.
 func (l *Launcher) command(ctx context.Context, name string, vars map[string]string, in any) (*exec.Cmd, error) {
 	req, _ := in.(*launcher.Request)
 	args, err := l.verbs[name].fill(vars, req)
@@ -159,7 +164,7 @@ func (l *Launcher) command(ctx context.Context, name string, vars map[string]str
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = slices.Clone(l.env)
 	if req != nil && l.c.Promises.LocalFiles {
-		cmd.Dir = req.Dir // the worker's
+		cmd.Dir = req.Dir // the worker's folder
 	}
 	for key, value := range vars {
 		cmd.Env = append(cmd.Env, "SLIPWAY_"+strings.ToUpper(key)+"="+value)
@@ -174,13 +179,15 @@ func (l *Launcher) command(ctx context.Context, name string, vars map[string]str
 		return nil, err
 	}
 	cmd.Stdin = bytes.NewReader(text)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}                                // a Ctrl-C is the daemon's alone
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // with what it started
-	cmd.WaitDelay = time.Second                                                          // what goes on in the background may hold the output
+	// A Ctrl-C must reach only the daemon. A kill must also reach the processes that the command
+	// started. A process in the background may hold the output open.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
 	return cmd, nil
 }
 
-// maxOutput bounds what a command may write.
+// maxOutput is the maximum number of bytes that a command may write.
 const maxOutput = 16 << 20
 
 // limited keeps the beginning of an output.
@@ -197,7 +204,7 @@ func (b *limited) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
-// output runs a command and gives what it writes.
+// output runs a command and returns its output.
 func (l *Launcher) output(ctx context.Context, name string, vars map[string]string, in any) ([]byte, error) {
 	limit, cancel := context.WithTimeout(ctx, l.c.Timeout)
 	defer cancel()
@@ -226,7 +233,7 @@ func (l *Launcher) output(ctx context.Context, name string, vars map[string]stri
 	return stdout.Bytes(), nil
 }
 
-// run runs a command and decodes what it writes into out, if it writes anything.
+// run runs a command and decodes its output into out, if there is any.
 func (l *Launcher) run(ctx context.Context, name string, vars map[string]string, in, out any) error {
 	text, err := l.output(ctx, name, vars, in)
 	if text = bytes.TrimSpace(text); err != nil || out == nil || len(text) == 0 {
@@ -243,8 +250,9 @@ func (l *Launcher) run(ctx context.Context, name string, vars map[string]string,
 	return nil
 }
 
-// failed makes the error of a command that failed, by its exit code and by what it wrote: on standard error for people,
-// and on standard output, if it likes, {"retry_after": "30s", "cause": "quota"}.
+// failed returns the error of a command that failed. It depends on the exit code and on the output:
+// standard error is text for people, and standard output may contain {"retry_after": "30s",
+// "cause": "quota"}.
 func failed(name string, err error, stdout []byte, text string) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
@@ -273,14 +281,14 @@ func failed(name string, err error, stdout []byte, text string) error {
 	return out
 }
 
-// lastLines is the end of what a command wrote for people.
+// lastLines returns the end of what a command wrote for people.
 func lastLines(text string) string {
 	const most = 2 << 10
 	text = strings.TrimSpace(text)
 	return strings.ToValidUTF8(text[max(0, len(text)-most):], "")
 }
 
-// follow runs logs and gives its output as it comes.
+// follow runs logs and returns its output while it is written.
 func (l *Launcher) follow(ctx context.Context, h launcher.Handle, vars map[string]string) (io.ReadCloser, error) {
 	got, err := l.Health(ctx, h)
 	if err == nil && got.Status == launcher.NotFound {
@@ -317,7 +325,7 @@ func (l *Launcher) follow(ctx context.Context, h launcher.Handle, vars map[strin
 	return f, nil
 }
 
-// followed is what a command writes, while it writes it.
+// followed is the output of a command, readable while it is written.
 type followed struct {
 	*io.PipeReader
 	cancel context.CancelFunc
