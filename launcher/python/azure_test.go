@@ -31,14 +31,14 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// azure is the edge of Azure: a proxy that answers for its hosts, with the emulator behind it.
+// azure is the edge of Azure: a proxy that answers for Azure's hosts, with the emulator behind it.
 type azure struct {
 	t        *testing.T
 	cert     tls.Certificate
 	emulator *aci.Emulator
 }
 
-// scripted runs a script in place of each container's command.
+// scripted runs a script instead of each container's command.
 type scripted struct {
 	aci.Processes
 	script atomic.Value
@@ -49,7 +49,7 @@ func (s *scripted) Start(ctx context.Context, spec aci.Spec) (aci.Container, err
 	return s.Processes.Start(ctx, spec)
 }
 
-// newAzure starts one and gives the variables by which a program finds it.
+// newAzure starts an azure and returns the variables that make a program use it.
 func newAzure(t *testing.T, backend aci.Backend) (*azure, []string) {
 	t.Helper()
 	settings, err := aci.Preset("fast")
@@ -79,7 +79,7 @@ func newAzure(t *testing.T, backend aci.Backend) (*azure, []string) {
 	}
 }
 
-// certificate makes one for an hour; without a parent it signs itself.
+// certificate returns a certificate that is valid for an hour. Without a parent it signs itself.
 func certificate(t *testing.T, c, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -153,7 +153,8 @@ func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
 	a.emulator.ServeHTTP(w, r)
 }
 
-// A launcher of the shape that guides show, with Azure's real SDK for Python, works as it is on the emulator.
+// A launcher of the kind that guides show works unchanged on the emulator, with Azure's real SDK
+// for Python.
 func TestAzureLauncher(t *testing.T) {
 	h := newHost(t)
 	others(t)

@@ -24,8 +24,9 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// service stands in for what launchers of others talk to: the HTTP API of a Docker swarm, of Nomad and of Kubernetes, as far as these
-// launchers use it, at one address. It can be down, or accept and never answer.
+// service is a fake of the services that launchers from PyPI use: the HTTP APIs of a Docker swarm,
+// of Nomad and of Kubernetes, as far as these launchers use them, at one address. It can be down,
+// or accept connections and never answer.
 type service struct {
 	t    *testing.T
 	addr string
@@ -36,7 +37,7 @@ type service struct {
 	workers []*worker
 }
 
-// worker is what the service keeps of one.
+// worker is the service's record of a worker.
 type worker struct {
 	id, text      string // text is what it was made with
 	done, deleted bool
@@ -53,7 +54,7 @@ func newService(t *testing.T) *service {
 	return s
 }
 
-// up has the service listen, at the address that it had.
+// up makes the service listen at its old address.
 func (s *service) up() {
 	s.t.Helper()
 	var l net.Listener
@@ -67,7 +68,7 @@ func (s *service) up() {
 	go func() { _ = s.http.Serve(l) }() // ends with down
 }
 
-// down has it refuse connections.
+// down makes the service refuse connections.
 func (s *service) down() {
 	if err := s.http.Close(); err != nil {
 		s.t.Error(err)
@@ -89,7 +90,7 @@ func (s *service) answers() {
 	s.hangs = nil
 }
 
-// of gives the workers of a run.
+// of returns the workers of a run.
 func (s *service) of(run string) (all []worker) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,7 +102,7 @@ func (s *service) of(run string) (all []worker) {
 	return all
 }
 
-// end has the newest worker end well.
+// end makes the newest worker end with success.
 func (s *service) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,7 +131,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer does what one request asks. A worker is named in the path or in the filter of a list.
+// answer handles one request. A worker is named in the path or in the filter of a list.
 func (s *service) answer(r *http.Request, body map[string]any) (int, any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,8 +200,8 @@ func (w *worker) state(running, done string) string {
 	return running
 }
 
-// RunLauncher classes of PyPI, as they are, launch, watch and stop workers; and no run is without an end while their service is down, or
-// accepts and never answers.
+// Unchanged RunLauncher classes from PyPI launch, watch and stop workers. Every run gets an end,
+// even while the service is down or accepts connections and never answers.
 func TestClassesOfPyPI(t *testing.T) {
 	others(t)
 	type class struct {
@@ -267,7 +268,8 @@ func TestClassesOfPyPI(t *testing.T) {
 			}
 			handle = launch(h.starting(1))
 
-			// It is down: nothing was sent, so the run is launched when it is back, or ends at once if it is canceled.
+			// It is down: nothing was sent, so the run is launched when it is back, or ends at once
+			// if it is canceled.
 			s.down()
 			req := h.starting(2)
 			testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // K8sRunLauncher itself tries for half a minute
@@ -317,7 +319,8 @@ func TestClassesOfPyPI(t *testing.T) {
 	}
 }
 
-// A class that connects to its service when it is made does not keep the daemon from starting while the service is down.
+// A class that connects to its service when it is made does not stop the daemon from starting while
+// the service is down.
 func TestClassThatConnectsWhenItIsMade(t *testing.T) {
 	others(t)
 	s, h := newService(t), newHost(t)
@@ -341,7 +344,7 @@ func TestClassThatConnectsWhenItIsMade(t *testing.T) {
 	}
 }
 
-// others needs what hack/launchers installs.
+// others skips the test unless the packages are installed that hack/launchers installs.
 func others(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(testenv.Root(t), ".venvs/launchers/.complete")); err != nil {

@@ -1,7 +1,8 @@
-// Package python has launchers that are RunLauncher classes of Dagster's, hosted by a Python that has them: the class stays as it is, and
-// Slipway asks it over the wire of package plugin.
+// Package python has launchers that are RunLauncher classes of Dagster's. A Python that has the
+// class hosts it unchanged, and Slipway calls it over the wire of package plugin.
 //
-// The package slipway_launcher beside this file is that program, and what launchers in Python build on.
+// The package slipway_launcher beside this file is that host. Launchers in Python can also build on
+// it.
 package python
 
 import (
@@ -26,17 +27,17 @@ import (
 type Config struct {
 	Module  string                 `config:"module" required:"true" help:"Python module of the class, as in dagster.yaml."`
 	Class   string                 `config:"class" required:"true" help:"The RunLauncher class."`
-	Config  config.Values          `config:"config" help:"The class's own config, which it checks itself; Dagster's {env: NAME} holds in it."`
-	Python  string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. Only this one needs it."`
-	Path    []string               `config:"path" help:"Folders with further Python modules; PYTHONPATH is not looked at."`
-	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that this Python gets, besides PATH, HOME and their like and those that dagster.yaml and the config name by {env: NAME} or in env_vars; * for all."`
+	Config  config.Values          `config:"config" help:"The config of the class, which checks it. Dagster's {env: NAME} works in it."`
+	Python  string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. No other program needs it."`
+	Path    []string               `config:"path" help:"Folders with further Python modules. PYTHONPATH is ignored."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that this Python gets. It always gets PATH, HOME and similar ones, and those that dagster.yaml and the config name by {env: NAME} or in env_vars. * means all."`
 	Env     map[string]config.Text `config:"env" help:"Further environment variables of that Python."`
 }
 
 //go:embed slipway_launcher/*.py slipway_launcher/contract.binpb
 var files embed.FS
 
-// startTime is how long Dagster may take to be imported on a busy machine.
+// startTime is how long the import of Dagster may take on a busy machine.
 const startTime = 2 * time.Minute
 
 // Kind declares the launchers that are hosted classes.
@@ -77,7 +78,7 @@ func open(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Laun
 	}, v, log)
 }
 
-// instanceNames are the variables that the instance's dagster.yaml names, for its storage.
+// instanceNames returns the variables that the instance's dagster.yaml names, for its storage.
 func instanceNames(home string) ([]string, error) {
 	file := filepath.Join(home, "dagster.yaml")
 	text, err := os.ReadFile(file)
@@ -91,7 +92,8 @@ func instanceNames(home string) ([]string, error) {
 	return config.EnvNames(doc), err
 }
 
-// Unpack writes the Python package slipway_launcher into a folder, if it is not there as it is here.
+// Unpack writes the Python package slipway_launcher into a folder. It skips files that are already
+// there unchanged.
 func Unpack(dir string) error {
 	return fs.WalkDir(files, ".", func(path string, e fs.DirEntry, err error) error {
 		to := filepath.Join(dir, path)
@@ -112,7 +114,7 @@ func Unpack(dir string) error {
 	})
 }
 
-// replace writes a file that others may read meanwhile.
+// replace writes a file that other processes may read at the same time.
 func replace(to string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(to), ".new-*")
 	if err != nil {

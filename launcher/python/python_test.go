@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// logged is a log that tests read.
+// logged is a log that tests can read.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -51,7 +51,7 @@ func (l *logged) String() string {
 	return l.text.String()
 }
 
-// host is an instance that real Dagster made, and a class that is hosted for it.
+// host is an instance made by real Dagster, and a class that is hosted for it.
 type host struct {
 	t     *testing.T
 	d     *storagetest.Dagster
@@ -67,7 +67,7 @@ func newHost(t *testing.T) *host {
 	return &host{t: t, d: storagetest.NewSQLite(t), asked: filepath.Join(t.TempDir(), "asked"), dir: t.TempDir()}
 }
 
-// open hosts a class of testdata; its config is YAML.
+// open hosts a class of testdata. Its config is YAML.
 func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
 	h.t.Helper()
 	testdata, err := filepath.Abs("testdata")
@@ -89,19 +89,19 @@ func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
 	return python.Kind().Open(context.Background(), v, slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 }
 
-// recorder hosts the class that writes down what it is asked.
+// recorder hosts the class that records its calls.
 func (h *host) recorder(settings string) launcher.Launcher {
 	h.t.Helper()
 	return h.class("Recorder", settings)
 }
 
-// class hosts one of the classes that write down what they are asked.
+// class hosts one of the classes that record their calls.
 func (h *host) class(name, settings string) launcher.Launcher {
 	h.t.Helper()
 	return h.hosts("launchers", name, "{log: {env: THE_LOG}"+settings+"}")
 }
 
-// hosts is open, until the test ends.
+// hosts calls open, and closes the launcher when the test ends.
 func (h *host) hosts(module, class, settings string) launcher.Launcher {
 	h.t.Helper()
 	l, err := h.open(module, class, settings)
@@ -116,7 +116,7 @@ func (h *host) hosts(module, class, settings string) launcher.Launcher {
 	return l
 }
 
-// was is what the class was asked so far.
+// was returns the calls that the class has got so far.
 func (h *host) was(asked string) (all []map[string]any) {
 	h.t.Helper()
 	text, err := os.ReadFile(h.asked)
@@ -135,7 +135,7 @@ func (h *host) was(asked string) (all []map[string]any) {
 	return all
 }
 
-// starting gives a request for a run that is being launched.
+// starting returns a request for a run that is being launched.
 func (h *host) starting(n int) *launcher.Request {
 	h.t.Helper()
 	id, err := h.d.Text("SELECT run_id FROM runs ORDER BY id LIMIT 1 OFFSET ?", n)
@@ -148,7 +148,8 @@ func (h *host) starting(n int) *launcher.Request {
 	return &launcher.Request{ID: launcher.ID{Run: id, Attempt: 1}, Token: "t", Instance: "test", At: time.Now(), Run: json.RawMessage("{}"), InstanceRef: json.RawMessage("{}")}
 }
 
-// begunLongAgo has launch_run been called for a run when the start timeout has long passed.
+// begunLongAgo makes it look as if launch_run had been called for a run before the start timeout
+// passed.
 func (h *host) begunLongAgo(req *launcher.Request) {
 	h.t.Helper()
 	body, err := h.d.Text("SELECT run_body FROM runs WHERE run_id = ?", req.ID.Run)
@@ -168,7 +169,8 @@ func (h *host) begunLongAgo(req *launcher.Request) {
 	}
 }
 
-// absent fails the test unless the launcher says that there is no worker of a request, by which a canceled run may end.
+// absent fails the test unless the launcher says that a request has no worker, so that a canceled
+// run may end.
 func absent(t *testing.T, l launcher.Launcher, req *launcher.Request) {
 	t.Helper()
 	finder, _ := launcher.As[launcher.Finder](l)
@@ -186,7 +188,7 @@ func health(t *testing.T, l launcher.Launcher, h launcher.Handle) launcher.Healt
 	return got
 }
 
-// A class gets what Dagster gives it, once, and its answers are the contract's.
+// A class gets once what Dagster gives it, and its answers are translated to the contract's.
 func TestHostedClass(t *testing.T) {
 	h := newHost(t)
 	l := h.recorder("")
@@ -251,8 +253,8 @@ func TestHostedClass(t *testing.T) {
 	}
 }
 
-// What a class says of its workers is passed on. What it cannot say is Starting until the run has started, so that it may take no
-// longer than a start may, and Unknown from then on.
+// What a class reports about its workers is passed on. If it cannot tell, the worker is Starting
+// until the run has started, so that the start timeout applies, and Unknown from then on.
 func TestHealthOfAClass(t *testing.T) {
 	h := newHost(t)
 	n := 0
@@ -320,8 +322,8 @@ func TestLaunchThatFails(t *testing.T) {
 	}
 }
 
-// Where nothing was sent, launch_run is called again, and nobody has to wait for a worker. Each failure is told in one line, and
-// where it comes from once.
+// If nothing was sent, launch_run is called again, and no caller has to wait for a worker. Each
+// failure is logged in one line, and its traceback once.
 func TestNothingWasSent(t *testing.T) {
 	h := newHost(t)
 	for n, fails := range []string{"refused", "name", "socket", "retried"} {
@@ -362,7 +364,7 @@ func TestNothingWasSent(t *testing.T) {
 	}
 }
 
-// A service that cannot be asked about workers keeps no run from its end.
+// A service that cannot be asked about workers does not stop a run from ending.
 func TestServiceIsDown(t *testing.T) {
 	h := newHost(t)
 	l, req := h.class("Unwell", ", fails: connection"), h.starting(0)
@@ -378,7 +380,7 @@ func TestServiceIsDown(t *testing.T) {
 	}
 }
 
-// Many that ask for one run while launch_run is at it get one worker, however long it takes.
+// Many concurrent launches of one run get one worker, however long launch_run takes.
 func TestSlowLaunch(t *testing.T) {
 	h := newHost(t)
 	l, req := h.recorder(", fails: slow"), h.starting(0)
@@ -409,7 +411,7 @@ func TestSlowLaunch(t *testing.T) {
 	}
 }
 
-// What is wrong with the settings is shown at their place.
+// Problems of the settings are reported with their place.
 func TestHostedSettings(t *testing.T) {
 	h := newHost(t)
 	for _, c := range []struct{ module, class, config, want string }{

@@ -1,6 +1,6 @@
 """Serves a launcher to Slipway: the contract of proto/launcher/launcher.proto. Needs grpcio and protobuf.
 
-A launcher is a gRPC servicer with the contract's methods, which get and give its messages:
+A launcher is a gRPC servicer with the contract's methods. They receive and return its messages:
 
     from slipway_launcher import Failure, Launcher, pb, serve
 
@@ -13,7 +13,7 @@ A launcher is a gRPC servicer with the contract's methods, which get and give it
 
     serve(Mine())
 
-Methods are called from several threads at once. What they print and log arrives in Slipway's log.
+Methods are called from several threads at once. What they print and log appears in Slipway's log.
 """
 
 import atexit
@@ -35,13 +35,13 @@ from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_fa
 log = logging.getLogger("slipway_launcher")
 
 CONTRACT = 1  # the version of the contract
-CALLS = 64  # at once; what is watched or followed takes one as long as it lasts
+CALLS = 64  # maximum calls at once; Watch, and Logs with follow, each occupy one until they end
 
 _PACKAGE = "slipway.launcher.v1."
 
 
 def _load():
-    """Reads the contract into a pool of its own, so that it cannot clash with generated code of the same names."""
+    """Reads the contract into a separate pool, so that generated code of the same names cannot clash."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
     with open(os.path.join(os.path.dirname(__file__), "contract.binpb"), "rb") as f:
@@ -75,10 +75,13 @@ _streams = {"List", "Watch", "Logs"}  # methods that yield
 
 
 class Failure(Exception):
-    """An error with one of the contract's codes; any other exception leaves the outcome of a Launch unknown."""
+    """An error with one of the contract's codes.
+
+    After any other exception the outcome of a Launch is unknown.
+    """
 
     def __init__(self, code, text, cause="", retry_after=0.0, problems=()):
-        """code is the name of a gRPC status code. problems are (setting, text), of Open."""
+        """code is the name of a gRPC status code. problems are pairs (setting, text), for errors of Open."""
         super().__init__(text)
         self.code = grpc.StatusCode[code]
         self.detail = pb.ErrorDetail(cause=cause, retry_after_us=int(retry_after * 1e6))
@@ -95,7 +98,7 @@ class Failure(Exception):
 
 
 class Launcher:
-    """The base of a launcher: declares it, and opens it with the settings of slipway.yaml."""
+    """The base class of a launcher: declares it, and opens it with the settings of slipway.yaml."""
 
     name = ""
     help = ""
@@ -103,10 +106,13 @@ class Launcher:
     traits = pb.Traits()
 
     def setup(self, config, folder):
-        """Takes the settings, a dict, and the path of a folder of the launcher's own, which may not exist yet."""
+        """Takes the settings as a dict, and the path of a folder for this launcher alone.
+
+        The folder may not exist yet.
+        """
 
     def close(self):
-        """Ends the launcher in this process. Workers go on."""
+        """Ends the launcher in this process. Workers are not affected."""
 
     def Declare(self, request, context):
         return pb.Declaration(
@@ -148,7 +154,10 @@ class Launcher:
 
 
 def serve(launcher):
-    """Serves a launcher to the Slipway that started this program, and returns when that is gone or says so."""
+    """Serves a launcher to the Slipway that started this program.
+
+    Returns when Slipway is gone or asks for it.
+    """
     if os.environ.get("SLIPWAY_LAUNCHER") != "contract":
         sys.exit("This program is a launcher for Slipway, which starts it; to try it: slipway launchers test --no-mtls -- COMMAND")
     if os.environ.get("PLUGIN_CLIENT_CERT"):
@@ -157,7 +166,7 @@ def serve(launcher):
     folder = tempfile.mkdtemp(prefix="slipway-", dir=os.environ.get("PLUGIN_UNIX_SOCKET_DIR") or None)
     atexit.register(shutil.rmtree, folder, True)
     ended = threading.Event()
-    # Streams that nobody reads any more must not keep calls from being answered.
+    # Streams without a reader must not block other calls.
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(CALLS),
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
@@ -165,7 +174,7 @@ def serve(launcher):
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(_service.full_name, {m.name: _handler(launcher, m) for m in _service.methods}),
-            # What go-plugin asks: messages without fields, and "serving".
+            # go-plugin sends messages without fields, and expects the answer "serving".
             grpc.method_handlers_generic_handler(
                 "grpc.health.v1.Health",
                 {"Check": grpc.unary_unary_rpc_method_handler(lambda r, c: b"\x08\x01")},
@@ -230,7 +239,10 @@ MAX_LINE = 1000  # characters
 
 
 def in_one_line(e):
-    """An exception as type and text, or a text, in one line of bounded length, without the stack that Dagster appends."""
+    """Returns an exception, as type and text, or a text, in one line of limited length.
+
+    It leaves out the stack that Dagster appends.
+    """
     text = f"{type(e).__name__}: {e}" if isinstance(e, BaseException) else str(e)
     text = " ".join(re.split(r"\s*Stack Trace:\s", text, maxsplit=1)[0].split())
     return text if len(text) <= MAX_LINE else text[:MAX_LINE] + "…"
@@ -240,7 +252,7 @@ _logged = set()  # tracebacks, each as the exception's type and its lines of cod
 
 
 def log_traceback(e):
-    """Logs at debug level where an exception comes from, once. Slipway logs its text, each time."""
+    """Logs once, at debug level, where an exception comes from. Slipway logs its text each time."""
     where = type(e), tuple((f.filename, f.lineno) for f in traceback.extract_tb(e.__traceback__))
     if where not in _logged:
         _logged.add(where)
@@ -248,7 +260,7 @@ def log_traceback(e):
 
 
 class _Lines(logging.Formatter):
-    """Records as JSON lines, which Slipway reads with their level."""
+    """Formats records as JSON lines, so that Slipway reads their level."""
 
     def format(self, record):
         text = record.getMessage()
@@ -266,7 +278,7 @@ def _log_to_slipway():
 
 
 def check(request):
-    """Refuses a request that no launcher could take."""
+    """Refuses a request that no launcher could accept."""
     if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,43}[a-z0-9])?", request.id.run) or not 1 <= request.id.attempt <= 9999:
         raise Failure("INVALID_ARGUMENT", f"run ID {request.id.run!r} with attempt {request.id.attempt} cannot name a worker")
     if not request.command or not request.instance:
@@ -277,18 +289,18 @@ _ID = re.compile(r"dagster-run-(.+)-(\d+)")
 
 
 def worker_name(id):
-    """The default name of a worker on its target, from which parse_name reads the ID."""
+    """Returns the default name of a worker on its target. parse_name parses it."""
     return f"dagster-run-{id.run}-{id.attempt}"
 
 
 def parse_name(name):
-    """The ID in a name that worker_name made, or None."""
+    """Returns the ID in a name that worker_name made, or None."""
     m = _ID.fullmatch(name)
     return pb.ID(run=m[1], attempt=int(m[2])) if m else None
 
 
 def micros(seconds):
-    """A time or duration in seconds, as the contract has it."""
+    """Converts seconds to the contract's microseconds."""
     return int(seconds * 1_000_000)
 
 

@@ -1,4 +1,6 @@
-"""Serves a RunLauncher class of Dagster's to Slipway: python -m slipway_launcher.host, started by launchers of kind python."""
+"""Serves a RunLauncher class of Dagster's to Slipway. Launchers of kind python start it as
+python -m slipway_launcher.host.
+"""
 
 import importlib
 import inspect
@@ -23,23 +25,24 @@ from slipway_launcher import Failure, Launcher, in_one_line, log_traceback, pars
 
 log = logging.getLogger("slipway_launcher.host")
 
-# How far a launch has come, on the run itself: launch_run must not be called twice for one attempt, and any host must know
-# that it was called. Dagster's UI hides tags of this prefix. Its values:
+# A tag on the run that records how far its launch has come. launch_run must not be called twice for
+# one attempt, so any host must know that it was called. Dagster's UI hides tags with this prefix.
+# The values:
 #
 #   ATTEMPT begun TIME    launch_run was called at TIME and has not returned
-#   ATTEMPT refused KEYS  it failed before it had sent anything, so it may be called again
-#   ATTEMPT done KEYS     it returned
+#   ATTEMPT refused KEYS  launch_run failed before it sent anything, so it may be called again
+#   ATTEMPT done KEYS     launch_run returned
 #
-# KEYS is a JSON list of the tags that it has put on the run.
+# KEYS is a JSON list of the tags that launch_run put on the run.
 TAG = ".dagster/slipway/launch_run"
 
-# How long a call waits for the class before it answers that the class is still at it, in seconds; less if the caller
-# has less time.
+# How long a call waits for the class, in seconds, before it answers that the class has not returned.
+# It waits less if the caller has less time.
 WAIT = 20.0
 
 
 class NoWorkspace:
-    """Stands for the workspace, which only Dagster's own processes have."""
+    """Replaces the workspace, which only Dagster's own processes have."""
 
     def __getattr__(self, name):
         raise Failure(
@@ -49,8 +52,9 @@ class NoWorkspace:
         )
 
 
-# Names of exceptions of Python and of the libraries that launchers use, which nobody has to install for this list.
-# A connection failed: nothing is known of what the target did.
+# The next lists name exceptions of Python and of the libraries that launchers use. They are names, so
+# that these libraries need not be installed.
+# A connection failed: what the target did is unknown.
 LOST = {
     "ConnectionError",
     "TimeoutError",
@@ -62,7 +66,7 @@ LOST = {
     "ServiceResponseError",
     "EndpointConnectionError",  # botocore
 }
-# There never was a connection: nothing was sent.
+# No connection was made: nothing was sent.
 REFUSED = {
     "ConnectionRefusedError",
     "gaierror",  # the name is not known
@@ -73,7 +77,7 @@ REFUSED = {
     "ClientConnectorError",  # aiohttp
     "EndpointConnectionError",  # botocore
 }
-# There was one, and it broke.
+# A connection was made and broke.
 BROKEN = {
     "ConnectionResetError",
     "ConnectionAbortedError",
@@ -87,7 +91,10 @@ BROKEN = {
 
 
 def names(e):
-    """The class names of an exception and of all that led to it, also where a library keeps those in its own way."""
+    """Returns the class names of an exception and of its causes.
+
+    It also finds causes that a library stores in its own way.
+    """
     todo, seen = [e], []
     while todo:
         e = todo.pop()
@@ -98,14 +105,14 @@ def names(e):
 
 
 def is_connection(e):
-    """Whether a connection failed."""
+    """Reports whether a connection failed."""
     return bool(LOST & names(e))
 
 
 def nothing_sent(e):
-    """Whether an exception proves that nothing reached the target."""
+    """Reports whether an exception proves that nothing reached the target."""
     types = names(e)
-    no_socket = "FileNotFoundError" in types and LOST & types  # of a local engine
+    no_socket = "FileNotFoundError" in types and LOST & types  # the socket of a local engine
     return bool(REFUSED & types or no_socket) and not BROKEN & types
 
 
@@ -116,7 +123,7 @@ class Host(Launcher):
         pb.Setting(name="module", type="text", required=True),
         pb.Setting(name="class", type="text", required=True),
         pb.Setting(name="config", type="any"),
-        pb.Setting(name="python", type="text"),  # these four are Slipway's, to start this program
+        pb.Setting(name="python", type="text"),  # Slipway uses these four to start this program
         pb.Setting(name="path", type="list"),
         pb.Setting(name="pass_env", type="list"),
         pb.Setting(name="env", type="map"),
@@ -126,7 +133,8 @@ class Host(Launcher):
     def setup(self, config, folder):
         home = os.environ["DAGSTER_HOME"]
         module, name = config["module"], config["class"]
-        # What the class logs is shown; of the libraries that it uses, which tell of every request, only warnings are.
+        # The log of the class is shown. The libraries that it uses log every request, so only their
+        # warnings are shown.
         logging.getLogger().setLevel(logging.WARNING)
         for logger in ("dagster", module.partition(".")[0]):
             logging.getLogger(logger).setLevel(logging.INFO)
@@ -171,20 +179,23 @@ class Host(Launcher):
             log_traceback(e)
             log.warning("%s cannot reach its service and is made later: %s", name, in_one_line(e))
         self.lock = threading.Lock()
-        self.calls = {}  # calls of the class, by what they are about, until somebody has seen how they ended
-        # How long a worker of which nothing is known may take to report itself.
+        self.calls = {}  # calls of the class, by their subject, until their result was read
+        # How long a worker may take to report itself if nothing is known about it.
         self.start_timeout = self.instance.run_monitoring_start_timeout_seconds
         log.info("hosting %s.%s with Dagster %s", module, name, dagster.__version__)
 
     @property
     def launcher(self):
-        """The class's object. It may connect to its service when it is made, and that may be away."""
+        """The instance of the class.
+
+        It may connect to its service when it is made, and the service may be down.
+        """
         with self.making:
             return self.instance.run_launcher
 
     def close(self):
         if hasattr(self, "instance"):
-            self.instance.dispose()  # and the launcher's own dispose
+            self.instance.dispose()  # also disposes of the launcher
 
     def run(self, id):
         run = self.instance.get_run_by_id(id.run)
@@ -193,9 +204,10 @@ class Host(Launcher):
         return run
 
     def join(self, about, f, context, repeat=True):
-        """Calls f in a thread of its own, or joins the call about the same thing that goes on, and waits a while for it.
+        """Calls f in a new thread, or joins a running call with the same subject, and waits a while.
 
-        None if it goes on after that. A call that ended unseen is made anew if it may be repeated.
+        Returns None if the call is still running then. If an earlier call ended and its result was not
+        read, f is called again only if repeat is set.
         """
         with self.lock:
             call = self.calls.get(about)
@@ -210,7 +222,7 @@ class Host(Launcher):
         return call
 
     def ask(self, method, run, context, **args):
-        """What a method of the class says of a run."""
+        """Returns the answer of a method of the class about a run."""
         call = self.join((method, run.run_id), lambda: getattr(self.made(), method)(run, **args), context)
         if call is None:
             raise Failure("UNAVAILABLE", f"{method} of {self.name_of_class} has not returned yet")
@@ -241,7 +253,10 @@ class Host(Launcher):
         return Failure("UNAVAILABLE", f"launch_run of {self.name_of_class} has not returned yet")
 
     def made(self):
-        """The class's object, or an error that says why there is none yet: then nothing was asked of the service."""
+        """Returns the instance of the class.
+
+        An error says why it does not exist yet. Then nothing was sent to the service.
+        """
         try:
             return self.launcher
         except Exception as e:
@@ -284,9 +299,10 @@ class Host(Launcher):
         return pb.Launched(handle=worker_name(request.id), tags={k: tags[k] for k in keys_in(tags.get(TAG, "")) if k in tags})
 
     def find(self, request, context):
-        """What Launch returned for this request, or None if there is no worker of it.
+        """Returns what Launch returned for this request, or None if the request has no worker.
 
-        While launch_run goes on that is None too, and Launch joins it. If nobody can tell how it went, an error.
+        Also returns None while launch_run is running; then Launch joins that call. Raises an error if
+        the outcome of launch_run is unknown.
         """
         run, name = self.run(request.id), self.name_of_class
         attempt, _, state = run.tags.get(TAG, "0 ").partition(" ")
@@ -314,7 +330,7 @@ class Host(Launcher):
         raise Failure("UNAVAILABLE", f"{text}; a worker that it started may still report itself")
 
     def sees(self, run, context):
-        """Whether the class knows a worker of the run. If it cannot be asked, nothing is known."""
+        """Reports whether the class knows a worker of the run. False if the class cannot be asked."""
         try:
             return self.health(run, context).status in ("Running", "Succeeded", "Failed")
         except Exception as e:
@@ -325,7 +341,7 @@ class Host(Launcher):
         try:
             found = self.find(request, context)
         except GivenUp:
-            found = None  # launch_run is not called any more: a run that was canceled may end
+            found = None  # launch_run will not be called again, so a run that was canceled may end
         else:
             if found is None and self.goes_on(request):
                 raise self.not_returned()
@@ -336,7 +352,7 @@ class Host(Launcher):
         run = id and self.instance.get_run_by_id(id.run)
         if not run or run.is_finished or not self.of(run, id):
             return pb.TerminateReply(stopped=False)
-        # Classes wait for the worker's end; the caller does not.
+        # Classes wait for the worker's end, but the caller must not wait.
         call = self.join(("terminate", id.run), lambda: self.made().terminate(id.run), context)
         if call is None:
             return pb.TerminateReply(stopped=True)
@@ -353,12 +369,14 @@ class Host(Launcher):
         if not run or not self.of(run, id):
             return pb.HealthReply(status="NotFound", message="no run of this storage was launched so")
         health = self.health(run, context)
-        run = self.instance.get_run_by_id(id.run)  # again: what the class says of a worker that ends meanwhile is about an ended run
+        # Read the run again: if the worker ended during the check, the answer is about an ended run.
+        run = self.instance.get_run_by_id(id.run)
         if run and run.is_finished:
             ok = run.status == DagsterRunStatus.SUCCESS
             return pb.HealthReply(status="Succeeded" if ok else "Failed", message=f"the run is {run.status.value}")
         if run and run.status == DagsterRunStatus.STARTING and health.status == "Unknown":
-            health.status = "Starting"  # classes say UNKNOWN of a worker that waits: the start timeout holds, as in Dagster
+            # Classes answer UNKNOWN about a worker that waits: the start timeout applies, as in Dagster.
+            health.status = "Starting"
         return health
 
     def health(self, run, context):
@@ -387,7 +405,7 @@ class Host(Launcher):
         try:
             info = json.loads(info)
         except (TypeError, ValueError):
-            pass  # a text for people, or what is no text
+            pass  # a text for people, or not a text at all
         if not isinstance(info, dict):
             info = {"debug_info": info}
         return pb.JSON(json=json.dumps(info, default=str).encode())
@@ -416,25 +434,25 @@ class Host(Launcher):
 
 
 class GivenUp(Failure):
-    """Nobody knows how a launch went, and its time is over."""
+    """The outcome of a launch is unknown, and its time has expired."""
 
     def __init__(self, text):
         super().__init__("INVALID_ARGUMENT", text)
 
 
 def keys_in(mark):
-    """The tags that launch_run has put on the run, of a value of TAG."""
+    """Returns the tags that launch_run put on the run, from a value of TAG."""
     _, _, keys = mark.partition("[")
     return json.loads("[" + keys) if keys else []
 
 
 def launch_of(request):
-    """What a call of launch_run is about."""
+    """Returns the subject of a call of launch_run."""
     return "launch_run", request.id.run, request.id.attempt
 
 
 class Call:
-    """A call of the class in a thread of its own: it may last longer than anybody waits."""
+    """A call of the class in its own thread, because it may last longer than the callers wait."""
 
     def __init__(self, f):
         self.ended, self.result, self.error = threading.Event(), None, None
@@ -450,7 +468,7 @@ class Call:
 
 
 def problem_of(error):
-    """The path of a setting, and what Dagster says is wrong with it."""
+    """Returns the path of a setting, and Dagster's description of the problem."""
     names = [e.field_name for e in error.stack.entries if hasattr(e, "field_name")]
     return ".".join(["config", *names]), in_one_line(error.message)
 
