@@ -1,9 +1,11 @@
-// Package codeserver launches run workers as Dagster's DefaultRunLauncher does: the code server of a run's location, which somebody
-// else has started (grpc_server in workspace.yaml), executes the run in a process of its own.
+// Package codeserver launches run workers as Dagster's DefaultRunLauncher does: the code server of
+// a run's location executes the run in a process of its own. Slipway does not start the code server
+// (grpc_server in workspace.yaml).
 //
-// The worker has the code server's environment, interpreter and user, and ends with it. The server starts a second process if it is
-// asked twice, so it is asked which runs it executes before it is asked to start one; whether a request that got no answer was heard is held
-// for [settle] until its absence counts.
+// The worker has the code server's environment, interpreter and user, and ends with the server. The
+// server starts a second process if it is asked twice. So Slipway asks which runs it executes
+// before it asks it to start one. If a start got no answer, the server may still act on it; the
+// absence of the run counts only after [settle].
 package codeserver
 
 import (
@@ -25,7 +27,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	_ "google.golang.org/grpc/encoding/gzip" // which Dagster's server may answer with
+	_ "google.golang.org/grpc/encoding/gzip" // Dagster's server may answer with it
 	"google.golang.org/grpc/status"
 
 	"github.com/slipway-run/slipway/config"
@@ -36,17 +38,17 @@ import (
 
 // Config holds the settings of the codeserver launcher.
 type Config struct {
-	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run whose start got no answer may wait for its code server to say whether it executes it; then the run fails. A run whose start did not reach the server waits in the queue."`
+	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run whose start got no answer may wait until its code server says whether it executes the run. After that the run fails. A run whose start did not reach the server waits in the queue."`
 }
 
-// Launcher asks code servers. It is safe for use by many goroutines.
+// Launcher launches workers through code servers. It is safe for use by many goroutines.
 type Launcher struct {
 	timeout time.Duration
 	log     *slog.Logger
 
 	mu    sync.Mutex
 	conns map[server]*grpc.ClientConn
-	used  map[server]time.Time // when each connection was asked for the last time
+	used  map[server]time.Time // when each connection was last used
 }
 
 var (
@@ -59,11 +61,12 @@ var (
 )
 
 const (
-	// settle is how long a request to start a run may be on its way: Dagster's own client gives up after 60 s.
+	// settle is how long a request to start a run may be on its way: Dagster's own client gives up
+	// after 60 s.
 	settle = 60 * time.Second
-	// dialAgain is how soon a server that could not be reached is tried again.
+	// dialAgain is the pause before connecting again to a server that could not be reached.
 	dialAgain = time.Second
-	// maxMessage is what Dagster's servers send at most by default.
+	// maxMessage is the largest message that Dagster's servers send by default.
 	maxMessage = 50 << 20
 )
 
@@ -83,10 +86,11 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// server is the address of one: a gRPC target, with "tls " before it where it speaks TLS.
+// server is the address of a code server: a gRPC target, with the prefix "tls " if the server
+// speaks TLS.
 type server string
 
-// serverOf finds the code server of a run.
+// serverOf returns the code server of a run.
 func serverOf(r dagster.Run) (server, error) {
 	var s string
 	o := r.Remote
@@ -109,7 +113,7 @@ func (s server) String() string {
 	return strings.TrimPrefix(address, "///")
 }
 
-// place is the address, with "tls " before it where the server speaks TLS. [serverAt] reads it.
+// place returns the address, with the prefix "tls " if the server speaks TLS. [serverAt] parses it.
 func (s server) place() string {
 	if strings.HasPrefix(string(s), "tls ") {
 		return "tls " + s.String()
@@ -149,7 +153,7 @@ func (l *Launcher) PlaceOf(h launcher.Handle) string {
 	return ""
 }
 
-// Ping implements [launcher.Divider], by the question that comes before each start.
+// Ping implements [launcher.Divider]. It sends the request that also precedes each start.
 func (l *Launcher) Ping(ctx context.Context, place string) error {
 	_, err := l.runs(ctx, serverAt(place))
 	if status.Code(err) == codes.Unimplemented {
@@ -158,7 +162,7 @@ func (l *Launcher) Ping(ctx context.Context, place string) error {
 	return err
 }
 
-// handle is the server and the run.
+// handle returns the handle of a run: the server and the run's ID.
 func (s server) handle(run string) launcher.Handle { return launcher.Handle(string(s) + " " + run) }
 
 func parse(h launcher.Handle) (s server, run string, ok bool) {
@@ -170,7 +174,7 @@ func parse(h launcher.Handle) (s server, run string, ok bool) {
 	return s, run, run != "" && (strings.Contains(string(s), "dns:///") || strings.Contains(string(s), "unix:"))
 }
 
-// idle is how long a connection is kept that nothing uses. It is longer than any call.
+// idle is how long an unused connection is kept. It is longer than any call.
 const idle = time.Hour
 
 // Close implements [io.Closer].
@@ -180,8 +184,8 @@ func (l *Launcher) Close() error {
 	return l.forget(func(time.Time) bool { return true })
 }
 
-// forget closes connections by their last use. The caller holds mu. A code server that is started anew may
-// have another address each time.
+// forget closes connections, selected by the time of their last use. The caller holds mu. It is
+// needed because a restarted code server may have another address each time.
 func (l *Launcher) forget(which func(used time.Time) bool) (err error) {
 	for s, at := range l.used {
 		if which(at) {
@@ -218,7 +222,7 @@ func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 	return dagsterpb.NewDagsterApiClient(c), nil
 }
 
-// runs says which runs a server executes.
+// runs returns the runs that a server executes.
 func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) {
 	api, err := l.api(s)
 	if err != nil {
@@ -226,7 +230,7 @@ func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) 
 	}
 	reply, err := api.GetCurrentRuns(ctx, &dagsterpb.Empty{})
 	if err != nil {
-		return nil, launcher.Unreached(silent(ctx, s, err)) // a question starts nothing
+		return nil, launcher.Unreached(silent(ctx, s, err)) // a query starts nothing
 	}
 	list, err := dagster.ParseCurrentRuns(reply.SerializedCurrentRuns)
 	runs := map[string]bool{}
@@ -236,8 +240,8 @@ func (l *Launcher) runs(ctx context.Context, s server) (map[string]bool, error) 
 	return runs, err
 }
 
-// executes says whether a server executes a run. A server that `dagster code-server start` runs does not list its runs; it
-// is asked for this one.
+// executes reports whether a server executes a run. A server that `dagster code-server start` runs
+// does not list its runs, so it is asked about this one.
 func (l *Launcher) executes(ctx context.Context, s server, run string) (bool, error) {
 	runs, err := l.runs(ctx, s)
 	if status.Code(err) != codes.Unimplemented {
@@ -254,7 +258,7 @@ func (l *Launcher) executes(ctx context.Context, s server, run string) (bool, er
 	return dagster.ParseCanCancel(reply.SerializedCanCancelExecutionResult)
 }
 
-// silence is the error of a call that got no answer, or one that is none.
+// silence is the error of a call that got no answer, or no usable one.
 type silence struct {
 	server server
 	err    error
@@ -292,7 +296,7 @@ func launched(s server, r dagster.Run) launcher.Launched {
 	}
 }
 
-// target reads a request.
+// target returns the run of a request and its server.
 func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 	if err := req.ID.Check(); err != nil {
 		return dagster.Run{}, "", err
@@ -323,11 +327,12 @@ func words(err error) string {
 	return plain(text)
 }
 
-// details is the text of an error of Python's gRPC, in what Python prints of it.
+// details matches the text of an error of Python's gRPC, in the form in which Python prints the
+// error.
 var details = regexp.MustCompile(`details = "((?:[^"\\]|\\.)*)"`)
 
-// plain is a message without what Python's gRPC puts around it: `dagster code-server start` passes on the error of the server behind it
-// as Python prints it.
+// plain returns a message without the text that Python's gRPC puts around it. `dagster code-server
+// start` passes on the error of the server behind it as Python prints it.
 func plain(message string) string {
 	rest, ok := strings.CutPrefix(message, "Exception calling application: ")
 	if inner := details.FindStringSubmatch(rest); ok && inner != nil {
@@ -336,10 +341,10 @@ func plain(message string) string {
 	return rest
 }
 
-// starting makes launches of one run, by any launcher of this process, one.
+// starting coalesces concurrent launches of the same run in this process.
 var starting singleflight.Group
 
-// Launch implements [launcher.Launcher]. The server is asked for its runs first.
+// Launch implements [launcher.Launcher]. It asks the server for its runs first.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	r, s, err := l.target(req)
 	if err != nil {
@@ -358,7 +363,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.R
 		return err
 	}
 	reply, err := api.StartRun(ctx, &dagsterpb.StartRunRequest{SerializedExecuteRunArgs: dagster.StartRunArgs(r, req.InstanceRef)})
-	if err != nil { // it may have been heard
+	if err != nil { // the server may have received it
 		return fmt.Errorf("%w: %w", launcher.ErrTransient, silent(ctx, s, err))
 	}
 	ok, message, err := dagster.ParseResult(reply.SerializedStartRunResult)
@@ -373,7 +378,8 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.R
 	return fmt.Errorf("%w: the code server at %s did not start the run: %s", launcher.ErrInvalid, s, message)
 }
 
-// Terminate implements [launcher.Launcher]. The server interrupts its process; it has no grace and no kill.
+// Terminate implements [launcher.Launcher]. The server interrupts the worker's process. It has no
+// grace and no kill.
 func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Duration) (bool, error) {
 	s, run, ok := parse(h)
 	if !ok {
@@ -391,8 +397,10 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 	return done, err
 }
 
-// Health implements [launcher.Launcher]. A server tells which runs it executes and keeps nothing of those that have ended: of those it says
-// itself, in the run's log, if they crashed. So a worker that it does not execute is Unknown: one of a server that was started anew goes on.
+// Health implements [launcher.Launcher]. A server reports which runs it executes and keeps nothing
+// about ended runs. If a run crashed, the server itself records that in the run's log. A worker
+// that the server does not execute is Unknown, because a worker of a restarted server is still
+// running.
 func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
 	s, run, ok := parse(h)
 	if !ok {
@@ -409,7 +417,8 @@ func health(s server, there bool) launcher.Health {
 	return launcher.Health{Status: launcher.Unknown, Message: "the code server at " + s.String() + " does not execute it; it may have ended, or the server was started anew"}
 }
 
-// HealthOf implements [launcher.Batcher]: one call for each server. Of a server that does not answer the status is Unknown.
+// HealthOf implements [launcher.Batcher] with one call for each server. The workers of a server
+// that does not answer are Unknown.
 func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
 	type answer struct {
 		runs map[string]bool
@@ -454,7 +463,8 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, _ bool) (jso
 	return json.MarshalIndent(about, "", "  ")
 }
 
-// Preview implements [launcher.Previewer]. The InstanceRef is left out: it may hold a password.
+// Preview implements [launcher.Previewer]. It leaves out the InstanceRef, which may contain a
+// password.
 func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
 	r, s, err := l.target(req)
 	if err != nil {

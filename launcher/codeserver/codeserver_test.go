@@ -27,7 +27,8 @@ import (
 	dagsterpb "github.com/slipway-run/slipway/proto/dagster"
 )
 
-// server is a code server whose runs are entries of a list. Real ones are in the end-to-end tests; this one fails on request.
+// server is a code server whose runs are entries of a list, and which fails on request. The
+// end-to-end tests use real ones.
 type server struct {
 	dagsterpb.UnimplementedDagsterApiServer
 	mu      sync.Mutex
@@ -119,7 +120,7 @@ func socket(t *testing.T) string {
 	return filepath.Join(dir, "s")
 }
 
-// request is for a run of a location whose origin is given.
+// request returns a request for a run of a location with the given origin.
 func request(origin string) *launcher.Request {
 	return &launcher.Request{
 		ID: launcher.ID{Run: run, Attempt: 1}, Instance: "test", At: time.Now(), InstanceRef: json.RawMessage(`{"__class__": "InstanceRef"}`),
@@ -131,7 +132,8 @@ func at(socket string) *launcher.Request {
 	return request(fmt.Sprintf(`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": %q, "location_name": "etl"}`, socket))
 }
 
-// A start whose answer is lost is found, by a server that lists its runs and by one that does not, and is not asked for again.
+// A start whose answer was lost is found and not repeated, both with a server that lists its runs
+// and with one that does not.
 func TestLostAnswer(t *testing.T) {
 	for _, lists := range []bool{true, false} {
 		s, address := &server{lists: lists, deaf: make(chan struct{})}, socket(t)
@@ -163,7 +165,8 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// A start that did not reach its server is refused for all runs of that server; one of which nothing is known is given up after a time.
+// A start that did not reach its server is refused for all runs of that server. If the outcome of a
+// start stays unknown, the run fails after a time.
 func TestServerThatIsNotThere(t *testing.T) {
 	address := socket(t)
 	l, req := open(t, "server_timeout: 1h"), at(address)
@@ -246,7 +249,8 @@ func TestRunsWithoutACodeServer(t *testing.T) {
 	}
 }
 
-// The error of a server behind `dagster code-server start` is told in its own words, without what Python prints around them.
+// The error of a server behind `dagster code-server start` is reported in its own words, without
+// what Python prints around them.
 func TestWordsOfAnErrorOfPython(t *testing.T) {
 	s, address := &server{}, socket(t)
 	s.broken = status.Error(codes.Unknown, "Exception calling application: <_InactiveRpcError of RPC that terminated with:\n\tstatus = StatusCode.UNAVAILABLE\n\tdetails = \"failed to connect to all addresses\"\n\tdebug_error_string = \"UNKNOWN: x\"\n>")

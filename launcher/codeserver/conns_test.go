@@ -9,7 +9,7 @@ import (
 	"github.com/slipway-run/slipway/config"
 )
 
-// Connections to code servers that are no longer asked are closed, and all of them with the launcher.
+// Unused connections to code servers are closed, and closing the launcher closes all of them.
 func TestUnusedConnections(t *testing.T) {
 	opened, err := Kind().Open(context.Background(), config.Values{}, slog.New(slog.DiscardHandler))
 	if err != nil {
