@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// What cannot work is said when the settings are read, with the setting and its place.
+// Settings that cannot work are reported when they are read, with the setting and its place.
 func TestBadSettings(t *testing.T) {
 	for settings, want := range map[string]string{
 		"network: a\nnetworks: [b]":                            "slipway.yaml:1:10: launchers.docker.config.network: set either",

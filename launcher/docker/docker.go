@@ -1,7 +1,9 @@
-// Package docker launches run workers as containers of a Docker engine: on this machine, over TCP with TLS, or over ssh.
+// Package docker launches run workers as containers of a Docker engine: on this machine, over TCP
+// with TLS, or over ssh.
 //
-// Its settings are those of Dagster's DockerRunLauncher and more. A container has a name that is derived from run and attempt, which
-// the engine gives once; a container that has run is never started again.
+// Its settings include those of Dagster's DockerRunLauncher. The name of a container is derived
+// from run and attempt, and the engine gives a name only once. A container that has run is never
+// started again.
 package docker
 
 import (
@@ -31,43 +33,43 @@ import (
 
 // Config holds the settings of the docker launcher.
 type Config struct {
-	Host string     `config:"host" help:"The engine: unix:///path, tcp://host:2376 or ssh://user@host[:port][/path/of/its/socket]; default: DOCKER_HOST, else this machine's."`
-	TLS  tlsConfig  `config:"tls" help:"Files for an engine over TCP; default: those of DOCKER_CERT_PATH."`
+	Host string     `config:"host" help:"The engine: unix:///path, tcp://host:2376 or ssh://user@host[:port][/path/of/its/socket]. Default: DOCKER_HOST, else this machine's."`
+	TLS  tlsConfig  `config:"tls" help:"Files for an engine over TCP. Default: those of DOCKER_CERT_PATH."`
 	SSH  *sshConfig `config:"ssh" help:"Files for an engine over ssh."`
 
-	Image     string          `config:"image" help:"Image of workers whose code location names none."`
-	Registry  *registryConfig `config:"registry" help:"Login for pulling images of this registry; a code location's own wins. Logins of other registries: docker login as the daemon's user."`
-	EnvVars   []config.Text   `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the value that the daemon has."`
+	Image     string          `config:"image" help:"Image of workers whose code location does not name one."`
+	Registry  *registryConfig `config:"registry" help:"Login for pulling images of this registry. A code location's own login wins. For other registries, run docker login as the daemon's user."`
+	EnvVars   []config.Text   `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the daemon's value."`
 	Network   string          `config:"network" help:"Network of workers. Not together with networks."`
 	Networks  []string        `config:"networks" help:"Networks of workers."`
-	Kwargs    config.Values   `config:"container_kwargs" help:"Options of docker-py's containers.create, as DockerRunLauncher has them; a code location's own are laid over them key by key."`
-	Pull      string          `config:"pull" default:"missing" help:"When the image is pulled: missing, always (once for each run) or never."`
+	Kwargs    config.Values   `config:"container_kwargs" help:"Options of docker-py's containers.create, as in DockerRunLauncher. A code location's options replace them key by key."`
+	Pull      string          `config:"pull" default:"missing" help:"When to pull the image: missing, always (once for each run) or never."`
 	PullLimit time.Duration   `config:"pull_timeout" default:"30m" help:"How long pulling may be tried before the run fails."`
 
-	CPU         string            `config:"cpu" help:"Most processors of one worker, as 2 or 500m; a run's tag slipway/cpu wins."`
-	Memory      string            `config:"memory" help:"Most memory of one worker, as 512Mi or 2G; a run's tag slipway/memory wins."`
-	GPUs        int               `config:"gpus" default:"0" help:"GPUs of one worker, -1 for all; a run's tag slipway/gpu wins."`
-	ShmSize     string            `config:"shm_size" help:"Size of /dev/shm, as 64Mi."`
+	CPU         string            `config:"cpu" help:"Maximum processors of one worker, for example 2 or 500m. A run's tag slipway/cpu wins."`
+	Memory      string            `config:"memory" help:"Maximum memory of one worker, for example 512Mi or 2G. A run's tag slipway/memory wins."`
+	GPUs        int               `config:"gpus" default:"0" help:"GPUs of one worker; -1 means all. A run's tag slipway/gpu wins."`
+	ShmSize     string            `config:"shm_size" help:"Size of /dev/shm, for example 64Mi."`
 	Ulimits     map[string]string `config:"ulimits" help:"Limits of the process by name, SOFT or SOFT:HARD."`
 	Tmpfs       map[string]string `config:"tmpfs" help:"Folders in memory, with their mount options."`
 	Mounts      []string          `config:"mounts" help:"Folders and volumes, SOURCE:TARGET or SOURCE:TARGET:ro."`
 	ExtraHosts  map[string]string `config:"extra_hosts" help:"Addresses by host name."`
-	SecurityOpt []string          `config:"security_opt" help:"Security options, as no-new-privileges."`
-	User        string            `config:"user" help:"User of the worker's process, as 1000:1000."`
-	Entrypoint  []string          `config:"entrypoint" help:"Entrypoint in place of the image's."`
-	Init        bool              `config:"init" default:"false" help:"Run the worker below a small init, which reaps what steps leave."`
-	ReadOnly    bool              `config:"read_only" default:"false" help:"The image's files cannot be written."`
+	SecurityOpt []string          `config:"security_opt" help:"Security options, for example no-new-privileges."`
+	User        string            `config:"user" help:"User of the worker's process, for example 1000:1000."`
+	Entrypoint  []string          `config:"entrypoint" help:"Entrypoint that replaces the image's."`
+	Init        bool              `config:"init" default:"false" help:"Run the worker below a small init process, which reaps processes that steps leave behind."`
+	ReadOnly    bool              `config:"read_only" default:"false" help:"Make the image's files read-only."`
 	Labels      map[string]string `config:"labels" help:"Further labels of containers."`
 }
 
 type tlsConfig struct {
 	CA   string `config:"ca" help:"File with the certificate of the authority."`
 	Cert string `config:"cert" help:"File with the client's certificate."`
-	Key  string `config:"key" help:"File with its key."`
+	Key  string `config:"key" help:"File with the client's private key."`
 }
 
 type registryConfig struct {
-	URL      string        `config:"url" required:"true" help:"Address of the registry; it is logged in to for images of this host only."`
+	URL      string        `config:"url" required:"true" help:"Address of the registry. The login is used only for images from this host."`
 	Username string        `config:"username" required:"true" help:"User name."`
 	Password config.Secret `config:"password" required:"true" help:"Password."`
 }
@@ -76,14 +78,14 @@ type registryConfig struct {
 type Launcher struct {
 	engine   *client.Client
 	base     layer
-	typed    func(*spec) error // settings of ours, below everything else
+	typed    func(*spec) error // Slipway's own settings; every other layer wins over them
 	image    string
 	pull     string
 	env      config.Lookup
 	pulls    *puller
 	log      *slog.Logger
 	canceled sync.Map     // handles of workers that this process has stopped, until they are gone
-	engineID atomic.Value // the last one that the engine has given, a string
+	engineID atomic.Value // the last ID that the engine reported, a string
 }
 
 var (
@@ -115,15 +117,15 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// Labels of containers. The first two are Dagster's own.
+// Labels of containers. The first two are Dagster's.
 const (
 	runLabel      = "dagster/run_id"
 	jobLabel      = "dagster/job_name"
 	instanceLabel = "slipway-instance"
 	attemptLabel  = "slipway-attempt"
-	secretsLabel  = "slipway-secret-env" // names of variables whose values do not show
+	secretsLabel  = "slipway-secret-env" // names of variables whose values are not shown
 	stopLabel     = "slipway-stop-timeout"
-	imageLabel    = "slipway-image" // the reference that was asked for
+	imageLabel    = "slipway-image" // the requested image reference
 )
 
 func open(v config.Values, log *slog.Logger) (*Launcher, error) {
@@ -183,7 +185,8 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	return l, nil
 }
 
-// steps is what dagster_docker's docker_executor reads: the same network, variables and options for its steps.
+// steps returns the settings that dagster_docker's docker_executor reads, so that its steps get the
+// same network, variables and options.
 func steps(v config.Values) (launcher.Class, error) {
 	var c Config
 	if err := v.Decode(&c); err != nil {
@@ -239,7 +242,7 @@ type settingError struct {
 
 func (e *settingError) Error() string { return e.setting + ": " + e.err.Error() }
 
-// typed applies the settings of our own.
+// typed applies Slipway's own settings.
 func (c Config) typed(s *spec) error {
 	bad := func(setting string, err error) error {
 		if err == nil {
@@ -304,11 +307,12 @@ func (s *spec) gpus(n int64) {
 	}
 }
 
-// launching makes launches of one container, by any launcher of this process, one: a container is made and started by one call.
+// launching coalesces concurrent launches of the same container in this process, so that one call
+// makes and starts it.
 var launching singleflight.Group
 
-// Launch implements [launcher.Launcher]. The engine gives a name once; whoever finds a container that was made and not started
-// starts it, and one that has run is left as it is.
+// Launch implements [launcher.Launcher]. The engine gives a name only once. A container that was
+// made but not started is started now. One that has run is left as it is.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	s, auth, err := l.spec(req)
 	if err != nil {
@@ -322,7 +326,8 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	return launched(c.(container.InspectResponse)), nil
 }
 
-// Find implements [launcher.Finder]. A container that was made and never started is no worker yet: Launch starts it.
+// Find implements [launcher.Finder]. A container that was made and never started is not a worker
+// yet: Launch starts it.
 func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
 	c, err := l.find(ctx, req, req.ID.String())
 	switch {
@@ -345,7 +350,7 @@ func launched(c container.InspectResponse) launcher.Launched {
 	}
 }
 
-// start makes the container and starts it, as far as that was not done before.
+// start makes the container and starts it. It skips what an earlier call has done.
 func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
 	none := container.InspectResponse{}
 	c, err := l.find(ctx, req, name)
@@ -371,7 +376,7 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 	return c, nil
 }
 
-// find gives the container of a name, if it is this request's.
+// find returns the container with a name, if it belongs to this request.
 func (l *Launcher) find(ctx context.Context, req *launcher.Request, name string) (container.InspectResponse, error) {
 	got, err := l.engine.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
 	switch {
@@ -403,7 +408,8 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	_, err = l.engine.ContainerCreate(ctx, options)
 	missing := cerrdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "image")
 	switch {
-	case err == nil, cerrdefs.IsConflict(err) && strings.Contains(err.Error(), name): // it is looked at in both cases: another process may have made it in this moment
+	case err == nil, cerrdefs.IsConflict(err) && strings.Contains(err.Error(), name):
+		// In both cases: another process may have just made it.
 		return l.appears(ctx, req, name)
 	case missing && l.pull != "never" && !pulled && strings.Contains(strings.ToLower(err.Error()), "no such image"):
 		return none, l.pulls.start(w, pull)
@@ -414,7 +420,8 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 	return none, err
 }
 
-// appears finds a container whose name is given away. The engine keeps the name a moment before it knows the container.
+// appears returns the container whose name is taken. The engine reserves the name a moment before
+// it knows the container.
 func (l *Launcher) appears(ctx context.Context, req *launcher.Request, name string) (container.InspectResponse, error) {
 	const moment = 5 * time.Second
 	for began := time.Now(); ; {
@@ -422,7 +429,7 @@ func (l *Launcher) appears(ctx context.Context, req *launcher.Request, name stri
 		if !cerrdefs.IsNotFound(err) {
 			return c, err
 		}
-		if time.Since(began) > moment { // somebody has removed it again
+		if time.Since(began) > moment { // it was removed again
 			return c, unclear(err)
 		}
 		select {

@@ -11,7 +11,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/docker"
 )
 
-// open makes a launcher with settings in YAML.
+// open opens a launcher with settings in YAML.
 func open(t testing.TB, settings string) (launcher.Launcher, error) {
 	t.Helper()
 	n, err := config.Parse("slipway.yaml", []byte(settings))

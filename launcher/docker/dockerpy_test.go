@@ -14,7 +14,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// What docker-py would send for options of containers; it connects to nothing.
+// This program prints what docker-py would send for options of containers. It connects to nothing.
 const asDockerPy = `
 import json, sys
 from docker import APIClient
@@ -29,7 +29,7 @@ for kwargs in json.load(sys.stdin):
 json.dump(out, sys.stdout)
 `
 
-// Options mean what they mean to the docker-py that dagster-docker uses.
+// Options mean the same as in the docker-py that dagster-docker uses.
 func TestOptionsAsDockerPyReadsThem(t *testing.T) {
 	python := filepath.Join(testenv.DagsterBin(t), "python")
 	options := []string{

@@ -26,11 +26,11 @@ import (
 )
 
 type sshConfig struct {
-	Key        string `config:"key" help:"File with the private key; default: the keys of the ssh agent."`
-	KnownHosts string `config:"known_hosts" help:"File with the engine host's key; default: ~/.ssh/known_hosts."`
+	Key        string `config:"key" help:"File with the private key. Default: the keys of the ssh agent."`
+	KnownHosts string `config:"known_hosts" help:"File with the engine host's key. Default: ~/.ssh/known_hosts."`
 }
 
-// connect makes the client of an engine. It sends nothing.
+// connect returns the client of an engine. It sends nothing.
 func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, error) {
 	host := cmp.Or(c.Host, variableOf(env, client.EnvOverrideHost), client.DefaultDockerHost)
 	u, err := url.Parse(host)
@@ -62,9 +62,10 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 	return client.New(options...)
 }
 
-// Host implements [launcher.Local]: an engine is named by its ID. Two daemons that reach one engine by different addresses
-// get one name. An engine without a lasting ID, such as Podman's (4.9, pkg/api/handlers/compat/info.go, makes one for each
-// answer), is named by its machine and the folder of its containers.
+// Host implements [launcher.Local]. It returns the engine's ID, so that two daemons that reach one
+// engine by different addresses get the same name. An engine without a lasting ID is named by its
+// machine and the folder of its containers. Podman is one (4.9, pkg/api/handlers/compat/info.go,
+// makes a new ID for each answer).
 func (l *Launcher) Host(ctx context.Context) (string, error) {
 	info, err := l.info(ctx)
 	if last, _ := l.engineID.Load().(string); err == nil && info.ID != "" && info.ID != last { // the first answer, or another engine
@@ -92,9 +93,10 @@ func (l *Launcher) info(ctx context.Context) (system.Info, error) {
 	return got.Info, err
 }
 
-// tlsFromEnv reads DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as docker-py 7.2 does (docker.utils.kwargs_from_env):
-// either asks for TLS, with the files of the folder, and the engine's certificate is checked if DOCKER_TLS_VERIFY is not empty.
-// It returns nil if neither is set.
+// tlsFromEnv reads DOCKER_CERT_PATH and DOCKER_TLS_VERIFY as docker-py 7.2 does
+// (docker.utils.kwargs_from_env). Either variable asks for TLS with the files of the folder. The
+// engine's certificate is checked only if DOCKER_TLS_VERIFY is not empty. tlsFromEnv returns nil if
+// neither variable is set.
 func tlsFromEnv(env config.Lookup, log *slog.Logger) (client.Opt, error) {
 	dir, verify := variableOf(env, client.EnvOverrideCertPath), variableOf(env, client.EnvTLSVerify) != ""
 	if dir == "" && !verify {
@@ -123,7 +125,7 @@ func tlsFromEnv(env config.Lookup, log *slog.Logger) (client.Opt, error) {
 	return client.WithHTTPClient(&http.Client{Transport: &http.Transport{TLSClientConfig: with}, CheckRedirect: client.CheckRedirect}), nil
 }
 
-// variableOf returns the value of an environment variable; "" if it is not set.
+// variableOf returns the value of an environment variable, or "" if it is not set.
 func variableOf(env config.Lookup, name string) string {
 	if env == nil {
 		return ""
@@ -132,7 +134,8 @@ func variableOf(env config.Lookup, name string) string {
 	return value
 }
 
-// sshDialer connects to the engine's socket on another machine, over one ssh connection each.
+// sshDialer connects to the engine's socket on another machine, with one ssh connection for each
+// stream.
 func sshDialer(u *url.URL, c *sshConfig) (func(ctx context.Context, _, _ string) (net.Conn, error), error) {
 	if c == nil {
 		c = &sshConfig{}
@@ -180,7 +183,7 @@ func sshDialer(u *url.URL, c *sshConfig) (func(ctx context.Context, _, _ string)
 	}, nil
 }
 
-// overSSH closes the ssh connection with the stream in it.
+// overSSH is a stream that closes its ssh connection when it is closed.
 type overSSH struct {
 	net.Conn
 	client *ssh.Client

@@ -117,7 +117,7 @@ func TestKilledAndRemovedFromOutside(t *testing.T) {
 	}
 }
 
-// A daemon that died between making the container and starting it has lost nothing.
+// Nothing is lost if a daemon died between making the container and starting it.
 func TestMadeAndNotStarted(t *testing.T) {
 	b := newBench(t)
 	l := must(t, "{network: none}")
@@ -232,7 +232,8 @@ func TestImageThatIsNotThere(t *testing.T) {
 	}
 }
 
-// A real registry with a login: the pull is beside the launches, and says how it goes.
+// With a real registry and a login, the pull runs independently of the launches and reports its
+// progress.
 func TestPull(t *testing.T) {
 	b := newBench(t)
 	address := registry(t)
@@ -281,7 +282,7 @@ func TestPull(t *testing.T) {
 	}
 	docker("rm", req.ID.String())
 	docker("rmi", image)
-	t.Setenv("DOCKER_CONFIG", config) // where docker login has put it
+	t.Setenv("DOCKER_CONFIG", config) // docker login has put it there
 	known := b.request("true")
 	known.Image = image
 	if _, err := launchTold(t, must(t, "{network: none}"), known); err != nil {
@@ -292,7 +293,7 @@ func TestPull(t *testing.T) {
 	docker("rmi", image)
 }
 
-// A registry is shown its own login, and never that of another.
+// A registry sees its own login, and never that of another registry.
 func TestLoginIsForItsRegistry(t *testing.T) {
 	b := newBench(t)
 	var mu sync.Mutex
@@ -345,7 +346,7 @@ func TestLoginIsForItsRegistry(t *testing.T) {
 	}
 }
 
-// registry starts Debian's docker-registry and gives its address.
+// registry starts Debian's docker-registry and returns its address.
 func registry(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("docker-registry"); err != nil {
@@ -366,7 +367,7 @@ func registry(t *testing.T) string {
 	return address
 }
 
-// An engine is reached over ssh as over its socket.
+// An engine works over ssh as over its socket.
 func TestEngineOverSSH(t *testing.T) {
 	b := newBench(t)
 	sshd, err := exec.LookPath("/usr/sbin/sshd")
@@ -430,7 +431,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// A driver that keeps no output is not a worker that is missing.
+// A worker whose logging driver keeps no output is not a missing worker.
 func TestOutputThatIsNotKept(t *testing.T) {
 	b := newBench(t)
 	l := must(t, "{network: none, container_kwargs: {log_config: {type: none}}}")

@@ -2,7 +2,7 @@ package docker
 
 import "github.com/slipway-run/slipway/launcher"
 
-// Pulls returns how many pulls go on, and how many outcomes of ended ones are kept.
+// Pulls returns the number of running pulls, and the number of kept outcomes of ended ones.
 func Pulls(l launcher.Launcher) (going, kept int) {
 	p := l.(*Launcher).pulls //nolint:errcheck,forcetypeassert // a test's own
 	p.mu.Lock()

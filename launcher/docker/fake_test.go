@@ -24,7 +24,8 @@ type refusal struct {
 	text   string
 }
 
-// fakeEngine keeps containers and images as an engine does, and refuses what a test wants it to refuse.
+// fakeEngine keeps containers and images as an engine does, and refuses what a test wants it to
+// refuse.
 type fakeEngine struct {
 	t       *testing.T
 	address string
@@ -32,16 +33,16 @@ type fakeEngine struct {
 	mu      sync.Mutex
 	images  map[string]bool
 	made    map[string]*fakeContainer // by name
-	create  refusal                   // of every creation; zero: none
-	start   refusal                   // of every start; zero: none
-	removal refusal                   // of every removal; zero: none
+	create  refusal                   // of every creation; the zero value means none
+	start   refusal                   // of every start; the zero value means none
+	removal refusal                   // of every removal; the zero value means none
 	// pull answers a pull with the text of an error; "" is success.
 	pull  func(image, platform string, login registrytypes.AuthConfig) string
 	pulls []registrytypes.AuthConfig // the login of each pull
 	info  fakeInfo
 }
 
-// fakeInfo is what an engine says of itself.
+// fakeInfo is an engine's description of itself.
 type fakeInfo struct {
 	refusal
 	id         func() string
@@ -149,7 +150,7 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// set changes what the engine does.
+// set changes the engine's behavior.
 func (e *fakeEngine) set(change func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -166,7 +167,7 @@ func (e *fakeEngine) request() *launcher.Request {
 	return &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test", Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
 }
 
-// launchTold asks again while the launcher prepares.
+// launchTold repeats Launch while the launcher prepares.
 func launchTold(t *testing.T, l launcher.Launcher, req *launcher.Request) (got launcher.Launched, err error) {
 	t.Helper()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {

@@ -60,7 +60,8 @@ type goldenCall struct {
 	} `json:"response"`
 }
 
-// engine answers like a Docker engine that has the images and networks which a case says, and records what it is asked.
+// engine answers like a Docker engine that has the images and networks of a case, and records the
+// requests.
 type engine struct {
 	t     *testing.T
 	c     goldenCase
@@ -150,7 +151,8 @@ func (e *engine) count(request string) (n int) {
 	return n
 }
 
-// differs are the cases in which Slipway does something else on purpose; docs/docker.md says why.
+// differs lists the cases in which Slipway differs from Dagster on purpose.
+// docs/launchers/docker.md says why.
 var differs = map[string]string{
 	"kwargs_env_mapping_is_not_expanded": "refused, as the engine would",
 	"registry_login_fails":               "the login is part of the pull, and the image is there",
@@ -158,7 +160,8 @@ var differs = map[string]string{
 	"create_conflict":                    "the container of that name is looked at: it may be this run's",
 }
 
-// The same settings, code location and run give the same create call, networks and tags as the real launcher gave.
+// The same settings, code location and run lead to the same create call, networks and tags as with
+// the real launcher.
 func TestGoldenLaunches(t *testing.T) {
 	n := 0
 	for _, c := range testenv.GoldenLaunches[goldenCase](t, "docker.json") {
@@ -237,7 +240,7 @@ func (e *engine) open(address string) (launcher.Launcher, error) {
 	}}, slog.New(slog.DiscardHandler))
 }
 
-// compare compares what was sent with what was recorded.
+// compare compares the sent requests with the recorded ones.
 func (e *engine) compare() {
 	e.t.Helper()
 	pick := func(calls []goldenCall) (create map[string]any, networks []string, last string) {
@@ -269,7 +272,7 @@ func (e *engine) compare() {
 	e.agree(wantCreate, gotCreate)
 }
 
-// agree compares two create calls, but for what differs on purpose.
+// agree compares two create calls, except for intended differences.
 func (e *engine) agree(want, got map[string]any) {
 	e.t.Helper()
 	for i, arg := range want["Cmd"].([]any) {
@@ -304,7 +307,7 @@ func (e *engine) agree(want, got map[string]any) {
 	}
 }
 
-// bare is a JSON value without members that say nothing.
+// bare returns a JSON value without empty members.
 func bare(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -352,7 +355,8 @@ func bare(v any) any {
 	return v
 }
 
-// Of each state of a container, Slipway says what it means; where the real launcher calls it FAILED, that need not be a failure.
+// Slipway reports what each state of a container means. The real launcher reports some states as
+// FAILED that need not be failures.
 func TestGoldenHealth(t *testing.T) {
 	n := 0
 	for _, c := range testenv.GoldenLaunches[goldenCase](t, "docker.json") {
@@ -390,7 +394,7 @@ func TestGoldenHealth(t *testing.T) {
 	}
 }
 
-// A container is out of memory if the kernel killed the worker itself.
+// A container is out of memory only if the kernel killed the worker itself.
 func TestHealthOfEndedContainers(t *testing.T) {
 	for _, c := range []struct {
 		state container.State

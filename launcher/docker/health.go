@@ -22,7 +22,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// adopted begins the handle of a container that Dagster's own launcher started: its ID and the run that it must be of.
+// adopted is the prefix of the handle of a container that Dagster's own launcher started. The
+// container's ID and the ID of its run follow.
 const adopted = "id/"
 
 // Adopt implements [launcher.Adopter].
@@ -34,7 +35,8 @@ func (l *Launcher) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
 	return launcher.Handle(adopted + id + "/" + f.Run), true
 }
 
-// inspect gives the container of a handle. [launcher.ErrNotFound] if there is none, or one that is not what the handle says.
+// inspect returns the container of a handle. The error is [launcher.ErrNotFound] if there is none,
+// or if it is not the container of the handle's run.
 func (l *Launcher) inspect(ctx context.Context, h launcher.Handle) (container.InspectResponse, error) {
 	name, run := string(h), ""
 	if rest, ok := strings.CutPrefix(name, adopted); ok {
@@ -67,7 +69,7 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 	return l.healthOf(ctx, h, c), nil
 }
 
-// tailLines is how many of its last lines the health of an ended worker has.
+// tailLines is the number of last lines in the health of an ended worker.
 const tailLines = 20
 
 func (l *Launcher) healthOf(ctx context.Context, h launcher.Handle, c container.InspectResponse) launcher.Health {
@@ -86,17 +88,18 @@ func (l *Launcher) healthOf(ctx context.Context, h launcher.Handle, c container.
 	return health
 }
 
-// Health is what a container's state means for a worker.
+// Health returns the health that a container's state means for its worker.
 func Health(s *container.State) launcher.Health {
 	h := launcher.Health{Started: instant(s.StartedAt), Ended: instant(s.FinishedAt)}
-	if !h.Ended.IsZero() && h.Ended.Before(h.Started) { // of a container that ended at once: the engine notes the end, then the start
+	if !h.Ended.IsZero() && h.Ended.Before(h.Started) {
+		// The container ended at once: the engine records the end before the start.
 		h.Ended = h.Started
 	}
 	switch s.Status {
 	case container.StateCreated:
 		h.Status, h.Phase, h.Started, h.Ended = launcher.Starting, launcher.Accepted, time.Time{}, time.Time{}
 		switch {
-		case startedBefore(s.Error): // it may run, and be past its gate
+		case startedBefore(s.Error): // it may be running, and past its gate
 			h.Message = "the engine has lost the container in its start: " + s.Error
 		case inTrouble(s.Error): // the next start may succeed
 			h.Message = "the engine could not start the container: " + s.Error
@@ -121,7 +124,7 @@ func Health(s *container.State) launcher.Health {
 	}
 	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, fmt.Sprintf("the container ended with exit code %d", exit)
 	switch {
-	case s.OOMKilled && exit == 137: // with another exit code the kernel killed one of its children
+	case s.OOMKilled && exit == 137: // with another exit code the kernel killed a child of the worker
 		h.Cause, h.Message = launcher.CauseOOM, "the container ran out of memory and was killed (exit code 137)"
 	case exit > 128 && exit < 160:
 		h.Message += fmt.Sprintf(", as after signal %d", exit-128)
@@ -134,7 +137,7 @@ func Health(s *container.State) launcher.Health {
 
 func instant(text string) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil || t.Year() < 1970 { // 0001-01-01 where it has not happened
+	if err != nil || t.Year() < 1970 { // the engine reports 0001-01-01 for an event that has not happened
 		return time.Time{}
 	}
 	return t
@@ -145,10 +148,11 @@ func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 	return launcher.HealthOfEach(ctx, l, hs, atOnce)
 }
 
-// atOnce is how many containers are looked at together.
+// atOnce is the number of containers that are inspected at the same time.
 const atOnce = 8
 
-// workerOf is what a container says of the worker in it; false if it is none of ours.
+// workerOf returns the worker that a container's labels name, and false if it is not one of
+// Slipway's.
 func workerOf(labels map[string]string, name string) (launcher.Worker, bool) {
 	attempt, err := strconv.Atoi(labels[attemptLabel])
 	w := launcher.Worker{ID: launcher.ID{Run: labels[runLabel], Attempt: attempt}, Instance: labels[instanceLabel]}
@@ -184,7 +188,7 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 		g, look := errgroup.WithContext(ctx)
 		g.SetLimit(atOnce)
 		for i, w := range found {
-			if w.Health.Status == launcher.Running { // the list has nothing more to say of a live one but its start
+			if w.Health.Status == launcher.Running { // for a live worker the list lacks only the start
 				continue
 			}
 			g.Go(func() (err error) {
@@ -197,14 +201,14 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 			return
 		}
 		for _, w := range found {
-			if w.Health.Status != launcher.NotFound && !yield(w, nil) { // removed in between
+			if w.Health.Status != launcher.NotFound && !yield(w, nil) { // else it was removed in between
 				return
 			}
 		}
 	}
 }
 
-// Watch implements [launcher.Watcher] by the engine's events.
+// Watch implements [launcher.Watcher] with the engine's events.
 func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -214,7 +218,7 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 			failed(ctx, yield, unclear(err))
 			return
 		}
-		// From the engine's time before the list on: nothing falls in between.
+		// The events begin at the engine's time before the list, so that no event is missed.
 		events := l.engine.Events(ctx, client.EventsListOptions{
 			Since: info.Info.SystemTime, Filters: client.Filters{}.Add("type", "container").Add("label", instanceLabel).Add("event", "start", "die", "oom", "destroy"),
 		})
@@ -257,7 +261,7 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 	}
 }
 
-// failed yields an error, unless it is only that the caller's context ended.
+// failed yields an error, unless the only reason is that the caller's context ended.
 func failed(ctx context.Context, yield func(launcher.Worker, error) bool, err error) {
 	if ctx.Err() == nil {
 		yield(launcher.Worker{}, err)
@@ -319,12 +323,13 @@ func (l *Launcher) read(ctx context.Context, c container.InspectResponse, o laun
 	return both{r, stream}, nil
 }
 
-// noOutput is [launcher.ErrNotFound] without its text: there is such a worker, and no output of it.
+// noOutput is a [launcher.ErrNotFound] without its text: the worker exists, but its output does
+// not.
 type noOutput struct{ error }
 
 func (noOutput) Is(target error) bool { return target == launcher.ErrNotFound } //nolint:errorlint // a sentinel, as it was asked for
 
-// both closes the engine's stream with the reader, which ends what copies.
+// both closes the engine's stream together with the reader. That ends the copying.
 type both struct {
 	*io.PipeReader
 	stream io.Closer

@@ -9,7 +9,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// An engine is named by its ID, by whatever address it is reached, and by no other engine.
+// An engine is named by its ID, whatever address it is reached by. No other engine gets that name.
 func TestHost(t *testing.T) {
 	asked := 0
 	fresh := func() string { asked++; return fmt.Sprintf("c0ffee-%d", asked) }
@@ -45,7 +45,8 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// An engine that does not answer is not an engine without a name. One that comes to the address of another is told apart.
+// An engine that does not answer is not an engine without a name. An engine that takes over the
+// address of another is recognized as a different one.
 func TestHostOfAnotherEngine(t *testing.T) {
 	e := newFakeEngine(t)
 	e.set(func() { e.info.refusal = refusal{http.StatusServiceUnavailable, "the engine is starting"} })

@@ -22,22 +22,23 @@ import (
 	"github.com/slipway-run/slipway/config"
 )
 
-// spec is what is sent to the engine to make one container.
+// spec is the request to the engine that makes one container.
 type spec struct {
 	Config container.Config
 	Host   container.HostConfig
 	// Create has the platform. The other options are set when the container is made.
 	Create client.ContainerCreateOptions
 	MAC    network.HardwareAddr
-	// Endpoints are settings of the worker in a network, by the network's name.
+	// Endpoints are the settings of the worker in a network, by the network's name.
 	Endpoints map[string]*network.EndpointSettings
-	// Networks are joined in order, the first when the container is made.
+	// Networks are joined in order; the first one is joined when the container is made.
 	Networks []string
-	// Stop is the time in seconds between stop and kill that container_kwargs ask for; nil: none.
+	// Stop is the time in seconds between stop and kill that container_kwargs ask for, or nil.
 	Stop *int
-	// UseProxy is whether the worker gets the proxies of Docker's config.json; nil: yes.
+	// UseProxy is whether the worker gets the proxies of Docker's config.json; nil means yes.
 	UseProxy *bool
-	// Remove: auto_remove was asked for, which is done after the end is known instead of at once.
+	// Remove is true if auto_remove was asked for. Slipway removes the container after its end is
+	// known instead of at once.
 	Remove bool
 }
 
@@ -49,7 +50,7 @@ func (s *spec) endpoint(name string) *network.EndpointSettings {
 	return &network.EndpointSettings{}
 }
 
-// networking returns the settings of the worker in its first network; nil if it has none.
+// networking returns the settings of the worker in its first network, or nil if it has none.
 func (s *spec) networking() *network.NetworkingConfig {
 	first := string(s.Host.NetworkMode)
 	if s.Endpoints[first] == nil && len(s.MAC) == 0 {
@@ -62,10 +63,11 @@ func (s *spec) networking() *network.NetworkingConfig {
 	return &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{first: e}}
 }
 
-// A keyword sets what one of docker-py's keywords for containers means; dagster-docker's container_kwargs are these.
+// A keyword applies one of docker-py's keywords for containers. dagster-docker's container_kwargs
+// are these keywords.
 type keyword func(s *spec, value json.RawMessage) error
 
-// field is a keyword whose value is decoded as it stands.
+// field returns a keyword whose value is decoded unchanged.
 func field[T any](at func(*spec) *T) keyword {
 	return func(s *spec, value json.RawMessage) error { return strict(value, at(s)) }
 }
@@ -91,10 +93,10 @@ func strict(value json.RawMessage, into any) error {
 	return nil
 }
 
-// jsonKinds are package json's names of what a value is, in our words.
+// jsonKinds translates package json's names of kinds of values.
 var jsonKinds = map[string]string{"string": "a text", "number": "a number", "bool": "true or false", "array": "a list", "object": "a mapping"}
 
-// kindOf is what a value of a type is in YAML and JSON.
+// kindOf describes the kind of value that a Go type has in YAML and JSON.
 func kindOf(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.Bool:
@@ -110,7 +112,7 @@ func kindOf(t reflect.Type) string {
 	}
 }
 
-// size is a keyword for a number of bytes, for example 1g or 268435456.
+// size returns a keyword for a number of bytes, for example 1g or 268435456.
 func size(at func(*spec) *int64) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		text, err := scalar(value)
@@ -122,7 +124,8 @@ func size(at func(*spec) *int64) keyword {
 	}
 }
 
-// bytesOf reads a size as docker-py does: k, m and g, in either case and with or without b, are powers of 1024.
+// bytesOf parses a size as docker-py does: k, m and g, in either case and with or without b, are
+// powers of 1024.
 func bytesOf(text string) (int64, error) {
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil { // some options take -1 for no limit
 		return n, nil
@@ -139,7 +142,7 @@ func bytesOf(text string) (int64, error) {
 	return n, nil
 }
 
-// word is a keyword for a text that may be written as a number.
+// word returns a keyword for a text that may be written as a number.
 func word[T ~string](at func(*spec) *T) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		text, err := scalar(value)
@@ -166,7 +169,7 @@ func scalar(value json.RawMessage) (string, error) {
 	return "", fmt.Errorf("a text or a number is expected, not %s", value)
 }
 
-// words is a keyword for a list whose members may be numbers.
+// words returns a keyword for a list whose members may be numbers.
 func words(at func(*spec) *[]string) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		list, err := scalars(value)
@@ -227,7 +230,7 @@ func pairsOf(value json.RawMessage, sep string) ([][2]string, error) {
 
 func isList(value json.RawMessage) bool { return bytes.HasPrefix(bytes.TrimSpace(value), []byte("[")) }
 
-// textMap is a keyword for a mapping of texts, or a list of NAME sep VALUE.
+// textMap returns a keyword for a mapping of texts, or a list of NAME sep VALUE.
 func textMap(sep string, at func(*spec) *map[string]string) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		pairs, err := pairsOf(value, sep)
@@ -239,7 +242,7 @@ func textMap(sep string, at func(*spec) *map[string]string) keyword {
 	}
 }
 
-// joined is a keyword for a list of NAME:VALUE or NAME, which may be written as a mapping.
+// joined returns a keyword for a list of NAME:VALUE or NAME. It may be written as a mapping.
 func joined(at func(*spec) *[]string) keyword {
 	return func(s *spec, value json.RawMessage) error {
 		pairs, err := pairsOf(value, ":")
@@ -256,7 +259,7 @@ type member struct {
 	value json.RawMessage
 }
 
-// object reads a mapping with its order.
+// object reads a mapping and keeps its order.
 func object(value json.RawMessage) ([]member, error) {
 	d := json.NewDecoder(bytes.NewReader(value))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
@@ -277,7 +280,8 @@ func object(value json.RawMessage) ([]member, error) {
 	return out, nil
 }
 
-// keywords are those of docker-py 7's create. A name that is not here makes Dagster's launcher fail, too.
+// keywords are those of docker-py 7's create. Dagster's launcher also fails on a name that is not
+// here.
 var keywords = map[string]keyword{
 	"auto_remove":         field(func(s *spec) *bool { return &s.Remove }),
 	"blkio_weight_device": field(func(s *spec) *[]*blkiodev.WeightDevice { return &s.Host.BlkioWeightDevice }),
@@ -316,10 +320,10 @@ var keywords = map[string]keyword{
 	"ipc_mode":            word(func(s *spec) *container.IpcMode { return &s.Host.IpcMode }),
 	"isolation":           word(func(s *spec) *container.Isolation { return &s.Host.Isolation }),
 	"labels":              textMap("=", func(s *spec) *map[string]string { return &s.Config.Labels }),
-	"kernel_memory":       ignored, // by engines since 23
+	"kernel_memory":       ignored, // since engine 23
 	"links":               joined(func(s *spec) *[]string { return &s.Host.Links }),
 	"log_config":          logConfig,
-	"lxc_conf":            ignored, // by all engines that there are
+	"lxc_conf":            ignored, // by all existing engines
 	"mac_address":         field(func(s *spec) *network.HardwareAddr { return &s.MAC }),
 	"mem_limit":           size(func(s *spec) *int64 { return &s.Host.Memory }),
 	"mem_reservation":     size(func(s *spec) *int64 { return &s.Host.MemoryReservation }),
@@ -358,28 +362,28 @@ var keywords = map[string]keyword{
 	"volume_driver":       word(func(s *spec) *string { return &s.Host.VolumeDriver }),
 	"volumes":             volumes,
 	"volumes_from":        volumesFrom,
-	"version":             ignored, // docker-py puts its own in place
+	"version":             ignored, // docker-py sets its own
 	"working_dir":         word(func(s *spec) *string { return &s.Config.WorkingDir }),
-	"name":                ignored, // ours is derived from the run: it is what cannot exist twice
+	"name":                ignored, // Slipway derives the name from the run, so that it cannot exist twice
 	"detach":              ignored,
 }
 
 // ignored is a keyword that changes nothing.
 func ignored(*spec, json.RawMessage) error { return nil }
 
-// removed is a keyword that docker-py refuses to send to an engine of today.
+// removed returns a keyword that docker-py refuses to send to current engines.
 func removed(version, instead string) keyword {
 	return func(*spec, json.RawMessage) error {
 		return fmt.Errorf("engines have no such option since API %s; %s", version, instead)
 	}
 }
 
-// elsewhere are keywords with a setting of their own.
+// elsewhere maps keywords to the settings that replace them.
 var elsewhere = map[string]string{
 	"image": "image", "environment": "env_vars", "network": "networks", "command": "none: it is Dagster's",
 }
 
-// apply sets what a mapping of keywords means. An error names the keyword.
+// apply applies keywords. An error names the keyword.
 func (s *spec) apply(kwargs []member) (errs []*settingError) {
 	for _, m := range kwargs {
 		bad := func(err error) { errs = append(errs, &settingError{"container_kwargs." + m.name, err}) }
@@ -399,8 +403,8 @@ func (s *spec) apply(kwargs []member) (errs []*settingError) {
 	return errs
 }
 
-// entrypoint is a list of words, or a command that docker-py splits with Python's shlex.split: quotes and
-// backslashes as in a shell, no comments, no expansion.
+// entrypoint reads a list of words, or a command that docker-py splits with Python's shlex.split:
+// quotes and backslashes as in a shell, no comments, no expansion.
 func entrypoint(s *spec, value json.RawMessage) (err error) {
 	if isList(value) {
 		s.Config.Entrypoint, err = scalars(value)
@@ -418,7 +422,8 @@ func entrypoint(s *spec, value json.RawMessage) (err error) {
 	return nil
 }
 
-// platform is os[/architecture[/variant]] or architecture[/variant], as in docker run --platform.
+// platform reads os[/architecture[/variant]] or architecture[/variant], as in docker run
+// --platform.
 func platform(s *spec, value json.RawMessage) error {
 	text, err := scalar(value)
 	if err != nil || text == "" {
@@ -441,7 +446,7 @@ func platform(s *spec, value json.RawMessage) error {
 	return strict(value, &s.Create.Platform)
 }
 
-// volumesFrom is a list of containers, or their names with commas between them.
+// volumesFrom reads a list of containers, or their names separated by commas.
 func volumesFrom(s *spec, value json.RawMessage) (err error) {
 	if text, terr := scalar(value); terr == nil {
 		s.Host.VolumesFrom = strings.Split(text, ",")
@@ -451,7 +456,8 @@ func volumesFrom(s *spec, value json.RawMessage) (err error) {
 	return err
 }
 
-// respelled returns a mapping with its keys in the spelling of the engine's API. docker-py takes both.
+// respelled returns a mapping with its keys in the spelling of the engine's API. docker-py accepts
+// both spellings.
 func respelled(value json.RawMessage, names map[string]string) (json.RawMessage, error) {
 	members, err := object(value)
 	if err != nil {
@@ -511,7 +517,7 @@ func healthcheck(s *spec, value json.RawMessage) error {
 	if err != nil {
 		return err
 	}
-	for i, m := range members { // a text is a command of the shell
+	for i, m := range members { // a text is a shell command
 		if names[m.name] == "Test" || m.name == "Test" {
 			if text, err := scalar(m.value); err == nil {
 				members[i].value, _ = json.Marshal([]string{"CMD-SHELL", text})
@@ -533,7 +539,7 @@ func healthcheck(s *spec, value json.RawMessage) error {
 	return strict(whole, s.Config.Healthcheck)
 }
 
-// devices are HOST[:CONTAINER[:PERMISSIONS]], or mappings as the engine has them.
+// devices reads a list of HOST[:CONTAINER[:PERMISSIONS]], or of mappings in the engine's form.
 func devices(s *spec, value json.RawMessage) error {
 	var raw []json.RawMessage
 	if err := strict(value, &raw); err != nil {
@@ -558,7 +564,7 @@ func devices(s *spec, value json.RawMessage) error {
 	return nil
 }
 
-// volumes are a list of binds, or a mapping of a source to {bind, mode}.
+// volumes reads a list of binds, or a mapping of a source to {bind, mode}.
 func volumes(s *spec, value json.RawMessage) error {
 	s.Config.Volumes = map[string]struct{}{}
 	if isList(value) {
@@ -605,7 +611,8 @@ func volumes(s *spec, value json.RawMessage) error {
 	return nil
 }
 
-// ports are a mapping of a port of the container to one or several of the host, each a number, {HostIp, HostPort} or null for any.
+// ports reads a mapping from a port of the container to one or several ports of the host. Each of
+// these is a number, {HostIp, HostPort}, or null for any port.
 func ports(s *spec, value json.RawMessage) error {
 	members, err := object(value)
 	if err != nil {
@@ -654,5 +661,5 @@ func portBinding(value json.RawMessage) (b network.PortBinding, err error) {
 	return b, err
 }
 
-// Keywords lists the names that container_kwargs may have.
+// Keywords returns the names that container_kwargs may have.
 func Keywords() []string { return slices.Sorted(maps.Keys(keywords)) }

@@ -44,7 +44,8 @@ func made(t *testing.T, keyword string, value any) (out struct {
 	return out, json.Unmarshal(text, &out)
 }
 
-// docker-py 7.1 splits a command with Python's shlex.split. The wanted words are those of Python 3.11.
+// docker-py 7.1 splits a command with Python's shlex.split. The wanted words are those of Python
+// 3.11.
 func TestEntrypointIsSplitAsByPython(t *testing.T) {
 	for text, want := range map[string][]string{
 		"":                      nil,
@@ -110,11 +111,12 @@ func TestPlatform(t *testing.T) {
 	}
 }
 
-// dockerPy is where docker-py is installed with the frozen packages.
+// dockerPy is the path of docker-py's source if the frozen packages are installed.
 const dockerPy = ".venv/lib/python3.11/site-packages/docker/models/containers.py"
 
-// Every option that docker-py 7.2 has for containers is known. testdata has the names of its RUN_CREATE_KWARGS and RUN_HOST_CONFIG_KWARGS
-// (docker.models.containers); where docker-py is installed they are compared with it.
+// Every option that docker-py 7.2 has for containers is known. testdata has the names of its
+// RUN_CREATE_KWARGS and RUN_HOST_CONFIG_KWARGS (docker.models.containers). If docker-py is
+// installed they are compared with it.
 func TestAllOptionsOfDockerPy(t *testing.T) {
 	text, err := os.ReadFile("testdata/docker-py-7.2.0.txt")
 	if err != nil {
@@ -142,7 +144,8 @@ func TestAllOptionsOfDockerPy(t *testing.T) {
 	}
 }
 
-// Values that docker-py takes are taken, and values that nobody takes are refused in words.
+// Values that docker-py accepts are accepted. Values that nothing accepts are refused with an
+// explanation.
 func TestFormsOfOptions(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"ports", `{"8080/tcp": {"HostIp": "127.0.0.1", "HostPort": "18080"}}`, `"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"18080"}]`},

@@ -14,8 +14,10 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// An engine that was killed amid a start calls the container "created" and cannot start it, while its process may run. It counts as launched, and not as dead: another worker
-// could be a second one. The texts are those of Docker 20.10 with containerd 1.6, killed amid starts.
+// An engine that was killed during a start reports the container as "created" and cannot start it,
+// although its process may run. The worker counts as launched and not as dead, because another
+// worker could be a second one. The texts are those of Docker 20.10 with containerd 1.6, killed
+// during starts.
 func TestLostInItsStart(t *testing.T) {
 	for text, lost := range map[string]bool{
 		"id already in use": true,

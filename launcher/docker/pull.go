@@ -20,8 +20,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A puller pulls images beside the launches. Workers that want the same image with the same login for
-// the same platform share a pull. Its outcome goes to each worker that waited for it, once, and to no other.
+// A puller pulls images independently of the launches. Workers that want the same image with the
+// same login for the same platform share a pull. Each worker that waited for the pull gets its
+// outcome once. No other worker gets it.
 type puller struct {
 	engine *client.Client
 	limit  time.Duration
@@ -30,13 +31,13 @@ type puller struct {
 
 	mu       sync.Mutex
 	going    map[pullKey]*pull
-	outcomes map[waiter]outcome // that were not asked for yet
+	outcomes map[waiter]outcome // that no launch has asked for yet
 }
 
-// pullKey is what a pull depends on.
+// pullKey identifies a pull.
 type pullKey struct {
 	image    string
-	login    registry // of the settings; empty: that of Docker's config.json
+	login    registry // of the settings; if empty, that of Docker's config.json
 	platform string   // as in docker pull --platform
 }
 
@@ -46,10 +47,10 @@ type waiter struct {
 	worker string
 }
 
-// pull is one pull that goes on. Its fields are guarded by the puller's mutex.
+// pull is a running pull. The puller's mutex guards its fields.
 type pull struct {
 	began   time.Time
-	state   string // in words
+	state   string // for people
 	workers map[string]bool
 }
 
@@ -63,14 +64,15 @@ func newPuller(engine *client.Client, limit time.Duration, env config.Lookup, lo
 }
 
 const (
-	// askAgain is how soon a launch that waits for an image is asked for again.
+	// askAgain is the pause after which a launch that waits for an image is asked for again.
 	askAgain = 500 * time.Millisecond
 	// keepOutcome is how long an outcome waits for its worker, whose run may have been canceled.
 	keepOutcome = 10 * time.Minute
 )
 
-// ended reports whether a pull for w has ended well since w was asked for the last time. The error is that
-// of a pull that failed, or [launcher.Pending] if one goes on. Without a pull for w it is false.
+// ended reports whether a pull for w has succeeded since the last call for w. It returns the error
+// of a pull that failed, or [launcher.Pending] if a pull for w is running. Without a pull for w it
+// returns false.
 func (p *puller) ended(w waiter) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,7 +86,7 @@ func (p *puller) ended(w waiter) (bool, error) {
 	return false, nil
 }
 
-// start begins a pull for w, or has w wait for the one that goes on. It returns [launcher.Pending].
+// start begins a pull for w, or makes w wait for a running one. It returns [launcher.Pending].
 func (p *puller) start(w waiter, options client.ImagePullOptions) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +104,7 @@ func (at *pull) pending(image string) error {
 	return launcher.Pending(askAgain, launcher.Note{Text: "[Slipway] Pulling image " + image}, launcher.Note{Text: fmt.Sprintf("[Slipway] Image %s: %s", image, at.state)})
 }
 
-// run pulls until the image is there, the registry says that it will not be, or the time is up.
+// run pulls until the image is there, the registry's refusal is final, or the time is up.
 func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.limit)
 	defer cancel()
@@ -140,7 +142,7 @@ func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 	}
 }
 
-// final reports whether the registry's answer will be the same next time.
+// final reports whether the registry would give the same answer next time.
 func final(err error) bool {
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsInvalidArgument(err) {
 		return true

@@ -12,7 +12,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/docker"
 )
 
-// A pull's outcome is for the workers that waited for it, and is kept for no other.
+// Only the workers that waited for a pull get its outcome. It is kept for no other worker.
 func TestOutcomesOfPulls(t *testing.T) {
 	const wrong = "unauthorized: incorrect username or password"
 	e := newFakeEngine(t)
@@ -60,7 +60,8 @@ func TestOutcomesOfPulls(t *testing.T) {
 				t.Errorf("%s: Launch %s = %v, want %q", policy, c.what, err, c.want)
 			}
 		}
-		// Those that wait for one pull are all told of it. Another login or platform is another pull.
+		// All workers that wait for one pull get its outcome. Another login or platform is another
+		// pull.
 		waiting := make(chan struct{})
 		e.set(func() { failing, hold, e.pulls = "", waiting, nil })
 		all := map[*launcher.Request]string{

@@ -12,8 +12,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// refusal returns what it means that the engine did not do something for a request. An answer of the
-// engine is about this request ([launcher.ErrInvalid]), unless every other request would meet it too.
+// refusal returns the error of a launch that the engine did not carry out. An answer of the engine
+// concerns this request ([launcher.ErrInvalid]), unless every other request would meet it too.
 func refusal(what string, err error) error {
 	text := err.Error()
 	switch {
@@ -25,8 +25,8 @@ func refusal(what string, err error) error {
 	return unclear(err)
 }
 
-// isAnswer reports whether the engine itself has answered. Gateways answer 502 and 504, an engine
-// that cannot work 503 and 429. Other errors say nothing of what the engine has done.
+// isAnswer reports whether the engine itself answered. Gateways answer 502 and 504. An engine that
+// cannot work answers 503 and 429. Other errors tell nothing about what the engine has done.
 func isAnswer(err error) bool {
 	for _, is := range []func(error) bool{
 		cerrdefs.IsInvalidArgument, cerrdefs.IsNotFound, cerrdefs.IsConflict, cerrdefs.IsFailedPrecondition, cerrdefs.IsPermissionDenied,
@@ -39,13 +39,14 @@ func isAnswer(err error) bool {
 	return false
 }
 
-// inTrouble reports whether the engine's words are about the engine or its machine. The engine
-// answers 500 to most requests that it cannot meet, so that the status does not tell.
+// inTrouble reports whether the text is about the engine or its machine. The status does not tell,
+// because the engine answers 500 to most requests that it cannot carry out.
 func inTrouble(text string) bool {
 	for _, sign := range []string{
 		"no space left on device", "too many open files", "cannot allocate memory", "resource temporarily unavailable", "no available IPv4 addresses",
 		"containerd.sock", ": unavailable", "transport is closing", "context deadline exceeded", "context canceled",
-		"client version", "check if the server supports the requested API version", // the client's words for an answer without a text
+		// The client's text for an answer without one.
+		"client version", "check if the server supports the requested API version",
 	} {
 		if strings.Contains(text, sign) {
 			return true
@@ -54,7 +55,7 @@ func inTrouble(text string) bool {
 	return false
 }
 
-// unclear is an error that says nothing of the outcome.
+// unclear returns an error that leaves the outcome open.
 func unclear(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -62,18 +63,20 @@ func unclear(err error) error {
 	return fmt.Errorf("%w: docker: %w", launcher.ErrTransient, err)
 }
 
-// startedBefore reports whether the engine could not start a container because its runtime has the
-// container already. An engine that was killed during a start does not remember it afterwards: it
-// calls the container "created" and cannot start it, while its process, which it cannot stop, may run.
+// startedBefore reports whether the engine could not start a container because its runtime already
+// has it. An engine that was killed during a start does not remember the start afterwards. It
+// reports the container as "created" and cannot start it. Its process may be running, and the
+// engine cannot stop it.
 func startedBefore(text string) bool {
 	return strings.Contains(text, "id already in use") || strings.Contains(text, "cannot delete running task") ||
 		strings.Contains(text, "failed to start shim") && strings.Contains(text, "file exists")
 }
 
-// giveUp returns what it means that a container that was made cannot be connected or started. One that
-// is refused is removed, which also proves that it does not run: the engine removes no running container.
+// giveUp returns the error of a launch whose container cannot be connected or started. A refused
+// container is removed. The removal also proves that it does not run, because the engine removes no
+// running container.
 func (l *Launcher) giveUp(ctx context.Context, id, what string, err error) error {
-	if cerrdefs.IsNotFound(err) && strings.Contains(err.Error(), id) { // it was removed in this moment
+	if cerrdefs.IsNotFound(err) && strings.Contains(err.Error(), id) { // it has just been removed
 		return unclear(err)
 	}
 	err = refusal(what, err)

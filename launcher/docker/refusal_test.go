@@ -14,7 +14,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Options of one run that the real engine refuses fail that run at once, with the engine's words, and leave nothing behind.
+// If the real engine refuses options of one run, that run fails at once with the engine's text.
+// Nothing is left behind.
 func TestOptionsThatTheEngineRefuses(t *testing.T) {
 	b := newBench(t)
 	taken, err := net.Listen("tcp", "0.0.0.0:0")

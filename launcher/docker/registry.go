@@ -20,11 +20,12 @@ import (
 )
 
 const (
-	hub    = "docker.io" // in names of images
-	hubKey = "https://index.docker.io/v1/"
+	dockerHub    = "docker.io" // in names of images
+	dockerHubKey = "https://index.docker.io/v1/"
 )
 
-// registryHost returns the host of a registry's address, which may be a URL, as images name it.
+// registryHost returns the host of a registry's address, which may be a URL, in the form that
+// images use.
 func registryHost(address string) string {
 	_, rest, found := strings.Cut(address, "://")
 	if !found {
@@ -33,7 +34,7 @@ func registryHost(address string) string {
 	host, _, _ := strings.Cut(rest, "/")
 	switch host = strings.ToLower(host); host {
 	case "index.docker.io", "registry-1.docker.io", "":
-		return hub
+		return dockerHub
 	}
 	return host
 }
@@ -41,14 +42,14 @@ func registryHost(address string) string {
 // imageHost returns the host of the registry that an image comes from.
 func imageHost(image string) string {
 	named, err := reference.ParseNormalizedNamed(image)
-	if err != nil { // which was checked before
+	if err != nil { // it was checked before
 		return ""
 	}
 	return strings.ToLower(reference.Domain(named))
 }
 
-// loginFor returns r if the image is of its registry, else an empty one: a registry is never shown
-// the login of another.
+// loginFor returns r if the image comes from its registry, else an empty one. So a registry never
+// sees the login of another.
 func loginFor(image string, r *registry) registry {
 	if r == nil || registryHost(r.URL) != imageHost(image) {
 		return registry{}
@@ -56,8 +57,8 @@ func loginFor(image string, r *registry) registry {
 	return *r
 }
 
-// login returns the login for a pull: that of the settings, else that of Docker's config.json; an empty one if
-// there is none. It is read for each try, because tokens expire and people log in.
+// login returns the login for a pull: that of the settings, else that of Docker's config.json, else
+// an empty one. The file is read for each try, because tokens expire and people log in.
 func (p *puller) login(ctx context.Context, k pullKey) (registrytypes.AuthConfig, error) {
 	if r := k.login; r != (registry{}) {
 		return registrytypes.AuthConfig{Username: r.Username, Password: r.Password, ServerAddress: r.URL}, nil
@@ -69,7 +70,7 @@ func (p *puller) login(ctx context.Context, k pullKey) (registrytypes.AuthConfig
 	return c.login(ctx, imageHost(k.image))
 }
 
-// clientConfig is what Slipway reads of the config.json of Docker's clients.
+// clientConfig is the part of the config.json of Docker's clients that Slipway reads.
 type clientConfig struct {
 	Auths map[string]struct {
 		Username, Password, Auth, IdentityToken, RegistryToken string
@@ -81,7 +82,8 @@ type clientConfig struct {
 	} `json:"proxies"`
 }
 
-// readClientConfig reads config.json in the folder DOCKER_CONFIG, or in ~/.docker. Without the file it is empty.
+// readClientConfig reads config.json in the folder DOCKER_CONFIG, or in ~/.docker. If there is no
+// file, the result is empty.
 func readClientConfig(env config.Lookup) (clientConfig, error) {
 	var c clientConfig
 	dir := variableOf(env, "DOCKER_CONFIG")
@@ -105,8 +107,8 @@ func readClientConfig(env config.Lookup) (clientConfig, error) {
 	return c, nil
 }
 
-// login finds the login of a registry as Docker's clients do: by the credential helper of this registry or of all, then in
-// the file itself.
+// login returns the login of a registry as Docker's clients find it: from the credential helper of
+// this registry or of all registries, else from the file itself.
 func (c clientConfig) login(ctx context.Context, host string) (registrytypes.AuthConfig, error) {
 	helper := c.CredsStore
 	for address, name := range c.CredHelpers {
@@ -138,11 +140,11 @@ func (c clientConfig) login(ctx context.Context, host string) (registrytypes.Aut
 	return registrytypes.AuthConfig{}, nil
 }
 
-// helperTimeout bounds a call of a credential helper, which may ask a cloud for a token.
+// helperTimeout is the timeout of a credential helper, which may ask a cloud for a token.
 const helperTimeout = 30 * time.Second
 
-// askHelper runs the program docker-credential-NAME, which reads a registry's address and writes a login.
-// A login that the program does not have is empty.
+// askHelper runs the program docker-credential-NAME, which reads a registry's address and writes a
+// login. The login is empty if the program does not have one.
 func askHelper(ctx context.Context, name, host string) (registrytypes.AuthConfig, error) {
 	var none registrytypes.AuthConfig
 	if strings.ContainsRune(name, filepath.Separator) {
@@ -151,8 +153,8 @@ func askHelper(ctx context.Context, name, host string) (registrytypes.AuthConfig
 	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
 	defer cancel()
 	server := host
-	if host == hub {
-		server = hubKey
+	if host == dockerHub {
+		server = dockerHubKey
 	}
 	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
 	cmd.Stdin, cmd.WaitDelay = strings.NewReader(server), time.Second
@@ -160,7 +162,7 @@ func askHelper(ctx context.Context, name, host string) (registrytypes.AuthConfig
 	if err != nil && strings.Contains(string(out), "credentials not found") {
 		return none, nil
 	}
-	if err != nil { // its standard output is the reason then, and holds no login
+	if err != nil { // then its standard output is the reason, and contains no login
 		return none, fmt.Errorf("docker-credential-%s get (for %s): %w: %.300s", name, server, err, strings.TrimSpace(string(out)))
 	}
 	var got struct{ Username, Secret string }
@@ -173,8 +175,8 @@ func askHelper(ctx context.Context, name, host string) (registrytypes.AuthConfig
 	return registrytypes.AuthConfig{Username: got.Username, Password: got.Secret, ServerAddress: server}, nil
 }
 
-// proxies returns the variables that Docker's clients give to containers, from the section proxies of config.json.
-// docker-py 7.2: docker.utils.proxy.
+// proxies returns the variables that Docker's clients set in containers, from the section proxies
+// of config.json. docker-py 7.2: docker.utils.proxy.
 func (l *Launcher) proxies() []variable {
 	c, err := readClientConfig(l.env)
 	if err != nil {
@@ -188,7 +190,7 @@ func (l *Launcher) proxies() []variable {
 	var out []variable
 	for _, v := range [][2]string{{"http_proxy", p.HTTPProxy}, {"https_proxy", p.HTTPSProxy}, {"ftp_proxy", p.FTPProxy}, {"no_proxy", p.NoProxy}} {
 		if v[1] != "" {
-			secret := strings.Contains(v[1], "@") // a login stands before it
+			secret := strings.Contains(v[1], "@") // the URL contains a login
 			out = append(out, variable{v[0] + "=" + v[1], secret}, variable{strings.ToUpper(v[0]) + "=" + v[1], secret})
 		}
 	}

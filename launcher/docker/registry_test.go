@@ -15,7 +15,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A credential helper as Docker's: it reads a registry's address and writes a login, or says why it has none.
+// A credential helper like Docker's: it reads a registry's address and writes a login, or the
+// reason why it has none.
 const helper = `#!/bin/sh
 read -r server
 case $server in
@@ -82,7 +83,8 @@ func TestLoginsOfDockersConfig(t *testing.T) {
 	}
 }
 
-// The login of the settings goes to the registry of its host, in all the ways in which a registry's address is written.
+// The login of the settings goes only to the registry of its host, however the registry's address
+// is written.
 func TestLoginIsForItsHost(t *testing.T) {
 	for _, c := range []struct {
 		url, image string
@@ -116,7 +118,8 @@ func TestLoginIsForItsHost(t *testing.T) {
 	}
 }
 
-// Workers get the proxies of Docker's config.json, as from Docker's own clients; their own variables win.
+// Workers get the proxies of Docker's config.json, as from Docker's own clients. Their own
+// variables win.
 func TestProxiesOfDockersConfig(t *testing.T) {
 	dir := t.TempDir()
 	config := `{"proxies": {"default": {"httpProxy": "http://ann:secret@proxy:3128", "noProxy": "localhost"}, "tcp://engine:2375": {"httpsProxy": "http://near:3128"}}}`

@@ -16,7 +16,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A layer is what the launcher's settings or a code location say; later layers are laid over earlier ones.
+// A layer is the settings of the launcher or of a code location. Later layers are laid over earlier
+// ones.
 type layer struct {
 	registry *registry
 	env      []variable
@@ -24,7 +25,7 @@ type layer struct {
 	kwargs   []member
 }
 
-// A variable is NAME=value, or NAME for the value that this process has.
+// A variable is NAME=value, or NAME for the value in this process.
 type variable struct {
 	text   string
 	secret bool
@@ -36,7 +37,8 @@ type registry struct {
 	Password string `json:"password"`
 }
 
-// over lays a code location's layer over l: its registry replaces, its lists are appended, its keywords replace one by one.
+// over lays a code location's layer over l. The later registry replaces the earlier one, lists are
+// appended, and keywords are replaced one by one.
 func (l layer) over(later layer) layer {
 	out := layer{registry: l.registry, env: slices.Concat(l.env, later.env), networks: slices.Concat(l.networks, later.networks), kwargs: slices.Clone(l.kwargs)}
 	if later.registry != nil {
@@ -52,7 +54,7 @@ func (l layer) over(later layer) layer {
 	return out
 }
 
-// contextLayer reads a section of container_context. Its texts may be {"env": NAME}, as in Dagster.
+// contextLayer reads a section of container_context. As in Dagster, its texts may be {"env": NAME}.
 func contextLayer(o launcher.Override, env config.Lookup) (layer, error) {
 	var out layer
 	if isList(o.JSON) { // env_vars, which all launchers share
@@ -112,7 +114,7 @@ func readRegistry(value json.RawMessage, env config.Lookup) (*registry, error) {
 	return &r, nil
 }
 
-// source is a text or {"env": NAME}.
+// source reads a text or {"env": NAME}.
 func source(value json.RawMessage, env config.Lookup) (string, error) {
 	var from struct {
 		Env string `json:"env"`
@@ -147,7 +149,7 @@ func lookup(name string, env config.Lookup) (string, error) {
 	return "", fmt.Errorf("environment variable %s is not set where slipway runs", name)
 }
 
-// spec is what a request means to the engine. Its error is [launcher.ErrInvalid].
+// spec returns what a request asks of the engine. The error is an [launcher.ErrInvalid].
 func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	invalid := func(format string, args ...any) (*spec, *registry, error) {
 		return nil, nil, fmt.Errorf("%w: "+format, append([]any{launcher.ErrInvalid}, args...)...)
@@ -209,7 +211,8 @@ func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 	return s, all.registry, nil
 }
 
-// environment sets the variables of a worker, the last of equal names winning, and lists those that are secret.
+// environment sets the variables of a worker and lists the secret ones. If names are equal the last
+// one wins.
 func (s *spec) environment(vars []variable, more []launcher.Env, env config.Lookup) ([]string, error) {
 	var names, secret []string
 	values := map[string]string{}
@@ -240,7 +243,8 @@ func (s *spec) environment(vars []variable, more []launcher.Env, env config.Look
 	return secret, nil
 }
 
-// label puts on what tells whose container it is. Nobody's label of the same name wins.
+// label adds the labels that identify the worker. They win over labels of the same name from
+// settings and runs.
 func (s *spec) label(req *launcher.Request, secret []string) {
 	labels := map[string]string{}
 	maps.Copy(labels, s.Config.Labels)
@@ -256,7 +260,7 @@ func (s *spec) label(req *launcher.Request, secret []string) {
 	s.Config.Labels = labels
 }
 
-// redactedEnv is an environment without the values of secrets.
+// redactedEnv returns an environment without the values of secrets.
 func redactedEnv(env []string, secrets string) []string {
 	hidden := strings.Split(secrets, ",")
 	out := slices.Clone(env)

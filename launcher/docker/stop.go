@@ -17,7 +17,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Terminate implements [launcher.Launcher]. The engine itself keeps to the grace: it goes on with a stop whose asker has gone.
+// Terminate implements [launcher.Launcher]. The engine itself observes the grace: it continues a
+// stop even if the client has disconnected.
 func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
 	c, err := l.inspect(ctx, h)
 	if errors.Is(err, launcher.ErrNotFound) {
@@ -27,7 +28,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		return false, err
 	}
 	switch c.State.Status {
-	case container.StateCreated: // it must not be started any more
+	case container.StateCreated: // it must no longer be started
 		_, err := l.engine.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true})
 		return err == nil, errors.Join(err)
 	case container.StateRunning, container.StatePaused, container.StateRestarting:
@@ -52,7 +53,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	return false, unclear(err)
 }
 
-// stop asks the engine to stop a container and returns when the engine has been asked.
+// stop asks the engine to stop a container. It returns as soon as the request is sent.
 func (l *Launcher) stop(ctx context.Context, id string, grace time.Duration) error {
 	asked, done := make(chan struct{}, 1), make(chan error, 1)
 	seconds := int(math.Ceil(grace.Seconds()))

@@ -40,7 +40,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// issue writes NAME.pem and NAME.key, signed by the parent, or by itself.
+// issue writes NAME.pem and NAME.key, signed by the parent or by itself.
 func (a *authority) issue(name string, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -75,7 +75,7 @@ func (a *authority) issue(name string, parent *x509.Certificate, signer *ecdsa.P
 	return cert, key
 }
 
-// An engine is reached over TCP with TLS, if both sides know each other.
+// An engine is reached over TCP with TLS if both sides can verify each other.
 func TestEngineOverTLS(t *testing.T) {
 	b := newBench(t)
 	a := newAuthority(t)
@@ -137,7 +137,7 @@ func TestEngineOverTLS(t *testing.T) {
 	}
 }
 
-// forward connects whoever comes to the engine's socket, until the listener is closed.
+// forward connects every client to the engine's socket, until the listener is closed.
 func forward(l net.Listener, socket string) {
 	for {
 		in, err := l.Accept()

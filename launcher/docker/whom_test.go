@@ -8,7 +8,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// An answer of the engine about one request fails that request. One that every request would meet is about the engine.
+// A refusal that concerns one request fails that request. A refusal that every request would meet
+// concerns the engine.
 func TestWhomARefusalIsAbout(t *testing.T) {
 	const ends, engine, denied = "the run ends", "the engine is asked again", "the engine refuses us"
 	kinds := map[string]error{ends: launcher.ErrInvalid, engine: launcher.ErrTransient, denied: launcher.ErrDenied}
@@ -69,7 +70,7 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 	}
 }
 
-// As long as a refused container is not removed, it is not certain that it does not run.
+// As long as a refused container is not removed, it may be running.
 func TestRefusedAndNotRemoved(t *testing.T) {
 	e := newFakeEngine(t)
 	l := must(t, "{host: '"+e.address+"', network: none}")
