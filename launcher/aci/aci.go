@@ -1,7 +1,8 @@
 // Package aci launches run workers as container groups of Azure Container Instances.
 //
-// Azure takes a second PUT of one name for an update, which runs a finished worker again, so the launcher looks before it writes and never writes over
-// what there is. What the service does is described, with sources, in docs/launchers/aci.md.
+// Azure treats a second PUT of the same name as an update, which runs a finished worker again. So
+// the launcher looks before it writes, and never overwrites an existing group.
+// docs/launchers/aci.md describes, with sources, how the service behaves.
 package aci
 
 import (
@@ -27,77 +28,77 @@ import (
 type Config struct {
 	ResourceGroup  string                   `config:"resource_group" required:"true" help:"Resource group of the container groups."`
 	SubscriptionID string                   `config:"subscription_id" required:"true" help:"Subscription."`
-	Image          string                   `config:"image" help:"Image of workers whose code location names none."`
-	CPU            string                   `config:"cpu" default:"1.0" help:"Processors of one worker; a run's tag slipway/cpu wins."`
-	Memory         string                   `config:"memory" default:"1.0" help:"Memory of one worker in GB; a run's tag slipway/memory wins."`
-	Env            map[string]config.Text   `config:"environment_variables" help:"Environment of workers. A value from ${NAME}, {env: NAME} or {file: PATH}, and one whose name has PASSWORD, SECRET, TOKEN or KEY in it, is sent as secureValue."`
+	Image          string                   `config:"image" help:"Image of workers whose code location does not name one."`
+	CPU            string                   `config:"cpu" default:"1.0" help:"Processors of one worker. A run's tag slipway/cpu wins."`
+	Memory         string                   `config:"memory" default:"1.0" help:"Memory of one worker in GB. A run's tag slipway/memory wins."`
+	Env            map[string]config.Text   `config:"environment_variables" help:"Environment of workers. A value is sent as secureValue if it comes from ${NAME}, {env: NAME} or {file: PATH}, or if its name contains PASSWORD, SECRET, TOKEN or KEY."`
 	SecureEnv      map[string]config.Secret `config:"secure_environment_variables" help:"Environment of workers that is always sent as secureValue."`
 
-	Location   string            `config:"location" default:"eastus" help:"Region of the groups, as westeurope."`
-	Locations  []string          `config:"locations" help:"Further regions, in this order, for when the ones before have no quota or capacity left."`
-	Priority   string            `config:"priority" default:"regular" help:"regular, spot, or spot_then_regular: regular where spot has no room, and for every attempt after the first."`
+	Location   string            `config:"location" default:"eastus" help:"Region of the groups, for example westeurope."`
+	Locations  []string          `config:"locations" help:"Further regions. They are used in this order when the earlier ones have no quota or capacity left."`
+	Priority   string            `config:"priority" default:"regular" help:"regular, spot, or spot_then_regular. The last one uses regular if spot has no room, and for every attempt after the first."`
 	SKU        string            `config:"sku" default:"Standard" help:"Standard, Dedicated or Confidential."`
-	GPUs       int               `config:"gpus" default:"0" help:"Not available any more: Azure retired GPUs in container groups on 2025-07-14."`
-	Zone       string            `config:"zone" help:"Availability zone. Not with spot."`
-	NamePrefix string            `config:"name_prefix" default:"dagster-run" help:"Begins the names of groups: at most 14 lower case letters, digits and -."`
+	GPUs       int               `config:"gpus" default:"0" help:"No longer available: Azure retired GPUs in container groups on 2025-07-14."`
+	Zone       string            `config:"zone" help:"Availability zone. Not together with spot."`
+	NamePrefix string            `config:"name_prefix" default:"dagster-run" help:"Beginning of the names of groups: at most 14 lower case letters, digits and -."`
 	Tags       map[string]string `config:"tags" help:"Further tags of groups."`
 
-	Cloud      string        `config:"cloud" default:"public" help:"public, government, china, or custom, which needs endpoint, audience and authority_host."`
+	Cloud      string        `config:"cloud" default:"public" help:"public, government, china, or custom. custom needs endpoint, audience and authority_host."`
 	Endpoint   string        `config:"endpoint" help:"Address of Azure Resource Manager in a custom cloud, or of an emulator."`
-	Audience   string        `config:"audience" help:"Audience of its tokens; default: the endpoint."`
-	Authority  string        `config:"authority_host" help:"Address of Microsoft Entra there."`
-	AllowHTTP  bool          `config:"allow_http" default:"false" help:"Let the endpoint be http, on this machine only."`
-	CAFile     string        `config:"ca_file" help:"File with a certificate of the authority that the endpoint's certificate is by."`
-	Tenant     string        `config:"tenant_id" help:"Tenant; default: the credential's own."`
+	Audience   string        `config:"audience" help:"Audience of the tokens for that endpoint. Default: the endpoint."`
+	Authority  string        `config:"authority_host" help:"Address of Microsoft Entra in that cloud."`
+	AllowHTTP  bool          `config:"allow_http" default:"false" help:"Allow an endpoint with http, on this machine only."`
+	CAFile     string        `config:"ca_file" help:"File with the certificate of the authority that signed the endpoint's certificate."`
+	Tenant     string        `config:"tenant_id" help:"Tenant. Default: the credential's own."`
 	Credential string        `config:"credential" default:"default" help:"default (the chain of Azure's SDK), managed_identity, workload_identity, service_principal, cli, or token."`
-	ClientID   string        `config:"client_id" help:"Of a user-assigned managed identity, a workload identity or a service principal."`
-	Secret     config.Secret `config:"client_secret" help:"Of a service principal."`
-	Cert       string        `config:"client_certificate" help:"File with a service principal's certificate and key, in place of client_secret."`
-	Token      config.Secret `config:"token" help:"A bearer token for credential: token, as for an emulator."`
+	ClientID   string        `config:"client_id" help:"Client ID of a user-assigned managed identity, a workload identity or a service principal."`
+	Secret     config.Secret `config:"client_secret" help:"Secret of a service principal."`
+	Cert       string        `config:"client_certificate" help:"File with a service principal's certificate and key, instead of client_secret."`
+	Token      config.Secret `config:"token" help:"A bearer token for credential: token, for example for an emulator."`
 
-	Identities   []string         `config:"identities" help:"Identities of groups: resource IDs of user-assigned ones, or system."`
+	Identities   []string         `config:"identities" help:"Identities of groups: resource IDs of user-assigned identities, or system."`
 	Registries   []registry       `config:"registries" help:"Logins for pulling images."`
 	Subnet       string           `config:"subnet_id" help:"Resource ID of a delegated subnet for the groups."`
 	DNS          *dns             `config:"dns" help:"Name servers of groups in a subnet."`
 	Volumes      []volume         `config:"volumes" help:"Volumes of workers."`
-	LogAnalytics *analytics       `config:"log_analytics" help:"Workspace to which Azure sends what workers write."`
-	Poll         time.Duration    `config:"poll" default:"5s" help:"How often a young worker is looked at; from its second minute on every three times as long, from its eleventh six times."`
-	PullPatience time.Duration    `config:"pull_patience" default:"2m" help:"How long an image may fail to be pulled, where the registry has not said that it never will be."`
-	Prices       map[string]price `config:"prices" help:"Prices by location, for the cost of runs; default: those of eastus as published on 2026-08-27."`
-	Currency     string           `config:"currency" default:"USD" help:"Of the prices."`
-	PricesAsOf   string           `config:"prices_as_of" help:"Date of the prices, which stands beside each cost."`
+	LogAnalytics *analytics       `config:"log_analytics" help:"Workspace to which Azure sends the output of workers."`
+	Poll         time.Duration    `config:"poll" default:"5s" help:"How often to look at a worker in its first minute. From the second minute on the pause is three times as long, from the eleventh six times."`
+	PullPatience time.Duration    `config:"pull_patience" default:"2m" help:"How long pulls of an image may keep failing before the launcher gives up. A final refusal by the registry counts at once."`
+	Prices       map[string]price `config:"prices" help:"Prices by location, for the cost of runs. Default: those of eastus as published on 2026-08-27."`
+	Currency     string           `config:"currency" default:"USD" help:"Currency of the prices."`
+	PricesAsOf   string           `config:"prices_as_of" help:"Date of the prices. It is shown beside each cost."`
 }
 
 type registry struct {
-	Server   string        `config:"server" required:"true" help:"Host name, as myregistry.azurecr.io."`
+	Server   string        `config:"server" required:"true" help:"Host name, for example myregistry.azurecr.io."`
 	Username string        `config:"username" help:"User name."`
 	Password config.Secret `config:"password" help:"Password."`
-	Identity string        `config:"identity" help:"Resource ID of a user-assigned identity that may pull, in place of user name and password."`
+	Identity string        `config:"identity" help:"Resource ID of a user-assigned identity that may pull, instead of user name and password."`
 }
 
 type dns struct {
 	Servers []string `config:"name_servers" required:"true" help:"Addresses."`
 	Search  []string `config:"search_domains" help:"Search domains."`
-	Options []string `config:"options" help:"Options, as ndots:2."`
+	Options []string `config:"options" help:"Options, for example ndots:2."`
 }
 
 type volume struct {
 	Name     string                   `config:"name" required:"true" help:"Name of the volume."`
 	Mount    string                   `config:"mount_path" required:"true" help:"Folder in the container."`
-	ReadOnly bool                     `config:"read_only" default:"false" help:"It cannot be written."`
+	ReadOnly bool                     `config:"read_only" default:"false" help:"Make the volume read-only."`
 	Share    string                   `config:"share" help:"Azure file share."`
-	Account  string                   `config:"storage_account" help:"Its storage account."`
-	Key      config.Secret            `config:"storage_account_key" help:"Its key."`
+	Account  string                   `config:"storage_account" help:"Storage account of the share."`
+	Key      config.Secret            `config:"storage_account_key" help:"Key of the storage account."`
 	Secret   map[string]config.Secret `config:"secret" help:"Files with secret contents."`
-	Empty    bool                     `config:"empty_dir" default:"false" help:"An empty folder that ends with the group."`
-	Git      string                   `config:"git_repository" help:"A repository that is cloned."`
-	Revision string                   `config:"git_revision" help:"Its revision."`
-	Folder   string                   `config:"git_directory" help:"The folder of the volume into which it is cloned."`
+	Empty    bool                     `config:"empty_dir" default:"false" help:"An empty folder that is deleted with the group."`
+	Git      string                   `config:"git_repository" help:"A repository to clone."`
+	Revision string                   `config:"git_revision" help:"Revision of the repository."`
+	Folder   string                   `config:"git_directory" help:"Folder of the volume to clone into."`
 }
 
 type analytics struct {
 	Workspace string        `config:"workspace_id" required:"true" help:"ID of the workspace."`
-	Key       config.Secret `config:"workspace_key" required:"true" help:"Its key."`
+	Key       config.Secret `config:"workspace_key" required:"true" help:"Key of the workspace."`
 	Type      string        `config:"log_type" default:"ContainerInsights" help:"ContainerInsights or ContainerInstanceLogs."`
 }
 
@@ -111,7 +112,7 @@ type Launcher struct {
 	log     *slog.Logger
 	workers workers
 	regions regions
-	images  sync.Map // when a PUT first said that the image of a group is inaccessible, by the group's name
+	images  sync.Map // when a PUT first said that a group's image is inaccessible, by the group's name
 }
 
 var (
@@ -137,7 +138,8 @@ func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "aci", Help: "Run workers as container groups of Azure Container Instances.",
 		Schema: config.Fields(Config{}), Context: "aci", Tags: []string{"slipway/aci"}, Remove: "10m",
-		// MaxCommand is that of the container's system; Azure documents no limit of its own.
+		// MaxCommand is the limit of the container's operating system. Azure documents no limit of
+		// its own.
 		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, Settle: settle},
 		Stock:  "*.AzureContainerInstanceRunLauncher",
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
@@ -146,7 +148,7 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// What the settings priority and sku may be.
+// These are the valid values of the settings priority and sku.
 var (
 	priorities = []string{"regular", "spot", "spot_then_regular"}
 	skus       = []string{"Standard", "Dedicated", "Confidential"}
@@ -263,24 +265,24 @@ func unique(first string, more []string) []string {
 	return out
 }
 
-// plain is a location's name as the API answers it: East US is eastus.
+// plain returns a location's name in the form that the API answers: eastus for East US.
 func plain(place string) string { return strings.ToLower(strings.ReplaceAll(place, " ", "")) }
 
 func positive(s string) (float64, error) {
 	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
-	if err != nil || !(f > 0 && f <= 1e6) { // not a number is neither
+	if err != nil || !(f > 0 && f <= 1e6) { // also refuses NaN
 		return 0, fmt.Errorf("%q is no number above 0", s)
 	}
 	return f, nil
 }
 
-// Close frees the connections.
+// Close closes idle connections.
 func (l *Launcher) Close() error {
 	l.api.http.CloseIdleConnections()
 	return nil
 }
 
-// val is what a pointer of the SDK points to, or the zero value.
+// val returns the value that a pointer of the SDK points to, or the zero value.
 func val[T any](p *T) T {
 	var none T
 	if p == nil {
@@ -289,7 +291,7 @@ func val[T any](p *T) T {
 	return *p
 }
 
-// Tags of groups. The first four are those that guides for Dagster on Azure use.
+// Tags of groups. Guides for Dagster on Azure use the first four.
 const (
 	runTag      = "dagster-run-id"
 	jobTag      = "dagster-job"
@@ -297,24 +299,25 @@ const (
 	atTag       = "created-at"
 	instanceTag = "slipway-instance"
 	attemptTag  = "slipway-attempt"
-	endTag      = "slipway-end" // how the worker ended, where the platform forgets it
+	endTag      = "slipway-end" // how the worker ended, if the platform would forget it
 )
 
-// workerOf is what a group's tags say of the worker in it; false if it is none of ours.
+// workerOf returns the worker that a group's tags name, and false if it is not one of Slipway's.
 func (l *Launcher) workerOf(g *arm.ContainerGroup) (launcher.Worker, bool) {
 	attempt, err := strconv.Atoi(val(g.Tags[attemptTag]))
 	w := launcher.Worker{ID: launcher.ID{Run: val(g.Tags[runTag]), Attempt: attempt}, Instance: val(g.Tags[instanceTag]), Handle: launcher.Handle(val(g.Name))}
 	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(string(w.Handle), l.prefix(w.ID))
 }
 
-// prefix begins the names of all groups that may be the worker of an ID; the place where it was put follows.
+// prefix returns the beginning of the names of all groups that may be the worker of an ID. The key
+// of the worker's place follows.
 func (l *Launcher) prefix(id launcher.ID) string {
 	return fmt.Sprintf("%s-%s-%d-", l.c.NamePrefix, id.Run, id.Attempt)
 }
 
 var handlePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-// name is the group that a handle names.
+// name returns the name of the group of a handle.
 func (l *Launcher) name(h launcher.Handle) (string, error) {
 	if s := string(h); handlePattern.MatchString(s) && strings.HasPrefix(s, l.c.NamePrefix+"-") {
 		return s, nil
@@ -322,7 +325,7 @@ func (l *Launcher) name(h launcher.Handle) (string, error) {
 	return "", fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
 }
 
-// regions is what is known of locations.
+// regions caches what is known about locations.
 type regions struct {
 	mu    sync.Mutex
 	known map[string]*region
@@ -332,13 +335,13 @@ type region struct {
 	closed      time.Time // until then it has no capacity for groups of at least cpu and memory
 	cpu, memory float64
 	why         string
-	read        time.Time // of its quotas
-	groups      int       // that may still be made; -1: not known
+	read        time.Time // when its quotas were read
+	groups      int       // number of groups that may still be made; -1 if unknown
 	cores       float64
 	spot        float64
 }
 
-// of gives what is known of a location, under the mutex.
+// of returns what is known about a location. The caller holds mu.
 func (r *regions) of(location string) *region {
 	if r.known == nil {
 		r.known = map[string]*region{}
@@ -349,15 +352,15 @@ func (r *regions) of(location string) *region {
 	return r.known[location]
 }
 
-// tagsOf are the tags of a worker's group, within Azure's rules: those that users give, with the
-// characters replaced that Azure does not take, and over them those by which the launcher knows its groups.
-// Azure takes names that differ in case for one.
+// tagsOf returns the tags of a worker's group within Azure's rules. Characters that Azure does not
+// accept in users' tags are replaced. The tags by which the launcher recognizes its groups win over
+// them. Azure treats names that differ only in case as equal.
 func tagsOf(req *launcher.Request, more map[string]string) map[string]*string {
 	ours := map[string]string{
 		runTag: req.ID.Run, jobTag: req.Job, byTag: cmp.Or(req.Labels[byTag], "slipway"), atTag: strconv.FormatInt(req.At.Unix(), 10),
 		instanceTag: req.Instance, attemptTag: strconv.Itoa(req.ID.Attempt),
 	}
-	out, names := map[string]*string{}, map[string]string{} // names by their lower case
+	out, names := map[string]*string{}, map[string]string{} // by their lower-case form
 	set := func(name, value string) {
 		name = strings.Map(func(r rune) rune {
 			if strings.ContainsRune(`<>%&\?/`, r) || r < ' ' {
@@ -371,11 +374,11 @@ func tagsOf(req *launcher.Request, more map[string]string) map[string]*string {
 		out[name] = &value
 	}
 	for _, tags := range []map[string]string{more, req.Labels, ours} {
-		for _, name := range sortedKeys(tags) { // in order: equal requests give equal tags
+		for _, name := range sortedKeys(tags) { // in a fixed order, so that equal requests get equal tags
 			set(name, tags[name])
 		}
 	}
-	delete(out, names[endTag]) // only the launcher writes it, later
+	delete(out, names[endTag]) // only the launcher sets it, later
 	return out
 }
 

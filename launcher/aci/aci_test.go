@@ -48,7 +48,7 @@ func newAzure(t testing.TB, backend emulator.Backend, change func(*emulator.Sett
 	return &azure{e, server.URL}
 }
 
-// settings of a launcher towards an emulator, with changes.
+// settings returns the settings of a launcher for an emulator, with changes.
 func (a *azure) settings(more map[string]any) map[string]any {
 	out := map[string]any{
 		"resource_group": "data-platform", "subscription_id": "11111111-2222-3333-4444-555555555555", "image": "registry.example.com/etl:1", "location": "westeurope",
@@ -96,7 +96,8 @@ func (a *azure) kit(t *testing.T, image string) {
 	})
 }
 
-// stubborn is how long a worker that ignores the signal lives on, in the kit: it looks at some in that time, on a busy machine too.
+// stubborn is how long a worker that ignores the signal stays alive in the kit. In that time the
+// kit looks at several such workers, even on a busy machine.
 const stubborn = 5 * time.Second
 
 // The kit, with containers that are processes.
@@ -105,7 +106,7 @@ func TestContract(t *testing.T) {
 	newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = stubborn }).kit(t, "")
 }
 
-// text is a value as JSON, for messages.
+// text returns a value as JSON, for messages.
 func text(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {

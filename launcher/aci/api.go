@@ -25,13 +25,13 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// operation is a kind of call, with the permission that it needs.
+// operation is a kind of call and the permission that it needs.
 type operation struct {
 	name, permission string
-	write            bool // it counts against the service's limits of creates and deletes
+	write            bool // counts against the service's limits of creates and deletes
 }
 
-// The calls that the launcher makes, all of them. The role in the docs is made of their permissions.
+// These are all calls that the launcher makes. The role in the docs consists of their permissions.
 var (
 	opGet          = operation{"get", "Microsoft.ContainerInstance/containerGroups/read", false}
 	opList         = operation{"list", "Microsoft.ContainerInstance/containerGroups/read", false}
@@ -45,12 +45,12 @@ var (
 	opPermissions  = operation{"permissions", "Microsoft.Authorization/permissions/read", false}
 )
 
-// operations lists them.
+// operations returns all operations.
 func operations() []operation {
 	return []operation{opGet, opList, opPut, opPatch, opDelete, opStop, opLogs, opUsages, opCapabilities, opPermissions}
 }
 
-// api is the service, by the SDK's clients.
+// api calls the service through the SDK's clients.
 type api struct {
 	groups     *arm.ContainerGroupsClient
 	containers *arm.ContainersClient
@@ -63,15 +63,15 @@ type api struct {
 	pace       pace
 }
 
-// pace is what the service has said about how much it may be asked.
+// pace is what the service has said about the allowed rate of requests.
 type pace struct {
 	mu     sync.Mutex
-	writes time.Time // none before
+	writes time.Time // do not write before; reads is the same for reads
 	reads  time.Time
-	left   int // reads, as last told; -1: not told
+	left   int // remaining reads by the last answer; -1 if unknown
 }
 
-// connect makes the clients. It sends nothing.
+// connect returns the clients. It sends nothing.
 func connect(c Config) (*api, error) {
 	conf := cloud.AzurePublic
 	switch c.Cloud {
@@ -110,7 +110,7 @@ func connect(c Config) (*api, error) {
 			Services:                     map[cloud.ServiceName]cloud.ServiceConfiguration{cloud.ResourceManager: {Endpoint: c.Endpoint, Audience: audience}},
 		}
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // net/http's own
+	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // from net/http
 	transport.MaxIdleConnsPerHost = 32
 	if c.CAFile != "" {
 		text, err := os.ReadFile(c.CAFile)
@@ -143,9 +143,9 @@ func connect(c Config) (*api, error) {
 	return a, errors.Join(errs[:]...)
 }
 
-// credential makes what proves who we are.
+// credential returns the credential of the settings.
 func credential(c Config, options policy.ClientOptions) (azcore.TokenCredential, error) {
-	options.InsecureAllowCredentialWithHTTP = false // tokens come over https only
+	options.InsecureAllowCredentialWithHTTP = false // tokens come only over https
 	switch c.Credential {
 	case "managed_identity":
 		o := &azidentity.ManagedIdentityCredentialOptions{ClientOptions: options}
@@ -188,7 +188,7 @@ func (t staticToken) GetToken(context.Context, policy.TokenRequestOptions) (azco
 	return azcore.AccessToken{Token: string(t), ExpiresOn: time.Now().Add(time.Hour)}, nil
 }
 
-// Do implements policy.Policy: it reads what answers say of the limits.
+// Do implements policy.Policy. It reads the limits from the answers.
 func (p *pace) Do(req *policy.Request) (*http.Response, error) {
 	resp, err := req.Next()
 	if resp == nil {
@@ -207,7 +207,7 @@ func (p *pace) Do(req *policy.Request) (*http.Response, error) {
 	}
 	for name, window := range map[string]time.Duration{"pt5m": 15 * time.Second, "pt1h": time.Minute} {
 		if n, e := strconv.Atoi(h.Get("x-ms-ratelimit-remaining-subscription-resource-requests-" + name)); e == nil && n == 0 && write {
-			wait = max(wait, window) // the last one of the window is used
+			wait = max(wait, window) // the last request of the window is used
 		}
 	}
 	at := &p.reads
@@ -228,7 +228,7 @@ func seconds(s string) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// wait is how long the service wants no writes, or no reads.
+// wait returns how long the service wants no writes, or no reads.
 func (p *pace) wait(write bool) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -238,10 +238,10 @@ func (p *pace) wait(write bool) time.Duration {
 	return time.Until(p.reads)
 }
 
-// fewReads is how many remaining reads are so few that workers are looked at less often.
+// fewReads is the number of remaining reads below which the launcher looks less often.
 const fewReads = 1000
 
-// stretch is by how much looks are to be further apart.
+// stretch returns the factor by which pauses between looks grow.
 func (p *pace) stretch() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -251,7 +251,7 @@ func (p *pace) stretch() time.Duration {
 	return 1
 }
 
-// begin refuses a call while the service wants to be left alone.
+// begin refuses a call during a pause that the service asked for.
 func (a *api) begin(op operation) error {
 	left := a.pace.wait(op.write)
 	if left <= 0 {
@@ -261,7 +261,8 @@ func (a *api) begin(op operation) error {
 	return launcher.WithRetryAfter(launcher.WithCause(err, launcher.CauseThrottled), left)
 }
 
-// once has a call not repeated by the SDK: of a write whose answer is lost, the outcome is looked up.
+// once makes the SDK send a call only once. The caller looks up the outcome of a write whose answer
+// was lost.
 func once(ctx context.Context) context.Context {
 	return policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
 }
@@ -277,14 +278,15 @@ func (a *api) get(ctx context.Context, name string) (*arm.ContainerGroup, error)
 	return &got.ContainerGroup, nil
 }
 
-// put returns when the request is accepted; provisioning goes on.
+// put returns when the request is accepted. Provisioning continues after that.
 func (a *api) put(ctx context.Context, name string, g arm.ContainerGroup) error {
 	if err := a.begin(opPut); err != nil {
 		return err
 	}
 	_, err := a.groups.BeginCreateOrUpdate(once(ctx), a.rg, name, g, nil)
 	var r *azcore.ResponseError
-	if errors.As(err, &r) && r.ErrorCode == "ResourceNotFound" { // something that the group names, for example its subnet
+	if errors.As(err, &r) && r.ErrorCode == "ResourceNotFound" {
+		// Something that the group names is missing, for example its subnet.
 		return fmt.Errorf("%w: azure: %s: %s", launcher.ErrInvalid, r.ErrorCode, message(r))
 	}
 	return classify(err)
@@ -329,7 +331,8 @@ func (a *api) list(ctx context.Context) ([]*arm.ContainerGroup, error) {
 	return all, nil
 }
 
-// logs reads what the worker's container wrote: at most its last 4 MB while it runs, and 16 KB or 1,000 lines after that.
+// logs reads the output of the worker's container: at most the last 4 MB while it runs, and 16 KB
+// or 1,000 lines after that.
 func (a *api) logs(ctx context.Context, name string, tail int) (string, error) {
 	if err := a.begin(opLogs); err != nil {
 		return "", err
@@ -382,7 +385,7 @@ type permission struct {
 	NotActions []string `json:"notActions"`
 }
 
-// permissions are those that we have in the resource group.
+// permissions returns the permissions of the credential in the resource group.
 func (a *api) permissions(ctx context.Context) ([]permission, error) {
 	if err := a.begin(opPermissions); err != nil {
 		return nil, err

@@ -54,7 +54,7 @@ func (c *case_) inject(f emulator.Fault) {
 	}
 }
 
-// until waits for a health.
+// until waits until a worker's health satisfies ok.
 func (c *case_) until(h launcher.Handle, what string, ok func(launcher.Health) bool) launcher.Health {
 	c.Helper()
 	var last launcher.Health
@@ -73,7 +73,7 @@ func (c *case_) ended(h launcher.Handle) launcher.Health {
 
 func running(h launcher.Health) bool { return h.Status == launcher.Running }
 
-// launch launches with patience, as dispatch does.
+// launch repeats Launch until it succeeds, as dispatch does.
 func (c *case_) launch(req *launcher.Request) launcher.Handle {
 	c.Helper()
 	var got launcher.Launched
@@ -97,7 +97,7 @@ func (c *case_) fails(req *launcher.Request, want error) error {
 	return err
 }
 
-// count is how many requests of an operation there were.
+// count returns the number of requests of an operation.
 func (c *case_) count(op string) int {
 	n := 0
 	for _, r := range c.Journal() {
@@ -122,7 +122,8 @@ func (c *case_) deployed(h launcher.Handle, want int) {
 	}
 }
 
-// The behaviours of the service that a launcher must get right, by the numbers of docs/launchers/aci.md.
+// The behaviours of the service that a launcher must handle, with the numbers of
+// docs/launchers/aci.md.
 func TestBehaviours(t *testing.T) {
 	ctx := context.Background()
 	for _, b := range []struct {
@@ -545,7 +546,8 @@ func TestBehaviours(t *testing.T) {
 	}
 }
 
-// moved checks what becomes of a worker that the platform starts again: gated as it is, the second one leaves.
+// moved checks what happens to a worker that the platform starts again. The worker is gated, so the
+// second one exits.
 func (c *case_) moved(what string, cause launcher.Cause) {
 	marker := c.TempDir() + "/taken"
 	h := c.launch(c.request("if [ -e " + marker + " ]; then exit 0; fi; touch " + marker + "; " + forever))
@@ -565,7 +567,7 @@ func (c *case_) moved(what string, cause launcher.Cause) {
 	}
 }
 
-// put makes a group that is not the launcher's.
+// put makes a group that does not belong to the launcher.
 func (c *case_) put(name string, tags map[string]string) {
 	c.Helper()
 	body := text(map[string]any{"location": "westeurope", "tags": tags, "properties": map[string]any{"osType": "Linux", "restartPolicy": "Never", "containers": []any{map[string]any{
@@ -587,7 +589,8 @@ func (c *case_) put(name string, tags map[string]string) {
 	}
 }
 
-// What a worker wrote goes with a stop: it is read before, and read again if the answer cannot be understood.
+// A stop deletes the worker's output. It is read before, and read again if the answer cannot be
+// parsed.
 func TestLastLinesBeforeStop(t *testing.T) {
 	t.Parallel()
 	c := newCase(t, nil, nil)

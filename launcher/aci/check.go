@@ -13,8 +13,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Check implements [launcher.Checker]. Whether the image can be pulled, and whether the storage is reached from inside, a canary tells:
-// slipway launchers check --from-target.
+// Check implements [launcher.Checker]. It does not test whether the image can be pulled, and
+// whether the storage can be reached from inside. A canary does: slipway launchers check
+// --from-target.
 func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 	if _, err := l.api.credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{l.api.scope}}); err != nil {
 		return []launcher.Finding{{What: "no token from Microsoft Entra: " + firstLine(err), Fix: "sign in (az login), give the machine a managed identity, or set credential"}}
@@ -53,10 +54,10 @@ func (l *Launcher) checkPermissions(ctx context.Context) launcher.Finding {
 	return launcher.Finding{OK: true, What: "all permissions are there"}
 }
 
-// allowed says whether some assignments allow an action.
+// allowed reports whether some assignments allow an action.
 func allowed(have []permission, action string) bool {
 	matches := func(pattern string) bool {
-		pattern = strings.ReplaceAll(strings.ToLower(pattern), "/", "|") // * stands for anything, / included
+		pattern = strings.ReplaceAll(strings.ToLower(pattern), "/", "|") // * matches any text, including /
 		ok, _ := path.Match(pattern, strings.ReplaceAll(strings.ToLower(action), "/", "|"))
 		return ok
 	}
@@ -104,7 +105,8 @@ func (l *Launcher) checkSize(ctx context.Context, location string) launcher.Find
 	return f
 }
 
-// Role is a custom role with what the launcher's calls need, as az role definition create takes it.
+// Role returns a custom role with the permissions of the launcher's calls, in the form that az role
+// definition create accepts.
 func Role() json.RawMessage {
 	var actions []string
 	for _, op := range operations() {
@@ -116,7 +118,7 @@ func Role() json.RawMessage {
 		"Name": "Slipway run launcher", "Description": "Launches Dagster runs in container groups.", "IsCustom": true, "Actions": actions, "NotActions": []string{},
 		"AssignableScopes": []string{"/subscriptions/SUBSCRIPTION/resourceGroups/RESOURCE_GROUP"},
 	}, "", "  ")
-	if err != nil { // texts do not fail
+	if err != nil { // texts cannot fail
 		panic(err)
 	}
 	return text

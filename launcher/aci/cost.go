@@ -11,19 +11,20 @@ import (
 )
 
 type price struct {
-	CPUHour     string `config:"cpu_hour" required:"true" help:"Of one processor for an hour."`
-	GBHour      string `config:"gb_hour" required:"true" help:"Of one GB of memory for an hour."`
-	SpotCPUHour string `config:"spot_cpu_hour" help:"Of one spot processor; default: not known."`
-	SpotGBHour  string `config:"spot_gb_hour" help:"Of one spot GB; default: not known."`
+	CPUHour     string `config:"cpu_hour" required:"true" help:"Price of one processor for an hour."`
+	GBHour      string `config:"gb_hour" required:"true" help:"Price of one GB of memory for an hour."`
+	SpotCPUHour string `config:"spot_cpu_hour" help:"Price of one spot processor for an hour. Default: unknown."`
+	SpotGBHour  string `config:"spot_gb_hour" help:"Price of one GB of spot memory for an hour. Default: unknown."`
 }
 
-// rates are prices as numbers. Zero: not known.
+// rates are prices as numbers. Zero means unknown.
 type rates struct{ cpu, gb, spotCPU, spotGB float64 }
 
-// defaultPrices are those that the Retail Prices API gave for eastus, Linux.
+// defaultPricesAsOf is the date at which the Retail Prices API returned the default prices, for
+// eastus and Linux.
 const defaultPricesAsOf = "2026-08-27"
 
-// priceTable reads the prices.
+// priceTable parses the prices.
 func priceTable(c Config) (map[string]rates, error) {
 	if len(c.Prices) == 0 {
 		return map[string]rates{"eastus": {cpu: 0.0405, gb: 0.00445}}, nil
@@ -51,7 +52,8 @@ func priceTable(c Config) (map[string]rates, error) {
 	return out, nil
 }
 
-// Cost implements [launcher.Meter]. Azure bills a group from its first pull until it is stopped or has ended.
+// Cost implements [launcher.Meter]. Azure bills a group from its first pull until it is stopped or
+// has ended.
 func (l *Launcher) Cost(ctx context.Context, h launcher.Handle) (launcher.Cost, error) {
 	name, err := l.name(h)
 	if err != nil {

@@ -14,12 +14,12 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// The role in deploy is what the launcher's calls need.
+// The role in deploy has exactly the permissions that the launcher's calls need.
 func TestRole(t *testing.T) {
 	testenv.GeneratedFile(t, "../../deploy/azure/role.json", string(aci.Role())+"\n")
 }
 
-// The template in deploy can be deployed as it stands.
+// The template in deploy can be deployed unchanged.
 func TestTemplate(t *testing.T) {
 	template, err := os.ReadFile("../../deploy/azure/daemon.json")
 	if err != nil {

@@ -16,25 +16,27 @@ import (
 )
 
 var (
-	// errUnclear: a write of which it is not known whether it was carried out.
+	// errUnclear: it is unknown whether a write was carried out.
 	errUnclear = errors.New("the answer was lost")
-	// errBusy: another operation is going on with the group.
+	// errBusy: another operation on the group is running.
 	errBusy = errors.New("the group is in transition")
-	// errImage: a PUT says that the image is inaccessible. It says so also when a registry has a bad minute.
+	// errImage: a PUT says that the image is inaccessible. It also says so when a registry fails
+	// for a moment.
 	errImage = errors.New("the image is inaccessible")
 	// errRegistry: a PUT says that the registry of the image failed.
 	errRegistry = errors.New("the registry failed")
 )
 
-// Pauses that the service does not name itself.
+// Pauses that the service does not specify.
 const (
 	busyPause     = 10 * time.Second // between operations on one group
-	capacityPause = time.Minute      // of a location without capacity
-	fraudPause    = 30 * time.Minute // of one that takes us for a fraud
+	capacityPause = time.Minute      // for a location without capacity
+	fraudPause    = 30 * time.Minute // for a location that suspects fraud
 )
 
-// classify says what an error of the SDK means. Four things are HTTP 409, so the code and the text decide, not the status.
-// A refusal is about the request, and fails its run, unless its code is one that every request would meet.
+// classify returns the meaning of an error of the SDK. HTTP 409 has four meanings, so code and text
+// decide, not the status. A refusal concerns the request and fails its run, unless every request
+// would meet the same code.
 func classify(err error) error {
 	if err == nil {
 		return nil
@@ -49,7 +51,7 @@ func classify(err error) error {
 	case errors.As(err, &auth):
 		return fmt.Errorf("%w: azure: no token: %w", launcher.ErrDenied, err)
 	case !errors.As(err, &r):
-		if errors.As(err, &required) { // no credential at all
+		if errors.As(err, &required) { // there is no credential at all
 			return fmt.Errorf("%w: azure: %w", launcher.ErrDenied, err)
 		}
 		return fmt.Errorf("%w: azure: %w: %w", launcher.ErrTransient, errUnclear, err)
@@ -91,9 +93,9 @@ func classify(err error) error {
 		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
 	case r.StatusCode >= 500, r.StatusCode == http.StatusRequestTimeout:
 		return fmt.Errorf("%w: azure: %w: %s %s", launcher.ErrTransient, errUnclear, r.ErrorCode, text)
-	case r.StatusCode < 300: // an answer that cannot be read
+	case r.StatusCode < 300: // the answer cannot be parsed
 		return fmt.Errorf("%w: azure: %w: %w", launcher.ErrTransient, errUnclear, err)
-	case r.ErrorCode == "": // not an answer of Azure Resource Manager: a proxy, or a wrong endpoint
+	case r.ErrorCode == "": // not from Azure Resource Manager: a proxy, or a wrong endpoint
 		return fmt.Errorf("%w: the answer is not one of Azure's: %s", launcher.ErrDenied, text)
 	}
 	return say(launcher.ErrInvalid)
@@ -101,7 +103,8 @@ func classify(err error) error {
 
 var messagePattern = regexp.MustCompile(`(?s)"message":\s*"((?:[^"\\]|\\.)*)"`)
 
-// message is the service's own words. The whole error would show the request's address and headers.
+// message returns the service's own text. The whole error would show the request's address and
+// headers.
 func message(r *azcore.ResponseError) string {
 	if m := messagePattern.FindStringSubmatch(r.Error()); m != nil {
 		return strings.NewReplacer(`\"`, `"`, `\n`, " ").Replace(m[1])

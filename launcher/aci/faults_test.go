@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Under faults at every call, by a seeded schedule, no worker is started twice, none is lost, and none is left.
+// With faults at every call, on a seeded schedule, no worker is started twice, lost, or left over.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	n := 100
@@ -69,7 +69,7 @@ func TestFaults(t *testing.T) {
 	t.Logf("%d runs, %d requests", n, len(c.Journal()))
 }
 
-// through takes a request from its launch to its removal, whatever goes wrong between, as the daemon does.
+// through takes a request from its launch to its removal despite all faults, as the daemon does.
 func (c *case_) through(req *launcher.Request, script string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -12,13 +12,13 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Exit codes with which the platform ends containers for its maintenance.
+// The platform ends containers for its maintenance with these exit codes.
 const (
 	maintenance1 = 7147
 	maintenance2 = 7148
 )
 
-// containerOf is the worker's container.
+// containerOf returns the worker's container.
 func containerOf(g *arm.ContainerGroup) *arm.ContainerProperties {
 	if g.Properties == nil {
 		return &arm.ContainerProperties{}
@@ -31,7 +31,7 @@ func containerOf(g *arm.ContainerGroup) *arm.ContainerProperties {
 	return &arm.ContainerProperties{}
 }
 
-// Health is what a group's answer to GET means for the worker in it.
+// Health returns the health that a group's answer to GET means for its worker.
 func Health(g *arm.ContainerGroup) launcher.Health {
 	state, provisioning := "", ""
 	if p := g.Properties; p != nil {
@@ -50,12 +50,13 @@ func Health(g *arm.ContainerGroup) launcher.Health {
 		now = &arm.ContainerState{}
 	}
 	end, marked := readEnd(g)
-	switch val(now.State) { // it wins over the group's, which may say Running of one that has ended
+	switch val(now.State) { // wins over the group's state, which may be Running for a container that has ended
 	case "Terminated":
 		switch {
 		case marked:
 			return end.health()
-		case view.PreviousState != nil && val(view.PreviousState.State) == "Terminated": // restarted by the platform; the first one was the worker
+		case view.PreviousState != nil && val(view.PreviousState.State) == "Terminated":
+			// Restarted by the platform; the worker was the first container.
 			return ended(g, view.PreviousState, true)
 		}
 		return ended(g, now, val(view.RestartCount) > 0)
@@ -90,7 +91,8 @@ func Health(g *arm.ContainerGroup) launcher.Health {
 		h.Phase, h.Message = launcher.Pulling, val(pullFailed(view.Events).Message)
 	case state == "Running" && val(now.State) == "":
 		return launcher.Health{Status: launcher.Running, Phase: launcher.PhaseStarted}
-	case state == "Succeeded", state == "Failed", provisioning == "Succeeded" && val(now.State) == "": // without the container's own state there is no telling
+	case state == "Succeeded", state == "Failed", provisioning == "Succeeded" && val(now.State) == "":
+		// Without the container's own state the outcome is unknown.
 		return launcher.Health{Status: launcher.Unknown, Message: strings.TrimSpace("the group is "+state) + ", and nothing is said of its container"}
 	case detail != "":
 		h.Message = detail
@@ -109,7 +111,7 @@ func previous(view *arm.ContainerPropertiesInstanceView) string {
 	return ""
 }
 
-// words are the group's own on why it failed.
+// words returns the group's own text about its failure.
 func words(g *arm.ContainerGroup) string {
 	var all []string
 	if v := g.Properties.InstanceView; v != nil {
@@ -156,7 +158,7 @@ func failedStart(events []*arm.Event) *arm.Event {
 	return events[i]
 }
 
-// phase is how far a container has come.
+// phase returns how far a container's start has come.
 func phase(events []*arm.Event) launcher.Phase {
 	switch {
 	case happened(events, "Started") != nil:
@@ -169,9 +171,10 @@ func phase(events []*arm.Event) launcher.Phase {
 	return launcher.Accepted
 }
 
-// ended is the health of a worker whose container has ended, by its state.
+// ended returns the health of a worker whose container has ended, from the container's state.
 func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launcher.Health {
-	// To the millisecond, as the tag that notes an end has them: the same end must read the same from either.
+	// The times are cut to milliseconds, as in the tag that records an end: the same end must read
+	// the same from both.
 	h := launcher.Health{Started: val(s.StartTime).Truncate(time.Millisecond), Ended: val(s.FinishTime).Truncate(time.Millisecond)}
 	if h.Ended.Before(h.Started) {
 		h.Ended = h.Started
@@ -189,7 +192,7 @@ func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launche
 	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, fmt.Sprintf("the container ended with exit code %d", code)
 	detail, _, _ := strings.Cut(val(s.DetailStatus), ":")
 	switch {
-	case detail == "OOMKilled", code == 137: // SIGKILL, which nobody but the kernel sends to a worker that was not asked to stop
+	case detail == "OOMKilled", code == 137: // only the kernel sends SIGKILL to a worker that was not asked to stop
 		memory := 0.0
 		if r := containerOf(g).Resources; r != nil && r.Requests != nil {
 			memory = val(r.Requests.MemoryInGB)
@@ -200,7 +203,7 @@ func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launche
 		if val(g.Properties.Priority) == arm.ContainerGroupPrioritySpot {
 			h.Cause, h.Message = launcher.CausePreempted, fmt.Sprintf("the spot container was evicted (exit code %d)", code)
 		}
-	case code == 0: // a second start finds the run's attempt taken and leaves
+	case code == 0: // a second start finds that the attempt is taken, and exits
 		h.Cause, h.Message = launcher.CauseEvicted, "the platform started the container again, and the second worker left at its gate"
 		if val(g.Properties.Priority) == arm.ContainerGroupPrioritySpot {
 			h.Cause = launcher.CausePreempted
@@ -211,7 +214,7 @@ func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launche
 	return h
 }
 
-// end is how a worker ended, noted in a tag before what the platform knows of it goes.
+// end is the record of a worker's end, saved in a tag before the platform forgets it.
 type end struct {
 	Cause   launcher.Cause `json:"c"`
 	Exit    *int           `json:"x,omitempty"`

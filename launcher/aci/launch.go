@@ -13,11 +13,13 @@ import (
 	"github.com/slipway-run/slipway/test/failpoint"
 )
 
-// launching makes launches of one worker, by any launcher of this process, one: looking and writing are two calls.
+// launching coalesces concurrent launches of the same worker in this process, because looking and
+// writing are two calls.
 var launching singleflight.Group
 
-// Launch implements [launcher.Launcher]: it looks whether the group is there, in every place where it may be, writes it only if not, and looks again if the
-// answer was lost. Places are tried one after the other.
+// Launch implements [launcher.Launcher]. It looks for the group in every place where it may be, and
+// writes it only if it does not exist. If the answer was lost, it looks again. It tries the places
+// one after the other.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	cs, err := l.candidates(req)
 	if err != nil {
@@ -27,7 +29,7 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err != nil {
 		return launcher.Launched{}, err
 	}
-	return got.(launcher.Launched), nil //nolint:errcheck,forcetypeassert // what launch gives
+	return got.(launcher.Launched), nil //nolint:errcheck,forcetypeassert // the result of launch
 }
 
 // Find implements [launcher.Finder].
@@ -58,7 +60,8 @@ func (l *Launcher) find(ctx context.Context, req *launcher.Request, cs []candida
 	return launcher.Launched{}, false, nil
 }
 
-// transient makes of an error of a look that it says nothing of the worker: a request that Azure finds invalid is our fault, not the run's.
+// transient turns an error of a look into one that tells nothing about the worker: a look that
+// Azure finds invalid is a fault of the launcher, not of the run.
 func transient(err error) error {
 	if errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrCapacity) {
 		return fmt.Errorf("%w: %w", launcher.ErrTransient, errors.New(err.Error()))
@@ -82,7 +85,7 @@ func (l *Launcher) launch(ctx context.Context, req *launcher.Request, cs []candi
 	if err != nil || ok {
 		return got, err
 	}
-	if l.workers.ended(cs) { // we have removed it ourselves; a read may be older
+	if l.workers.ended(cs) { // this process removed the worker; a read may be older
 		return nil, fmt.Errorf("%w: container group %s has ended and was removed", launcher.ErrInvalid, cs[0].name)
 	}
 	var full []string
@@ -119,10 +122,10 @@ func (l *Launcher) launch(ctx context.Context, req *launcher.Request, cs []candi
 	return nil, launcher.WithRetryAfter(last, wait)
 }
 
-// looks is when it is looked whether a group is there whose PUT had no answer.
+// looks is when to look for a group after a PUT without an answer.
 var looks = []time.Duration{0, 300 * time.Millisecond, 700 * time.Millisecond, 2 * time.Second}
 
-// put writes a group that is not there.
+// put writes a group that does not exist.
 func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) error {
 	err := l.api.put(ctx, c.name, c.group)
 	switch {
@@ -137,9 +140,10 @@ func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) 
 				return err
 			}
 		}
-	case errors.Is(err, errImage), errors.Is(err, errRegistry): // it may be the registry's bad minute
+	case errors.Is(err, errImage), errors.Is(err, errRegistry): // the registry may fail for a moment
 		first, again := l.images.LoadOrStore(c.name, time.Now())
-		if !again || errors.Is(err, errRegistry) && time.Since(first.(time.Time)) < l.c.PullPatience { //nolint:errcheck,forcetypeassert // what is stored
+		since := time.Since(first.(time.Time)) //nolint:errcheck,forcetypeassert // the stored type
+		if !again || errors.Is(err, errRegistry) && since < l.c.PullPatience {
 			return launcher.Pending(imagePause, launcher.Note{Text: fmt.Sprintf("[AzureContainerInstanceRunLauncher] Azure cannot reach image %s, and is asked again: %v", val(c.group.Properties.Containers[0].Properties.Image), err)})
 		}
 		err = fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
@@ -148,13 +152,14 @@ func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) 
 	return err
 }
 
-// imagePause is the time between two tries with an image that Azure could not reach.
+// imagePause is the pause between two tries with an image that Azure could not reach.
 const imagePause = 5 * time.Second
 
-// quotaAge is how old what is known of a location's quotas may be.
+// quotaAge is the maximum age of cached quotas of a location.
 const quotaAge = 15 * time.Second
 
-// room says whether a location may take a group, as far as is known; its error is [launcher.ErrCapacity].
+// room returns nil if a location may accept a group, as far as is known, else a
+// [launcher.ErrCapacity].
 func (r *regions) room(ctx context.Context, l *Launcher, c candidate) error {
 	r.mu.Lock()
 	at := r.of(c.location)
@@ -162,7 +167,7 @@ func (r *regions) room(ctx context.Context, l *Launcher, c candidate) error {
 	cpu, memory := c.size()
 	closed, why, stale := at.closedFor(cpu, memory, now), at.why, now.Sub(at.read) > quotaAge
 	if stale {
-		at.read = now // one reads it
+		at.read = now // only this call reads it
 	}
 	r.mu.Unlock()
 	if closed > 0 {
@@ -219,7 +224,7 @@ func (r *regions) read(ctx context.Context, l *Launcher, location string) error 
 	return nil
 }
 
-// took notes that a group was accepted.
+// took records that a group was accepted.
 func (r *regions) took(c candidate) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -235,8 +240,9 @@ func (r *regions) took(c candidate) {
 	}
 }
 
-// refused notes that a location has no room. A quota is read again before the next launch there. A location without capacity is left alone for a
-// while by groups of that size and larger ones; it may still have room for smaller ones.
+// refused records that a location has no room. If a quota was used up, it is read again before the
+// next launch there. If capacity was missing, groups of that size and larger ones avoid the
+// location for a while. It may still have room for smaller groups.
 func (r *regions) refused(c candidate, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -257,7 +263,7 @@ func (r *regions) refused(c candidate, err error) {
 	at.closed, at.cpu, at.memory, at.why = now.Add(after), cpu, memory, fmt.Sprintf("%s is left alone after: %v", c.location, err)
 }
 
-// closedFor returns how long the location is left alone by groups of a size; 0 if it is not.
+// closedFor returns how long groups of a size avoid the location; 0 if they need not.
 func (at *region) closedFor(cpu, memory float64, now time.Time) time.Duration {
 	if cpu < at.cpu || memory < at.memory {
 		return 0

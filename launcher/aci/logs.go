@@ -51,10 +51,11 @@ func (f following) Close() error {
 	return f.PipeReader.Close()
 }
 
-// output is what a worker has written, or, where that has gone, its last lines as they were taken before.
+// output returns the output of a worker. If the output is gone, it returns the last lines that were
+// saved before.
 func (l *Launcher) output(ctx context.Context, name string, tail int) (string, error) {
 	text, err := l.api.logs(ctx, name, tail)
-	if err == nil && tail > 0 { // the service may know no such option
+	if err == nil && tail > 0 { // the service may ignore the option
 		text = strings.Join(lastLines(text, tail), "")
 	}
 	if err != nil && errors.Is(err, launcher.ErrNotFound) {
@@ -76,7 +77,7 @@ func (l *Launcher) kept(name string) []string {
 	return w.tail
 }
 
-// lastLines are the last n lines of a text, each with its end.
+// lastLines returns the last n lines of a text, each with its line break.
 func lastLines(text string, n int) []string {
 	lines := strings.SplitAfter(text, "\n")
 	if lines[len(lines)-1] == "" {
@@ -85,7 +86,8 @@ func lastLines(text string, n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// lines are a worker's last lines; none if they cannot be had. As they may be about to go, an answer that tells nothing of them is not the last word.
+// lines returns a worker's last lines, or none if they cannot be read. They may soon be gone, so it
+// repeats the request if the outcome was unclear.
 func (l *Launcher) lines(ctx context.Context, name string, n int) []string {
 	text, err := l.api.logs(ctx, name, n)
 	for again := 0; again < 3 && errors.Is(err, errUnclear) && ctx.Err() == nil; again++ {
@@ -101,11 +103,12 @@ func (l *Launcher) lines(ctx context.Context, name string, n int) []string {
 	return out
 }
 
-// follow writes what a worker writes, until it has ended. There is no stream: the log is read again and again.
+// follow writes a worker's output until the worker has ended. There is no stream, so it reads the
+// log repeatedly.
 func (l *Launcher) follow(ctx context.Context, name string, tail int, w io.Writer) error {
 	sent := ""
 	for first := true; ; first = false {
-		health, err := l.look(ctx, name, false) // before the log: what it wrote until its end is in it
+		health, err := l.look(ctx, name, false) // before the log, so that the log contains all output until the end
 		if err == nil {
 			var text string
 			if text, err = l.api.logs(ctx, name, 0); err == nil {
@@ -133,10 +136,10 @@ func (l *Launcher) follow(ctx context.Context, name string, tail int, w io.Write
 	}
 }
 
-// overlap is how much of what was sent must be found in a log whose beginning has gone.
+// overlap is how much of the sent text must be found in a log whose beginning is gone.
 const overlap = 1 << 10
 
-// after is the part of a log that comes after what was sent of it, also if the log's beginning has gone meanwhile.
+// after returns the part of a log that follows the sent text, even if the log's beginning is gone.
 func after(sent, text string) string {
 	if rest, ok := strings.CutPrefix(text, sent); ok {
 		return rest
@@ -145,7 +148,7 @@ func after(sent, text string) string {
 	if i := strings.LastIndex(text, end); i >= 0 {
 		return text[i+len(end):]
 	}
-	for n := min(len(end), len(text)); n > 0; n-- { // what is left of it may begin within its end
+	for n := min(len(end), len(text)); n > 0; n-- { // the rest of the sent text may begin within its end
 		if strings.HasSuffix(end, text[:n]) {
 			return text[n:]
 		}
@@ -169,7 +172,7 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	if g == nil {
 		return nil, fmt.Errorf("%w: container group %s", launcher.ErrNotFound, name)
 	}
-	// The first three are those of the guide's example.
+	// The first three members are those of the guide's example.
 	out := map[string]any{"container_state": nil, "events": []any{}, "start_time": nil}
 	if v := containerOf(g).InstanceView; v != nil {
 		out["events"], out["restarts"], out["current_state"], out["previous_state"] = v.Events, v.RestartCount, v.CurrentState, v.PreviousState

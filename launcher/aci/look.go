@@ -16,29 +16,30 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// worker is what this process knows of one group beyond what the service says now. Another process can do without.
+// worker is what this process knows about one group in addition to the service's current answer.
+// Other processes work without it.
 type worker struct {
 	health  launcher.Health
 	group   *arm.ContainerGroup // the last answer
-	seen    time.Time           // when that was; zero: not yet, or no longer to be relied on
-	written time.Time           // by a PUT of ours
-	since   time.Time           // first heard of
-	first   time.Time           // its first start
-	stopped time.Time           // asked to stop
-	asked   time.Time           // the same, the last time
-	deleted time.Time           // asked to be deleted
-	removed bool                // it had ended before
-	doom    *launcher.Health    // what it will have died of when it is gone
-	tail    []string            // last lines, taken before they went
-	looking sync.Mutex          // one look at a time
+	seen    time.Time           // time of that answer; zero: none yet, or no longer reliable
+	written time.Time           // by a PUT of this process
+	since   time.Time           // when this process first knew of it
+	first   time.Time           // first start of the container
+	stopped time.Time           // when it was first asked to stop
+	asked   time.Time           // when it was last asked to stop
+	deleted time.Time           // when its deletion was requested
+	removed bool                // removed after its end
+	death   *launcher.Health    // the health to report once the group is gone
+	tail    []string            // last lines, saved before they were lost
+	looking sync.Mutex          // serializes looks
 }
 
-// workers are those that this process has to do with.
+// workers are the groups that this process deals with.
 type workers struct {
 	mu    sync.Mutex
 	known map[string]*worker
 	poll  time.Duration
-	wake  chan struct{} // something new is to be looked at
+	wake  chan struct{} // signals that there is a new group to look at
 }
 
 func (w *workers) init(poll time.Duration) {
@@ -60,7 +61,7 @@ func (w *workers) of(name string) *worker {
 	return k
 }
 
-// put notes that a group was written.
+// put records that a group was written.
 func (w *workers) put(name string, at time.Time) {
 	k := w.of(name)
 	w.mu.Lock()
@@ -68,7 +69,7 @@ func (w *workers) put(name string, at time.Time) {
 	k.written, k.seen = at, time.Time{}
 }
 
-// found notes a group as it was read.
+// found records a group as it was read.
 func (w *workers) found(name string, g *arm.ContainerGroup, at time.Time) {
 	k := w.of(name)
 	w.mu.Lock()
@@ -78,7 +79,7 @@ func (w *workers) found(name string, g *arm.ContainerGroup, at time.Time) {
 	}
 }
 
-// ended says whether one of some groups was removed by us after its end.
+// ended reports whether this process has removed one of some groups after its end.
 func (w *workers) ended(cs []candidate) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -90,10 +91,10 @@ func (w *workers) ended(cs []candidate) bool {
 	return false
 }
 
-// keepKnown is how long a worker that has gone is remembered, so that an older read is not believed.
+// keepKnown is how long a removed worker is remembered, so that an older read is not believed.
 const keepKnown = 10 * time.Minute
 
-// prune forgets what has long gone.
+// prune forgets workers that are long gone.
 func (w *workers) prune(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -103,7 +104,7 @@ func (w *workers) prune(now time.Time) {
 	})
 }
 
-// interval is how far apart looks at a worker are, by its age.
+// interval returns the pause between looks at a worker of some age.
 func (w *workers) interval(age time.Duration, by time.Duration) time.Duration {
 	switch {
 	case age > 10*time.Minute:
@@ -114,10 +115,11 @@ func (w *workers) interval(age time.Duration, by time.Duration) time.Duration {
 	return w.poll * by
 }
 
-// stale is how long after our PUT a read may not know of the group yet.
+// stale is how long after a PUT a read may still miss the group.
 const stale = time.Minute
 
-// look gives a worker's health: what is known if that is no older than a look is apart, else by one GET.
+// look returns a worker's health. It returns the known health if that is recent enough and fresh is
+// false, else it sends one GET.
 func (l *Launcher) look(ctx context.Context, name string, fresh bool) (launcher.Health, error) {
 	w := l.workers.of(name)
 	w.looking.Lock()
@@ -126,8 +128,8 @@ func (l *Launcher) look(ctx context.Context, name string, fresh bool) (launcher.
 	l.workers.mu.Lock()
 	health, seen := w.health, w.seen
 	every := l.workers.interval(now.Sub(w.since), l.api.pace.stretch())
-	if health.Status.Ended() && w.doom == nil {
-		every = 10 * every // it stays so; a platform that starts it again is no second life
+	if health.Status.Ended() && w.death == nil {
+		every = 10 * every // an end is final, even if the platform starts the container again
 	}
 	removed := w.removed
 	l.workers.mu.Unlock()
@@ -144,7 +146,8 @@ func (l *Launcher) look(ctx context.Context, name string, fresh bool) (launcher.
 	return l.took(ctx, name, w, g)
 }
 
-// took takes in the answer to a GET; nil: there is no such group. It does what the answer calls for.
+// took handles the answer to a GET and does what the answer requires. g is nil if the group does
+// not exist.
 func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.ContainerGroup) (launcher.Health, error) {
 	h, next := l.note(w, g, time.Now())
 	switch next {
@@ -163,25 +166,25 @@ func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.Cont
 	return h, nil
 }
 
-// next is what an answer calls for.
+// next is the action that an answer requires.
 type next int
 
 const (
 	nothing  next = iota
-	finishIt      // it is doomed, and goes on
-	stopIt        // it was asked to, and goes on
-	readIt        // its last lines, before they go
+	finishIt      // it can never succeed, and still runs
+	stopIt        // it was asked to stop, and still runs
+	readIt        // read its last lines before they are lost
 )
 
-// note takes down an answer.
+// note records an answer.
 func (l *Launcher) note(w *worker, g *arm.ContainerGroup, now time.Time) (launcher.Health, next) {
 	l.workers.mu.Lock()
 	defer l.workers.mu.Unlock()
 	w.seen = now
 	if g == nil {
 		switch {
-		case w.doom != nil:
-			w.health = *w.doom
+		case w.death != nil:
+			w.health = *w.death
 		case !w.written.IsZero() && now.Sub(w.written) < stale && w.deleted.IsZero() && w.group == nil:
 			w.health = launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted, Message: "accepted, and not visible yet"}
 		default:
@@ -198,11 +201,11 @@ func (l *Launcher) note(w *worker, g *arm.ContainerGroup, now time.Time) (launch
 		}
 	}
 	w.health = h
-	if w.doom == nil && w.stopped.IsZero() && w.deleted.IsZero() {
-		w.doom = l.doomed(g, h, w)
+	if w.death == nil && w.stopped.IsZero() && w.deleted.IsZero() {
+		w.death = l.deathOf(g, h, w)
 	}
 	switch {
-	case w.doom != nil && !h.Status.Ended():
+	case w.death != nil && !h.Status.Ended():
 		return h, finishIt
 	case h.Status == launcher.Running && !w.asked.IsZero() && now.Sub(w.asked) > tryAgain:
 		w.asked = now
@@ -213,7 +216,8 @@ func (l *Launcher) note(w *worker, g *arm.ContainerGroup, now time.Time) (launch
 	return h, nothing
 }
 
-// moved recognises a container that the platform has started again and of which nothing but its start time tells.
+// moved recognizes a container that the platform has started again, if only its start time shows
+// this.
 func (w *worker) moved(g *arm.ContainerGroup, h launcher.Health) launcher.Health {
 	start := h.Started
 	if w.first.IsZero() && h.Status == launcher.Running {
@@ -229,14 +233,15 @@ func (w *worker) moved(g *arm.ContainerGroup, h launcher.Health) launcher.Health
 	return h
 }
 
-// tailLines is how many of its last lines the health of an ended worker has.
+// tailLines is the number of last lines in the health of an ended worker.
 const tailLines = 20
 
-// doomed says what a worker will have died of that will never run, or that the platform has started again; nil if it is well.
-func (l *Launcher) doomed(g *arm.ContainerGroup, h launcher.Health, w *worker) *launcher.Health {
+// deathOf returns the final health of a worker that will never run, or that the platform has
+// started again. It returns nil for any other worker.
+func (l *Launcher) deathOf(g *arm.ContainerGroup, h launcher.Health, w *worker) *launcher.Health {
 	dead := launcher.Health{Status: launcher.Failed, Ended: time.Now(), Message: h.Message}
 	view := containerOf(g).InstanceView
-	if h.Incarnation != "" { // whatever runs now, the worker is dead; the gate keeps a second one out
+	if h.Incarnation != "" { // whatever runs now, the worker is dead; the gate stops a second one
 		state := (*arm.ContainerState)(nil)
 		if view != nil {
 			state = view.PreviousState
@@ -275,7 +280,7 @@ func (l *Launcher) doomed(g *arm.ContainerGroup, h launcher.Health, w *worker) *
 	return &dead
 }
 
-// final says whether a registry's words mean that it will say the same next time.
+// final reports whether a registry's text means that its answer will not change.
 func final(text string) bool {
 	for _, sign := range []string{"manifest unknown", "not found", "access denied", "unauthorized", "authentication required", "denied:", "no matching manifest", "invalid reference"} {
 		if strings.Contains(text, sign) {
@@ -285,11 +290,12 @@ func final(text string) bool {
 	return false
 }
 
-// tryAgain is how long after a stop or a deletion that had no effect yet it is asked for again.
+// tryAgain is the pause after which a stop or a deletion without effect is requested again.
 const tryAgain = 10 * time.Second
 
-// finish ends a doomed worker's group: one that the platform started again is stopped, with a note of how the worker ended; one that never ran is deleted, for
-// it may still start. Until that is done the worker counts as alive.
+// finish ends the group of a worker that can never succeed. If the platform has started it again,
+// finish records how the worker ended and stops the group. If it never ran, finish deletes the
+// group, because it may still start. Until that is done the worker counts as alive.
 func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.ContainerGroup, h launcher.Health) launcher.Health {
 	l.workers.mu.Lock()
 	last := w.deleted
@@ -297,13 +303,13 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 		last = w.stopped
 	}
 	due := time.Since(last) > tryAgain
-	doom := *w.doom
+	death := *w.death
 	l.workers.mu.Unlock()
 	if due {
 		lines := l.lines(ctx, name, tailLines)
 		var err error
 		if h.Incarnation != "" {
-			err = l.markEnd(ctx, name, g, doom)
+			err = l.markEnd(ctx, name, g, death)
 			if err == nil {
 				err = l.api.stop(ctx, name)
 			}
@@ -313,7 +319,7 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 		l.workers.mu.Lock()
 		if len(lines) > 0 {
 			w.tail = lines
-			w.doom.Tail = lines
+			w.death.Tail = lines
 		}
 		if err == nil || errors.Is(err, errBusy) {
 			if h.Incarnation == "" {
@@ -331,7 +337,7 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 	return h
 }
 
-// markEnd writes into a group's tags how its worker ended.
+// markEnd records in a group's tags how its worker ended.
 func (l *Launcher) markEnd(ctx context.Context, name string, g *arm.ContainerGroup, h launcher.Health) error {
 	if _, ok := g.Tags[endTag]; ok {
 		return nil
@@ -355,12 +361,13 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 	return l.look(ctx, name, false)
 }
 
-// HealthOf implements [launcher.Batcher]: one GET a group, for a list does not tell how groups are.
+// HealthOf implements [launcher.Batcher]. It sends one GET for each group, because a list does not
+// contain the state of groups.
 func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launcher.Health, error) {
 	return launcher.HealthOfEach(ctx, l, hs, atOnce)
 }
 
-// atOnce is how many groups are looked at together.
+// atOnce is the number of groups that are read at the same time.
 const atOnce = 8
 
 // List implements [launcher.Lister].
@@ -393,17 +400,18 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 			return
 		}
 		for _, w := range found {
-			if w.Health.Status != launcher.NotFound && !yield(w, nil) { // removed in between
+			if w.Health.Status != launcher.NotFound && !yield(w, nil) { // else it was removed in between
 				return
 			}
 		}
 	}
 }
 
-// relist is how often a watch looks for groups that other processes have made.
+// relist is how often Watch looks for groups that other processes have made.
 const relist = time.Minute
 
-// Watch implements [launcher.Watcher]. Azure tells nothing by itself: each group is looked at when its next look is due.
+// Watch implements [launcher.Watcher]. Azure reports no changes by itself, so Watch looks at each
+// group when its next look is due.
 func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		ids := map[string]launcher.Worker{}
@@ -462,7 +470,7 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 				w, ok := ids[name]
 				if !ok {
 					if w, ok = l.known(name); !ok {
-						continue // nothing is known of it yet
+						continue // nothing is known about it yet
 					}
 					ids[name] = w
 				}
@@ -481,7 +489,7 @@ func (w *workers) names() []string {
 	defer w.mu.Unlock()
 	out := make([]string, 0, len(w.known))
 	for name, k := range w.known {
-		if !k.removed && (k.doom != nil || !k.health.Status.Ended()) {
+		if !k.removed && (k.death != nil || !k.health.Status.Ended()) {
 			out = append(out, name)
 		}
 	}
@@ -494,7 +502,7 @@ func (w *workers) has(name string) bool {
 	return w.known[name] != nil
 }
 
-// known is the worker of a group as it was last read.
+// known returns the worker of a group as it was last read.
 func (l *Launcher) known(name string) (launcher.Worker, bool) {
 	l.workers.mu.Lock()
 	defer l.workers.mu.Unlock()

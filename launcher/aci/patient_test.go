@@ -12,7 +12,8 @@ import (
 	"github.com/slipway-run/slipway/launcher/aci"
 )
 
-// patient asks again where the target's answer says nothing of the outcome, as package dispatch does for the daemon.
+// patient repeats a call if the target's answer leaves the outcome open, as package dispatch does
+// for the daemon.
 type patient struct{ *aci.Launcher }
 
 // again calls f until it has an answer, or the context ends.

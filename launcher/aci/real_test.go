@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// The kit with real containers.
+// The kit passes with real containers.
 func TestDockerContract(t *testing.T) {
 	image := testenv.DockerImage(t)
 	times := 1
@@ -35,7 +35,7 @@ func TestDockerContract(t *testing.T) {
 	}
 }
 
-// The kit on a real subscription.
+// The kit passes on a real subscription.
 func TestRealAzure(t *testing.T) {
 	settings := os.Getenv(testenv.AzureEnv)
 	if settings == "" {
@@ -49,7 +49,8 @@ func TestRealAzure(t *testing.T) {
 	launchertest.Run(t, launchertest.Target{Kind: aci.Kind(), Settings: conf, Timeout: 10 * time.Minute, Image: image})
 }
 
-// The kit passes while requests and answers are lost, refused and late, by a seeded schedule, at every call, for one who asks again as the daemon does.
+// The kit passes while requests and answers are lost, refused and late at every call, on a seeded
+// schedule, if the caller repeats calls as the daemon does.
 func TestContractUnderFaults(t *testing.T) {
 	t.Parallel()
 	a := newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = stubborn })
@@ -77,7 +78,7 @@ func TestContractUnderFaults(t *testing.T) {
 	}
 }
 
-// The kit, with everything that is not known of Azure the other way.
+// The kit passes with the opposite of every assumption about Azure.
 func TestContractFlipped(t *testing.T) {
 	t.Parallel()
 	newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Switches, s.Timing.StopGrace = emulator.Flipped(), stubborn }).kit(t, "")

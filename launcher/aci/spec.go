@@ -24,10 +24,11 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// containerName is that of the worker's container in its group.
+// containerName is the name of the worker's container in its group.
 const containerName = "run"
 
-// A layer is what the launcher's settings, a code location, a rule or a run say; later layers are laid over earlier ones.
+// A layer is the settings of the launcher, a code location, a rule or a run. Later layers are laid
+// over earlier ones.
 type layer struct {
 	Image       string
 	CPU, Memory float64
@@ -39,7 +40,8 @@ type layer struct {
 	env         []launcher.Env
 }
 
-// overrides is a layer as a code location, a rule or a run writes it. What is null is as if it were left out.
+// overrides is a layer as a code location, a rule or a run writes it. A null value counts as
+// missing.
 type overrides struct {
 	Image     *string                `config:"image"`
 	CPU       *string                `config:"cpu"`
@@ -83,12 +85,12 @@ func decode(o launcher.Override, env config.Lookup) (overrides, error) {
 	v.File, v.Env, v.Literal = o.Source, env, true
 	err = v.Decode(&out)
 	for _, p := range config.Problems(err) {
-		p.Line = 0 // it is all one line
+		p.Line = 0 // the JSON is a single line
 	}
 	return out, err
 }
 
-// over lays what an override says over l.
+// over lays an override over l.
 func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
 	later, err := decode(o, env)
 	if err != nil {
@@ -159,13 +161,14 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// place is where a group may be put.
+// place is where a group may be made.
 type place struct {
 	location string
 	spot     bool
 }
 
-// key is the part of a group's name that tells the place: one name must not be made in two regions.
+// key returns the part of a group's name that depends on its place, because a name must not be made
+// in two regions.
 func (p place) key() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %v", p.location, p.spot))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:4]
@@ -178,14 +181,14 @@ func (p place) String() string {
 	return p.location
 }
 
-// candidate is a group that may become a request's worker.
+// candidate is a group that may become the worker of a request.
 type candidate struct {
 	place
 	name  string
 	group arm.ContainerGroup
 }
 
-// size is what the group requests.
+// size returns the size that the group requests.
 func (c candidate) size() (cpu, memory float64) {
 	r := c.group.Properties.Containers[0].Properties.Resources.Requests
 	return val(r.CPU), val(r.MemoryInGB)
@@ -195,7 +198,8 @@ var (
 	validVariable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 )
 
-// candidates are the groups that a request may become, in the order in which they are tried. For equal requests they are equal to the byte.
+// candidates returns the groups that a request may become, in the order in which they are tried.
+// Equal requests give the same groups, byte for byte.
 func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	invalid := func(format string, args ...any) ([]candidate, error) {
 		return nil, fmt.Errorf("%w: "+format, append([]any{launcher.ErrInvalid}, args...)...)
@@ -239,7 +243,7 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	return out, nil
 }
 
-// resize lays the size that a rule or a run's tags ask for over l.
+// resize sets the size that a rule or a run's tags ask for.
 func (l *layer) resize(r launcher.Resources) {
 	if r.CPUMillis > 0 {
 		l.CPU = float64(r.CPUMillis) / 1000
@@ -249,7 +253,7 @@ func (l *layer) resize(r launcher.Resources) {
 	}
 }
 
-// places are where the worker of an attempt may go.
+// places returns the places where the worker of an attempt may run.
 func (l layer) places(attempt int) []place {
 	var out []place
 	add := func(spot bool) {
@@ -269,7 +273,8 @@ func (l layer) places(attempt int) []place {
 	return out
 }
 
-// environment are a worker's variables, the last of equal names winning. No secret is in a value.
+// environment returns a worker's variables. If names are equal the last one wins. Secrets are never
+// in a plain value.
 func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) {
 	var names []string
 	last := map[string]launcher.Env{}
@@ -296,7 +301,7 @@ func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) 
 	return out, nil
 }
 
-// group is what is PUT.
+// group returns the body of the PUT.
 func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm.EnvironmentVariable) (arm.ContainerGroup, error) {
 	name, sku := containerName, arm.ContainerGroupSKU(all.SKU)
 	c := &arm.ContainerProperties{
@@ -369,7 +374,7 @@ func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm
 
 var volumeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{3,61}[a-z0-9])$`)
 
-// azure is a volume as it is PUT.
+// azure returns a volume in the form of the API.
 func (v volume) azure() (*arm.Volume, error) {
 	out := &arm.Volume{Name: &v.Name}
 	if !volumeName.MatchString(v.Name) || strings.Contains(v.Name, "--") {
@@ -413,7 +418,7 @@ func (v volume) azure() (*arm.Volume, error) {
 	return out, nil
 }
 
-// Preview implements [launcher.Previewer]: the group that is tried first.
+// Preview implements [launcher.Previewer]. It shows the group that is tried first.
 func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMessage, error) {
 	cs, err := l.candidates(req)
 	if err != nil {
@@ -429,7 +434,7 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	}, "", "  ")
 }
 
-// hidden is a group without secrets. It changes what it is given, which is nobody else's.
+// hidden returns a group without secrets. It may change g, which no other code uses.
 func hidden(g arm.ContainerGroup) arm.ContainerGroup {
 	text := launcher.Redacted
 	p := *g.Properties

@@ -23,7 +23,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// What a group's answer means, for those that Azure is known or thought to give.
+// Answers that Azure is known or believed to give have the expected meaning.
 func TestHealth(t *testing.T) {
 	for file, want := range map[string]launcher.Health{
 		"04-get-succeeded.json":         {Status: launcher.Succeeded},
@@ -46,7 +46,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// everything is a configuration with all that can be set.
+// everything returns a configuration with all settings.
 func everything() map[string]any {
 	const identity = "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/pull"
 	return map[string]any{
@@ -63,7 +63,8 @@ func everything() map[string]any {
 	}
 }
 
-// What is PUT with everything set, to the byte; no secret stands anywhere but where Azure keeps it secret, and none in a preview.
+// The PUT with all settings is as expected, byte for byte. Secrets are only where Azure keeps them
+// secret, and never in a preview.
 func TestRequest(t *testing.T) {
 	var body []byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -112,7 +113,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// What a run or a code location asks for wrongly fails the run. The error names the place, the path, and what is expected.
+// Wrong values of a run or a code location fail the run. The error names the place, the path, and
+// the expected value.
 func TestOverrides(t *testing.T) {
 	l := newAzure(t, &emulator.Processes{}, nil).must(t, nil)
 	for text, want := range map[string]string{
@@ -131,7 +133,7 @@ func TestOverrides(t *testing.T) {
 	}
 }
 
-// Layers of overrides: a later one wins value by value; null is as if it were left out.
+// In layers of overrides a later value replaces an earlier one. A null counts as missing.
 func TestOverrideLayers(t *testing.T) {
 	t.Setenv("FROM_DAEMON", "hunter2")
 	l := newAzure(t, &emulator.Processes{}, nil).must(t, map[string]any{"tags": map[string]any{"team": "data", "Slipway-Instance": "x", "floor": "1"}, "subnet_id": "/subscriptions/s/resourceGroups/r/providers/x"})
@@ -175,7 +177,7 @@ func TestOverrideLayers(t *testing.T) {
 	}
 }
 
-// Settings that cannot work are told by name.
+// Errors about settings that cannot work name the setting.
 func TestSettings(t *testing.T) {
 	a := newAzure(t, &emulator.Processes{}, nil)
 	for want, change := range map[string]map[string]any{
@@ -194,7 +196,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// A check says what is wrong and what to do about it.
+// A check reports what is wrong and how to fix it.
 func TestCheck(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*emulator.Settings)
@@ -227,7 +229,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// What a worker cost is what Azure bills: from the first pull to the end.
+// The cost of a worker is what Azure bills: from the first pull to the end.
 func TestCost(t *testing.T) {
 	c := newCase(t, func(s *emulator.Settings) { s.Timing.Start = 300 * time.Millisecond }, map[string]any{
 		"cpu": 2, "memory": 4, "prices_as_of": "2026-08-27", "prices": map[string]any{"West Europe": map[string]any{"cpu_hour": 3600, "gb_hour": 360}},

@@ -12,12 +12,14 @@ import (
 // patience is how long a stop may take before a kill deletes the group.
 const patience = 30 * time.Second
 
-// Terminate implements [launcher.Launcher]. A worker that runs is stopped with the grace that Azure gives, which cannot be chosen; its group stays, so that nothing
-// can take its name. One that has not started is deleted. A kill deletes the group if a stop has had no effect for half a minute.
+// Terminate implements [launcher.Launcher]. A running worker is stopped with Azure's grace, which
+// cannot be chosen. Its group remains, so that no other group can take its name. The group of a
+// worker that has not started is deleted. A kill deletes the group if a stop has had no effect for
+// half a minute.
 func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
 	name, err := l.name(h)
 	if err != nil {
-		return false, nil //nolint:nilerr // it is no worker of ours
+		return false, nil //nolint:nilerr // not a worker of this launcher
 	}
 	health, err := l.look(ctx, name, true)
 	if err != nil {
@@ -42,15 +44,15 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		if err == nil || errors.Is(err, launcher.ErrNotFound) {
 			l.workers.mu.Lock()
 			w.deleted, w.seen = time.Now(), time.Time{}
-			if w.doom == nil {
-				w.doom = &launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled, Message: "the container group was deleted when it was to stop", Started: health.Started, Ended: time.Now(), Tail: w.tail}
+			if w.death == nil {
+				w.death = &launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled, Message: "the container group was deleted when it was to stop", Started: health.Started, Ended: time.Now(), Tail: w.tail}
 			}
 			l.workers.mu.Unlock()
 			return true, nil
 		}
 		return false, transient(err)
 	}
-	if stopped.IsZero() { // what it wrote goes with the stop
+	if stopped.IsZero() { // the stop deletes the worker's output
 		if lines := l.lines(ctx, name, tailLines); len(lines) > 0 {
 			l.workers.mu.Lock()
 			w.tail = lines
@@ -58,7 +60,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		}
 	}
 	err = l.api.stop(ctx, name)
-	if err != nil && !errors.Is(err, errBusy) { // which it is, as a rule, for it stops already
+	if err != nil && !errors.Is(err, errBusy) { // errBusy is normal: it is already stopping
 		return false, transient(err)
 	}
 	l.workers.mu.Lock()
@@ -70,7 +72,8 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	return true, nil
 }
 
-// Remove implements [launcher.Remover]. Groups of ended workers count against the quota until they are deleted.
+// Remove implements [launcher.Remover]. Groups of ended workers count against the quota until they
+// are deleted.
 func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	name, err := l.name(h)
 	if err != nil {
