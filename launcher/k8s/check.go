@@ -14,14 +14,14 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A Permission is something that the launcher asks of the API.
+// A Permission is a permission that the launcher needs from the API server.
 type Permission struct {
 	Group, Resource string
 	Verbs           []string
-	Optional        string // what is lost without it
+	Optional        string // what does not work without it
 }
 
-// Permissions are all that the launcher needs, in each namespace of its workers.
+// Permissions returns all permissions that the launcher needs in each namespace of its workers.
 func Permissions() []Permission {
 	return []Permission{
 		{Group: "batch", Resource: "jobs", Verbs: []string{"create", "delete", "get", "list", "patch", "watch"}},
@@ -39,7 +39,7 @@ func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 		return []launcher.Finding{{What: fmt.Sprintf("the API server at %s does not answer: %v", l.host, err), Fix: "look at load_incluster_config, kubeconfig_file and context, and whether the network lets the daemon reach it"}}
 	}
 	out := []launcher.Finding{{OK: true, What: fmt.Sprintf("Kubernetes %s at %s", version.GitVersion, l.host)}}
-	for _, namespace := range l.hub.namespaces() {
+	for _, namespace := range l.informers.namespaces() {
 		out = append(out, l.checkRights(ctx, namespace)...)
 	}
 	return append(out, l.checkJob(ctx)...)
@@ -83,7 +83,7 @@ func (l *Launcher) checkRights(ctx context.Context, namespace string) []launcher
 	return out
 }
 
-// checkJob has the API server look at a Job such as a run would get, and makes none.
+// checkJob lets the API server check a Job such as a run would get, without creating it.
 func (l *Launcher) checkJob(ctx context.Context) []launcher.Finding {
 	image := l.config.Image
 	if image == "" {
@@ -104,7 +104,7 @@ func (l *Launcher) checkJob(ctx context.Context) []launcher.Finding {
 	return append(out, l.checkNames(ctx, job.Namespace, &job.Spec.Template.Spec)...)
 }
 
-// checkNames looks for what pods refer to, as far as the daemon may.
+// checkNames looks for the objects that pods refer to, as far as the daemon may read them.
 func (l *Launcher) checkNames(ctx context.Context, namespace string, pod *corev1.PodSpec) []launcher.Finding {
 	var out []launcher.Finding
 	look := func(kind, name string, get func(ctx context.Context, name string, o metav1.GetOptions) error) {

@@ -37,7 +37,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// admin is the tests' cluster with all rights.
+// admin returns access to the tests' cluster with all rights.
 func admin(t *testing.T) (*kubernetes.Clientset, *rest.Config, string) {
 	t.Helper()
 	kubeconfig, image := testenv.Kubernetes(t)
@@ -93,7 +93,7 @@ func script(image, instance, text string) *launcher.Request {
 	}
 }
 
-// until waits until a worker is as it should be.
+// until waits until a worker's health satisfies ok.
 func until(t *testing.T, l *k8s.Launcher, h launcher.Handle, what string, ok func(launcher.Health) bool) launcher.Health {
 	t.Helper()
 	var got launcher.Health
@@ -105,7 +105,7 @@ func until(t *testing.T, l *k8s.Launcher, h launcher.Handle, what string, ok fun
 	return got
 }
 
-// asked records what a client asks of an API server, as the server's rules name it.
+// asked records the requests of a client to an API server, in the terms of the server's rules.
 type asked struct {
 	next http.RoundTripper
 	mu   sync.Mutex
@@ -157,7 +157,8 @@ func manifest(t *testing.T, object any) string {
 	return out.String()
 }
 
-// The role in deploy/kubernetes has exactly the rights that the launcher uses: with no other ones it does all that it can do.
+// The role in deploy/kubernetes has exactly the permissions that the launcher uses: all its
+// functions work with no others.
 func TestRole(t *testing.T) {
 	var rules []rbacv1.PolicyRule
 	needs := map[string]bool{}
@@ -305,7 +306,7 @@ func TestRole(t *testing.T) {
 	}
 }
 
-// What a real API server refuses: it looks at the quota before the name, and names no Job where the rights are missing.
+// A real API server checks the quota before the name. It names no Job if the rights are missing.
 func TestRefusals(t *testing.T) {
 	client, access, image := admin(t)
 	space, other := namespace(t, client), namespace(t, client)
@@ -367,12 +368,12 @@ func TestRefusals(t *testing.T) {
 type breaking struct {
 	proxy *httputil.ReverseProxy
 	mu    sync.Mutex
-	gone  int // so many watches more are answered with 410 Gone
+	gone  int // number of further watches that are answered with 410 Gone
 	live  map[int]context.CancelFunc
 	next  int
 	seen  int
 	down  bool // watches are refused
-	asked int  // requests that are no watches
+	asked int  // requests other than watches
 }
 
 func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -404,12 +405,12 @@ func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		delete(b.live, id)
 		b.mu.Unlock()
 		cancel()
-		_ = recover() // the proxy gives up on a stream that it had begun
+		_ = recover() // the proxy panics when a stream breaks
 	}()
 	b.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
-// breaks ends all watches, and refuses new ones or takes them again.
+// breaks ends all watches. If down is true it refuses new ones.
 func (b *breaking) breaks(down bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -419,7 +420,7 @@ func (b *breaking) breaks(down bool) {
 	}
 }
 
-// asks says how many requests Health costs.
+// asks returns how many requests Health needs.
 func (b *breaking) asks(t *testing.T, l *k8s.Launcher, h launcher.Handle) int {
 	t.Helper()
 	b.mu.Lock()
@@ -433,7 +434,7 @@ func (b *breaking) asks(t *testing.T, l *k8s.Launcher, h launcher.Handle) int {
 	return b.asked - before
 }
 
-// expire ends all watches, and lets the next ones find that they are too old.
+// expire ends all watches, and answers the next ones that they are too old.
 func (b *breaking) expire() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -443,7 +444,8 @@ func (b *breaking) expire() {
 	}
 }
 
-// A watch that breaks and has expired when it comes back misses nothing. While it is broken the API server itself is asked, and no longer.
+// A watch that breaks and has expired when it comes back misses nothing. Only while it is broken
+// the API server itself is asked.
 func TestWatchExpires(t *testing.T) {
 	client, access, image := admin(t)
 	space := namespace(t, client)

@@ -31,7 +31,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// cluster is the settings that lead to the tests' cluster.
+// cluster returns the settings for the tests' cluster.
 func cluster(t testing.TB, more map[string]any) (settings map[string]any, image string) {
 	t.Helper()
 	kubeconfig, image := testenv.Kubernetes(t)

@@ -10,19 +10,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// debugLines is how many of its last lines each container has in debug information, as Dagster has it.
+// debugLines is the number of last lines of each container in debug information, as in Dagster.
 const debugLines = 25
 
-// podDebug is what was found out about a pod.
+// podDebug is the debug information about a pod.
 type podDebug struct {
 	pod    *corev1.Pod
-	logs   map[string]string // by container; only those that were read
-	errs   map[string]error  // by container; those that could not be
+	logs   map[string]string // by container; only logs that were read
+	errs   map[string]error  // by container; only logs that could not be read
 	events []corev1.Event
-	err    error // of the events
+	err    error // of reading the events
 }
 
-// debugText is a worker's debug information in the words of Dagster's K8sRunLauncher. Job is nil if there is none; events are its own.
+// debugText returns a worker's debug information in the words of Dagster's K8sRunLauncher. job is
+// nil if there is none. events are those of the Job.
 func debugText(name string, job *batchv1.Job, events []corev1.Event, pods []podDebug) string {
 	if len(pods) == 0 {
 		return fmt.Sprintf("\n\nDebug information for job %s:\n\n%s\n\nFor more information about the failure, try running `kubectl describe job %s` in your cluster.", name, jobText(name, job, events), name)
@@ -110,7 +111,7 @@ func containerText(c corev1.ContainerStatus) string {
 	return "Unknown"
 }
 
-// hasLog says whether a container has begun at least once.
+// hasLog reports whether a container has started at least once.
 func hasLog(c corev1.ContainerStatus) bool {
 	return c.State.Running != nil || c.State.Terminated != nil || c.LastTerminationState.Terminated != nil
 }
@@ -136,7 +137,7 @@ func (p podDebug) warnings() string {
 	return "Warning events for pod:\n" + strings.Join(lines, "\n")
 }
 
-// when is when an event was last seen.
+// when returns the time at which an event was last seen.
 func when(e corev1.Event) time.Time {
 	return cmp.Or(e.LastTimestamp.Time, e.EventTime.Time, e.CreationTimestamp.Time)
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Of the same answers of an API server the real launcher makes the same text, but for errors, which it shows as Python does.
+// The real launcher makes the same text from the same answers of an API server, except for errors,
+// which it shows as Python does.
 func TestGoldenDebugText(t *testing.T) {
 	type goldenCase struct {
 		Name, Operation string
@@ -83,7 +84,7 @@ func TestGoldenDebugText(t *testing.T) {
 			}
 			debugs = append(debugs, d)
 		}
-		if len(logs) == 0 { // logs were not asked for, or there are none: then Slipway says so
+		if len(logs) == 0 { // logs were not asked for, or there are none: only Slipway says so
 			want = strings.ReplaceAll(want, "\n\nNo logs for container 'dagster'.", "")
 		}
 		got := debugText(name, job, ownEvents, debugs)
@@ -99,7 +100,8 @@ func TestGoldenDebugText(t *testing.T) {
 	}
 }
 
-// What is kept in memory of a Job and its pods is small, and enough for their health.
+// The part of a Job and its pods that is kept in memory is small, and enough for the worker's
+// health.
 func TestSlim(t *testing.T) {
 	spec := corev1.PodSpec{
 		NodeName: "n", RestartPolicy: corev1.RestartPolicyNever,

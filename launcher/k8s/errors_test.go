@@ -24,7 +24,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/k8s"
 )
 
-// against opens a launcher for an API server that a test plays.
+// against opens a launcher for an API server that the test implements.
 func against(t *testing.T, settings map[string]any, server http.HandlerFunc) *k8s.Launcher {
 	t.Helper()
 	s := httptest.NewServer(server)
@@ -62,7 +62,7 @@ func status(code int, reason, message string) map[string]any {
 	return map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}
 }
 
-// about adds to an answer the object that it is about, and the cause, if any.
+// about adds the object of an answer to it, and the cause if there is one.
 func about(status map[string]any, name, cause string) map[string]any {
 	details := map[string]any{"name": name, "group": "batch", "kind": "jobs"}
 	if cause != "" {
@@ -72,7 +72,7 @@ func about(status map[string]any, name, cause string) map[string]any {
 	return status
 }
 
-// What the API server answers to the creation of a Job decides what becomes of the run.
+// The API server's answer to the creation of a Job decides what happens to the run.
 func TestLaunchErrors(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -81,7 +81,7 @@ func TestLaunchErrors(t *testing.T) {
 		message  string
 		settings map[string]any
 		override string
-		object   string // that the answer names
+		object   string // named by the answer
 		reasons  string
 		want     error
 		cause    launcher.Cause
@@ -121,7 +121,7 @@ func TestLaunchErrors(t *testing.T) {
 	}
 }
 
-// A Job whose creation had no answer is found by its name; one of somebody else is left alone.
+// A Job whose creation had no answer is found by its name. A Job of another owner is left alone.
 func TestLostAnswers(t *testing.T) {
 	var made map[string]any
 	posts := 0
@@ -159,8 +159,8 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// A creation can be refused although the Job exists: the answer to an earlier one was lost, and the API
-// server looks at rights, policies and quotas before it looks at the name.
+// A creation can be refused although the Job exists: the answer to an earlier one may have been
+// lost, and the API server checks rights, policies and quotas before it looks at the name.
 func TestRefusedAfterALostAnswer(t *testing.T) {
 	for name, refusal := range map[string]map[string]any{
 		"the last Job of a quota":         about(status(403, "Forbidden", `jobs.batch "x" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: 10, limited: 10`), "x", ""),
@@ -170,9 +170,9 @@ func TestRefusedAfterALostAnswer(t *testing.T) {
 		"a token that has expired, maybe": status(401, "Unauthorized", "Unauthorized"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			var mu sync.Mutex // an answer that is lost orders nothing
+			var mu sync.Mutex // requests whose answers are lost are not ordered
 			var made map[string]any
-			answers := true // of GET
+			answers := true // whether GET is answered
 			l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -206,7 +206,7 @@ func TestRefusedAfterALostAnswer(t *testing.T) {
 	}
 }
 
-// A namespace of a code location in which the daemon has no rights concerns its own runs, and no others.
+// A namespace of a code location in which the daemon has no rights affects only its own runs.
 func TestForbiddenNamespace(t *testing.T) {
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -258,7 +258,8 @@ func TestForbiddenNamespace(t *testing.T) {
 	}
 }
 
-// Where a worker's Secret cannot be created the Job is given up if that is about this run, else it waits for it.
+// If the Secret of a worker cannot be created because of this run, the Job is given up. Otherwise
+// the Job waits for it.
 func TestSecretRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		override string
@@ -300,8 +301,8 @@ func TestSecretRefused(t *testing.T) {
 	}
 }
 
-// A launch ends between the Job and its Secret, because the daemon dies or the API server fails. Whoever looks for the worker makes the
-// Secret: without it the pod would wait in vain.
+// A launch can end between the Job and its Secret, because the daemon dies or the API server fails.
+// The next search for the worker creates the Secret; without it the pod would wait in vain.
 func TestSecretAfterABrokenLaunch(t *testing.T) {
 	var job, secret string
 	broken, creates := true, 0
@@ -363,7 +364,8 @@ func TestSecretAfterABrokenLaunch(t *testing.T) {
 	}
 }
 
-// A server that asks for less is waited for, as long as the call may take; then the run waits.
+// If a server asks for fewer requests, the launcher waits as long as the call may take. Then the
+// run waits.
 func TestThrottled(t *testing.T) {
 	asked := 0
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
@@ -387,7 +389,7 @@ func TestThrottled(t *testing.T) {
 	}
 }
 
-// A value that must not show stands in a Secret that the Job owns, and nowhere else.
+// A secret value is only in a Secret that the Job owns.
 func TestSecretValues(t *testing.T) {
 	bodies := map[string]string{}
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
@@ -420,7 +422,8 @@ func TestSecretValues(t *testing.T) {
 	}
 }
 
-// Settings that can make no Job are refused when the launcher is opened, with the setting's name.
+// Settings from which no Job can be made are refused when the launcher is opened. The error names
+// the setting.
 func TestBadSettings(t *testing.T) {
 	for _, c := range []struct {
 		settings map[string]any
@@ -461,7 +464,8 @@ func TestBadSettings(t *testing.T) {
 	}
 }
 
-// What a code location or a tag asks for wrongly fails the run, and says where, what stands there, and what is expected.
+// Wrong values of a code location or a tag fail the run. The error says where the value is, what it
+// is, and what is expected.
 func TestBadOverrides(t *testing.T) {
 	l := against(t, nil, http.NotFound)
 	for _, c := range []struct{ source, text, says string }{
@@ -490,7 +494,7 @@ func TestBadOverrides(t *testing.T) {
 	}
 }
 
-// The typed settings become what the API has for them.
+// The typed settings are translated to the API's fields.
 func TestTypedSettings(t *testing.T) {
 	l := against(t, map[string]any{
 		"cpu": "500m", "memory": "2Gi", "ephemeral_storage": "1Gi", "gpus": 1, "node_selector": map[string]any{"pool": "etl"}, "priority_class": "high", "runtime_class": "gvisor",
@@ -543,7 +547,7 @@ func TestTypedSettings(t *testing.T) {
 	}
 }
 
-// A kubeconfig whose user has a program that gives its token, as those of managed clusters do.
+// A kubeconfig may name a program that returns the user's token, as those of managed clusters do.
 func TestExecCredentials(t *testing.T) {
 	var seen atomic.Value
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -12,7 +12,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Whatever stands in a run's tag or a code location's section, a request becomes a Job or is invalid.
+// Whatever a run's tag or a code location's section contains, the request becomes a Job or is
+// invalid.
 func FuzzRawConfig(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `null`, `[]`, `{"container_config": {"env": [{"name": "A", "value": 1e400}]}}`, `{"pod_spec_config": {"containers": [null]}}`,

@@ -60,7 +60,7 @@ type goldenCall struct {
 	} `json:"response"`
 }
 
-// api answers like an API server that takes every Job.
+// api answers like an API server that accepts every Job.
 type api struct {
 	t    testing.TB
 	mu   sync.Mutex
@@ -83,7 +83,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// differs are the cases in which Slipway does something else on purpose; docs/launchers/k8s.md says why.
+// differs lists the cases in which Slipway differs from Dagster on purpose. docs/launchers/k8s.md
+// says why.
 var differs = map[string]string{
 	"job_name_differs_from_origin":    "the run's own job is named, which the webserver makes the same",
 	"service_account_missing":         "not required: the cluster has a default",
@@ -92,7 +93,8 @@ var differs = map[string]string{
 	"env_mapping_in_permissive_stays": "a mapping where a text belongs is refused, not printed as Python does",
 }
 
-// The same settings, code location and run give the same Job, namespace and tags as the real launcher gave.
+// The same settings, code location and run lead to the same Job, namespace and tags as with the
+// real launcher.
 func TestGoldenLaunches(t *testing.T) {
 	n := 0
 	for _, c := range testenv.GoldenLaunches[goldenCase](t, "k8s.json") {
@@ -186,7 +188,7 @@ func launchGolden(t testing.TB, c goldenCase, address string) (launcher.Launched
 	return l.Launch(context.Background(), req)
 }
 
-// compare compares the Job that was sent with the recorded one, but for what differs on purpose.
+// compare compares the sent Job with the recorded one, except for intended differences.
 func (a *api) compare(c goldenCase) {
 	a.t.Helper()
 	i := slices.IndexFunc(c.Output.Calls, func(call goldenCall) bool { return strings.HasPrefix(call.Request, "POST ") })
@@ -198,7 +200,7 @@ func (a *api) compare(c goldenCase) {
 	}
 	want, got := map[string]any{}, map[string]any{}
 	for into, body := range map[*map[string]any]json.RawMessage{&want: c.Output.Calls[i].Body, &got: a.job} {
-		var job batchv1.Job // spells quantities in one way, and leaves out what is false
+		var job batchv1.Job // normalizes quantities, and leaves out false values
 		err := json.Unmarshal(body, &job)
 		job.Status = batchv1.JobStatus{}
 		text, err2 := json.Marshal(job)
@@ -216,11 +218,11 @@ func (a *api) compare(c goldenCase) {
 	for i, arg := range container["args"].([]any) {
 		container["args"].([]any)[i] = strings.Replace(arg.(string), `"<instance_ref>"`, c.Input.InstanceRef, 1)
 	}
-	delete(at(want, "metadata"), "namespace") // the API takes no other than the one in the path
+	delete(at(want, "metadata"), "namespace") // the API accepts only the one in the path
 	delete(at(got, "metadata"), "namespace")
 	for _, path := range [][]string{{"metadata"}, {"spec", "template", "metadata"}} {
 		wantLabels, gotLabels := at(want, path...)["labels"].(map[string]any), at(got, path...)["labels"].(map[string]any)
-		if wantLabels["app.kubernetes.io/version"] == "1.13.27" { // that of the worker is not known
+		if wantLabels["app.kubernetes.io/version"] == "1.13.27" { // the version of the worker is not known
 			delete(wantLabels, "app.kubernetes.io/version")
 		}
 		notes, _ := at(got, path...)["annotations"].(map[string]any)
@@ -241,7 +243,7 @@ func (a *api) compare(c goldenCase) {
 	}
 }
 
-// bare is a JSON value without members that say nothing.
+// bare returns a JSON value without empty members.
 func bare(v any) any {
 	switch v := v.(type) {
 	case map[string]any:

@@ -14,15 +14,17 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// doom is why a worker that has not begun never will, as it stands on its Job once that is given up.
-type doom struct {
+// failure is why a worker that has not begun never will. It is stored on the worker's Job when that
+// is given up.
+type failure struct {
 	Cause   launcher.Cause `json:"cause"`
 	Message string         `json:"message"`
 }
 
-// Health is what a Job and its pods mean for a worker at a time. It is pure; what it says of a worker that can never begin is in
-// given, which is nil for any other: the worker may be given up if that has lasted since.
-func Health(job *batchv1.Job, pods []*corev1.Pod, now time.Time) (h launcher.Health, given *doom, since time.Time) {
+// Health returns the health that a Job and its pods mean for a worker at a time. It is pure. If the
+// worker can never begin, given says why, and since when; the worker may be given up if that has
+// lasted long enough. For any other worker given is nil.
+func Health(job *batchv1.Job, pods []*corev1.Pod, now time.Time) (h launcher.Health, given *failure, since time.Time) {
 	pod := newest(pods)
 	if pod == nil {
 		return jobHealth(job), nil, time.Time{}
@@ -53,7 +55,7 @@ func Health(job *batchv1.Job, pods []*corev1.Pod, now time.Time) (h launcher.Hea
 	return h, given, since
 }
 
-// overdue is how long after its deadline a pod's end is waited for before its node counts as lost.
+// overdue is how long after its deadline a pod may end before its node counts as lost.
 const overdue = 30 * time.Second
 
 func mainContainer(job *batchv1.Job) string {
@@ -63,7 +65,7 @@ func mainContainer(job *batchv1.Job) string {
 	return ""
 }
 
-// newest is the pod that a Job made last.
+// newest returns the pod that a Job made last.
 func newest(pods []*corev1.Pod) *corev1.Pod {
 	if len(pods) == 0 {
 		return nil
@@ -82,7 +84,7 @@ func containerStatus(pod *corev1.Pod, name string) corev1.ContainerStatus {
 	return corev1.ContainerStatus{}
 }
 
-// incarnation tells a worker that the cluster has started again from the first one.
+// incarnation distinguishes a worker that the cluster has started again from the first one.
 func incarnation(pods []*corev1.Pod, pod *corev1.Pod, name string) string {
 	restarts := containerStatus(pod, name).RestartCount
 	if len(pods) == 1 && restarts == 0 {
@@ -91,7 +93,7 @@ func incarnation(pods []*corev1.Pod, pod *corev1.Pod, name string) string {
 	return fmt.Sprintf("%s/%d", pod.Name, restarts)
 }
 
-// restarts says whether the node will start an ended container again.
+// restarts reports whether the node will start an ended container again.
 func restarts(pod *corev1.Pod, c corev1.ContainerStatus) bool {
 	if pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded || pod.DeletionTimestamp != nil {
 		return false
@@ -114,26 +116,26 @@ func finished(job *batchv1.Job) bool {
 
 func limit(job *batchv1.Job) int32 {
 	if job.Spec.BackoffLimit == nil {
-		return 6 // the API's own default
+		return 6 // the API's default
 	}
 	return *job.Spec.BackoffLimit
 }
 
-// doomed is what stands on a Job that was given up.
-func doomed(job *batchv1.Job) *doom {
-	var d doom
-	if text := job.Annotations[doomNote]; text == "" || json.Unmarshal([]byte(text), &d) != nil {
+// givenUp returns the failure that is stored on a Job that was given up, or nil.
+func givenUp(job *batchv1.Job) *failure {
+	var d failure
+	if text := job.Annotations[givenUpNote]; text == "" || json.Unmarshal([]byte(text), &d) != nil {
 		return nil
 	}
 	return &d
 }
 
-// abandoned says whether a Job gets no further pod from us.
+// abandoned reports whether Slipway lets a Job have no further pod.
 func abandoned(job *batchv1.Job) bool {
-	return job.Annotations[stopNote] != "" || doomed(job) != nil
+	return job.Annotations[stopNote] != "" || givenUp(job) != nil
 }
 
-// jobHealth is what a Job without pods means.
+// jobHealth returns the health that a Job without pods means.
 func jobHealth(job *batchv1.Job) launcher.Health {
 	h := launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted}
 	if job.Status.StartTime != nil {
@@ -142,7 +144,7 @@ func jobHealth(job *batchv1.Job) launcher.Health {
 	terminating := job.Status.Active > 0 || job.Status.Terminating != nil && *job.Status.Terminating > 0
 	failed := condition(job, batchv1.JobFailed)
 	suspended := condition(job, batchv1.JobSuspended)
-	switch d := doomed(job); {
+	switch d := givenUp(job); {
 	case condition(job, batchv1.JobComplete) != nil:
 		h.Status, h.Phase = launcher.Succeeded, ""
 		if job.Status.CompletionTime != nil {
@@ -175,7 +177,7 @@ func jobHealth(job *batchv1.Job) launcher.Health {
 	return h
 }
 
-// disruption is why the cluster itself ended a pod; "" if it did not.
+// disruption returns why the cluster itself ended a pod, or "" if it did not.
 func disruption(pod *corev1.Pod) (reason, message string) {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue {
@@ -192,7 +194,7 @@ func inWords(reason, message string) string {
 	return fmt.Sprintf(" (%s: %s)", reason, message)
 }
 
-// disruptions are the causes for what DisruptionTarget says.
+// disruptions maps the reasons of DisruptionTarget to causes.
 var disruptions = map[string]launcher.Cause{
 	corev1.PodReasonPreemptionByScheduler: launcher.CausePreempted,
 	"DeletionByTaintManager":              launcher.CauseEvicted,
@@ -201,14 +203,14 @@ var disruptions = map[string]launcher.Cause{
 	"DeletionByPodGC":                     launcher.CauseNodeLost,
 }
 
-// podReasons are the causes for a failed pod's own reason.
+// podReasons maps a failed pod's own reason to a cause.
 var podReasons = map[string]launcher.Cause{
 	"Evicted": launcher.CauseEvicted, "Preempting": launcher.CausePreempted, "Terminated": launcher.CauseEvicted, "Shutdown": launcher.CauseEvicted, "NodeShutdown": launcher.CauseEvicted,
 	"NodeLost": launcher.CauseNodeLost, "DeadlineExceeded": launcher.CauseTimeout, "UnexpectedAdmissionError": launcher.CauseUnschedulable, "NodeAffinity": launcher.CauseUnschedulable,
 	"OutOfcpu": launcher.CauseUnschedulable, "OutOfmemory": launcher.CauseUnschedulable, "OutOfpods": launcher.CauseUnschedulable,
 }
 
-// ended fills in the health of a worker that has ended.
+// ended completes the health of a worker that has ended.
 func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.ContainerStatus) {
 	if pod.Status.StartTime != nil {
 		h.Started = pod.Status.StartTime.Time
@@ -217,7 +219,7 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 	if t != nil {
 		exit := int(t.ExitCode)
 		h.Exit, h.Started, h.Ended = &exit, t.StartedAt.Time, t.FinishedAt.Time
-		if h.Started.Unix() <= 0 { // of a container that could not be started
+		if h.Started.Unix() <= 0 { // the container could not be started
 			h.Started = h.Ended
 		}
 	}
@@ -226,7 +228,7 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 	}
 	h.Status, h.Cause = launcher.Failed, launcher.CauseExit
 	reason, message := disruption(pod)
-	switch d := doomed(job); {
+	switch d := givenUp(job); {
 	case d != nil:
 		h.Cause, h.Message = d.Cause, d.Message
 		return
@@ -258,7 +260,7 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 	}
 }
 
-// initFailure is what became of an init container that failed.
+// initFailure describes the end of an init container that failed.
 func initFailure(pod *corev1.Pod) string {
 	for _, c := range pod.Status.InitContainerStatuses {
 		if t := c.State.Terminated; t != nil && t.ExitCode != 0 {
@@ -268,8 +270,9 @@ func initFailure(pod *corev1.Pod) string {
 	return ""
 }
 
-// waits says how far a worker that does not run yet has come, and what it waits for that may never come.
-func waits(h *launcher.Health, pod *corev1.Pod, c corev1.ContainerStatus) (*doom, time.Time) {
+// waits sets how far the start of a worker has come. It returns what the worker waits for if that
+// may never come.
+func waits(h *launcher.Health, pod *corev1.Pod, c corev1.ContainerStatus) (*failure, time.Time) {
 	h.Phase = launcher.Accepted
 	for _, cond := range pod.Status.Conditions {
 		if cond.Type != corev1.PodScheduled {
@@ -298,20 +301,20 @@ func waits(h *launcher.Health, pod *corev1.Pod, c corev1.ContainerStatus) (*doom
 		switch w.Reason {
 		case "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
 			h.Phase, h.Message, h.Cause = launcher.Pulling, text, launcher.CauseImagePull
-			d := &doom{launcher.CauseImagePull, text}
+			d := &failure{launcher.CauseImagePull, text}
 			if hopeless(w.Reason, w.Message) {
 				since = time.Time{}
 			}
 			return d, since
 		case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff":
 			h.Phase, h.Message = launcher.Pulled, text
-			return &doom{launcher.CauseUnknown, text}, since
+			return &failure{launcher.CauseUnknown, text}, since
 		}
 	}
 	return nil, time.Time{}
 }
 
-// hopeless says whether an image will never be there, however often it is tried.
+// hopeless reports whether an image will never be available, however often the pull is tried.
 func hopeless(reason, message string) bool {
 	if reason == "ErrImageNeverPull" || reason == "InvalidImageName" {
 		return true

@@ -14,7 +14,8 @@ import (
 	"github.com/slipway-run/slipway/launcher/k8s"
 )
 
-// What each state of a Job and its pods means for a worker. The states are as a cluster of version 1.36 gives them.
+// Each state of a Job and its pods has its meaning for a worker. The states were taken from a
+// cluster of version 1.36.
 func TestHealth(t *testing.T) {
 	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 	const scheduled = `conditions: [{type: PodScheduled, status: "True"}]`
@@ -25,7 +26,7 @@ func TestHealth(t *testing.T) {
 		phase     launcher.Phase
 		cause     launcher.Cause
 		says      string
-		exit      int // -1: none
+		exit      int // -1 means none
 		given     launcher.Cause
 		atOnce    bool
 	}{

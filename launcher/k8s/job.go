@@ -19,8 +19,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// jobName is the name of a worker's Job: as Dagster has it for a run's first worker and for one that resumes; another worker that starts the run
-// again, which Dagster does not do, has an r.
+// jobName returns the name of a worker's Job. A run's first worker and one that resumes have
+// Dagster's names. A worker that starts the run again, which Dagster does not do, has an additional
+// r.
 func jobName(req *launcher.Request) string {
 	name := "dagster-run-" + req.ID.RunName()
 	switch {
@@ -32,7 +33,7 @@ func jobName(req *launcher.Request) string {
 	return fmt.Sprintf("%s-r%d", name, req.ID.Attempt)
 }
 
-// spec is the Job of a request, with its namespace. Its error is [launcher.ErrInvalid].
+// spec returns the Job of a request, with its namespace. The error is an [launcher.ErrInvalid].
 func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
 	if err := req.Check(); err != nil {
 		return nil, err
@@ -51,9 +52,10 @@ func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
 	return job, nil
 }
 
-// layers lays what the run says over the launcher's settings, as Dagster does: what the run says is put together first.
+// layers lays the run's layers over the launcher's settings, as Dagster does: the run's layers are
+// merged first.
 func (l *Launcher) layers(req *launcher.Request) (layer, error) {
-	run, user := newLayer(), newLayer() // with the rules of slipway.yaml, and without
+	run, user := newLayer(), newLayer() // with and without the rules of slipway.yaml
 	var tagConfig, tagResources json.RawMessage
 	add := func(later layer, err error, trusted bool) error {
 		if err != nil {
@@ -95,7 +97,7 @@ func (l *Launcher) layers(req *launcher.Request) (layer, error) {
 	return l.base.over(run)
 }
 
-// take removes a member and gives it.
+// take removes a member and returns it.
 func take[T any](from map[string]any, key string, otherwise T) T {
 	v, ok := from[key]
 	delete(from, key)
@@ -105,7 +107,7 @@ func take[T any](from map[string]any, key string, otherwise T) T {
 	return otherwise
 }
 
-// build makes the Job that layers mean.
+// build makes the Job that layers describe.
 func (l *Launcher) build(all layer, req *launcher.Request) (*batchv1.Job, error) {
 	container, pod := maps.Clone(all.sections[containerConfig]), maps.Clone(all.sections[podSpecConfig])
 	podMeta, job := maps.Clone(all.sections[podMetadata]), maps.Clone(all.sections[jobConfig])
@@ -192,7 +194,8 @@ func texts(list []string) []any {
 	return out
 }
 
-// environment is what Dagster sets, what the settings and the run say, and what the worker needs of Slipway. The last of equal names wins.
+// environment returns the variables that Dagster sets, those of the settings and the run, and those
+// that the worker needs from Slipway. If names are equal the last one wins.
 func (l *Launcher) environment(req *launcher.Request, user []any) []any {
 	variable := func(name, value string) any { return map[string]any{"name": name, "value": value} }
 	var first, last []any
@@ -224,12 +227,13 @@ func (l *Launcher) environment(req *launcher.Request, user []any) []any {
 	return slices.Concat(first, user, last)
 }
 
-// inSecret is a variable whose value stands in the worker's own Secret.
+// inSecret returns a variable whose value is in the worker's own Secret.
 func inSecret(req *launcher.Request, name string) any {
 	return map[string]any{"name": name, "valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": jobName(req), "key": name}}}
 }
 
-// secretOf is the Secret that a Job refers to, with the values that must not stand in it; nil if there is none. It goes with the Job.
+// secretOf returns the Secret of a Job, with the values that must not be in the Job itself. It
+// returns nil if there is none. The Secret is deleted with the Job.
 func (l *Launcher) secretOf(req *launcher.Request, job *batchv1.Job) *corev1.Secret {
 	data := map[string]string{}
 	for _, e := range job.Spec.Template.Spec.Containers[0].Env {
@@ -256,7 +260,7 @@ func (l *Launcher) secretOf(req *launcher.Request, job *batchv1.Job) *corev1.Sec
 	}
 }
 
-// requested lays resources that a rule or a tag asks for over the container's.
+// requested lays the resources that a rule or a tag asks for over the container's.
 func requested(container map[string]any, r launcher.Resources, gpu string) error {
 	if r == (launcher.Resources{}) {
 		return nil
@@ -288,7 +292,7 @@ func requested(container map[string]any, r launcher.Resources, gpu string) error
 
 var notInLabel = regexp.MustCompile(`[^a-zA-Z0-9\-_.]`)
 
-// labelText is a text as a label's value, as Dagster makes it.
+// labelText converts a text to a label's value as Dagster does.
 func labelText(s string) string {
 	if r := []rune(s); len(r) > validation.LabelValueMaxLength {
 		s = string(r[:validation.LabelValueMaxLength])
@@ -300,10 +304,10 @@ func labelText(s string) string {
 	return s
 }
 
-// deploymentVar names the deployment that a worker is of, which Dagster makes a label.
+// deploymentVar names the deployment of a worker. Dagster makes a label of it.
 const deploymentVar = "DAGSTER_CLOUD_DEPLOYMENT_NAME"
 
-// labelsOf are Dagster's own labels. The version is left out where it is not known.
+// labelsOf returns Dagster's own labels. It leaves out the version if that is unknown.
 func (l *Launcher) labelsOf(req *launcher.Request, env []any) (map[string]any, error) {
 	out := map[string]any{
 		"app.kubernetes.io/name": "dagster", "app.kubernetes.io/instance": "dagster", "app.kubernetes.io/part-of": "dagster", "app.kubernetes.io/component": runWorker,
@@ -337,7 +341,8 @@ const (
 	stepWorker      = "step_worker"
 )
 
-// mark puts on a Job and its pods whose they are. Nobody's label of the same name wins.
+// mark sets the labels that identify the worker on a Job and its pods. They win over labels of the
+// same name.
 func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
 	ours := map[string]string{runLabel: req.ID.Run, attemptLabel: strconv.Itoa(req.ID.Attempt)}
 	if req.Instance != "" {
@@ -356,7 +361,7 @@ func (l *Launcher) mark(job *batchv1.Job, req *launcher.Request) {
 	}
 }
 
-// secretVars names the variables of the worker whose values do not show.
+// secretVars returns the names of the worker's variables whose values are not shown.
 func (l *Launcher) secretVars(req *launcher.Request, job *batchv1.Job) []string {
 	hidden := slices.Collect(maps.Keys(l.secretEnv))
 	for _, e := range req.Env {
@@ -373,7 +378,7 @@ func (l *Launcher) secretVars(req *launcher.Request, job *batchv1.Job) []string 
 	return out
 }
 
-// shown is a Job without the values of secrets.
+// shown returns a Job without the values of secrets.
 func shown(job *batchv1.Job) *batchv1.Job {
 	job = job.DeepCopy()
 	hide(&job.Spec.Template.Spec, job.Annotations[secretsNote])

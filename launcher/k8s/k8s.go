@@ -1,9 +1,12 @@
 // Package k8s launches run workers as Jobs of a Kubernetes cluster.
 //
-// Its settings are those of Dagster's K8sRunLauncher, from which it makes the same Jobs, and more. A Job has a name that is derived from
-// run and attempt, which the cluster gives once, and stays after its end until it is removed: a Job that was stopped is failed
-// or suspended, not deleted, so that nobody makes it again. What happens is watched, not polled: an answer about a worker comes from
-// what the watches have brought, as long as they are whole.
+// Its settings include those of Dagster's K8sRunLauncher, and it makes the same Jobs from them. The
+// name of a Job is derived from run and attempt, and the cluster gives a name only once. A Job
+// stays after its end until it is removed. A Job that was stopped is failed or suspended, not
+// deleted, so that no process makes it again.
+//
+// The launcher watches the cluster instead of polling it. It answers questions about a worker from
+// the data of the watches, as long as that is complete.
 package k8s
 
 import (
@@ -31,61 +34,61 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Config holds the settings of the k8s launcher: first those of K8sRunLauncher, then our own.
+// Config holds the settings of the k8s launcher: first those of K8sRunLauncher, then Slipway's own.
 type Config struct {
-	Namespace        string        `config:"job_namespace" default:"default" help:"Namespace of Jobs; a code location's own wins."`
-	Image            string        `config:"job_image" help:"Image of workers whose code location names none."`
+	Namespace        string        `config:"job_namespace" default:"default" help:"Namespace of Jobs. A code location's own namespace wins."`
+	Image            string        `config:"job_image" help:"Image of workers whose code location does not name one."`
 	ImagePullPolicy  string        `config:"image_pull_policy" default:"IfNotPresent" help:"When nodes pull the image: IfNotPresent, Always or Never."`
 	ImagePullSecrets []nameConfig  `config:"image_pull_secrets" help:"Secrets with logins of registries."`
 	ServiceAccount   string        `config:"service_account_name" help:"Service account of workers. Default: the namespace's own."`
-	ConfigMap        string        `config:"instance_config_map" help:"Name of the config map with dagster.yaml, which Dagster's own step executor hands on; it is mounted by volumes."`
+	ConfigMap        string        `config:"instance_config_map" help:"Name of the config map with dagster.yaml. Dagster's own step executor passes it on; the setting volumes mounts it."`
 	PostgresSecret   string        `config:"postgres_password_secret" help:"Secret whose key postgresql-password becomes the workers' DAGSTER_PG_PASSWORD."`
 	DagsterHome      string        `config:"dagster_home" default:"/opt/dagster/dagster_home" help:"DAGSTER_HOME of workers."`
-	InCluster        bool          `config:"load_incluster_config" default:"true" help:"Use the service account of the pod that the daemon runs in. False: kubeconfig_file."`
-	Kubeconfig       string        `config:"kubeconfig_file" help:"File that says how to reach the cluster. Default: KUBECONFIG, else ~/.kube/config."`
-	CA               string        `config:"k8s_api_ssl_ca_cert_file" help:"File with the authorities of the API server, in place of the configured ones."`
-	EnvConfigMaps    []string      `config:"env_config_maps" help:"Config maps whose entries become variables."`
-	EnvSecrets       []string      `config:"env_secrets" help:"Secrets whose entries become variables."`
-	EnvVars          []config.Text `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the value that the daemon has."`
-	VolumeMounts     config.Values `config:"volume_mounts" help:"Where volumes are mounted, as the API has it."`
-	Volumes          config.Values `config:"volumes" help:"Volumes of pods, as the API has it."`
+	InCluster        bool          `config:"load_incluster_config" default:"true" help:"Use the service account of the pod that the daemon runs in. If false, use kubeconfig_file."`
+	Kubeconfig       string        `config:"kubeconfig_file" help:"File that describes how to reach the cluster. Default: KUBECONFIG, else ~/.kube/config."`
+	CA               string        `config:"k8s_api_ssl_ca_cert_file" help:"File with the certificate authorities of the API server. It replaces the configured ones."`
+	EnvConfigMaps    []string      `config:"env_config_maps" help:"Config maps whose entries become environment variables."`
+	EnvSecrets       []string      `config:"env_secrets" help:"Secrets whose entries become environment variables."`
+	EnvVars          []config.Text `config:"env_vars" help:"Environment of workers: NAME=value, or NAME for the daemon's value."`
+	VolumeMounts     config.Values `config:"volume_mounts" help:"Where volumes are mounted, in the form of the API."`
+	Volumes          config.Values `config:"volumes" help:"Volumes of pods, in the form of the API."`
 	Labels           config.Values `config:"labels" help:"Further labels of Jobs and pods."`
-	Resources        config.Values `config:"resources" help:"limits and requests of a worker, as the API has it."`
+	Resources        config.Values `config:"resources" help:"limits and requests of a worker, in the form of the API."`
 	Scheduler        string        `config:"scheduler_name" help:"Scheduler of pods."`
-	SecurityContext  config.Values `config:"security_context" help:"Security context of the worker's container, as the API has it."`
+	SecurityContext  config.Values `config:"security_context" help:"Security context of the worker's container, in the form of the API."`
 	RunConfig        config.Values `config:"run_k8s_config" help:"Raw sections: container_config, pod_spec_config, pod_template_spec_metadata, job_config, job_metadata, job_spec_config."`
-	FailPod          bool          `config:"fail_pod_on_run_failure" default:"false" help:"Pods of runs that fail end with an error."`
+	FailPod          bool          `config:"fail_pod_on_run_failure" default:"false" help:"Pods of failed runs end with an error."`
 	AllowFields      config.Values `config:"only_allow_user_defined_k8s_config_fields" help:"Fields, by section, that code locations and tags may set. Default: all."`
-	AllowEnv         *[]string     `config:"only_allow_user_defined_env_vars" help:"Variables that code locations and tags may set; others are left out. Default: all."`
-	Broker           config.Values `config:"broker" help:"Of CeleryK8sRunLauncher; has no effect."`
-	Backend          config.Values `config:"backend" help:"Of CeleryK8sRunLauncher; has no effect."`
-	Include          config.Values `config:"include" help:"Of CeleryK8sRunLauncher; has no effect."`
-	ConfigSource     config.Values `config:"config_source" help:"Of CeleryK8sRunLauncher; has no effect."`
-	Retries          config.Values `config:"retries" help:"Of CeleryK8sRunLauncher; has no effect."`
+	AllowEnv         *[]string     `config:"only_allow_user_defined_env_vars" help:"Variables that code locations and tags may set; others are dropped. Default: all."`
+	Broker           config.Values `config:"broker" help:"For CeleryK8sRunLauncher; has no effect."`
+	Backend          config.Values `config:"backend" help:"For CeleryK8sRunLauncher; has no effect."`
+	Include          config.Values `config:"include" help:"For CeleryK8sRunLauncher; has no effect."`
+	ConfigSource     config.Values `config:"config_source" help:"For CeleryK8sRunLauncher; has no effect."`
+	Retries          config.Values `config:"retries" help:"For CeleryK8sRunLauncher; has no effect."`
 
 	Context    string        `config:"context" help:"Context of the kubeconfig. Default: its current one."`
-	Namespaces []string      `config:"namespaces" help:"Further namespaces in which workers are looked for, those that code locations name; \"*\" for all."`
-	QPS        int           `config:"qps" default:"50" help:"Most requests per second to the API server."`
-	Burst      int           `config:"burst" default:"100" help:"Most requests at once above qps."`
-	Patience   time.Duration `config:"patience" default:"2m" help:"How long a worker's image may fail to be pulled, or a secret or config map it needs be missing, before it counts as dead. What can never work counts at once."`
-	OwnSteps   bool          `config:"own_step_jobs" default:"true" help:"Jobs of k8s_job_executor's steps get the run's Job as owner, so that they go with it."`
-	TTL        time.Duration `config:"ttl" help:"How long after its end the cluster keeps a Job, whatever Slipway does. Default: a day, as Dagster has it."`
+	Namespaces []string      `config:"namespaces" help:"Further namespaces in which to look for workers: those that code locations name. \"*\" means all."`
+	QPS        int           `config:"qps" default:"50" help:"Maximum requests per second to the API server."`
+	Burst      int           `config:"burst" default:"100" help:"Maximum requests at once above qps."`
+	Patience   time.Duration `config:"patience" default:"2m" help:"How long pulls of a worker's image may fail, or a secret or config map may be missing, before the worker counts as dead. A failure that is final counts at once."`
+	OwnSteps   bool          `config:"own_step_jobs" default:"true" help:"Make the run's Job the owner of the Jobs of k8s_job_executor's steps, so that they are deleted with it."`
+	TTL        time.Duration `config:"ttl" help:"How long the cluster keeps a Job after its end, independently of Slipway. Default: a day, as in Dagster."`
 
-	CPU           string            `config:"cpu" help:"Processors that a worker requests, as 2 or 500m; a run's tag slipway/cpu wins."`
-	Memory        string            `config:"memory" help:"Memory that a worker requests and at most gets, as 512Mi; a run's tag slipway/memory wins."`
-	Disk          string            `config:"ephemeral_storage" help:"Local disk that a worker requests and at most gets; a run's tag slipway/disk wins."`
-	GPUs          int               `config:"gpus" default:"0" help:"GPUs of a worker; a run's tag slipway/gpu wins."`
-	GPUResource   string            `config:"gpu_resource" default:"nvidia.com/gpu" help:"What GPUs are called in the cluster."`
+	CPU           string            `config:"cpu" help:"Processors that a worker requests, for example 2 or 500m. A run's tag slipway/cpu wins."`
+	Memory        string            `config:"memory" help:"Memory that a worker requests, for example 512Mi. It is also the limit. A run's tag slipway/memory wins."`
+	Disk          string            `config:"ephemeral_storage" help:"Local disk that a worker requests. It is also the limit. A run's tag slipway/disk wins."`
+	GPUs          int               `config:"gpus" default:"0" help:"GPUs of a worker. A run's tag slipway/gpu wins."`
+	GPUResource   string            `config:"gpu_resource" default:"nvidia.com/gpu" help:"Name of the GPU resource in the cluster."`
 	NodeSelector  map[string]string `config:"node_selector" help:"Labels that a worker's node must have."`
-	Tolerations   config.Values     `config:"tolerations" help:"Taints that workers bear, as the API has it."`
-	Affinity      config.Values     `config:"affinity" help:"Affinity of pods, as the API has it."`
-	Topology      config.Values     `config:"topology_spread_constraints" help:"How workers are spread, as the API has it."`
+	Tolerations   config.Values     `config:"tolerations" help:"Taints that workers tolerate, in the form of the API."`
+	Affinity      config.Values     `config:"affinity" help:"Affinity of pods, in the form of the API."`
+	Topology      config.Values     `config:"topology_spread_constraints" help:"How workers are spread, in the form of the API."`
 	PriorityClass string            `config:"priority_class" help:"Priority class of pods."`
 	RuntimeClass  string            `config:"runtime_class" help:"Runtime class of pods."`
 	Annotations   map[string]string `config:"annotations" help:"Annotations of pods."`
-	Spot          string            `config:"spot" help:"Run on spot nodes of gke, aks, eks or karpenter: sets what they need of node_selector and tolerations."`
-	Queue         string            `config:"queue_name" help:"Kueue's local queue; Jobs wait, suspended, until it admits them."`
-	PodSecurity   string            `config:"pod_security" default:"none" help:"none leaves the security context to the image and the settings, as K8sRunLauncher does; restricted is Kubernetes' level of that name."`
+	Spot          string            `config:"spot" help:"Run on spot nodes of gke, aks, eks or karpenter: sets the node_selector and tolerations that these need."`
+	Queue         string            `config:"queue_name" help:"Kueue's local queue. Jobs wait, suspended, until Kueue admits them."`
+	PodSecurity   string            `config:"pod_security" default:"none" help:"none leaves the security context to the image and the settings, as K8sRunLauncher does. restricted is the Kubernetes level of that name."`
 }
 
 type nameConfig struct {
@@ -100,9 +103,9 @@ type Launcher struct {
 	base      layer
 	allowed   allowed
 	env       config.Lookup
-	secretEnv map[string]string // variables of the settings whose values do not show
+	secretEnv map[string]string // variables of the settings whose values are not shown
 	log       *slog.Logger
-	hub       *hub
+	informers *informerSet
 }
 
 var (
@@ -138,14 +141,14 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// Labels and annotations of Jobs and pods. Those of Dagster are in labelsOf.
+// Labels and annotations of Jobs and pods. Dagster's are in labelsOf.
 const (
 	instanceLabel = "slipway/instance"
 	runLabel      = "slipway/run"
 	attemptLabel  = "slipway/attempt"
-	secretsNote   = "slipway/secret-env" // names of variables whose values do not show
-	stopNote      = "slipway/stopped"    // when it was stopped
-	doomNote      = "slipway/doomed"     // what it will have died of, as JSON
+	secretsNote   = "slipway/secret-env" // names of variables whose values are not shown
+	stopNote      = "slipway/stopped"    // when the Job was stopped
+	givenUpNote   = "slipway/doomed"     // why the worker can never begin, as JSON
 )
 
 // userAgent names Slipway in the API server's audit log.
@@ -165,8 +168,8 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 	logging.Do(func() { klog.SetSlogLogger(slog.New(lower{log.Handler()})) })
 	access = rest.CopyConfig(access)
 	access.QPS, access.Burst, access.UserAgent = float32(c.QPS), c.Burst, userAgent
-	l.host, l.hub = access.Host, newHub(l)
-	access.Wrap(func(next http.RoundTripper) http.RoundTripper { return &listener{next, l.hub} })
+	l.host, l.informers = access.Host, newInformerSet(l)
+	access.Wrap(func(next http.RoundTripper) http.RoundTripper { return &listener{next, l.informers} })
 	if l.client, err = kubernetes.NewForConfig(access); err != nil {
 		return nil, v.Problem("kubeconfig_file", "%v", err)
 	}
@@ -176,10 +179,11 @@ func open(v config.Values, access *rest.Config, log *slog.Logger) (*Launcher, er
 	return l, nil
 }
 
-// logging sends what the Kubernetes client says, for the whole process, to the log of the launcher that is opened first.
+// logging sends the Kubernetes client's log, for the whole process, to the log of the launcher that
+// is opened first.
 var logging sync.Once
 
-// lower takes what is only information to a client's author for less than that.
+// lower lowers the level of messages that interest only the client's authors.
 type lower struct{ slog.Handler }
 
 func (h lower) Enabled(ctx context.Context, level slog.Level) bool {
@@ -201,7 +205,7 @@ func (lower) level(level slog.Level) slog.Level {
 	return level
 }
 
-// decode reads the settings. What Dagster lets be null is as if it were left out.
+// decode reads the settings. A null that Dagster accepts counts as a missing setting.
 func decode(v config.Values) (Config, error) {
 	var c Config
 	if n := v.Node; n != nil && n.Kind == yaml.MappingNode {
@@ -218,7 +222,7 @@ func decode(v config.Values) (Config, error) {
 	return c, err
 }
 
-// read turns the settings into the layer below all others, and checks it.
+// read makes the settings the layer below all others, and checks it.
 func (l *Launcher) read(v config.Values) error {
 	c := l.config
 	for setting, value := range map[string]string{"image_pull_policy": c.ImagePullPolicy, "pod_security": c.PodSecurity, "spot": c.Spot} {
@@ -289,7 +293,7 @@ func (l *Launcher) read(v config.Values) error {
 	return nil
 }
 
-// section is a raw section as a tree.
+// section returns a raw section as a tree.
 func section(v config.Values) (any, error) {
 	raw, err := v.JSON()
 	if err != nil {
@@ -298,7 +302,7 @@ func section(v config.Values) (any, error) {
 	return tree(raw)
 }
 
-// named are the settings that code locations have too.
+// named returns the settings that code locations have too.
 func (c Config) named(v config.Values) (layer, error) {
 	n := named{
 		imagePullPolicy: c.ImagePullPolicy, serviceAccount: c.ServiceAccount, scheduler: c.Scheduler, envConfigMaps: c.EnvConfigMaps, envSecrets: c.EnvSecrets,
@@ -331,7 +335,7 @@ func (c Config) named(v config.Values) (layer, error) {
 			return layer{}, v.Problem("labels."+name, "a text is expected, not %s: put it into quotes", word(value))
 		}
 	}
-	for _, e := range c.EnvVars { // the values that the daemon has now
+	for _, e := range c.EnvVars { // with the daemon's current values
 		n.envVars = append(n.envVars, e.Value)
 	}
 	out, err := n.layer(v.Env)
@@ -341,8 +345,8 @@ func (c Config) named(v config.Values) (layer, error) {
 	return out, nil
 }
 
-// problems are the faults of a raw setting, each with its own place. Each path in err begins with the name
-// of the setting, or with the API's name for it.
+// problems returns the faults of a raw setting, each with its own place. Each path in err begins
+// with the name of the setting, or with the API's name for it.
 func problems(v config.Values, setting string, err error) error {
 	if all, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what it joins itself
 		var errs []error
@@ -358,7 +362,7 @@ func problems(v config.Values, setting string, err error) error {
 	return v.Problem(setting, "%s", text)
 }
 
-// typed are our own settings about pods.
+// typed returns Slipway's own settings about pods.
 func (c Config) typed(v config.Values) (layer, error) {
 	out := newLayer()
 	container, pod, podMeta, job, jobMeta := out.sections[containerConfig], out.sections[podSpecConfig], out.sections[podMetadata], out.sections[jobSpecConfig], out.sections[jobMetadata]
@@ -438,10 +442,10 @@ func (c Config) typed(v config.Values) (layer, error) {
 	return out, nil
 }
 
-// queueLabel names Kueue's queue of a Job.
+// queueLabel is the label with the name of a Job's Kueue queue.
 const queueLabel = "kueue.x-k8s.io/queue-name"
 
-// spots are the labels that spot nodes have, which are taints as well where they have one.
+// spots are the labels of spot nodes. If the nodes have a taint, it equals the label.
 var spots = map[string][2]string{
 	"gke":       {"cloud.google.com/gke-spot", "true"},
 	"aks":       {"kubernetes.azure.com/scalesetpriority", "spot"},
@@ -457,7 +461,7 @@ func tableOf(m map[string]string) map[string]any {
 	return out
 }
 
-// access says how to reach the cluster.
+// access returns how to reach the cluster.
 func (c Config) access(v config.Values) (*rest.Config, error) {
 	given := config.Child(v.Node, "load_incluster_config") != nil
 	var out *rest.Config
@@ -498,6 +502,6 @@ func inCluster(env config.Lookup) bool {
 
 // Close ends the watches.
 func (l *Launcher) Close() error {
-	l.hub.close()
+	l.informers.close()
 	return nil
 }

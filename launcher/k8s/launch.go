@@ -18,7 +18,8 @@ import (
 	"github.com/slipway-run/slipway/test/failpoint"
 )
 
-// Launch implements [launcher.Launcher]. The cluster gives a name once: a Job of that name that is this run's is the worker.
+// Launch implements [launcher.Launcher]. The cluster gives a name only once: if a Job of that name
+// belongs to this run, it is the worker.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	job, err := l.spec(req)
 	if err != nil {
@@ -35,11 +36,11 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	return l.complete(ctx, req, made)
 }
 
-// Find implements [launcher.Finder]. It completes what an earlier launch left: the daemon may have died, or the API server have
-// failed, between the Job and its Secret.
+// Find implements [launcher.Finder]. It completes an unfinished launch: the daemon may have died,
+// or the API server may have failed, between the Job and its Secret.
 func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
 	selector := fmt.Sprintf("%s=%s,%s=%s", instanceLabel, labelText(req.Instance), runLabel, req.ID.Run)
-	for _, namespace := range l.hub.namespaces() {
+	for _, namespace := range l.informers.namespaces() {
 		jobs, err := l.client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 		if err != nil {
 			return launcher.Launched{}, false, asked(err)
@@ -54,7 +55,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 	return launcher.Launched{}, false, nil
 }
 
-// complete creates the Secret of a Job, if the Job refers to one. The node waits for it: the pod can be there first.
+// complete creates the Secret of a Job, if the Job refers to one. The pod can exist first: its node
+// waits for the Secret.
 func (l *Launcher) complete(ctx context.Context, req *launcher.Request, job *batchv1.Job) (launcher.Launched, error) {
 	if secret := l.secretOf(req, job); secret != nil && !finished(job) {
 		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
@@ -63,13 +65,14 @@ func (l *Launcher) complete(ctx context.Context, req *launcher.Request, job *bat
 			}
 		}
 	}
-	l.hub.made(job)
+	l.informers.made(job)
 	return launched(job), nil
 }
 
-// existing returns the Job of a request whose creation the API server has refused, if there is one; else
-// it returns what the refusal means. The Job can exist: the answer to an earlier creation may have been
-// lost, and the API server checks rights, policies and quotas before it looks at the name.
+// existing returns the Job of a request whose creation the API server has refused, if it exists.
+// Otherwise it returns the meaning of the refusal. The Job can exist because the answer to an
+// earlier creation may have been lost, and the API server checks rights, policies and quotas before
+// it looks at the name.
 func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *batchv1.Job, refusal error) (*batchv1.Job, error) {
 	refused := l.launchError(refusal, job.Namespace)
 	if !final(refused) && !apierrors.IsAlreadyExists(refusal) {
@@ -78,7 +81,7 @@ func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *bat
 	got, err := l.client.BatchV1().Jobs(job.Namespace).Get(ctx, job.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-		return nil, refused // a daemon that may not read Jobs there has created none
+		return nil, refused // a daemon that may not read Jobs there has not created one
 	case err != nil:
 		return nil, fmt.Errorf("%w: kubernetes: cannot see whether Job %s/%s exists (%w) after its creation was refused: %w", launcher.ErrTransient, job.Namespace, job.Name, err, refusal)
 	}
@@ -90,7 +93,7 @@ func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *bat
 	return got, nil
 }
 
-// final reports whether an error says that a worker does not exist and will not.
+// final reports whether an error proves that a worker does not exist and will not.
 func final(err error) bool {
 	return errors.Is(err, launcher.ErrCapacity) || errors.Is(err, launcher.ErrDenied) || errors.Is(err, launcher.ErrInvalid)
 }
@@ -108,8 +111,8 @@ func launched(job *batchv1.Job) launcher.Launched {
 	}
 }
 
-// withoutSecret handles a Job whose Secret could not be created. Where that is about this Job, the
-// Job is given up, and its run fails with the API server's words. Else the outcome of the launch is
+// withoutSecret handles a Job whose Secret could not be created. If the reason is this Job, it is
+// given up, and its run fails with the API server's text. Otherwise the outcome of the launch is
 // unknown until the Job has its Secret.
 func (l *Launcher) withoutSecret(ctx context.Context, job *batchv1.Job, err error) error {
 	text := fmt.Sprintf("the Secret with the worker's secret values cannot be created: %v", err)
@@ -117,7 +120,7 @@ func (l *Launcher) withoutSecret(ctx context.Context, job *batchv1.Job, err erro
 		text += "; apply deploy/kubernetes/role.yaml in namespace " + job.Namespace
 	}
 	if errors.Is(l.launchError(err, job.Namespace), launcher.ErrInvalid) {
-		failed := l.giveUp(ctx, job, &doom{launcher.CauseAuth, text})
+		failed := l.giveUp(ctx, job, &failure{launcher.CauseAuth, text})
 		if failed == nil {
 			return nil
 		}
@@ -126,8 +129,8 @@ func (l *Launcher) withoutSecret(ctx context.Context, job *batchv1.Job, err erro
 	return fmt.Errorf("%w: kubernetes: %s", launcher.ErrTransient, text)
 }
 
-// launchError is what a failed creation in a namespace means. A refusal is about this one Job and fails
-// its run, unless every Job would meet it.
+// launchError returns the meaning of a failed creation in a namespace. A refusal concerns this one
+// Job and fails its run, unless every Job would meet it.
 func (l *Launcher) launchError(err error, namespace string) error {
 	text := err.Error()
 	elsewhere := namespace != l.config.Namespace // a code location or a rule names it, so other runs do not meet this
@@ -135,8 +138,10 @@ func (l *Launcher) launchError(err error, namespace string) error {
 	case apierrors.IsForbidden(err) && strings.Contains(text, "exceeded quota"):
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrCapacity, err), launcher.CauseQuota)
 	case apierrors.IsForbidden(err) && (strings.Contains(text, "not yet ready to handle request") || strings.Contains(text, "status unknown for quota")):
-		return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err) // a server, or a quota, that has just begun
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err), strings.Contains(text, "denied the request"): // by an admission webhook
+		// A server or a quota that has just been created.
+		return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err)
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err), strings.Contains(text, "denied the request"):
+		// The last: by an admission webhook.
 		return fmt.Errorf("%w: kubernetes refuses the Job: %w", launcher.ErrInvalid, err)
 	case apierrors.IsNotFound(err) && elsewhere, apierrors.IsForbidden(err) && elsewhere:
 		return fmt.Errorf("%w: kubernetes: %w; the run's code location or rule names namespace %s: create it and apply deploy/kubernetes/role.yaml there, or take namespace out", launcher.ErrInvalid, err, namespace)
@@ -146,8 +151,8 @@ func (l *Launcher) launchError(err error, namespace string) error {
 	return asked(err)
 }
 
-// objectName is the name of the object that an answer of the API server is about. Of a Job that may not be
-// created at all, which is about the daemon's rights, it is empty.
+// objectName returns the name of the object that an answer of the API server is about. It is empty
+// if the daemon may create no Job at all.
 func objectName(err error) string {
 	var s apierrors.APIStatus
 	if !errors.As(err, &s) || s.Status().Details == nil {
@@ -156,7 +161,8 @@ func objectName(err error) string {
 	return s.Status().Details.Name
 }
 
-// asked is what an error of the API server says of it. Nothing is said of the worker.
+// asked returns the meaning of an API server's error for the server. It tells nothing about the
+// worker.
 func asked(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -176,13 +182,15 @@ func asked(err error) error {
 	return out
 }
 
-// foreign reports whether only a code location or a rule names a namespace, and not the launcher's settings.
+// foreign reports whether only a code location or a rule names a namespace, and not the launcher's
+// settings.
 func (l *Launcher) foreign(namespace string) bool {
 	return namespace != l.config.Namespace && namespace != metav1.NamespaceAll && !slices.Contains(l.config.Namespaces, namespace)
 }
 
-// askedIn is what an error means of a call about one worker in a namespace. That the daemon may not do
-// something in the namespace of a code location or a rule is about this worker, not about the launcher.
+// askedIn returns the meaning of an error of a call about one worker in a namespace. If the daemon
+// has no rights in a namespace that a code location or a rule names, that concerns this worker, not
+// the launcher.
 func (l *Launcher) askedIn(namespace string, err error) error {
 	if apierrors.IsForbidden(err) && l.foreign(namespace) {
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrInvalid, err), launcher.CauseAuth)
@@ -200,7 +208,8 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	return json.MarshalIndent(map[string]any{"server": l.host, "namespace": job.Namespace, "job": shown(job)}, "", "  ")
 }
 
-// Try implements [launcher.Trier] by a dry run: validation, defaults, policies and quotas of the cluster are those of a launch.
+// Try implements [launcher.Trier] with a dry run. The cluster applies the validation, defaults,
+// policies and quotas of a launch.
 func (l *Launcher) Try(ctx context.Context, req *launcher.Request) error {
 	job, err := l.spec(req)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// The sections of raw settings, as Dagster names them.
+// Dagster's names of the sections of raw settings.
 const (
 	containerConfig = "container_config"
 	podMetadata     = "pod_template_spec_metadata"
@@ -29,7 +29,7 @@ const (
 	mergeBehavior   = "merge_behavior"
 )
 
-// sectionModels say what each section may hold.
+// sectionModels returns what each section may contain.
 func sectionModels() map[string]*model {
 	return map[string]*model{
 		containerConfig: modelOf[corev1.Container](),
@@ -41,7 +41,8 @@ func sectionModels() map[string]*model {
 	}
 }
 
-// layer is what one place says of a Job: the launcher's settings, a code location, a rule, a run's tags.
+// layer is the part of a Job that one source sets: the launcher's settings, a code location, a
+// rule, a run's tags.
 type layer struct {
 	sections  map[string]map[string]any // by name; trees with the API's names
 	shallow   bool
@@ -56,8 +57,9 @@ func newLayer() layer {
 	return l
 }
 
-// over lays a later layer over l, in the way that the later one asks for: key by key of each section, or all the way down, with lists
-// appended. What comes out asks for the same as the later one.
+// over lays a later layer over l, in the way that the later one asks for: either key by key of each
+// section, or recursively, with lists appended. The result asks for the same way as the later
+// layer.
 func (l layer) over(later layer) (layer, error) {
 	out := newLayer()
 	out.shallow = later.shallow
@@ -78,8 +80,9 @@ func (l layer) over(later layer) (layer, error) {
 	return out, errors.Join(errs...)
 }
 
-// deep lays one tree over another: what both have as mappings is laid over member by member, what both have as lists is appended
-// without what is there already, but for the lists command and args. Nothing of either tree is changed.
+// deep lays one tree over another. Values that are mappings in both are merged recursively. Values
+// that are lists in both are appended without duplicates, except for the lists command and args.
+// Neither tree is changed.
 func deep(onto, from map[string]any, path string) (map[string]any, error) {
 	out := maps.Clone(onto)
 	var errs []error
@@ -123,7 +126,7 @@ func unique(items []any) []any {
 	seen := map[string]bool{}
 	out := make([]any, 0, len(items))
 	for _, item := range items {
-		key, err := json.Marshal(item) // keys of mappings in order
+		key, err := json.Marshal(item) // with the keys of mappings in order
 		if err != nil || seen[string(key)] {
 			continue
 		}
@@ -133,7 +136,7 @@ func unique(items []any) []any {
 	return out
 }
 
-// tree reads JSON.
+// tree parses JSON.
 func tree(raw json.RawMessage) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
@@ -191,7 +194,7 @@ func rawLayer(v any, path string, behaviour bool) (layer, error) {
 	return out, errors.Join(errs...)
 }
 
-// named are the settings with names of their own that the launcher and code locations share.
+// named are the settings with their own names that the launcher and code locations share.
 type named struct {
 	imagePullPolicy, serviceAccount, scheduler string
 	imagePullSecrets, volumes, volumeMounts    []any
@@ -200,7 +203,7 @@ type named struct {
 	labels, resources, securityContext         map[string]any
 }
 
-// layer folds them into sections.
+// layer translates them to sections.
 func (n named) layer(env config.Lookup) (layer, error) {
 	out := newLayer()
 	container, pod := map[string]any{}, map[string]any{}
@@ -266,7 +269,7 @@ func (n named) layer(env config.Lookup) (layer, error) {
 	return out, errors.Join(errs...)
 }
 
-// reader reads members of a code location's section, whose texts may be {"env": NAME}.
+// reader reads members of a code location's section. Their texts may be {"env": NAME}.
 type reader struct {
 	env  config.Lookup
 	errs []error
@@ -332,7 +335,7 @@ func (r *reader) table(key string, v any, only ...string) map[string]any {
 	return m
 }
 
-// objects are mappings that must have a name; texts of the keys in sources may be {"env": NAME}.
+// objects reads mappings that must have a name. Texts of the keys in sources may be {"env": NAME}.
 func (r *reader) objects(key string, v any, only bool, sources ...string) []any {
 	var out []any
 	for i, item := range r.list(key, v) {
@@ -359,7 +362,8 @@ func (r *reader) objects(key string, v any, only bool, sources ...string) []any 
 	return out
 }
 
-// set reads one of the settings that launcher and code locations share, and says whether it is one.
+// set reads one of the settings that launcher and code locations share. It returns false for any
+// other key.
 func (n *named) set(r *reader, key string, v any) bool {
 	switch key {
 	case "image_pull_policy":
@@ -424,7 +428,7 @@ func contextLayer(o launcher.Override, env config.Lookup) (layer, error) {
 					r.errs = append(r.errs, err)
 				}
 				raw.namespace = namespace
-			case "server_k8s_config", "server_replica_count": // of code servers, not of runs
+			case "server_k8s_config", "server_replica_count": // for code servers, not for runs
 			default:
 				r.fail(key, "unknown setting")
 			}
@@ -437,13 +441,14 @@ func contextLayer(o launcher.Override, env config.Lookup) (layer, error) {
 	return top.over(raw)
 }
 
-// Tags of runs with raw settings, as Dagster has them.
+// Dagster's tags of runs with raw settings.
 const (
 	configTag    = "dagster-k8s/config"
 	resourcesTag = "dagster-k8s/resource_requirements" // older
 )
 
-// tagLayer reads the run's tags. Even when there are none it counts: it asks for deep merging.
+// tagLayer reads the run's tags. The layer counts even if there are no tags, because it asks for
+// deep merging.
 func tagLayer(config, resources json.RawMessage) (layer, error) {
 	out := newLayer()
 	if config != nil {
@@ -472,15 +477,15 @@ func tagLayer(config, resources json.RawMessage) (layer, error) {
 	return out, nil
 }
 
-// allowed are the lists of what code locations and tags may set; nil lists allow all.
+// allowed lists what code locations and tags may set. nil lists allow everything.
 type allowed struct {
 	fields map[string]map[string]bool // by section, with the API's names
-	spaces bool                       // the namespace too
+	spaces bool                       // whether the namespace may be set
 	env    []string
 }
 
-// readAllowed reads only_allow_user_defined_k8s_config_fields. Fields that the API does not have are an error of its own, which the real launcher finds
-// at the first launch.
+// readAllowed reads only_allow_user_defined_k8s_config_fields. It returns an error for fields that
+// the API does not have. The real launcher finds them only at the first launch.
 func readAllowed(v any, env config.Lookup) (map[string]map[string]bool, bool, error) {
 	members, err := mappingOf(v, "")
 	if err != nil {
@@ -527,7 +532,7 @@ func readAllowed(v any, env config.Lookup) (map[string]map[string]bool, bool, er
 	return out, spaces, errors.Join(errs...)
 }
 
-// check says what of a layer is not allowed.
+// check returns an error that names the parts of a layer that are not allowed.
 func (a allowed) check(l layer) error {
 	if a.fields == nil {
 		return nil
@@ -549,7 +554,7 @@ func (a allowed) check(l layer) error {
 	return nil
 }
 
-// filter drops the variables that are not allowed, and names them.
+// filter drops the variables that are not allowed, and returns their names.
 func (a allowed) filter(l layer) (layer, []string) {
 	vars, ok := l.sections[containerConfig]["env"].([]any)
 	if a.env == nil || !ok {

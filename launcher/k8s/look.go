@@ -20,10 +20,11 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// adopted begins the handle of a run whose Job Dagster's own launcher made.
+// adopted is the prefix of the handle of a run whose Job Dagster's own launcher made.
 const adopted = "adopted/"
 
-// Adopt implements [launcher.Adopter]: K8sRunLauncher leaves the image on the run, and the run's ID on the Job.
+// Adopt implements [launcher.Adopter]. K8sRunLauncher leaves the image on the run, and the run's ID
+// on the Job.
 func (l *Launcher) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
 	if f.Tags["dagster/image"] == "" || (launcher.ID{Run: f.Run, Attempt: 1}).Check() != nil {
 		return "", false
@@ -31,8 +32,8 @@ func (l *Launcher) Adopt(f launcher.Foreign) (launcher.Handle, bool) {
 	return launcher.Handle(adopted + f.Run), true
 }
 
-// find gives the Job of a handle and its pods: as the watches have them, or, if fresh, as the API server has them now.
-// [launcher.ErrNotFound] if there is none.
+// find returns the Job of a handle and its pods: from the watches, or, if fresh, from the API
+// server. The error is [launcher.ErrNotFound] if there is no such Job.
 func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*batchv1.Job, []*corev1.Pod, error) {
 	if run, ok := strings.CutPrefix(string(h), adopted); ok {
 		return l.findAdopted(ctx, run)
@@ -41,9 +42,9 @@ func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*ba
 	if !ok || !strings.HasPrefix(name, "dagster-run-") || strings.Contains(name, "/") {
 		return nil, nil, fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
 	}
-	l.hub.knows(namespace)
+	l.informers.knows(namespace)
 	if !fresh {
-		if job, pods, ok := l.hub.view(namespace, name); ok && (len(pods) > 0 || !finished(job)) {
+		if job, pods, ok := l.informers.view(namespace, name); ok && (len(pods) > 0 || !finished(job)) {
 			return job, pods, nil
 		}
 	}
@@ -78,7 +79,7 @@ func (l *Launcher) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod,
 // findAdopted finds the newest Job that Dagster's own launcher made for a run.
 func (l *Launcher) findAdopted(ctx context.Context, run string) (*batchv1.Job, []*corev1.Pod, error) {
 	var found []batchv1.Job
-	for _, namespace := range l.hub.namespaces() {
+	for _, namespace := range l.informers.namespaces() {
 		list, err := l.client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{LabelSelector: dagsterRunLabel + "=" + labelText(run) + ",!" + instanceLabel + "," + componentLabel + "=" + runWorker})
 		if err != nil {
 			return nil, nil, asked(err)
@@ -103,7 +104,7 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 	if errors.Is(err, launcher.ErrNotFound) {
 		return launcher.Health{Status: launcher.NotFound, Message: "there is no such Job"}, nil
 	}
-	if errors.Is(err, launcher.ErrInvalid) { // about this worker only: HealthOf still answers for the others
+	if errors.Is(err, launcher.ErrInvalid) { // concerns only this worker: HealthOf still answers for the others
 		return launcher.Health{Status: launcher.Unknown, Message: strings.TrimPrefix(err.Error(), launcher.ErrInvalid.Error()+": ")}, nil
 	}
 	if err != nil {
@@ -117,13 +118,14 @@ func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 	return launcher.HealthOfEach(ctx, l, hs, atOnce)
 }
 
-// atOnce is how many workers are looked at together.
+// atOnce is the number of workers that are observed at the same time.
 const atOnce = 8
 
-// tailLines is how many of its last lines the health of an ended worker has.
+// tailLines is the number of last lines in the health of an ended worker.
 const tailLines = 20
 
-// healthOf is the health of a worker, with its last lines if it failed and what events say if it starts slowly. A worker that can never begin is given up.
+// healthOf returns the health of a worker. It adds the last lines of a worker that failed, and the
+// events of one that starts slowly. It gives up a worker that can never begin.
 func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev1.Pod) launcher.Health {
 	now, key := time.Now(), job.Namespace+"/"+job.Name
 	h, given, since := Health(job, pods, now)
@@ -132,10 +134,10 @@ func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev
 		h.Tail = l.tail(ctx, job, newest(pods))
 	case given != nil && !abandoned(job):
 		if left := l.config.Patience - now.Sub(since); left > 0 {
-			l.hub.later(key, left)
-		} else if err := l.giveUp(ctx, job, given); err != nil { // its health is known all the same
+			l.informers.later(key, left)
+		} else if err := l.giveUp(ctx, job, given); err != nil { // the health is known nevertheless
 			l.log.WarnContext(ctx, "a Job could not be given up; trying again", "job", key, "err", err)
-			l.hub.later(key, giveUpAgain)
+			l.informers.later(key, giveUpAgain)
 		}
 	case h.Status == launcher.Starting && h.Message == "":
 		l.slow(ctx, &h, job, newest(pods), now)
@@ -143,18 +145,18 @@ func (l *Launcher) healthOf(ctx context.Context, job *batchv1.Job, pods []*corev
 	return h
 }
 
-// giveUpAgain is the time between two tries to give up a Job.
+// giveUpAgain is the pause between two tries to give up a Job.
 const giveUpAgain = 10 * time.Second
 
-// tail gives the last lines of an ended worker, which are read once.
+// tail returns the last lines of an ended worker. They are read once.
 func (l *Launcher) tail(ctx context.Context, job *batchv1.Job, pod *corev1.Pod) []string {
 	if pod == nil || containerStatus(pod, mainContainer(job)).ContainerID == "" {
 		return nil
 	}
 	key := string(pod.UID)
-	l.hub.mu.Lock()
-	lines, known := l.hub.tails[key]
-	l.hub.mu.Unlock()
+	l.informers.mu.Lock()
+	lines, known := l.informers.tails[key]
+	l.informers.mu.Unlock()
 	if known {
 		return lines
 	}
@@ -162,16 +164,16 @@ func (l *Launcher) tail(ctx context.Context, job *batchv1.Job, pod *corev1.Pod) 
 	if err != nil {
 		return nil // there may be none
 	}
-	l.hub.mu.Lock()
-	defer l.hub.mu.Unlock()
-	if len(l.hub.tails) > 1000 {
-		clear(l.hub.tails)
+	l.informers.mu.Lock()
+	defer l.informers.mu.Unlock()
+	if len(l.informers.tails) > 1000 {
+		clear(l.informers.tails)
 	}
-	l.hub.tails[key] = lines
+	l.informers.tails[key] = lines
 	return lines
 }
 
-// detail is what events said of something that starts slowly.
+// detail is what the events reported about a worker that starts slowly.
 type detail struct {
 	at      time.Time
 	phase   launcher.Phase
@@ -179,32 +181,33 @@ type detail struct {
 	cause   launcher.Cause
 }
 
-// Events are asked for when a worker takes longer than slowAfter to start, then at twice its age and so on, and of all workers together not more
-// often than eventsPerSecond: they are for people, and a crowd of workers that wait for a busy node is no reason to ask more of the cluster.
+// Events are read when a worker takes longer than slowAfter to start, then at twice its age, and so
+// on. Over all workers they are read at most eventsPerSecond times a second. They are only for
+// people: many workers that wait for a busy node must not load the cluster.
 const (
 	slowAfter       = 5 * time.Second
 	eventsPerSecond = 1
 )
 
-// slow adds what the events say of a worker that takes long to start.
+// slow adds the events of a worker that takes long to start to its health.
 func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, now time.Time) {
 	uid, since := string(job.UID), job.CreationTimestamp.Time
 	if pod != nil {
 		uid, since = string(pod.UID), pod.CreationTimestamp.Time
 	}
-	l.hub.mu.Lock()
-	d := l.hub.details[uid]
-	l.hub.mu.Unlock()
+	l.informers.mu.Lock()
+	d := l.informers.details[uid]
+	l.informers.mu.Unlock()
 	due := since.Add(slowAfter)
 	if !d.at.IsZero() {
 		due = d.at.Add(d.at.Sub(since))
 	}
 	if left := due.Sub(now); left > 0 {
-		l.hub.later(job.Namespace+"/"+job.Name, left)
-	} else if l.hub.asking.AllowN(now, 1) {
+		l.informers.later(job.Namespace+"/"+job.Name, left)
+	} else if l.informers.asking.AllowN(now, 1) {
 		events, err := l.events(ctx, job.Namespace, uid)
 		if err != nil {
-			return // it is only for people
+			return // they are only for people
 		}
 		d = detail{at: now, phase: h.Phase}
 		for _, e := range events {
@@ -220,19 +223,19 @@ func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Jo
 				}
 			}
 		}
-		l.hub.mu.Lock()
-		if len(l.hub.details) > 1000 {
-			clear(l.hub.details)
+		l.informers.mu.Lock()
+		if len(l.informers.details) > 1000 {
+			clear(l.informers.details)
 		}
-		l.hub.details[uid] = d
-		l.hub.mu.Unlock()
+		l.informers.details[uid] = d
+		l.informers.mu.Unlock()
 	}
 	if h.Message, h.Cause = d.message, d.cause; d.phase != "" {
 		h.Phase = d.phase
 	}
 }
 
-// events are those of one object, oldest first.
+// events returns the events of one object, oldest first.
 func (l *Launcher) events(ctx context.Context, namespace, uid string) ([]corev1.Event, error) {
 	list, err := l.client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 100})
 	if err != nil {
@@ -262,7 +265,8 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	return nil
 }
 
-// Logs implements [launcher.LogReader]. Who follows a worker that has not begun waits for it.
+// Logs implements [launcher.LogReader]. If it follows a worker that has not begun, it waits for the
+// worker.
 func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOptions) (io.ReadCloser, error) {
 	for {
 		job, pods, err := l.find(ctx, h, false)
@@ -288,7 +292,7 @@ func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOp
 	}
 }
 
-// followEvery is how far apart looks are at a worker that has no output yet.
+// followEvery is the pause between looks at a worker that has no output yet.
 const followEvery = 200 * time.Millisecond
 
 func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod, o launcher.LogOptions) (io.ReadCloser, error) {
@@ -301,7 +305,7 @@ func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod
 		options.Previous = true
 	}
 	r, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, options).Stream(ctx)
-	if apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) { // it waits to start, or is gone
+	if apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) { // the container waits to start, or is gone
 		return nil, fmt.Errorf("%w: kubernetes: %w", launcher.ErrNotFound, err)
 	}
 	if err != nil {
@@ -324,7 +328,8 @@ func (l *Launcher) lines(ctx context.Context, job *batchv1.Job, pod *corev1.Pod,
 	return lines, errors.Join(s.Err(), r.Close())
 }
 
-// Describe implements [launcher.Describer]: as JSON, and as text in the words of Dagster's K8sRunLauncher.
+// Describe implements [launcher.Describer]. The object contains JSON data, and a text in the words
+// of Dagster's K8sRunLauncher.
 func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (json.RawMessage, error) {
 	job, pods, err := l.find(ctx, h, true)
 	if err != nil {
@@ -357,7 +362,7 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 		}
 		return events, err
 	}
-	events, _ := about("Job "+job.Name, job.UID) // an error stands in out.Events
+	events, _ := about("Job "+job.Name, job.UID) // out.Events contains the error
 	var debugs []podDebug
 	for _, pod := range pods {
 		out.Hints = append(out.Hints, kubectl+" describe pod "+pod.Name, kubectl+" logs "+pod.Name)
@@ -378,7 +383,7 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	return json.MarshalIndent(out, "", "  ")
 }
 
-// lastLines are those of one container, with their times.
+// lastLines returns the last lines of one container, with their times.
 func (l *Launcher) lastLines(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
 	lines := int64(debugLines)
 	text, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, TailLines: &lines, Timestamps: true}).DoRaw(ctx)

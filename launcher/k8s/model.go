@@ -19,14 +19,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Raw settings are trees of JSON (map[string]any, []any, string, json.Number, bool, nil) whose keys may be written as the API
-// has them, initContainers, or as Python does, init_containers. A model says what a tree may look like: it is read off the API's
-// own Go types.
+// A model describes the possible form of a tree of raw settings. It is derived from the API's own
+// Go types. Such a tree consists of JSON values (map[string]any, []any, string, json.Number, bool,
+// nil). Its keys may be spelled as in the API, initContainers, or as in Python, init_containers.
 type model struct {
 	kind   modelKind
 	of     *model            // of a list or a table: its elements
 	fields map[string]*model // of an object, by the API's names
-	snake  map[string]string // Python's names for those of the API
+	snake  map[string]string // the API's names by Python's names
 	name   string            // of the type, for people
 	bits   int               // of a number
 }
@@ -34,7 +34,7 @@ type model struct {
 type modelKind int
 
 const (
-	anything modelKind = iota // not looked into
+	anything modelKind = iota // not checked
 	text
 	quantity
 	moment
@@ -48,7 +48,7 @@ const (
 
 var models sync.Map // reflect.Type to *model
 
-// modelOf gives the model of a type of the API.
+// modelOf returns the model of a type of the API.
 func modelOf[T any]() *model { return modelFor(reflect.TypeFor[T]()) }
 
 func modelFor(t reflect.Type) *model {
@@ -115,17 +115,17 @@ var (
 	hump    = regexp.MustCompile(`([a-z\d])([A-Z])`)
 )
 
-// snakeCase is the name that Kubernetes' Python client has for one of the API.
+// snakeCase returns the name that Kubernetes' Python client has for a name of the API.
 func snakeCase(name string) string {
 	s := strings.ToLower(hump.ReplaceAllString(acronym.ReplaceAllString(name, "${1}_${2}"), "${1}_${2}"))
 	switch s {
-	case "exec", "continue", "from": // words of Python's
+	case "exec", "continue", "from": // Python's keywords
 		return "_" + s
 	}
 	return s
 }
 
-// fault is an error about what stands at a path of a tree; the path "" is the tree itself.
+// fault returns an error about the value at a path of a tree. The path "" is the tree itself.
 func fault(path, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	if path != "" {
@@ -134,10 +134,10 @@ func fault(path, format string, args ...any) error {
 	return err
 }
 
-// below is the path of a member of what stands at a path.
+// below returns the path of a member of the value at a path.
 func below(path, key string) string { return strings.TrimPrefix(path+"."+key, ".") }
 
-// known is the API's name of a key.
+// known returns the API's name of a key.
 func (m *model) known(key string) (string, bool) {
 	if name, ok := m.snake[key]; ok {
 		return name, true
@@ -146,7 +146,8 @@ func (m *model) known(key string) (string, bool) {
 	return key, ok
 }
 
-// normal is a tree with the API's names. What the model does not know is an error; scalars stay as they are.
+// normal returns a tree with the API's names. A name that the model does not know is an error.
+// Scalars stay unchanged.
 func (m *model) normal(v any, path string) (any, error) {
 	switch m.kind {
 	case list:
@@ -177,7 +178,7 @@ func (m *model) normal(v any, path string) (any, error) {
 		return out, errors.Join(errs...)
 	case object:
 		return m.normalObject(v, path)
-	case quantity: // told here, where the path is the user's
+	case quantity: // reported here, where the path is the user's
 		if s, ok := v.(string); ok {
 			if err := checkQuantity(s, path); err != nil {
 				return nil, fault(path, "%w", err)
@@ -187,7 +188,8 @@ func (m *model) normal(v any, path string) (any, error) {
 	return v, nil
 }
 
-// checkQuantity reports a text that is not a quantity of the Kubernetes API. The path ends with the name of the resource.
+// checkQuantity reports a text that is not a quantity of the Kubernetes API. The path ends with the
+// name of the resource.
 func checkQuantity(s, path string) error {
 	valid := func(s string) bool {
 		_, err := resource.ParseQuantity(s)
@@ -232,8 +234,9 @@ func (m *model) normalObject(v any, path string) (any, error) {
 	return out, errors.Join(errs...)
 }
 
-// cast is a normal tree with each scalar turned into what the API wants there, as Dagster turns it: a number where a text is
-// wanted becomes its digits, any text where a flag is wanted is true. Members that are null go.
+// cast returns a normal tree whose scalars have the types of the API, converted as Dagster does: a
+// number becomes its digits if a text is wanted, and any text is true if a flag is wanted. It drops
+// members that are null.
 func (m *model) cast(v any, path string) (any, error) {
 	switch m.kind {
 	case list:
@@ -322,7 +325,7 @@ func (m *model) scalar(v any) (any, error) {
 	return v, nil
 }
 
-// whole is a whole number of some bits, as Python's int makes it of a value.
+// whole returns an integer of some bits, converted as Python's int does.
 func whole(v any, bits int) (any, error) {
 	digits := ""
 	switch v := v.(type) {
@@ -343,7 +346,7 @@ func whole(v any, bits int) (any, error) {
 	return n, nil
 }
 
-// pythonNumber is a number as Python prints it.
+// pythonNumber returns a number as Python prints it.
 func pythonNumber(n json.Number) string {
 	s := n.String()
 	if !strings.ContainsAny(s, ".eE") {
@@ -363,7 +366,7 @@ func pythonNumber(n json.Number) string {
 	return s
 }
 
-// word is what a value is, for people.
+// word describes the kind of a value, for people.
 func word(v any) string {
 	switch v := v.(type) {
 	case nil:

@@ -15,7 +15,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// steps is what dagster_k8s's k8s_job_executor reads of the instance's launcher: the settings that its steps share with runs.
+// steps returns the part of the instance's launcher that dagster_k8s's k8s_job_executor reads: the
+// settings that its steps share with runs.
 func steps(v config.Values) (launcher.Class, error) {
 	c, err := decode(v)
 	if err != nil {
@@ -76,14 +77,15 @@ func steps(v config.Values) (launcher.Class, error) {
 	return out, nil
 }
 
-// followSteps gives each Job of a step the run's Job as owner, once: the cluster then removes it with that.
-func (h *hub) followSteps(ctx context.Context, s *space) {
+// followSteps makes the run's Job the owner of each step's Job, once. So the cluster removes the
+// steps' Jobs with the run's Job.
+func (set *informerSet) followSteps(ctx context.Context, s *space) {
 	own := func(o any) {
 		step, ok := o.(*batchv1.Job)
 		if !ok || len(step.OwnerReferences) > 0 || finished(step) {
 			return
 		}
-		run := h.runJob(s, step)
+		run := set.runJob(s, step)
 		if run == nil {
 			return
 		}
@@ -95,18 +97,18 @@ func (h *hub) followSteps(ctx context.Context, s *space) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err = h.l.client.BatchV1().Jobs(step.Namespace).Patch(ctx, step.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		_, err = set.l.client.BatchV1().Jobs(step.Namespace).Patch(ctx, step.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil {
-			h.l.log.WarnContext(ctx, "a step's Job has no owner: it will not go with its run", "job", step.Namespace+"/"+step.Name, "err", err)
+			set.l.log.WarnContext(ctx, "a step's Job has no owner: it will not go with its run", "job", step.Namespace+"/"+step.Name, "err", err)
 		}
 	}
 	if _, err := s.steps.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: own, UpdateFunc: func(_, o any) { own(o) }}); err != nil {
-		h.l.log.ErrorContext(ctx, "kubernetes: the steps' Jobs cannot be watched", "err", err)
+		set.l.log.ErrorContext(ctx, "kubernetes: the steps' Jobs cannot be watched", "err", err)
 	}
 }
 
-// runJob is the newest Job of ours for the run that a step is of, in the step's namespace.
-func (h *hub) runJob(s *space, step *batchv1.Job) *batchv1.Job {
+// runJob returns the newest Job of this launcher for the run of a step, in the step's namespace.
+func (set *informerSet) runJob(s *space, step *batchv1.Job) *batchv1.Job {
 	var found *batchv1.Job
 	for _, o := range s.jobs.GetStore().List() {
 		job, ok := o.(*batchv1.Job)

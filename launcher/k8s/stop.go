@@ -17,9 +17,10 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Terminate implements [launcher.Launcher]. The Job stays, so that nobody makes it again. A pod that runs gets a deadline that has passed: its node
-// stops it with the grace that the pod has, and keeps its exit code and its output. Only for a shorter grace than that the pod is deleted. A pod that
-// does not run yet goes because its Job is suspended.
+// Terminate implements [launcher.Launcher]. The Job remains, so that no process makes it again. A
+// running pod gets a deadline in the past: its node stops it with the pod's grace, and keeps its
+// exit code and output. The pod is deleted only if grace is shorter than that. A pod that is not
+// running yet is removed by suspending its Job.
 func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.Duration) (bool, error) {
 	job, pods, err := l.find(ctx, h, true)
 	if errors.Is(err, launcher.ErrNotFound) {
@@ -59,7 +60,8 @@ func (l *Launcher) stopPod(ctx context.Context, pod *corev1.Pod, grace time.Dura
 	if pod.Spec.TerminationGracePeriodSeconds != nil {
 		has = *pod.Spec.TerminationGracePeriodSeconds
 	}
-	seconds := max(1, int64(math.Ceil(grace.Seconds()))) // 0 would take the pod out of the API before its node has ended it
+	// With 0 the pod would leave the API before its node has ended it.
+	seconds := max(1, int64(math.Ceil(grace.Seconds())))
 	var err error
 	switch {
 	case seconds < has && pod.DeletionGracePeriodSeconds != nil && *pod.DeletionGracePeriodSeconds <= seconds:
@@ -74,7 +76,8 @@ func (l *Launcher) stopPod(ctx context.Context, pod *corev1.Pod, grace time.Dura
 	return nil
 }
 
-// patchJob puts notes on a Job and takes from it the right to another pod; suspended, it loses also the pod that it has.
+// patchJob sets annotations on a Job and forbids it further pods. If suspend is true the Job also
+// loses its current pod.
 func (l *Launcher) patchJob(ctx context.Context, job *batchv1.Job, notes map[string]string, suspend bool) error {
 	spec := map[string]any{"backoffLimit": 0}
 	if suspend {
@@ -94,12 +97,12 @@ func (l *Launcher) patchJob(ctx context.Context, job *batchv1.Job, notes map[str
 	return l.askedIn(job.Namespace, err)
 }
 
-// giveUp ends a Job whose worker can never begin, and writes on it why.
-func (l *Launcher) giveUp(ctx context.Context, job *batchv1.Job, why *doom) error {
+// giveUp ends a Job whose worker can never begin, and stores the reason on it.
+func (l *Launcher) giveUp(ctx context.Context, job *batchv1.Job, why *failure) error {
 	note, err := json.Marshal(why)
 	if err != nil {
 		return err
 	}
 	l.log.WarnContext(ctx, "a worker can never begin and is given up", "job", job.Namespace+"/"+job.Name, "cause", why.Cause, "why", why.Message)
-	return l.patchJob(ctx, job, map[string]string{doomNote: string(note)}, true)
+	return l.patchJob(ctx, job, map[string]string{givenUpNote: string(note)}, true)
 }

@@ -25,9 +25,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A hub has the informers of one launcher: Jobs and pods with our labels in each namespace where there may be some. They run
-// while somebody watches.
-type hub struct {
+// An informerSet has the informers of one launcher: for Jobs and pods with Slipway's labels, in
+// each namespace that may have some. They run while there is a watcher.
+type informerSet struct {
 	l      *Launcher
 	ctx    context.Context // of the informers
 	cancel context.CancelFunc
@@ -35,21 +35,21 @@ type hub struct {
 	mu       sync.Mutex
 	spaces   map[string]*space // by namespace
 	watchers map[*watcher]bool
-	fresh    map[string]*batchv1.Job // made a moment ago, which the watch has not brought yet
+	fresh    map[string]*batchv1.Job // just created; the watch has not reported them yet
 	tails    map[string][]string     // last lines of ended workers, by the pod's UID
-	details  map[string]detail       // what events say of workers that start slowly, by the pod's or Job's UID
-	again    map[string]bool         // Jobs that are looked at again after some time
-	asking   *rate.Limiter           // of events
+	details  map[string]detail       // events of workers that start slowly, by the UID of the pod or Job
+	again    map[string]bool         // Jobs that will be looked at again later
+	asking   *rate.Limiter           // limits requests for events
 	closed   bool
 }
 
 // A space is the informers of one namespace.
 type space struct {
 	jobs, pods, steps cache.SharedIndexInformer
-	broken            map[string]error // by what is watched: the watch has failed and not come back
+	broken            map[string]error // by what is watched: the error of a watch that has failed and not come back
 }
 
-// A watcher is one caller of Watch: which workers have changed since it looked.
+// A watcher is one caller of Watch. It records which workers have changed since the caller looked.
 type watcher struct {
 	mu      sync.Mutex
 	changed map[string]bool
@@ -77,62 +77,62 @@ func (w *watcher) take() []string {
 	return keys
 }
 
-func newHub(l *Launcher) *hub {
-	h := &hub{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}, asking: rate.NewLimiter(eventsPerSecond, 5)}
+func newInformerSet(l *Launcher) *informerSet {
+	set := &informerSet{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}, asking: rate.NewLimiter(eventsPerSecond, 5)}
 	for _, namespace := range append([]string{l.config.Namespace}, l.config.Namespaces...) {
-		h.spaces[namespace] = nil
+		set.spaces[namespace] = nil
 	}
 	if slices.Contains(l.config.Namespaces, allNamespaces) {
-		h.spaces = map[string]*space{metav1.NamespaceAll: nil}
+		set.spaces = map[string]*space{metav1.NamespaceAll: nil}
 	}
-	return h
+	return set
 }
 
-// allNamespaces stands in the settings for all of them.
+// allNamespaces means all namespaces, in the settings.
 const allNamespaces = "*"
 
-func (h *hub) close() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.closed = true
-	h.stop()
+func (set *informerSet) close() {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	set.closed = true
+	set.stop()
 }
 
-func (h *hub) stop() {
-	if h.cancel != nil {
-		h.cancel()
+func (set *informerSet) stop() {
+	if set.cancel != nil {
+		set.cancel()
 	}
-	for namespace := range h.spaces {
-		h.spaces[namespace] = nil
+	for namespace := range set.spaces {
+		set.spaces[namespace] = nil
 	}
-	h.cancel = nil
-	clear(h.fresh)
+	set.cancel = nil
+	clear(set.fresh)
 }
 
-// later has the watchers look at a Job again after a time, though nothing may have happened to it.
-func (h *hub) later(key string, after time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.again[key] || len(h.watchers) == 0 {
+// later makes the watchers look at a Job again after some time, even if it has not changed.
+func (set *informerSet) later(key string, after time.Duration) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.again[key] || len(set.watchers) == 0 {
 		return
 	}
-	h.again[key] = true
+	set.again[key] = true
 	time.AfterFunc(after+10*time.Millisecond, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.again, key)
-		for w := range h.watchers {
+		set.mu.Lock()
+		defer set.mu.Unlock()
+		delete(set.again, key)
+		for w := range set.watchers {
 			w.note(key)
 		}
 	})
 }
 
-// namespaces are those in which there may be workers.
-func (h *hub) namespaces() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// namespaces returns the namespaces that may have workers.
+func (set *informerSet) namespaces() []string {
+	set.mu.Lock()
+	defer set.mu.Unlock()
 	var out []string
-	for namespace := range h.spaces {
+	for namespace := range set.spaces {
 		out = append(out, namespace)
 	}
 	slices.Sort(out)
@@ -140,53 +140,54 @@ func (h *hub) namespaces() []string {
 }
 
 // knows adds a namespace in which there is a worker.
-func (h *hub) knows(namespace string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	_, all := h.spaces[metav1.NamespaceAll]
-	if _, ok := h.spaces[namespace]; ok || all || h.closed {
+func (set *informerSet) knows(namespace string) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	_, all := set.spaces[metav1.NamespaceAll]
+	if _, ok := set.spaces[namespace]; ok || all || set.closed {
 		return
 	}
-	h.spaces[namespace] = nil
-	if h.cancel != nil {
-		h.start(namespace)
+	set.spaces[namespace] = nil
+	if set.cancel != nil {
+		set.start(namespace)
 	}
 }
 
-// in is the informers that see a namespace.
-func (h *hub) in(namespace string) *space {
-	if s := h.spaces[namespace]; s != nil {
+// in returns the informers that see a namespace.
+func (set *informerSet) in(namespace string) *space {
+	if s := set.spaces[namespace]; s != nil {
 		return s
 	}
-	return h.spaces[metav1.NamespaceAll]
+	return set.spaces[metav1.NamespaceAll]
 }
 
-// made notes a Job that was made a moment ago.
-func (h *hub) made(job *batchv1.Job) {
-	h.knows(job.Namespace)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if s := h.in(job.Namespace); s == nil {
+// made records a Job that was just created.
+func (set *informerSet) made(job *batchv1.Job) {
+	set.knows(job.Namespace)
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if s := set.in(job.Namespace); s == nil {
 		return
 	} else if _, there, _ := s.jobs.GetStore().GetByKey(job.Namespace + "/" + job.Name); there {
 		return
 	}
-	maps.DeleteFunc(h.fresh, func(_ string, j *batchv1.Job) bool { return time.Since(j.CreationTimestamp.Time) > freshFor })
-	h.fresh[job.Namespace+"/"+job.Name] = job
+	maps.DeleteFunc(set.fresh, func(_ string, j *batchv1.Job) bool { return time.Since(j.CreationTimestamp.Time) > freshFor })
+	set.fresh[job.Namespace+"/"+job.Name] = job
 }
 
-// freshFor is how long a Job that was made is believed to be there, though the watch has not brought it.
+// freshFor is how long a Job that was created counts as existing although the watch has not
+// reported it.
 const freshFor = time.Minute
 
 // start starts the informers of a namespace. The caller holds mu.
-func (h *hub) start(namespace string) {
+func (set *informerSet) start(namespace string) {
 	s := &space{broken: map[string]error{}}
-	h.spaces[namespace] = s
-	ours := informers.NewSharedInformerFactoryWithOptions(h.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
+	set.spaces[namespace] = s
+	ours := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = instanceLabel }))
 	s.jobs, s.pods = ours.Batch().V1().Jobs().Informer(), ours.Core().V1().Pods().Informer()
-	h.follow(s, "jobs", s.jobs, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetName() })
-	h.follow(s, "pods", s.pods, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetLabels()[batchv1.JobNameLabel] })
+	set.follow(s, "jobs", s.jobs, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetName() })
+	set.follow(s, "pods", s.pods, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetLabels()[batchv1.JobNameLabel] })
 	if err := s.pods.AddIndexers(cache.Indexers{byJob: func(o any) ([]string, error) {
 		pod, ok := o.(*corev1.Pod)
 		if !ok {
@@ -194,23 +195,24 @@ func (h *hub) start(namespace string) {
 		}
 		return []string{pod.Namespace + "/" + pod.Labels[batchv1.JobNameLabel]}, nil
 	}}); err != nil {
-		h.l.log.Error("kubernetes: the pods have no index", "err", err)
+		set.l.log.Error("kubernetes: the pods have no index", "err", err)
 	}
-	ours.Start(h.ctx.Done())
-	if h.l.config.OwnSteps {
-		steps := informers.NewSharedInformerFactoryWithOptions(h.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
+	ours.Start(set.ctx.Done())
+	if set.l.config.OwnSteps {
+		steps := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.LabelSelector = componentLabel + "=" + stepWorker + "," + dagsterRunLabel + ",!" + instanceLabel
 			}))
 		s.steps = steps.Batch().V1().Jobs().Informer()
-		h.followSteps(h.ctx, s)
-		steps.Start(h.ctx.Done())
+		set.followSteps(set.ctx, s)
+		steps.Start(set.ctx.Done())
 	}
 }
 
 const byJob = "job"
 
-// slim takes off an object what is not looked at: the arguments of workers above all, of which a day's ended Jobs would fill the memory.
+// slim removes the unused parts of an object. Above all these are the arguments of workers: those
+// of a day's ended Jobs would fill the memory.
 func slim(o any) (any, error) {
 	var spec *corev1.PodSpec
 	switch o := o.(type) {
@@ -232,8 +234,8 @@ func slim(o any) (any, error) {
 	return o, nil
 }
 
-// follow tells the watchers of what an informer sees, and notes when its watch breaks and comes back.
-func (h *hub) follow(s *space, what string, informer cache.SharedIndexInformer, key func(metav1.Object) string) {
+// follow notifies the watchers of what an informer reports, and records when its watch breaks.
+func (set *informerSet) follow(s *space, what string, informer cache.SharedIndexInformer, key func(metav1.Object) string) {
 	tell := func(o any) {
 		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 			o = gone.Obj
@@ -242,12 +244,12 @@ func (h *hub) follow(s *space, what string, informer cache.SharedIndexInformer, 
 		if !ok {
 			return
 		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
+		set.mu.Lock()
+		defer set.mu.Unlock()
 		if what == "jobs" {
-			delete(h.fresh, key(m))
+			delete(set.fresh, key(m))
 		}
-		for w := range h.watchers {
+		for w := range set.watchers {
 			w.note(key(m))
 		}
 	}
@@ -255,40 +257,42 @@ func (h *hub) follow(s *space, what string, informer cache.SharedIndexInformer, 
 	err = errors.Join(err, informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
 		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 			cache.DefaultWatchErrorHandler(ctx, r, err)
-			return // it lists again
+			return // the informer lists again
 		}
-		h.mu.Lock()
+		set.mu.Lock()
 		s.broken[what] = err
-		h.mu.Unlock()
+		set.mu.Unlock()
 		if ctx.Err() == nil {
-			h.l.log.WarnContext(ctx, "kubernetes: a watch failed, and is tried again", "what", what, "err", err)
+			set.l.log.WarnContext(ctx, "kubernetes: a watch failed, and is tried again", "what", what, "err", err)
 		}
 	}))
 	if err != nil {
-		h.l.log.Error("kubernetes: nothing can be watched", "what", what, "err", err)
+		set.l.log.Error("kubernetes: nothing can be watched", "what", what, "err", err)
 	}
 }
 
-// mended notes that a watch has come back, and has the watchers look at all workers: what was told while it was broken was not looked at.
-func (h *hub) mended(namespace, what string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s := h.spaces[namespace]
+// mended records that a watch has come back. It makes the watchers look at all workers, because
+// they ignored notifications while the watch was broken.
+func (set *informerSet) mended(namespace, what string) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	s := set.spaces[namespace]
 	if s == nil || s.broken[what] == nil {
 		return
 	}
 	delete(s.broken, what)
-	for w := range h.watchers {
+	for w := range set.watchers {
 		for _, key := range s.jobs.GetStore().ListKeys() {
 			w.note(key)
 		}
 	}
 }
 
-// A listener tells the hub of each watch of ours that an API server has begun to answer.
+// A listener notifies the informerSet of each of its watches that an API server has begun to
+// answer.
 type listener struct {
-	next http.RoundTripper
-	hub  *hub
+	next      http.RoundTripper
+	informers *informerSet
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -300,29 +304,29 @@ func (l *listener) RoundTrip(r *http.Request) (*http.Response, error) {
 		if i := slices.Index(path, "namespaces"); i > 0 && i+1 < len(path) {
 			namespace = path[i+1]
 		}
-		l.hub.mended(namespace, path[len(path)-1])
+		l.informers.mended(namespace, path[len(path)-1])
 	}
 	return answer, err
 }
 
-// synced waits until the informers have what there is.
-func (h *hub) synced(ctx context.Context) error {
+// synced waits until the informers know all existing objects.
+func (set *informerSet) synced(ctx context.Context) error {
 	for ctx.Err() == nil {
-		h.mu.Lock()
+		set.mu.Lock()
 		whole, broken := true, error(nil)
-		for namespace, s := range h.spaces {
+		for namespace, s := range set.spaces {
 			if s == nil {
 				whole = false
 				continue
 			}
 			err := errors.Join(s.broken["jobs"], s.broken["pods"])
-			if h.l.foreign(namespace) && apierrors.IsForbidden(err) {
+			if set.l.foreign(namespace) && apierrors.IsForbidden(err) {
 				continue // its workers are asked about one by one
 			}
 			whole = whole && s.jobs.HasSynced() && s.pods.HasSynced()
 			broken = errors.Join(broken, err)
 		}
-		h.mu.Unlock()
+		set.mu.Unlock()
 		if whole {
 			return nil
 		}
@@ -337,18 +341,19 @@ func (h *hub) synced(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// view gives a Job and its pods as the watches have brought them; false if they are not whole, or do not know the Job.
-func (h *hub) view(namespace, name string) (*batchv1.Job, []*corev1.Pod, bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s := h.in(namespace)
+// view returns a Job and its pods as the watches know them. It returns false if the watches are
+// incomplete or do not know the Job.
+func (set *informerSet) view(namespace, name string) (*batchv1.Job, []*corev1.Pod, bool) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	s := set.in(namespace)
 	if s == nil || len(s.broken) > 0 || !s.jobs.HasSynced() || !s.pods.HasSynced() {
 		return nil, nil, false
 	}
 	key := namespace + "/" + name
 	got, ok, err := s.jobs.GetStore().GetByKey(key)
 	if err != nil || !ok {
-		job := h.fresh[key]
+		job := set.fresh[key]
 		return job, nil, job != nil && time.Since(job.CreationTimestamp.Time) < freshFor
 	}
 	job := got.(*batchv1.Job)
@@ -365,22 +370,23 @@ func (h *hub) view(namespace, name string) (*batchv1.Job, []*corev1.Pod, bool) {
 	return job, pods, true
 }
 
-// Watch implements [launcher.Watcher] by informers, which go on by themselves when a watch breaks or expires.
+// Watch implements [launcher.Watcher] with informers, which recover by themselves when a watch
+// breaks or expires.
 func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		w := &watcher{changed: map[string]bool{}, wake: make(chan struct{}, 1)}
-		if !l.hub.enter(w) {
+		if !l.informers.enter(w) {
 			return
 		}
-		defer l.hub.leave(w)
-		if err := l.hub.synced(ctx); err != nil {
+		defer l.informers.leave(w)
+		if err := l.informers.synced(ctx); err != nil {
 			if ctx.Err() == nil {
 				yield(launcher.Worker{}, err)
 			}
 			return
 		}
 		w.take()
-		for _, key := range l.hub.keys() {
+		for _, key := range l.informers.keys() {
 			if worker, ok := l.worker(ctx, key); ok && !yield(worker, nil) {
 				return
 			}
@@ -404,38 +410,38 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 }
 
 // enter adds a watcher, and starts the informers for the first one.
-func (h *hub) enter(w *watcher) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+func (set *informerSet) enter(w *watcher) bool {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.closed {
 		return false
 	}
-	h.watchers[w] = true
-	if h.cancel == nil {
-		h.ctx, h.cancel = context.WithCancel(context.Background())
-		for namespace := range h.spaces {
-			h.start(namespace)
+	set.watchers[w] = true
+	if set.cancel == nil {
+		set.ctx, set.cancel = context.WithCancel(context.Background())
+		for namespace := range set.spaces {
+			set.start(namespace)
 		}
 	}
 	return true
 }
 
-// leave removes a watcher, and ends the informers after the last one.
-func (h *hub) leave(w *watcher) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.watchers, w)
-	if len(h.watchers) == 0 {
-		h.stop()
+// leave removes a watcher, and stops the informers after the last one.
+func (set *informerSet) leave(w *watcher) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	delete(set.watchers, w)
+	if len(set.watchers) == 0 {
+		set.stop()
 	}
 }
 
-// keys are the Jobs that the informers know.
-func (h *hub) keys() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// keys returns the keys of the Jobs that the informers know.
+func (set *informerSet) keys() []string {
+	set.mu.Lock()
+	defer set.mu.Unlock()
 	var keys []string
-	for _, s := range h.spaces {
+	for _, s := range set.spaces {
 		if s != nil {
 			keys = append(keys, s.jobs.GetStore().ListKeys()...)
 		}
@@ -443,10 +449,11 @@ func (h *hub) keys() []string {
 	return keys
 }
 
-// worker is the worker of a Job that the informers know; false if it is none, or gone.
+// worker returns the worker of a Job that the informers know. It returns false if the Job is gone,
+// or not a worker.
 func (l *Launcher) worker(ctx context.Context, key string) (launcher.Worker, bool) {
 	namespace, name, _ := strings.Cut(key, "/")
-	job, pods, ok := l.hub.view(namespace, name)
+	job, pods, ok := l.informers.view(namespace, name)
 	if !ok {
 		return launcher.Worker{}, false
 	}
@@ -457,7 +464,7 @@ func (l *Launcher) worker(ctx context.Context, key string) (launcher.Worker, boo
 	return w, ok
 }
 
-// workerOf is what a Job says of the worker in it; false if it is none of ours.
+// workerOf returns the worker that a Job's labels name, and false if it is not one of Slipway's.
 func workerOf(job *batchv1.Job) (launcher.Worker, bool) {
 	attempt, err := strconv.Atoi(job.Labels[attemptLabel])
 	w := launcher.Worker{
@@ -479,9 +486,10 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 		if len(f.Runs) > 0 && len(f.Runs) <= 50 {
 			selector += fmt.Sprintf(",%s in (%s)", runLabel, strings.Join(f.Runs, ","))
 		}
-		for _, namespace := range l.hub.namespaces() {
+		for _, namespace := range l.informers.namespaces() {
 			jobs, pods, err := l.list(ctx, namespace, selector)
-			if f.Runs == nil && l.foreign(namespace) && apierrors.IsForbidden(err) { // a run that is looked for must not seem absent
+			if f.Runs == nil && l.foreign(namespace) && apierrors.IsForbidden(err) {
+				// A run that is looked for must not seem absent.
 				l.log.WarnContext(ctx, "the workers in the namespace of a code location cannot be listed", "namespace", namespace, "err", err)
 				continue
 			}
@@ -503,10 +511,10 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 	}
 }
 
-// pageSize is how many objects one answer of a list has.
+// pageSize is the number of objects in one answer of a list.
 const pageSize = 500
 
-// list gives the Jobs that a selector finds in a namespace, and their pods by the Job's UID.
+// list returns the Jobs that a selector finds in a namespace, and their pods by the Job's UID.
 func (l *Launcher) list(ctx context.Context, namespace, selector string) ([]batchv1.Job, map[types.UID][]*corev1.Pod, error) {
 	var jobs []batchv1.Job
 	pods := map[types.UID][]*corev1.Pod{}
