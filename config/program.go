@@ -60,8 +60,9 @@ var everyProgram = []string{
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 
-// Environ returns the environment of a program: the variables that every program needs, those that
-// pass names, and those that own sets. A "*" in pass means all variables of this process.
+// Environ returns the environment of a program: the variables that every program needs, the
+// variables named in pass, and the variables set in own. A "*" in pass means all variables of this
+// process.
 func (v Values) Environ(pass []string, own map[string]Text) []string {
 	if v.Env == nil {
 		v.Env = os.LookupEnv

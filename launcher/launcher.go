@@ -343,8 +343,8 @@ type Health struct {
 	Tail           []string // the last lines that an ended worker wrote
 }
 
-// String returns what is known of the worker, for messages: Failed exit=3 cause=exit message="no
-// rows".
+// String returns the known facts about the worker, for messages: Failed exit=3 cause=exit
+// message="no rows".
 func (h Health) String() string {
 	var b strings.Builder
 	b.WriteString(cmp.Or(string(h.Status), "no status"))

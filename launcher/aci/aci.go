@@ -353,7 +353,7 @@ func (r *regions) of(location string) *region {
 }
 
 // tagsOf returns the tags of a worker's group within Azure's rules. Characters that Azure does not
-// accept in users' tags are replaced. The tags by which the launcher recognizes its groups win over
+// accept in users' tags are replaced. The launcher's own tags, which identify its groups, win over
 // them. Azure treats names that differ only in case as equal.
 func tagsOf(req *launcher.Request, more map[string]string) map[string]*string {
 	ours := map[string]string{

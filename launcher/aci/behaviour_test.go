@@ -429,7 +429,7 @@ func TestBehaviours(t *testing.T) {
 			for _, f := range []emulator.Fault{{Action: "status", Status: 500}, {Action: "status", Status: 503, Code: "ServerBusy"}, {Action: "drop_before"}, {Action: "bad_json"}, {Action: "status", Status: 400, Code: "BadRequest"}} {
 				c.Calm()
 				c.inject(f)
-				time.Sleep(60 * time.Millisecond) // older than what is known may be
+				time.Sleep(60 * time.Millisecond) // older than the known state may be
 				if got, err := c.l.Health(ctx, h); !errors.Is(err, launcher.ErrTransient) {
 					c.Errorf("%s %d: Health = %+v, %v, want ErrTransient", f.Action, f.Status, got, err)
 				}

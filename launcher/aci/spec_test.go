@@ -196,7 +196,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// A check reports what is wrong and how to fix it.
+// A check reports each problem and how to fix it.
 func TestCheck(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*emulator.Settings)

@@ -2,7 +2,7 @@
 // with TLS, or over ssh.
 //
 // Its settings include those of Dagster's DockerRunLauncher. The name of a container is derived
-// from run and attempt, and the engine gives a name only once. A container that has run is never
+// from run and attempt, and the engine accepts a name only once. A container that has run is never
 // started again.
 package docker
 
@@ -311,7 +311,7 @@ func (s *spec) gpus(n int64) {
 // makes and starts it.
 var launching singleflight.Group
 
-// Launch implements [launcher.Launcher]. The engine gives a name only once. A container that was
+// Launch implements [launcher.Launcher]. The engine accepts a name only once. A container that was
 // made but not started is started now. One that has run is left as it is.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	s, auth, err := l.spec(req)

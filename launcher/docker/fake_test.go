@@ -137,7 +137,7 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		delete(e.made, parts[1])
 		reply(http.StatusNoContent, nil)
 	case parts[2] == "start" && e.start != refusal{}:
-		if e.start.status < http.StatusTooManyRequests || e.start.status == http.StatusInternalServerError { // else somebody before it has answered
+		if e.start.status < http.StatusTooManyRequests || e.start.status == http.StatusInternalServerError { // else something in front of the engine has answered
 			e.made[parts[1]].error = e.start.text
 		}
 		refuse(e.start)

@@ -17,7 +17,7 @@ func TestOutcomesOfPulls(t *testing.T) {
 	const wrong = "unauthorized: incorrect username or password"
 	e := newFakeEngine(t)
 	var failing string     // for every login
-	var hold chan struct{} // until it is closed, pulls go on
+	var hold chan struct{} // pulls last until it is closed
 	e.pull = func(_, platform string, login registrytypes.AuthConfig) (text string) {
 		var wait chan struct{}
 		e.set(func() { text, wait = failing, hold })

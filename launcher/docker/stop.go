@@ -47,7 +47,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	switch {
 	case err == nil:
 		return true, nil
-	case cerrdefs.IsNotFound(err), cerrdefs.IsConflict(err), strings.Contains(err.Error(), "is not running"): // it ended meanwhile
+	case cerrdefs.IsNotFound(err), cerrdefs.IsConflict(err), strings.Contains(err.Error(), "is not running"): // it has just ended
 		return false, nil
 	}
 	return false, unclear(err)

@@ -464,8 +464,8 @@ func TestBadSettings(t *testing.T) {
 	}
 }
 
-// Wrong values of a code location or a tag fail the run. The error says where the value is, what it
-// is, and what is expected.
+// Wrong values of a code location or a tag fail the run. The error names the place, the value, and
+// the expected form.
 func TestBadOverrides(t *testing.T) {
 	l := against(t, nil, http.NotFound)
 	for _, c := range []struct{ source, text, says string }{

@@ -99,7 +99,7 @@ func TestGoldenLaunches(t *testing.T) {
 	n := 0
 	for _, c := range testenv.GoldenLaunches[goldenCase](t, "k8s.json") {
 		if c.Operation != "launch" && c.Operation != "resume" || strings.HasPrefix(c.Name, "create_") {
-			continue // what is done when the API server refuses is not the real launcher's: see errors_test.go
+			continue // errors_test.go tests refusals of the API server, where Slipway differs
 		}
 		n++
 		t.Run(c.Name, func(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package k8s launches run workers as Jobs of a Kubernetes cluster.
 //
 // Its settings include those of Dagster's K8sRunLauncher, and it makes the same Jobs from them. The
-// name of a Job is derived from run and attempt, and the cluster gives a name only once. A Job
+// name of a Job is derived from run and attempt, and the cluster accepts a name only once. A Job
 // stays after its end until it is removed. A Job that was stopped is failed or suspended, not
 // deleted, so that no process makes it again.
 //
@@ -67,7 +67,7 @@ type Config struct {
 	Retries          config.Values `config:"retries" help:"For CeleryK8sRunLauncher; has no effect."`
 
 	Context    string        `config:"context" help:"Context of the kubeconfig. Default: its current one."`
-	Namespaces []string      `config:"namespaces" help:"Further namespaces in which to look for workers: those that code locations name. \"*\" means all."`
+	Namespaces []string      `config:"namespaces" help:"Further namespaces in which to look for workers: the ones that code locations name. \"*\" means all."`
 	QPS        int           `config:"qps" default:"50" help:"Maximum requests per second to the API server."`
 	Burst      int           `config:"burst" default:"100" help:"Maximum requests at once above qps."`
 	Patience   time.Duration `config:"patience" default:"2m" help:"How long pulls of a worker's image may fail, or a secret or config map may be missing, before the worker counts as dead. A failure that is final counts at once."`

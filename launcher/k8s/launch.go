@@ -18,8 +18,8 @@ import (
 	"github.com/slipway-run/slipway/test/failpoint"
 )
 
-// Launch implements [launcher.Launcher]. The cluster gives a name only once: if a Job of that name
-// belongs to this run, it is the worker.
+// Launch implements [launcher.Launcher]. The cluster accepts a name only once: if a Job of that
+// name belongs to this run, it is the worker.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	job, err := l.spec(req)
 	if err != nil {

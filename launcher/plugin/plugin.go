@@ -31,7 +31,7 @@ import (
 // Config holds the settings of a launcher that is a program.
 type Config struct {
 	Command []string               `config:"command" required:"true" help:"The program and its arguments. A relative path with a slash begins at the folder of slipway.yaml. Only root and the user that runs Slipway may be able to change the program."`
-	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the program gets. It always gets PATH, HOME and similar ones, and those that its config names by {env: NAME}. * means all."`
+	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the program gets. It always gets PATH, HOME and similar ones, and the ones that its config names by {env: NAME}. * means all."`
 	Env     map[string]config.Text `config:"env" help:"Further environment variables of the program."`
 	MTLS    bool                   `config:"mtls" default:"true" help:"The program and Slipway prove to each other who they are. Turn it off for a program that cannot do this: then only the permissions of the socket's folder protect the connection."`
 	Timeout time.Duration          `config:"start_timeout" default:"30s" help:"How long the program may take to start."`
@@ -93,7 +93,7 @@ func Open(ctx context.Context, o Options, v config.Values, log *slog.Logger) (*R
 	return r, nil
 }
 
-// atSettings gives the problems that the program found in its settings their places in the file.
+// atSettings adds to the problems that the program found in its settings their places in the file.
 func atSettings(err error, v config.Values) error {
 	s, ok := status.FromError(errors.Unwrap(err))
 	if !ok {

@@ -112,7 +112,8 @@ func (b bounds) enable() error {
 // period is the period of the processor limit, in µs.
 const period = 100_000
 
-// of returns the limits of one worker: those that its run asks for, else those of the settings.
+// of returns the limits of one worker: the limits that its run asks for, else those of the
+// settings.
 func (b bounds) of(name string, r launcher.Resources) agent.Limits {
 	l := agent.Limits{Nice: b.nice}
 	cpu, memory := b.cpuMillis, b.memory
