@@ -309,7 +309,7 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 
 // work settles what is left of an earlier leader and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
-	if err := d.Store.Settle(ctx, fence); errors.Is(err, storage.ErrFenced) {
+	if err := d.Store.Flush(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
 	} else if err != nil && ctx.Err() == nil { // of some runs; the others go on
 		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
@@ -428,7 +428,7 @@ func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 		if err != nil && ctx.Err() == nil {
 			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
 		}
-		if err := d.Store.Settle(ctx, fence); err != nil && ctx.Err() == nil {
+		if err := d.Store.Flush(ctx, fence); err != nil && ctx.Err() == nil {
 			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be", "err", err)
 		}
 		sleep(ctx, heartbeat)

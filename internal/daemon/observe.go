@@ -62,8 +62,8 @@ func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Cl
 	return out, nil
 }
 
-// Settle leaves what a daemon has left.
-func (o *observer) Settle(context.Context, storage.Fence) error { return nil }
+// Flush leaves what a daemon has left.
+func (o *observer) Flush(context.Context, storage.Fence) error { return nil }
 
 // DefaultPools leaves the limits as they are.
 func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string, _ *int) (map[string]storage.Pool, error) {

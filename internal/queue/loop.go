@@ -36,7 +36,7 @@ const roomRetry = time.Second
 type store interface {
 	storage.Pooler
 	Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error)
-	Settle(ctx context.Context, f storage.Fence) error
+	Flush(ctx context.Context, f storage.Fence) error
 }
 
 // runLauncher launches the workers of claimed runs. Package dispatch provides it.
@@ -421,7 +421,7 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 			l.Claimed(r)
 		}
 	}
-	if err := l.Store.Settle(ctx, l.Fence); err != nil {
+	if err := l.Store.Flush(ctx, l.Fence); err != nil {
 		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)
 	}
 	return nil

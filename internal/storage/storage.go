@@ -130,7 +130,7 @@ type Reader interface {
 type Writer interface {
 	// Claim turns queued runs to STARTING with a new launch row each, and says which of them it got. It
 	// is one transaction where the storage allows it: all outcomes, or an error and an unknown
-	// outcome. The events may wait for Settle, which the caller calls once it has handed the claims on.
+	// outcome. The events may wait for Flush, which the caller calls once it has handed the claims on.
 	//
 	// After an error the caller makes the same call again, with the same tokens, until it has an answer. What the
 	// first call wrote, or still commits, is done then, with the status that the run has now; nothing is written twice.
@@ -176,9 +176,9 @@ type Store interface {
 	// Probe tries the writes of a daemon, keeps nothing of them, and returns everything that would make them fail, a [Fault]
 	// where the remedy is known.
 	Probe(ctx context.Context) []error
-	// Settle writes what committed writes have left to be written: of claims, and of a process that died in the middle of a
+	// Flush writes what committed writes have left to be written: of claims, and of a process that died in the middle of a
 	// write. It must be called after taking the lead, before anything else.
-	Settle(ctx context.Context, f Fence) error
+	Flush(ctx context.Context, f Fence) error
 	// Hints yields a hint for each change it hears of, first one for everything, until ctx ends. An
 	// error means that hints may have been lost; the caller starts again.
 	Hints(ctx context.Context) iter.Seq2[Hint, error]

@@ -129,7 +129,7 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 			if err != nil || !outcomes[0].Done {
 				t.Fatal(outcomes, err)
 			}
-			if err := store.Settle(t.Context(), fence); err != nil {
+			if err := store.Flush(t.Context(), fence); err != nil {
 				t.Fatal(err)
 			}
 			w.ended(3*time.Minute, daemon, id)

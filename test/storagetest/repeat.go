@@ -16,7 +16,7 @@ import (
 // state is all that a change may write of a run.
 func (f *fixture) state(t *testing.T, fence storage.Fence, id string) string {
 	t.Helper()
-	if err := f.s.Settle(f.ctx, fence); err != nil {
+	if err := f.s.Flush(f.ctx, fence); err != nil {
 		t.Fatal(err)
 	}
 	r := f.run(t, id)

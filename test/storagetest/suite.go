@@ -113,7 +113,7 @@ func (f *fixture) claim(t *testing.T, fence storage.Fence, run string) storage.L
 	if err != nil || !out[0].Done {
 		t.Fatalf("Claim = %+v, %v, want it done", out, err)
 	}
-	if err := f.s.Settle(f.ctx, fence); err != nil {
+	if err := f.s.Flush(f.ctx, fence); err != nil {
 		t.Fatal(err)
 	}
 	return out[0].Launch
@@ -157,7 +157,7 @@ func claimWrites(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.s.Settle(f.ctx, fence); err != nil {
+	if err := f.s.Flush(f.ctx, fence); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "Claim", out[0].Done, true)
@@ -221,7 +221,7 @@ func claimRace(t *testing.T, f *fixture) {
 		})
 	}
 	wg.Wait()
-	if err := f.s.Settle(f.ctx, fence); err != nil {
+	if err := f.s.Flush(f.ctx, fence); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range runs {

@@ -276,8 +276,8 @@ func (s *Store) Yield(ctx context.Context, f storage.Fence) error {
 	return err
 }
 
-// Settle implements [storage.Store]; a transaction leaves nothing half written.
-func (s *Store) Settle(context.Context, storage.Fence) error { return nil }
+// Flush implements [storage.Store]; a transaction leaves nothing half written.
+func (s *Store) Flush(context.Context, storage.Fence) error { return nil }
 
 const readInstanceID = "SELECT run_storage_id FROM instance_info ORDER BY id LIMIT 1"
 

@@ -44,14 +44,14 @@ func life(home, run string) error {
 	if err != nil || !leads {
 		return errors.Join(err, fmt.Errorf("leads: %v", leads))
 	}
-	if err := s.Settle(ctx, fence); err != nil {
+	if err := s.Flush(ctx, fence); err != nil {
 		return err
 	}
 	out, err := s.Claim(ctx, fence, []storage.Claim{{Run: run, Launcher: "local", Instance: "i", Token: "t", At: time.Now()}})
 	if err != nil || !out[0].Done {
 		return errors.Join(err, fmt.Errorf("claim: %+v", out))
 	}
-	if err := s.Settle(ctx, fence); err != nil {
+	if err := s.Flush(ctx, fence); err != nil {
 		return err
 	}
 	r := dagster.Run{ID: run, Job: "light"}
@@ -121,8 +121,8 @@ func compare(t *testing.T, s *sqlite.Store, run string, step int) {
 	if err != nil || !leads {
 		t.Fatalf("step %d: the dead leader's place is not free: %v, %v", step, leads, err)
 	}
-	if err := s.Settle(ctx, fence); err != nil {
-		t.Fatalf("step %d: Settle: %v", step, err)
+	if err := s.Flush(ctx, fence); err != nil {
+		t.Fatalf("step %d: Flush: %v", step, err)
 	}
 	if err := s.Yield(ctx, fence); err != nil {
 		t.Fatal(err)

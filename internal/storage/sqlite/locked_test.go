@@ -45,7 +45,7 @@ func TestLockedFileHoldsUpNobody(t *testing.T) {
 			s := openStore(t, d.Location)
 			defer s.Close()
 			fence, run := claimed(t, d, s)
-			if err := s.Settle(t.Context(), fence); err != nil {
+			if err := s.Flush(t.Context(), fence); err != nil {
 				t.Fatal(err)
 			}
 			var others []storage.Claim
@@ -69,7 +69,7 @@ func TestLockedFileHoldsUpNobody(t *testing.T) {
 			if out, err := s.Claim(t.Context(), fence, others); err != nil || !out[0].Done {
 				t.Fatal(out, err)
 			}
-			_ = s.Settle(t.Context(), fence) // it may say that something is left
+			_ = s.Flush(t.Context(), fence) // it may say that something is left
 			for _, c := range others {
 				starts(c.Run)
 			}
@@ -78,7 +78,7 @@ func TestLockedFileHoldsUpNobody(t *testing.T) {
 			}
 			unlock()
 			testenv.Eventually(t, time.Minute, func() (bool, string) {
-				err := s.Settle(t.Context(), fence)
+				err := s.Flush(t.Context(), fence)
 				left, terr := d.Text("SELECT count(*) FROM kvs WHERE key LIKE 'slipway/outbox/%'")
 				return err == nil && terr == nil && left == "0", left + " events wait for their files"
 			})

@@ -38,13 +38,13 @@ const (
 // errBusy: the file was busy a moment ago.
 var errBusy = errors.New("somebody writes to the file without an end")
 
-// Settle implements [storage.Store]: it empties the outbox, but for events whose files are busy.
-func (s *Store) Settle(ctx context.Context, _ storage.Fence) error {
+// Flush implements [storage.Store]: it empties the outbox, but for events whose files are busy.
+func (s *Store) Flush(ctx context.Context, _ storage.Fence) error {
 	return s.drain(ctx, outboxPrefix, brief)
 }
 
 // deliver writes the events of one run from the outbox to its files after a commit. A commit is final whether that succeeds or
-// not: an error would make the caller believe nothing was committed. What is left is written by the leader's next [Store.Settle].
+// not: an error would make the caller believe nothing was committed. What is left is written by the leader's next [Store.Flush].
 func (s *Store) deliver(ctx context.Context, run string, wait time.Duration) {
 	_ = s.drain(ctx, outboxPrefix+run+"/", wait)
 }

@@ -329,7 +329,7 @@ func parseStamp(s string) time.Time {
 	return t
 }
 
-// Claim implements [storage.Writer]. A launch need not wait for the three commits that Settle makes; the run's next
+// Claim implements [storage.Writer]. A launch need not wait for the three commits that Flush makes; the run's next
 // Move or Record makes them too.
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	failpoint.Here(failpoint.ClaimBegun)

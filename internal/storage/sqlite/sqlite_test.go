@@ -103,10 +103,10 @@ func TestCommittedStands(t *testing.T) {
 	if out, err := s.Move(t.Context(), fence, storage.Transition{Run: run, Handle: "h", Launch: "t"}); err != nil || !out.Done {
 		t.Errorf("Move = %+v, %v, though it was committed", out, err)
 	}
-	if err := s.Settle(t.Context(), fence); err == nil {
-		t.Error("Settle is content although events wait")
+	if err := s.Flush(t.Context(), fence); err == nil {
+		t.Error("Flush is content although events wait")
 	}
-	if err := errors.Join(os.Remove(shard), os.Rename(shard+".away", shard), s.Settle(t.Context(), fence)); err != nil {
+	if err := errors.Join(os.Remove(shard), os.Rename(shard+".away", shard), s.Flush(t.Context(), fence)); err != nil {
 		t.Fatal(err)
 	}
 	events, err := s.Events(t.Context(), run, dagster.RunStarting, dagster.RunStart)
@@ -143,7 +143,7 @@ func TestEventsThatWaitAreRead(t *testing.T) {
 	if err != nil || text == "" {
 		t.Fatalf("nothing waits: %q, %v", text, err)
 	}
-	if err := s.Settle(t.Context(), fence); err != nil {
+	if err := s.Flush(t.Context(), fence); err != nil {
 		t.Fatal(err)
 	}
 	check("it is delivered")
