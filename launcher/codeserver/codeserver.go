@@ -2,10 +2,10 @@
 // a run's location executes the run in a process of its own. Slipway does not start the code server
 // (grpc_server in workspace.yaml).
 //
-// The worker has the code server's environment, interpreter and user, and ends with the server. The
-// server starts a second process if it is asked twice. So Slipway asks which runs it executes
-// before it asks it to start one. If a start got no answer, the server may still act on it; the
-// absence of the run counts only after [settle].
+// The worker has the code server's environment, interpreter and user. It continues if the server is
+// killed or restarted, but the new server does not know it. A server starts a second process if it
+// is asked twice. So Slipway asks which runs it executes before it asks it to start one. If a start
+// got no answer, the server may still act on it: the absence of the run counts only after [settle].
 package codeserver
 
 import (
@@ -399,8 +399,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 
 // Health implements [launcher.Launcher]. A server reports which runs it executes and keeps nothing
 // about ended runs. If a run crashed, the server itself records that in the run's log. A worker
-// that the server does not execute is Unknown, because a worker of a restarted server is still
-// running.
+// that the server does not execute is Unknown, because a worker of a restarted server continues.
 func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
 	s, run, ok := parse(h)
 	if !ok {

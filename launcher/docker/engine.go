@@ -64,8 +64,8 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 
 // Host implements [launcher.Local]. It returns the engine's ID, so that two daemons that reach one
 // engine by different addresses get the same name. An engine without a lasting ID is named by its
-// machine and the folder of its containers. Podman is one (4.9, pkg/api/handlers/compat/info.go,
-// makes a new ID for each answer).
+// machine and the folder of its containers. Podman's is such an engine: it makes a new ID for each
+// answer (4.9, pkg/api/handlers/compat/info.go).
 func (l *Launcher) Host(ctx context.Context) (string, error) {
 	info, err := l.info(ctx)
 	if last, _ := l.engineID.Load().(string); err == nil && info.ID != "" && info.ID != last { // the first answer, or another engine

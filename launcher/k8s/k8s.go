@@ -70,7 +70,7 @@ type Config struct {
 	Namespaces []string      `config:"namespaces" help:"Further namespaces in which to look for workers: the ones that code locations name. \"*\" means all."`
 	QPS        int           `config:"qps" default:"50" help:"Maximum requests per second to the API server."`
 	Burst      int           `config:"burst" default:"100" help:"Maximum requests at once above qps."`
-	Patience   time.Duration `config:"patience" default:"2m" help:"How long pulls of a worker's image may fail, or a secret or config map may be missing, before the worker counts as dead. A failure that is final counts at once."`
+	Patience   time.Duration `config:"patience" default:"2m" help:"How long pulls of a worker's image may fail, or a secret or config map that it needs may be missing, before the worker counts as dead. A failure that is final counts at once."`
 	OwnSteps   bool          `config:"own_step_jobs" default:"true" help:"Make the run's Job the owner of the Jobs of k8s_job_executor's steps, so that they are deleted with it."`
 	TTL        time.Duration `config:"ttl" help:"How long the cluster keeps a Job after its end, independently of Slipway. Default: a day, as in Dagster."`
 

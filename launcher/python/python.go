@@ -28,7 +28,7 @@ type Config struct {
 	Module  string                 `config:"module" required:"true" help:"Python module of the class, as in dagster.yaml."`
 	Class   string                 `config:"class" required:"true" help:"The RunLauncher class."`
 	Config  config.Values          `config:"config" help:"The config of the class, which checks it. Dagster's {env: NAME} works in it."`
-	Python  string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. No other program needs it."`
+	Python  string                 `config:"python" default:"python3" help:"Python that has the class and Dagster. No other program needs them."`
 	Path    []string               `config:"path" help:"Folders with further Python modules. PYTHONPATH is ignored."`
 	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that this Python gets. It always gets PATH, HOME and similar ones, and the ones that dagster.yaml and the config name by {env: NAME} or in env_vars. * means all."`
 	Env     map[string]config.Text `config:"env" help:"Further environment variables of that Python."`
