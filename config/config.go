@@ -124,7 +124,7 @@ func (p *Problem) Error() string {
 
 // Problems returns all faults that an error joins.
 func Problems(err error) []*Problem {
-	switch e := err.(type) { //nolint:errorlint // a walk over what errors.As walks over, for all of them
+	switch e := err.(type) { //nolint:errorlint // finds all problems that errors.As could find
 	case *Problem:
 		return []*Problem{e}
 	case interface{ Unwrap() []error }:

@@ -53,7 +53,8 @@ type Launcher interface {
 
 // Abilities, each of them optional.
 type (
-	// A Lister lists the workers of one instance. Every built-in launcher is one.
+	// A Lister lists the workers of one instance. Built-in launchers are Listers except codeserver
+	// and python; command and plugin depend on their settings.
 	Lister interface {
 		// List yields the workers that match f in no particular order, including ended workers that
 		// the target still knows. It stops after an error.

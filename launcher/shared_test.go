@@ -18,7 +18,7 @@ func TestHoldsSecret(t *testing.T) {
 		`{"name": "API_TOKEN", "value": "x"}`: true,
 		`{"name": "API_TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "token"}}}`: false,
 		`{"url": "redis://:x@host/0"}`:                            true,
-		`{"url": "https://host:8080/a@b"}`:                        true, // cannot be told from a password
+		`{"url": "https://host:8080/a@b"}`:                        true, // looks like a password
 		`{"url": "https://me@host/"}`:                             false,
 		`{"dsn": "AccountName=a;AccountKey=x;"}`:                  true,
 		`{"url": "https://a.blob.core.windows.net/c?sv=1&sig=x"}`: true,

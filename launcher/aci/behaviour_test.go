@@ -186,7 +186,7 @@ func TestBehaviours(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			c.deployed(c.launch(req), 1) // of two processes of one machine; of two machines the gate lets one pass, see e2e
+			c.deployed(c.launch(req), 1) // of two processes on one machine; on two machines the gate lets only one pass, see e2e
 			if len(c.Names()) != 1 {
 				c.Errorf("groups %v", c.Names())
 			}
@@ -247,7 +247,7 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("names %v, groups %v; want one name for each region and one group", names, c.Names())
 			}
 			c.launch(c.request(forever))
-			c.counts("put", 4) // the regions without capacity are left alone
+			c.counts("put", 4) // regions without capacity are not tried again
 		}},
 		{"08b without capacity for a large group a location still takes a small one", nil, nil, func(c *case_) {
 			large := c.request(forever)
@@ -259,7 +259,7 @@ func TestBehaviours(t *testing.T) {
 			c.launch(c.request(forever))
 			c.counts("put", 2)
 			_ = c.fails(large, launcher.ErrCapacity)
-			c.counts("put", 2) // large ones leave it alone
+			c.counts("put", 2) // large groups do not try it again
 		}},
 		{"09 a quota of zero means a long pause", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "fraud", Operation: "put"})
@@ -294,7 +294,7 @@ func TestBehaviours(t *testing.T) {
 		{"12 an image that is inaccessible at the PUT", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "inaccessible_image", Operation: "put"})
 			req := c.request(forever)
-			err := c.fails(req, launcher.ErrPending) // it may be the registry's bad minute; the launcher is well
+			err := c.fails(req, launcher.ErrPending) // the registry may fail for a moment; the launcher is healthy
 			if notes := launcher.Notes(err); len(notes) != 1 || !strings.Contains(notes[0].Text, req.Image) {
 				c.Errorf("%v has notes %v, want one that names the image", err, notes)
 			}

@@ -110,7 +110,7 @@ func (p patient) Remove(ctx context.Context, h launcher.Handle) error {
 	_, err := again(ctx, func() (bool, error) {
 		err := p.Launcher.Remove(ctx, h)
 		if got, herr := p.Launcher.Health(ctx, h); err != nil && herr == nil && got.Status.Alive() {
-			return false, errors.Join(launcher.ErrInvalid, err) // it says that the worker lives
+			return false, errors.Join(launcher.ErrInvalid, err) // the error says that the worker is alive
 		}
 		return err == nil, err
 	})

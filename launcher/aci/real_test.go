@@ -64,7 +64,7 @@ func TestContractUnderFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Run("kit", func(t *testing.T) { // which ends when all sentences have
+	t.Run("kit", func(t *testing.T) { // it ends after all sentences
 		launchertest.Run(t, launchertest.Target{
 			Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(), Parallel: true,
 			Open: func() (launcher.Launcher, error) {

@@ -202,7 +202,7 @@ func TestCheck(t *testing.T) {
 		change func(*emulator.Settings)
 		more   map[string]any
 		fault  *emulator.Fault
-		want   string // of the only finding that is not fine; "" if all are
+		want   string // text of the only finding that is not OK; "" if all are
 	}{
 		"all is well":       {},
 		"no such group":     {fault: &emulator.Fault{Action: "status", Operation: "list", Status: 404, Code: "ResourceGroupNotFound", Message: "Resource group 'data-platform' could not be found."}, want: "could not be found"},

@@ -75,7 +75,7 @@ func (l *Launcher) Host(ctx context.Context) (string, error) {
 		}
 	}
 	switch {
-	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err), cerrdefs.IsNotFound(err): // by a proxy that lets few requests pass
+	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err), cerrdefs.IsNotFound(err): // from a proxy that passes only some requests
 		return "", nil
 	case err != nil:
 		return "", unclear(err)

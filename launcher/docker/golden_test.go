@@ -281,7 +281,7 @@ func (e *engine) agree(want, got map[string]any) {
 	wantHost, wantLabels, gotLabels := want["HostConfig"].(map[string]any), want["Labels"].(map[string]any), got["Labels"].(map[string]any)
 	delete(want, "NetworkingConfig")           // names the network again, in a form that the engine ignores
 	delete(wantHost, "AutoRemove")             // the end must be known first; then Slipway removes it
-	if mac := want["MacAddress"]; mac != nil { // where the engine has it since API 1.44
+	if mac := want["MacAddress"]; mac != nil { // the engine has it there since API 1.44
 		delete(want, "MacAddress")
 		endpoints := got["NetworkingConfig"].(map[string]any)["EndpointsConfig"].(map[string]any)
 		if e := endpoints["default"].(map[string]any); e["MacAddress"] != mac {
@@ -371,7 +371,7 @@ func TestGoldenHealth(t *testing.T) {
 			State container.State
 		}
 		if last.Response.Status != http.StatusOK || json.Unmarshal(last.Response.Body, &found) != nil {
-			continue // gone, or an error: what the kit and the tests with a real engine show
+			continue // gone, or an error: the kit and the tests with a real engine cover these
 		}
 		n++
 		want := map[string]launcher.Status{"RUNNING": launcher.Running, "FAILED": launcher.Failed}[returned.Status]

@@ -327,7 +327,7 @@ func (l *Launcher) read(ctx context.Context, c container.InspectResponse, o laun
 // not.
 type noOutput struct{ error }
 
-func (noOutput) Is(target error) bool { return target == launcher.ErrNotFound } //nolint:errorlint // a sentinel, as it was asked for
+func (noOutput) Is(target error) bool { return target == launcher.ErrNotFound } //nolint:errorlint // errors.Is passes the sentinel itself
 
 // both closes the engine's stream together with the reader. That ends the copying.
 type both struct {

@@ -135,7 +135,7 @@ func TestAllOptionsOfDockerPy(t *testing.T) {
 			t.Errorf("the installed docker-py has other options than testdata: %v, want %v", installed, names)
 		}
 	}
-	for _, name := range append(names, "ports", "volumes", "networking_config", "stop_timeout") { // which docker-py reads apart, and Dagster
+	for _, name := range append(names, "ports", "volumes", "networking_config", "stop_timeout") { // docker-py and Dagster read these separately
 		_, err := made(t, name, nil)
 		_, own, _ := strings.Cut(fmt.Sprint(err), "the setting for it is ")
 		if err != nil && own == "" {

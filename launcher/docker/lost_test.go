@@ -46,7 +46,7 @@ func TestLostInItsStart(t *testing.T) {
 			}
 		}))
 		l := must(t, "{host: 'tcp://"+strings.TrimPrefix(engine.URL, "http://")+"', network: none}")
-		for range 2 { // also by one who finds what the first was told
+		for range 2 { // the second call finds the container of the first
 			got, err := l.Launch(t.Context(), req)
 			if lost != (err == nil) || err != nil && errors.Is(err, launcher.ErrTransient) {
 				t.Errorf("%s: Launch = %+v, %v; want it launched: %v", text, got, err, lost)

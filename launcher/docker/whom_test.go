@@ -59,7 +59,7 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 			if n := e.containers(); c.want == ends && n != 0 {
 				t.Errorf("%s answers %q: %d containers are left", call, c.text, n)
 			}
-			e.set(func() { *at = refusal{} }) // what failed is tried again
+			e.set(func() { *at = refusal{} }) // the failed call is tried again
 			if _, err := l.Launch(t.Context(), req); err != nil {
 				t.Errorf("%s: Launch after %q = %v", call, c.text, err)
 			}

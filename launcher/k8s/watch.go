@@ -321,7 +321,7 @@ func (set *informerSet) synced(ctx context.Context) error {
 			}
 			err := errors.Join(s.broken["jobs"], s.broken["pods"])
 			if set.l.foreign(namespace) && apierrors.IsForbidden(err) {
-				continue // its workers are asked about one by one
+				continue // Health asks the API server about each of its workers
 			}
 			whole = whole && s.jobs.HasSynced() && s.pods.HasSynced()
 			broken = errors.Join(broken, err)

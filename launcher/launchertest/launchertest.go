@@ -882,7 +882,7 @@ func (k *kit) contexts() {
 			k.Fatalf("Logs = %v", err)
 		}
 		go func() {
-			_, _ = io.Copy(io.Discard, rc) // it ends with an error or without
+			_, _ = io.Copy(io.Discard, rc) // it may end with an error
 			_ = rc.Close()
 			done <- struct{}{}
 		}()

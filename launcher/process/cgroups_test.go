@@ -61,7 +61,7 @@ func TestCgroupThatHoldsAProcess(t *testing.T) {
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _, _ = sleep.Process.Kill(), sleep.Wait() }() // Wait returns that it was killed
+	defer func() { _, _ = sleep.Process.Kill(), sleep.Wait() }() // Wait reports that it was killed
 	pid := strconv.Itoa(sleep.Process.Pid)
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0o644); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestCgroupThatHoldsAProcess(t *testing.T) {
 func cgroup(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(os.Getenv(testenv.CgroupEnv), "slipway-test-"+uuid.NewString()[:8])
-	t.Cleanup(func() { // which fails if the cgroup of a worker is still in it
+	t.Cleanup(func() { // fails if a worker's cgroup is still in it
 		for _, above := range []string{"", "cpu", "memory"} { // version 2; version 1
 			err := os.Remove(filepath.Join("/sys/fs/cgroup", above, name))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -398,7 +398,7 @@ func TestMaxWorkers(t *testing.T) {
 			first = got.Handle
 		}
 		if err == nil {
-			t.Cleanup(func() { // before the folder goes: an agent still writes there when its worker was killed
+			t.Cleanup(func() { // before the folder is removed: an agent still writes there after its worker was killed
 				_, _ = l.Terminate(context.Background(), got.Handle, 0) // one has ended
 				ended(t, l, got.Handle, func(launcher.Health) bool { return true })
 			})

@@ -55,7 +55,7 @@ func (l *logged) String() string {
 type host struct {
 	t     *testing.T
 	d     *storagetest.Dagster
-	asked string // file with what the class was asked
+	asked string // file with the calls that the class got
 	log   logged
 	dir   string
 	env   []string // further variables of the class's Python, as YAML
@@ -293,7 +293,7 @@ func TestLaunchThatFails(t *testing.T) {
 		{"connection", launcher.ErrTransient, "ConnectionResetError: the scheduler hung up"},
 		{"dies", launcher.ErrTransient, ""},
 	} {
-		// A class without health checks: nothing tells what became of the worker.
+		// A class without health checks: the fate of the worker stays unknown.
 		l, req := h.recorder(", fails: "+c.fails+", status: ''"), h.starting(n)
 		_, err := l.Launch(t.Context(), req)
 		if !errors.Is(err, c.kind) || !strings.Contains(fmt.Sprint(err), c.text) {
@@ -340,7 +340,7 @@ func TestNothingWasSent(t *testing.T) {
 				calls++
 			}
 		}
-		if fails == "retried" { // what went before may have been accepted
+		if fails == "retried" { // the first request may have been accepted
 			if calls != 1 {
 				t.Errorf("%s: launch_run was called %d times", fails, calls)
 			}
