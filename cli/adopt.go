@@ -11,15 +11,17 @@ import (
 )
 
 // errNotAdopted ends slipway adopt while an edit is missing.
-var errNotAdopted = errors.New("not set up yet: make the edits above, restart dagster-daemon and dagster-webserver, and ask again")
+var errNotAdopted = errors.New("not set up yet: make the edits above, restart dagster-daemon and dagster-webserver, and run slipway adopt again")
 
 func (p *program) adoptCommand() *cobra.Command {
 	var locations []string
 	cmd := &cobra.Command{
 		Use: "adopt", Short: "Print the edits that hand launching over to Slipway, and check them", Args: cobra.NoArgs,
-		Long: `Prints the edits of dagster.yaml and slipway.yaml by which Slipway launches the runs of this instance, or of
-some code locations only while dagster-daemon goes on with the others; how to undo them; and
-whether they are made. It changes no file. The exit code is 0 only if everything is in place.`,
+		Long: `Prints the edits of dagster.yaml and slipway.yaml that make Slipway launch the runs of this instance,
+how to undo each, and whether it is made already. With --location, Slipway launches only the runs of
+these code locations, and dagster-daemon continues to launch all others.
+
+The command changes no file. Its exit code is 0 only if everything is in place.`,
 		Example: "  slipway adopt\n  slipway adopt --location etl --location reports",
 		RunE: func(*cobra.Command, []string) error {
 			in, err := p.instance()
@@ -29,7 +31,7 @@ whether they are made. It changes no file. The exit code is 0 only if everything
 			return p.adopt(in, locations)
 		},
 	}
-	cmd.Flags().StringSliceVar(&locations, "location", nil, "only runs of this code location; may be repeated")
+	cmd.Flags().StringSliceVar(&locations, "location", nil, "hand over only the runs of this code location; may be repeated")
 	return cmd
 }
 
@@ -61,9 +63,9 @@ func adoptText(edits []instance.Edit, ok bool) string {
 		}
 		fmt.Fprintf(&b, "%-9s %s\n\n  %s\n\n         to undo: %s\n\n", state, e.File, strings.ReplaceAll(e.Add, "\n", "\n  "), e.Undo)
 	}
-	b.WriteString("These are the files that dagster-daemon and slipway daemon read here. If the daemon reads another dagster.yaml, edit that one.\n")
-	b.WriteString("Restart dagster-daemon and dagster-webserver after an edit of dagster.yaml. Look first with: slipway daemon --observe.\n")
-	b.WriteString("Going back: slipway drain, stop Slipway, undo the edits, restart dagster-daemon and dagster-webserver. In another order both launch runs.\n")
+	b.WriteString("These are the files that dagster-daemon and slipway daemon read on this machine. If your dagster-daemon reads another dagster.yaml, edit that one.\n")
+	b.WriteString("Restart dagster-daemon and dagster-webserver after an edit of dagster.yaml. To see first what Slipway would do: slipway daemon --observe.\n")
+	b.WriteString("To go back: slipway drain, stop Slipway, undo the edits, restart dagster-daemon and dagster-webserver. In any other order both launch runs.\n")
 	if ok {
 		b.WriteString("\nEverything is in place: slipway daemon\n")
 	}

@@ -24,7 +24,7 @@ type findingView struct {
 }
 
 // errFindings makes the exit code 1.
-var errFindings = errors.New("some launcher cannot work as it is set up")
+var errFindings = errors.New("a launcher cannot work with its present settings: see the findings")
 
 // canaryTime is how long a worker that looks at the storage may take, its image's pull included.
 const canaryTime = 5 * time.Minute
@@ -32,10 +32,13 @@ const canaryTime = 5 * time.Minute
 func (p *program) launchersCheckCommand() *cobra.Command {
 	canary, from := daemon.Canary{Worker: goWorker()}, ""
 	cmd := &cobra.Command{
-		Use: "check [NAME...]", Short: "Look for what would make launches fail", ValidArgsFunction: cobra.NoFileCompletions,
-		Long: `Asks the targets of all launchers, or of those named, what would make launches fail: whether they answer and let us in, whether images
-and networks are there, and whether their workers can reach the storage. With --from-target a worker is sent there that opens it. The exit code is 1 if something is wrong. The daemon does the same
-when it starts, and logs what it finds.`,
+		Use: "check [NAME...]", Short: "Find what would make launches fail", ValidArgsFunction: cobra.NoFileCompletions,
+		Long: `Asks the target of every launcher, or of the named launchers, what would make launches fail: whether
+the target answers and accepts our credentials, whether images and networks exist, and whether
+workers can reach the storage. With --from-target, a worker on each target opens the storage.
+
+The exit code is 1 if something is wrong. The daemon runs the same checks when it starts, and logs
+their results.`,
 		Example: "  slipway launchers check\n  slipway launchers check docker --from-target --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if from != "" && from != "auto" && from != "go" && from != "python" {
@@ -45,11 +48,11 @@ when it starts, and logs what it finds.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&from, "from-target", "", "send a worker to each target that opens the storage from there: with its image's python, or with go, slipway-worker")
+	f.StringVar(&from, "from-target", "", "start a worker on each target that opens the storage from there: python uses the Python of the image, go uses slipway-worker")
 	f.Lookup("from-target").NoOptDefVal = "auto"
-	f.StringVar(&canary.Image, "image", "", "image of that worker (default: the launcher's)")
-	f.StringVar(&canary.Location, "location", "", "code location whose Python it uses, where launchers.NAME.python has several")
-	f.DurationVar(&canary.Within, "timeout", canaryTime, "how long it may take")
+	f.StringVar(&canary.Image, "image", "", "image of that worker (default: the launcher's image)")
+	f.StringVar(&canary.Location, "location", "", "code location whose Python that worker uses, if launchers.NAME.python has several")
+	f.DurationVar(&canary.Within, "timeout", canaryTime, "how long that worker may take")
 	return cmd
 }
 

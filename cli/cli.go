@@ -98,18 +98,18 @@ type program struct {
 func (p *program) command() *cobra.Command {
 	root := &cobra.Command{
 		Use: "slipway", Short: "Launch Dagster runs anywhere",
-		Long: `Slipway takes the runs that Dagster has queued in its own storage, starts the run
-worker of each, watches it to its end, and leaves Dagster's UI, daemon and Python as they are.
+		Long: `Slipway reads the runs that Dagster has queued from Dagster's own storage. It starts a run worker
+for each and watches it to its end. Dagster's UI, daemon and Python code stay as they are.
 
-It needs the DAGSTER_HOME that your webserver uses. Its own settings stand in
-slipway.yaml there, beside dagster.yaml.`,
+Slipway needs the DAGSTER_HOME that your webserver uses. Its own settings are in slipway.yaml in
+that folder, beside dagster.yaml.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetOut(p.out)
 	root.SetErr(p.err)
 	flags := root.PersistentFlags()
-	flags.StringVar(&p.home, "home", "", "the instance's folder (default: $DAGSTER_HOME)")
-	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level of slipway.yaml)")
+	flags.StringVar(&p.home, "home", "", "folder of the instance (default: $DAGSTER_HOME)")
+	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level in slipway.yaml)")
 	flags.BoolVar(&p.logJSON, "log-json", false, "log as JSON")
 	flags.BoolVar(&p.json, "json", false, "print results as JSON")
 	root.AddCommand(

@@ -200,7 +200,7 @@ func TestTerminate(t *testing.T) {
 		t.Errorf("runs terminate = %v\n%s", err, out)
 	}
 	status(t, home, running, "CANCELED")
-	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil || !strings.Contains(out, "is CANCELED already") {
+	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil || !strings.Contains(out, "is already CANCELED") {
 		t.Errorf("runs terminate of a canceled run = %v\n%s", err, out)
 	}
 }
@@ -412,7 +412,7 @@ routes:
 	if out, err := slipway(t, home, "launchers", "preview"); err != nil || !strings.Contains(out, `"/bin/sh"`) {
 		t.Errorf("launchers preview of any run = %v\n%s", err, out)
 	}
-	if out, err := slipway(t, home, "launchers", "preview", "1a", "--job", "x"); err == nil || !strings.Contains(err.Error(), "leave out the run, or the flag") {
+	if out, err := slipway(t, home, "launchers", "preview", "1a", "--job", "x"); err == nil || !strings.Contains(err.Error(), "leave out either the flag or the run") {
 		t.Errorf("launchers preview of a run with flags = %v\n%s", err, out)
 	}
 }
@@ -666,7 +666,7 @@ func TestLaunchersTest(t *testing.T) {
 			t.Errorf("result = %+v", r)
 		}
 	}
-	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; for a program: slipway launchers test -- nobody") {
+	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; to test a program: slipway launchers test -- nobody") {
 		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
 	}
 	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {

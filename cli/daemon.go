@@ -20,19 +20,19 @@ func (p *program) daemonCommand() *cobra.Command {
 		Use: "daemon", Short: "Launch the queued runs of an instance", Args: cobra.NoArgs,
 		Long: `Launches the runs that Dagster queues and watches their workers, until it is stopped.
 
-Stopping it (SIGTERM, Ctrl-C) leaves running workers alone; started again, it finds them.
-A second daemon on the same instance stands by and takes over when the first one ends. SIGHUP has
-it read dagster.yaml and slipway.yaml again; if anything is wrong with them, nothing changes.
+When the daemon is stopped (SIGTERM, Ctrl-C), running workers continue; the next daemon finds them.
+A second daemon on the same instance waits, and takes over when the first one ends. On SIGHUP the
+daemon reads dagster.yaml and slipway.yaml again; if one of them has an error, nothing changes.
 
-dagster-daemon stays for schedules, sensors and backfills, with its own launching off. slipway adopt
-prints the edits of dagster.yaml and slipway.yaml for your instance, also for some code locations
-only, and checks them.`,
+dagster-daemon is still needed for schedules, sensors and backfills, with its own launching turned
+off. slipway adopt prints the edits of dagster.yaml and slipway.yaml for your instance, or for some
+of its code locations, and checks them.`,
 		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  slipway daemon --observe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.daemon(cmd.Context(), observe)
 		},
 	}
-	cmd.Flags().BoolVar(&observe, "observe", false, "decide and log, write nothing and launch nothing")
+	cmd.Flags().BoolVar(&observe, "observe", false, "only decide and log: write nothing, launch nothing")
 	return cmd
 }
 

@@ -83,15 +83,17 @@ func (p *program) demoCommand() *cobra.Command {
 	d := &demo{program: p}
 	cmd := &cobra.Command{
 		Use: "demo", Short: "Launch a dozen runs on a fresh instance", Args: cobra.NoArgs,
-		Long: `Makes a fresh instance on SQLite in --home, puts a dozen runs into its queue, launches them as slipway daemon
-does, and shows how they go. The exit code is 0 only if every run ended as it should.
+		Long: `Makes a fresh instance on SQLite in --home (default: .demo), puts a dozen runs into its queue,
+launches them as slipway daemon does, and shows their progress. The exit code is 0 only if every run
+ended as expected.
 
-By itself it needs nothing but this program: the runs are command jobs. With --dagster it starts a real
-dagster-webserver on an example project and submits real runs as its "Launch run" button does; on a
-terminal it then goes on until Ctrl-C, so that you can look at the pages and launch runs yourself.
-Without a terminal, or with ONCE=1 in the environment, it stops everything at the end.
+Without --dagster the demo needs only this program: its runs are command jobs. With --dagster it
+starts a real dagster-webserver on an example project and submits real runs, as the "Launch run"
+button does. On a terminal it then continues until Ctrl-C, so that you can look at the pages and
+launch runs yourself. Without a terminal, or with ONCE=1 in the environment, it stops everything
+when the runs have ended.
 
-make demo installs what --dagster needs and starts it.`,
+In Slipway's sources, make demo installs what --dagster needs and starts the demo with it.`,
 		Example: "  slipway demo\n  slipway demo --dagster --bin ~/venv/bin",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			terminal := isTerminal(os.Stdout)
@@ -100,8 +102,8 @@ make demo installs what --dagster needs and starts it.`,
 			return d.run(cmd.Context())
 		},
 	}
-	cmd.Flags().BoolVar(&d.dagster, "dagster", false, "with a real dagster-webserver and an example project")
-	cmd.Flags().StringVar(&d.bin, "bin", ".venv/bin", "folder of dagster-webserver and its Python")
+	cmd.Flags().BoolVar(&d.dagster, "dagster", false, "start a real dagster-webserver with an example project")
+	cmd.Flags().StringVar(&d.bin, "bin", ".venv/bin", "folder with dagster-webserver and its Python")
 	cmd.Flags().StringVar(&d.project, "project", "examples/etl/definitions.py", "Python file of the example project")
 	return cmd
 }

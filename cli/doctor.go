@@ -17,13 +17,19 @@ var errSick = errors.New("something must be done: see the lines marked error")
 
 func (p *program) doctorCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "doctor", Short: "Find out why runs are not launched, or not as they should", Args: cobra.NoArgs,
-		Long: `Looks at everything that launching depends on: the configuration as Dagster reads it; the storage, its schema,
-its clock and whether a daemon could write to it; a dagster-daemon that does the same work, or does not run; the
-daemon that leads; the way by which Terminate in Dagster's UI reaches it; pauses and limits; runs that wait for
-long; the checks of every launcher; and what the runs that wait need: a request that can be made, their code
-server, their Python. Each finding has its next step, and in --json a code that does not change. Nothing is
-changed. The exit code is 1 if something must be done.`,
+		Use: "doctor", Short: "Find out why runs are not launched, or not as expected", Args: cobra.NoArgs,
+		Long: `Checks everything that launching depends on:
+
+  - the configuration, as Dagster reads it
+  - the storage: its schema, its clock, and whether a daemon could write to it
+  - dagster-daemon: whether it does the same work as Slipway, or does not run
+  - the Slipway daemon that leads, and whether Terminate in Dagster's UI reaches it
+  - pauses, limits, and runs that have waited for long
+  - every launcher, as slipway launchers check does
+  - what the waiting runs need: a valid request, their code server, their Python
+
+Each finding has a next step and, with --json, a code that never changes. The command changes
+nothing. Its exit code is 1 if something must be done.`,
 		Example: "  slipway doctor\n  slipway doctor --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, err := p.examine(cmd)

@@ -33,15 +33,16 @@ func (p *program) runsEnqueueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "enqueue [flags] [-- COMMAND ARG...]", Short: "Put a run into the queue",
 		Long: `Puts a run into the queue and prints its ID. The run is either a command job, which Slipway's own
-worker executes without Python, or a copy of a run that there is.
+worker executes without Python, or a copy of an existing run.
 
-A command job is one command behind --, or steps from a YAML file:
+A command job is one command after --, or steps from a YAML file:
 
   steps:
     extract: {command: [sh, -c, "echo rows"], timeout: 5m, retries: 2, retry_delay: 10s}
     load:    {command: [./load], needs: [extract], env: {MODE: full}}
 
-It stands in the run's config, and Dagster's pages show its events and output like those of any run.`,
+The steps are stored in the run's config. Dagster's pages show the events and output of the run like
+those of any other run.`,
 		Example: "  slipway runs enqueue -- sh -c 'echo hello'\n  slipway runs enqueue --job nightly --steps nightly.yaml --tag team=data\n  slipway runs enqueue --like 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.enqueue(cmd.Context(), s, e, args) })
@@ -50,10 +51,10 @@ It stands in the run's config, and Dagster's pages show its events and output li
 	f := cmd.Flags()
 	f.StringVar(&e.job, "job", "", "name of the command job (default: command)")
 	f.StringVar(&e.steps, "steps", "", "YAML file with the job's steps")
-	f.StringVar(&e.like, "like", "", "copy this run: same job, config, selection and tags")
-	f.StringToStringVar(&e.tags, "tag", nil, "a tag of the run, key=value; may be repeated")
-	f.IntVar(&e.priority, "priority", 0, "the run's priority; higher is sooner")
-	f.IntVar(&e.count, "count", 1, "how many such runs")
+	f.StringVar(&e.like, "like", "", "copy this run, with its job, config, selection and tags")
+	f.StringToStringVar(&e.tags, "tag", nil, "tag of the run, key=value; may be repeated")
+	f.IntVar(&e.priority, "priority", 0, "priority of the run; a higher one is launched sooner")
+	f.IntVar(&e.count, "count", 1, "how many of these runs to enqueue")
 	return cmd
 }
 
@@ -62,7 +63,7 @@ func (e enqueue) run(ctx context.Context, s storage.Store, args []string) (dagst
 	id := uuid.NewString()
 	if e.like != "" {
 		if len(args) > 0 || e.steps != "" || e.job != "" {
-			return dagster.Run{}, errors.New("--like copies a run as it is: no command, --steps or --job with it")
+			return dagster.Run{}, errors.New("--like copies a run as it is: leave out the command, --steps and --job")
 		}
 		old, err := find(ctx, s, e.like)
 		if err = errors.Join(err, old.Broken); err != nil {
@@ -96,7 +97,7 @@ func (e enqueue) run(ctx context.Context, s storage.Store, args []string) (dagst
 func (e enqueue) config(args []string) (json.RawMessage, error) {
 	switch {
 	case e.steps != "" && len(args) > 0:
-		return nil, errors.New("either a command or --steps, not both")
+		return nil, errors.New("give either a command or --steps, not both")
 	case e.steps != "":
 		text, err := os.ReadFile(e.steps)
 		if err != nil {
@@ -108,7 +109,7 @@ func (e enqueue) config(args []string) (json.RawMessage, error) {
 		}
 		return dagster.Encode(config.Tree(n)), nil
 	case len(args) == 0:
-		return nil, errors.New("what to run? A command behind --, a file with --steps, or a run to copy with --like; see slipway runs enqueue --help")
+		return nil, errors.New("nothing to run: give a command after --, a file with --steps, or a run to copy with --like; see slipway runs enqueue --help")
 	}
 	return dagster.Encode(map[string]any{"steps": map[string]any{"run": map[string]any{"command": args}}}), nil
 }

@@ -42,10 +42,13 @@ type fieldLayer struct {
 
 func (p *program) runsExplainCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "explain RUN", Short: "Show why a run waits or goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
-		Long: `Shows of a queued run its place in the queue and everything that holds it back: limits, pools, pauses, a launcher
-without room or that is sick. Shows which rule of slipway.yaml's routes decides about a run and why, which rules do not fit, and what sets each field of its
-worker: the launcher, the code location, the rule, a tag of the run. For a run that was launched also what was decided then.`,
+		Use: "explain RUN", Short: "Show why a run waits, why it goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
+		Long: `For a queued run, shows its place in the queue and everything that holds it back: limits, pools,
+pauses, a launcher that is full or sick.
+
+For every run, shows which rule of routes in slipway.yaml decides and why, which rules do not match,
+and what sets each field of its worker: the launcher, the code location, the rule, or a tag of the
+run. For a launched run, it also shows what was decided at its launch.`,
 		Example: "  slipway runs explain 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.explain(cmd.Context(), in, s, args[0]) })

@@ -24,7 +24,7 @@ import (
 )
 
 func (p *program) launchersCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "launchers", Short: "Look at launchers and their settings"}
+	cmd := &cobra.Command{Use: "launchers", Short: "Inspect, test and write launchers"}
 	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersNewCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
 	return cmd
 }
@@ -98,8 +98,9 @@ func (p *program) launchersSchemaCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema", Args: cobra.MaximumNArgs(1),
-		Long: `Prints the settings of a kind of launcher as JSON schema; without KIND, those of slipway.yaml with all kinds. With --launcher, what a
-launcher of slipway.yaml that is a program of its own takes as its config.`,
+		Long: `Prints the settings of a kind of launcher as JSON schema. Without KIND, prints the schema of
+slipway.yaml with all kinds. With --launcher, prints the config of a launcher in slipway.yaml that is
+a separate program (a plug-in).`,
 		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json\n  slipway launchers schema --launcher mine",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fields, err := p.settings(cmd.Context(), args, name)
@@ -110,7 +111,7 @@ launcher of slipway.yaml that is a program of its own takes as its config.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&name, "launcher", "", "the settings that this launcher's program declares")
+	cmd.Flags().StringVar(&name, "launcher", "", "print the settings that the program of this launcher declares")
 	return cmd
 }
 
@@ -153,9 +154,11 @@ func (p *program) launchersPreviewCommand() *cobra.Command {
 	var server bool
 	cmd := &cobra.Command{
 		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: cobra.MaximumNArgs(1),
-		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent, but with --server: then the target itself
-looks at it and makes nothing of it, where it can (k8s). Without RUN it is a run that the flags make up,
-as one of a code location whose entry point is dagster.`,
+		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent, except
+with --server: then the target checks the request without creating anything, if it can (k8s).
+
+Without RUN, the flags describe a sample run, as if from a code location with the entry point
+dagster.`,
 		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot\n  slipway launchers preview --job train --location ml --tag slipway/memory=8Gi",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
@@ -163,7 +166,7 @@ as one of a code location whose entry point is dagster.`,
 				if len(args) > 0 {
 					for _, flag := range []string{"job", "location", "image", "tag"} {
 						if cmd.Flags().Changed(flag) {
-							return fmt.Errorf("--%s is for a run that is made up: leave out the run, or the flag", flag)
+							return fmt.Errorf("--%s describes a sample run: leave out either the flag or the run", flag)
 						}
 					}
 					var err error
@@ -176,12 +179,12 @@ as one of a code location whose entry point is dagster.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&name, "launcher", "", "launcher to ask (default: the one that the run goes to)")
-	f.BoolVar(&server, "server", false, "have the target look at it (a dry run), too")
-	f.StringVar(&made.job, "job", "sample", "job of the run that is made up")
-	f.StringVar(&made.location, "location", "sample", "its code location")
-	f.StringVar(&made.image, "image", "", "image of its code location")
-	f.StringToStringVar(&made.tags, "tag", nil, "a tag of it, key=value; may be repeated")
+	f.StringVar(&name, "launcher", "", "launcher to ask (default: the launcher that the run is routed to)")
+	f.BoolVar(&server, "server", false, "also let the target check the request (a dry run)")
+	f.StringVar(&made.job, "job", "sample", "job of the sample run")
+	f.StringVar(&made.location, "location", "sample", "code location of the sample run")
+	f.StringVar(&made.image, "image", "", "image of the sample run's code location")
+	f.StringToStringVar(&made.tags, "tag", nil, "tag of the sample run, key=value; may be repeated")
 	return cmd
 }
 

@@ -33,21 +33,26 @@ var errContract = errors.New("the launcher breaks the contract")
 func (p *program) launchersTestCommand() *cobra.Command {
 	c := conformance{program: p}
 	cmd := &cobra.Command{
-		Use: "test NAME | -- COMMAND [ARG...]", Short: "Hold a launcher to the contract", Args: cobra.MinimumNArgs(1),
-		Long: `Runs the conformance kit, a test for each sentence of the launcher contract, against a launcher of slipway.yaml, or against a program that
-serves one (see docs/launchers/plugin.md). It starts real workers on the target, small shell scripts under an instance name of their
-own, and removes them again. What a launcher does not promise is shown as such; the exit code is 1 if it breaks what it promises.
+		Use: "test NAME | -- COMMAND [ARG...]", Short: "Test whether a launcher keeps the launcher contract", Args: cobra.MinimumNArgs(1),
+		Long: `Runs the conformance kit, one test for each sentence of the launcher contract, against a launcher of
+slipway.yaml or against a program that serves one (see docs/launchers/plugin.md). The kit starts real
+workers on the target, which are small shell scripts under a separate instance name, and removes them
+again.
 
---quick is for a first look, and for targets whose workers cost money: a dozen sentences, each with one or two workers.`,
+Optional sentences that the launcher does not promise are shown as not promised. The exit code is 1
+if the launcher breaks a sentence that it promises.
+
+--quick is for a first look, and for targets whose workers cost money: it tests a dozen sentences,
+each with one or two workers.`,
 		Example: "  slipway launchers test batch\n  slipway launchers test aci --quick --report junit=kit.xml\n  slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- ./slipway-batch",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			named := cmd.ArgsLenAtDash() < 0
 			if named && len(args) > 1 {
-				return fmt.Errorf("one launcher at a time; for a program: slipway launchers test -- %s", strings.Join(args, " "))
+				return fmt.Errorf("only one launcher can be tested at a time; to test a program: slipway launchers test -- %s", strings.Join(args, " "))
 			}
 			file, isJUnit := strings.CutPrefix(c.report, "junit=")
 			if c.report != "" && (!isJUnit || file == "") {
-				return fmt.Errorf("--report %s: junit=FILE is what there is", c.report)
+				return fmt.Errorf("--report %s: the only format is junit=FILE", c.report)
 			}
 			c.report = file
 			if c.many < 1 {
@@ -65,14 +70,14 @@ own, and removes them again. What a launcher does not promise is shown as such; 
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.image, "image", "", "image of the workers, with sh; for targets that need one")
+	f.StringVar(&c.image, "image", "", "image of the workers, which must contain sh; for targets that need an image")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long a worker may take to start and end")
-	f.StringVar(&c.only, "only", "", "only the sentences with this text")
-	f.IntVar(&c.many, "many", 100, "how many workers the sentence about many starts at once")
-	f.BoolVar(&c.quick, "quick", false, "only the sentences that matter most, with few workers")
-	f.StringVar(&c.report, "report", "", "junit=FILE: write the results into this file, as JUnit's XML")
-	f.StringVar(&c.settings, "config", "", "file with the settings of the program's launcher, YAML or JSON")
-	f.BoolVar(&c.plain, "no-mtls", false, "for programs that do not know go-plugin's certificates")
+	f.StringVar(&c.only, "only", "", "test only the sentences that contain this text")
+	f.IntVar(&c.many, "many", 100, "how many workers the test of many workers starts at once")
+	f.BoolVar(&c.quick, "quick", false, "test only the most important sentences, with few workers")
+	f.StringVar(&c.report, "report", "", "junit=FILE: write the results into FILE as JUnit XML")
+	f.StringVar(&c.settings, "config", "", "YAML or JSON file with the settings of the program's launcher")
+	f.BoolVar(&c.plain, "no-mtls", false, "for programs that do not support go-plugin's certificates")
 	f.BoolVar(&c.verbose, "verbose", false, "show what the launcher logs")
 	return cmd
 }
@@ -94,7 +99,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 		}
 		l, ok := in.Launchers[args[0]]
 		if !ok {
-			return t, fmt.Errorf("%w; for a program: slipway launchers test -- %s", noLauncher(in, args[0]), args[0])
+			return t, fmt.Errorf("%w; to test a program: slipway launchers test -- %s", noLauncher(in, args[0]), args[0])
 		}
 		t.Kind = l.Kind
 		t.Open = func() (launcher.Launcher, error) { return l.Kind.Open(cmd.Context(), l.Config, log) }
@@ -135,7 +140,7 @@ func (c *conformance) run(target launchertest.Target) error {
 		}
 	})
 	if len(results) == 0 {
-		return fmt.Errorf("the contract has no sentence with %q", c.only)
+		return fmt.Errorf("--only: no sentence of the contract contains %q", c.only)
 	}
 	if c.report != "" {
 		if err := writeJUnit(c.report, results); err != nil {

@@ -23,16 +23,17 @@ import (
 func (p *program) launchersNewCommand() *cobra.Command {
 	l, way, dir := scaffold.Launcher{}, "", ""
 	cmd := &cobra.Command{
-		Use: "new NAME", Short: "Begin a launcher of your own", Args: cobra.ExactArgs(1),
-		Long: `Writes a launcher that works: its target is a small batch system in shell, the program spool, which comes with it. Replace what asks that program
-by what asks your target, and keep the conformance kit passing. docs/writing-a-launcher.md goes through it.
+		Use: "new NAME", Short: "Write the files of a new launcher, ready to edit", Args: cobra.ExactArgs(1),
+		Long: `Writes a working launcher. Its target is spool, a small batch system written in shell, which is also
+written. Replace the calls of spool by calls of your target, and keep the conformance kit passing.
+docs/writing-a-launcher.md explains it step by step.
 
 ` + ways(),
 		Example: "  slipway launchers new my-batch --as go\n  slipway launchers new my-batch --as command --dir /etc/slipway/my-batch",
 		RunE: func(_ *cobra.Command, args []string) error {
 			l.Name = args[0]
 			if way == "" {
-				return fmt.Errorf("--as is needed: one of %s", strings.Join(slices.Sorted(maps.Keys(scaffold.Ways)), ", "))
+				return fmt.Errorf("--as is required: one of %s", strings.Join(slices.Sorted(maps.Keys(scaffold.Ways)), ", "))
 			}
 			if dir == "" && way == "tree" {
 				dir = "."
@@ -43,10 +44,10 @@ by what asks your target, and keep the conformance kit passing. docs/writing-a-l
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&way, "as", "", "the way to write it: command, go, python or tree")
-	f.StringVar(&dir, "dir", "", "folder to write into (default: one by its name; for tree, this folder, Slipway's sources)")
+	f.StringVar(&way, "as", "", "how to write it, required: command, go, python or tree")
+	f.StringVar(&dir, "dir", "", "folder to write into (default: NAME; for tree: the current folder, which must have Slipway's sources)")
 	f.StringVar(&l.Module, "module", "", "path of the Go module (default: example.com/slipway-NAME)")
-	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, for the Go module (default: those that this program was built from, unless it is a release)")
+	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, for the Go module (default: the sources that this program was built from, unless it is a release)")
 	return cmd
 }
 
@@ -89,7 +90,7 @@ var release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[a-z]+\.?\d*)?$`)
 func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	if way == "tree" {
 		if _, err := os.Stat(filepath.Join(dir, "launcher", "all", "all.go")); err != nil {
-			return fmt.Errorf("%s has no Slipway sources (launcher/all/all.go): run it there, or name the folder by --dir", dir)
+			return fmt.Errorf("%s has no Slipway sources (launcher/all/all.go): run this command in their folder, or name it with --dir", dir)
 		}
 	}
 	if way == "go" && l.Replace == "" {
@@ -113,7 +114,7 @@ func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	paths := slices.Sorted(maps.Keys(files))
 	for _, path := range paths {
 		if _, err := os.Lstat(filepath.Join(dir, path)); !errors.Is(err, fs.ErrNotExist) {
-			return errors.Join(fmt.Errorf("%s is there already; nothing was written", filepath.Join(dir, path)), err)
+			return errors.Join(fmt.Errorf("%s already exists; nothing was written: choose another folder with --dir", filepath.Join(dir, path)), err)
 		}
 	}
 	for _, path := range paths {
@@ -147,7 +148,7 @@ func nextSteps(way, dir string, l scaffold.Launcher) []string {
 	case "command":
 		return []string{
 			cd + " && mkdir -p spooled", "SPOOL=$PWD/spooled slipway --home . launchers test " + l.Name,
-			"# then put the launcher into the slipway.yaml of your instance, and the program spool beside that",
+			"# then copy the launcher into the slipway.yaml of your instance, and the program spool beside that file",
 		}
 	case "go":
 		steps := []string{cd + " && go mod tidy && go test .", "go build ./cmd/slipway-" + l.Name + " && " + settings + " && echo 'program: ./spool' >>settings.yaml", "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}

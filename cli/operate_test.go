@@ -50,10 +50,10 @@ func TestPause(t *testing.T) {
 	if st := statusOf(t, home); st.Runs["QUEUED"] != 1 || st.Waiting["paused"] != 1 || st.Leader.Lease != "held" || st.Launchers[1].Name != "local" || st.Launchers[1].Sick {
 		t.Errorf("status = %+v", st)
 	}
-	if out, err := built(t, home, "unpause"); err == nil || !strings.Contains(out, "launches of the instance are not paused; slipway status shows what is") {
+	if out, err := built(t, home, "unpause"); err == nil || !strings.Contains(out, "launches of the instance are not paused; slipway status shows all pauses") {
 		t.Errorf("unpause of what is not paused = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "unpause", "--tag", "team=a"); err != nil || !strings.Contains(out, "1 pause taken away") {
+	if out, err := built(t, home, "unpause", "--tag", "team=a"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause = %v\n%s", err, out)
 	}
 	status(t, home, held, "SUCCESS")
@@ -78,7 +78,7 @@ func TestDrain(t *testing.T) {
 	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil || !strings.Contains(out, "nothing of launcher local is in flight any more") {
 		t.Errorf("drain = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause taken away") {
+	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause --all = %v\n%s", err, out)
 	}
 }
@@ -192,7 +192,7 @@ func TestTerminateMany(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := built(t, home, "runs", "terminate"); err == nil || !strings.Contains(out, "either runs are named, or flags select them") {
+	if out, err := built(t, home, "runs", "terminate"); err == nil || !strings.Contains(out, "either name runs or select them with flags") {
 		t.Errorf("terminate of nothing = %v\n%s", err, out)
 	}
 	if out, err := built(t, home, "runs", "terminate", "--tag", "team=b", "--status", "QUEUED", "--dry-run"); err != nil || !strings.Contains(out, "100 runs would be canceled; QUEUED: 100") {

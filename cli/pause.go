@@ -25,7 +25,7 @@ type what struct{ launcher, location, job, tag string }
 
 func (w *what) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&w.launcher, "launcher", "", "only launches on this launcher; its runs go to the next one of their route, if there is one")
+	f.StringVar(&w.launcher, "launcher", "", "only launches on this launcher; its runs go to the next launcher of their route, if there is one")
 	f.StringVar(&w.location, "location", "", "only runs of this code location")
 	f.StringVar(&w.job, "job", "", "only runs of this job")
 	f.StringVar(&w.tag, "tag", "", "only runs with this tag, KEY=VALUE")
@@ -45,10 +45,10 @@ func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 		}
 	}
 	if n > 1 {
-		return p, errors.New("one of --launcher, --location, --job and --tag at most: pause each by itself")
+		return p, errors.New("use at most one of --launcher, --location, --job and --tag: pause each part separately")
 	}
 	if _, ok := in.Launchers[w.launcher]; w.launcher != "" && !ok {
-		return p, fmt.Errorf("slipway.yaml has no launcher %q; slipway launchers list shows those it has", w.launcher)
+		return p, fmt.Errorf("--launcher: slipway.yaml has no launcher %q; slipway launchers list shows its launchers", w.launcher)
 	}
 	if w.tag != "" && !strings.Contains(w.tag, "=") {
 		return p, fmt.Errorf("--tag %s: KEY=VALUE is expected", w.tag)
@@ -69,9 +69,10 @@ func (p *program) pauseCommand() *cobra.Command {
 	var by, why string
 	var long time.Duration
 	cmd := &cobra.Command{
-		Use: "pause", Short: "Hold back launches until they are let go", Args: cobra.NoArgs,
-		Long: `Holds back the launches of an instance, or of a part of it, until slipway unpause. Runs that wait stay QUEUED, runs in flight go on. It stands in Dagster's storage, so that it
-holds over restarts and for every daemon, and takes effect within a second or two.`,
+		Use: "pause", Short: "Pause launches until they are unpaused", Args: cobra.NoArgs,
+		Long: `Pauses the launches of an instance, or of a part of it, until slipway unpause. Waiting runs stay
+QUEUED; runs in flight continue. The pause is kept in Dagster's storage, so it survives restarts and
+holds for every daemon. It takes effect within a second or two.`,
 		Example: "  slipway pause --why 'database upgrade' --for 2h\n  slipway pause --launcher aci --why 'quota talks'\n  slipway pause --tag team=finance --why audit",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
@@ -85,13 +86,13 @@ holds over restarts and for every daemon, and takes effect within a second or tw
 	}
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
-	cmd.Flags().DurationVar(&long, "for", 0, "how long; by default until slipway unpause")
+	cmd.Flags().DurationVar(&long, "for", 0, "how long to pause (default: until slipway unpause)")
 	return cmd
 }
 
 func pauseFlags(cmd *cobra.Command, by, why *string) {
-	cmd.Flags().StringVar(by, "by", "", "who pauses (default: this user)")
-	cmd.Flags().StringVar(why, "why", "", "why, for those who wonder later")
+	cmd.Flags().StringVar(by, "by", "", "who pauses (default: the current user)")
+	cmd.Flags().StringVar(why, "why", "", "reason, which status and doctor show")
 }
 
 func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage.Store, w what, by, why string, long time.Duration) (queue.Pause, error) {
@@ -119,15 +120,17 @@ func (p *program) unpauseCommand() *cobra.Command {
 	var w what
 	var all bool
 	cmd := &cobra.Command{
-		Use: "unpause", Short: "Let launches go that were paused", Args: cobra.NoArgs,
-		Long:    "Takes away the pause of the instance, or of the part of it that the flags name, as it was set with the same flags; or all pauses. A maintenance window of slipway.yaml that holds the same part ends with it and begins again at its next time.",
+		Use: "unpause", Short: "End a pause", Args: cobra.NoArgs,
+		Long: `Ends the pause of the instance, or of a part of it: give the same flags as for slipway pause. --all
+ends all pauses. A maintenance window of slipway.yaml for the same part ends too, and begins again at
+its next time.`,
 		Example: "  slipway unpause\n  slipway unpause --launcher aci\n  slipway unpause --all",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.unpause(cmd.Context(), in, s, w, all) })
 		},
 	}
 	w.flags(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "all pauses")
+	cmd.Flags().BoolVar(&all, "all", false, "end all pauses")
 	return cmd
 }
 
@@ -154,14 +157,14 @@ func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.
 		}
 	}
 	if len(set) == 0 && !all {
-		return fmt.Errorf("launches of %s are not paused; slipway status shows what is", pause)
+		return fmt.Errorf("launches of %s are not paused; slipway status shows all pauses", pause)
 	}
 	for key, text := range set {
 		if err := s.SetEntry(ctx, key, text); err != nil {
 			return err
 		}
 	}
-	return p.say(map[string]int{"taken_away": len(set)}, "%s taken away\n", count(len(set), "pause"))
+	return p.say(map[string]int{"taken_away": len(set)}, "%s ended\n", count(len(set), "pause"))
 }
 
 func (p *program) drainCommand() *cobra.Command {
@@ -169,9 +172,9 @@ func (p *program) drainCommand() *cobra.Command {
 	var by, why string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "drain", Short: "Pause, and wait until nothing is in flight", Args: cobra.NoArgs,
-		Long: `Pauses as slipway pause does, and waits until none of the runs that are held back by it is in flight any more. The pause stays: slipway unpause ends it. Ended by Ctrl-C
-or --timeout, it stays as well.`,
+		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: cobra.NoArgs,
+		Long: `Pauses launches as slipway pause does, and waits until none of the paused runs is in flight any more.
+The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
 		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && slipway unpause --launcher docker",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
@@ -185,7 +188,7 @@ or --timeout, it stays as well.`,
 	}
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer; 0: wait")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer (0: wait without limit)")
 	return cmd
 }
 
@@ -240,8 +243,9 @@ func (t *table) pauses(pauses []queue.Pause) {
 func (p *program) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show what an instance is doing", Args: cobra.NoArgs,
-		Long: `Shows who leads the instance, its storage, how many runs wait and for what, what is paused, and its launchers. Part of it comes from the daemon that leads, where it
-can be reached. The exit code is 1 if no daemon leads.`,
+		Long: `Shows which daemon leads the instance, its storage, how many runs wait and for what, its pauses and
+its launchers. Some of this comes from the leading daemon, if it can be reached. The exit code is 1
+if no daemon leads.`,
 		Example: "  slipway status\n  slipway status --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
@@ -288,7 +292,7 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 		t.row("claims", "none: "+st.Held)
 	}
 	if st.Elsewhere > 0 {
-		t.row("on other hosts", fmt.Sprintf("%d workers, which the leader cannot see: a daemon that sees that host or Docker engine must lead", st.Elsewhere))
+		t.row("on other hosts", fmt.Sprintf("%d workers that the leader cannot see: run the leading daemon where it sees that host or Docker engine", st.Elsewhere))
 	}
 	for _, u := range st.Unwatched {
 		t.row("not watched", fmt.Sprintf("%s; %s", u, u.Fix()))
@@ -299,7 +303,7 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 		}
 	}
 	if problem != nil && lead == nil {
-		t.row("the leader's part", fmt.Sprintf("not known: %v", problem))
+		t.row("from the leader", fmt.Sprintf("unknown: %v", problem))
 	}
 	if len(st.Launchers) > 0 {
 		t.row()

@@ -262,7 +262,7 @@ func TestLaunchersNew(t *testing.T) {
 		if out, err := slipway(t, "", args...); err != nil || !strings.Contains(out, "next:") {
 			t.Fatalf("%v = %v\n%s", args, err, out)
 		}
-		if _, err := slipway(t, "", args...); err == nil || !strings.Contains(err.Error(), "is there already; nothing was written") {
+		if _, err := slipway(t, "", args...); err == nil || !strings.Contains(err.Error(), "already exists; nothing was written") {
 			t.Errorf("%v again = %v", args, err)
 		}
 	}

@@ -118,7 +118,7 @@ func (p *program) runsListCommand() *cobra.Command {
 	var statuses []string
 	var limit int
 	cmd := &cobra.Command{
-		Use: "list", Short: "List runs, the newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "List runs, newest first", Args: cobra.NoArgs,
 		Example: "  slipway runs list --status QUEUED,STARTED\n  slipway runs list --limit 5 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f := storage.Filter{Newest: limit}
@@ -130,7 +130,7 @@ func (p *program) runsListCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
-	cmd.Flags().IntVar(&limit, "limit", 20, "at most so many; 0 for all, oldest first")
+	cmd.Flags().IntVar(&limit, "limit", 20, "list at most this many runs; 0: all, oldest first")
 	return cmd
 }
 
@@ -181,9 +181,10 @@ func dash(s string) string {
 func (p *program) runsShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show RUN", Short: "Show one run with its events", Args: cobra.ExactArgs(1),
-		Long: `Shows one run with its events, and with what they hold: causes, a worker's last lines, debug info, errors. Of a
-queued run it shows its place in the queue and everything that holds it back. RUN is a run ID, or as much of its
-beginning as names one run among the newest 1000.`,
+		Long: `Shows one run with its events and their details: causes, the last lines of a worker, debug info,
+errors. For a queued run, also shows its place in the queue and everything that holds it back.
+
+RUN is a run ID, or the beginning of one that is unique among the newest 1000 runs.`,
 		Example: "  slipway runs show 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.showRun(cmd.Context(), in, s, args[0]) })
@@ -211,11 +212,11 @@ func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) 
 	}
 	switch len(runs) {
 	case 0:
-		return storage.Run{}, fmt.Errorf("there is no run %s; slipway runs list shows the newest", id)
+		return storage.Run{}, fmt.Errorf("there is no run %s; slipway runs list shows the newest runs", id)
 	case 1:
 		return runs[0], nil
 	}
-	return storage.Run{}, fmt.Errorf("%d runs begin with %s; give more of the ID", len(runs), id)
+	return storage.Run{}, fmt.Errorf("the IDs of %d runs begin with %s; give more of the ID", len(runs), id)
 }
 
 func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {
@@ -276,7 +277,7 @@ func (t *table) wait(w *daemon.Wait) {
 		t.row("waits for", fmt.Sprintf("%s: %s", r.Rule, cell(r.What)))
 	}
 	if len(w.Rules) == 0 {
-		t.row("waits for", "nothing that can be seen from here: it is launched as soon as it is its turn")
+		t.row("waits for", "nothing that this command can see: it is launched when its turn comes")
 	}
 	if w.Last != "" {
 		t.row("last launch", cell(w.Last))

@@ -223,7 +223,7 @@ func TestUnpauseEndsAWindow(t *testing.T) {
 		out, err := built(t, home, "status")
 		return err == nil && strings.Contains(out, "waiting for paused  2") && regexp.MustCompile(`the instance .*upgrade`).MatchString(out), out
 	})
-	if out, err := built(t, home, "unpause"); err != nil || !strings.Contains(out, "1 pause taken away") {
+	if out, err := built(t, home, "unpause"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause of a window = %v\n%s", err, out)
 	}
 	status(t, home, free, "SUCCESS")
@@ -233,7 +233,7 @@ func TestUnpauseEndsAWindow(t *testing.T) {
 	if out, err := built(t, home, "unpause"); err == nil || !strings.Contains(out, "are not paused") {
 		t.Errorf("a second unpause = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause taken away") {
+	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause --all = %v\n%s", err, out)
 	}
 	status(t, home, held, "SUCCESS")

@@ -31,9 +31,10 @@ func (p *program) sweepCommand() *cobra.Command {
 	var dry bool
 	var grace time.Duration
 	cmd := &cobra.Command{
-		Use: "sweep [LAUNCHER...]", Short: "Stop workers that no run needs, remove what is kept of ended ones",
-		Long: `Compares what the targets have with the storage, as the daemon does each minute: workers whose run has ended or is gone are stopped, what is kept
-of ended ones is removed as launchers.NAME.remove says, their output saved before. It touches only workers that carry this instance's id.`,
+		Use: "sweep [LAUNCHER...]", Short: "Stop workers that no run needs, and remove ended workers",
+		Long: `Compares the workers on the targets with the storage, as the daemon does each minute. Workers whose
+run has ended or is gone are stopped. Ended workers are removed as launchers.NAME.remove says, after
+their output is saved. Only workers that carry the ID of this instance are touched.`,
 		Example: "  slipway sweep --dry-run\n  slipway sweep docker --grace 0s",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
@@ -41,8 +42,8 @@ of ended ones is removed as launchers.NAME.remove says, their output saved befor
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done")
-	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace, "how long a worker may go on after its run has ended")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done, do nothing")
+	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace, "how long a worker may continue after the end of its run")
 	return cmd
 }
 

@@ -49,17 +49,17 @@ func (p *program) runsTerminateCommand() *cobra.Command {
 	f := &runFilter{}
 	cmd := &cobra.Command{
 		Use: "terminate [RUN...]", Short: "Cancel runs",
-		Long: `Cancels runs as Terminate in Dagster's UI does, and also those that are STARTING. A queued run is canceled
-at once. Of a run in flight the status turns CANCELING; the daemon that leads the instance sees that and
-stops its worker. A run that Slipway did not launch is left alone: terminate it where it was launched.
+		Long: `Cancels runs as Terminate in Dagster's UI does, and also runs that are STARTING. A queued run is
+canceled at once. A run in flight becomes CANCELING; the leading daemon sees that and stops its
+worker. A run that Slipway did not launch is left alone: terminate it where it was launched.
 
-With flags, every unfinished run that fits all of them is canceled, thousands in seconds.`,
+With flags, every unfinished run that matches all flags is canceled, thousands in seconds.`,
 		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway runs terminate --tag dagster/backfill=abcdef --dry-run",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 == f.empty() {
 				return nil
 			}
-			return errors.New("either runs are named, or flags select them (--all for every unfinished run)")
+			return errors.New("either name runs or select them with flags, not both (--all: every unfinished run)")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := parseStatuses(f.statuses); err != nil {
@@ -78,12 +78,12 @@ With flags, every unfinished run that fits all of them is canceled, thousands in
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.statuses, "status", nil, "of this status, as QUEUED; may be repeated, as the next ones")
-	flags.StringSliceVar(&f.jobs, "job", nil, "of this job")
-	flags.StringSliceVar(&f.locations, "location", nil, "of this code location")
-	flags.StringArrayVar(&f.tags, "tag", nil, "with this tag, KEY or KEY=VALUE; of several, all")
+	flags.StringSliceVar(&f.statuses, "status", nil, "only runs with this status, for example QUEUED; may be repeated")
+	flags.StringSliceVar(&f.jobs, "job", nil, "only runs of this job; may be repeated")
+	flags.StringSliceVar(&f.locations, "location", nil, "only runs of this code location; may be repeated")
+	flags.StringArrayVar(&f.tags, "tag", nil, "only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
 	flags.BoolVar(&f.all, "all", false, "every unfinished run")
-	flags.BoolVar(&f.dry, "dry-run", false, "only show which ones")
+	flags.BoolVar(&f.dry, "dry-run", false, "only show which runs would be canceled")
 	return cmd
 }
 
@@ -225,7 +225,7 @@ func cancellation(r storage.Run, instance string, now time.Time) (storage.Transi
 		canceling := dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Canceling run from the queue.")
 		t.Events = []dagster.Event{canceling, dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), "This run has been marked as canceled from outside the execution context.")}
 	case r.Status.Finished() || r.Status == dagster.Canceling:
-		return t, fmt.Errorf("run %s is %s already", r.ID, r.Status)
+		return t, fmt.Errorf("run %s is already %s", r.ID, r.Status)
 	case r.Launch == nil || r.Launch.Instance != instance || r.Launch.State == storage.Void:
 		return t, fmt.Errorf("run %s was not launched by this Slipway: terminate it where it was launched", r.ID)
 	default:
@@ -237,16 +237,17 @@ func cancellation(r storage.Run, instance string, now time.Time) (storage.Transi
 func (p *program) runsLogsCommand() *cobra.Command {
 	var o launcher.LogOptions
 	cmd := &cobra.Command{
-		Use: "logs RUN", Short: "Show what a run's worker wrote", Args: cobra.ExactArgs(1),
-		Long: `Shows what a run's worker wrote to its standard output and error, from where the launcher keeps it, or from slipway/logs in
-DAGSTER_HOME if the worker was removed from there. What the steps wrote is in Dagster's own compute logs, and the run's events are shown by slipway runs show.`,
+		Use: "logs RUN", Short: "Show the output of a run's worker", Args: cobra.ExactArgs(1),
+		Long: `Shows what a run's worker wrote to its standard output and error. The text comes from the target or,
+if the worker was removed there, from slipway/logs in DAGSTER_HOME. The output of steps is in
+Dagster's own compute logs; slipway runs show prints the events of the run.`,
 		Example: "  slipway runs logs 1a9ccfd4 --tail 50\n  slipway runs logs 1a9ccfd4 --follow",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.logs(cmd.Context(), in, s, args[0], o) })
 		},
 	}
-	cmd.Flags().IntVar(&o.Tail, "tail", 0, "only the last so many lines")
-	cmd.Flags().BoolVar(&o.Follow, "follow", false, "go on until the worker ends")
+	cmd.Flags().IntVar(&o.Tail, "tail", 0, "show only the last lines, this many (0: all)")
+	cmd.Flags().BoolVar(&o.Follow, "follow", false, "continue until the worker ends")
 	return cmd
 }
 
@@ -256,7 +257,7 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 		return err
 	}
 	if r.Launch == nil || r.Handle == "" {
-		return fmt.Errorf("run %s is %s and has no worker of Slipway's", r.ID, r.Status)
+		return fmt.Errorf("run %s is %s and has no worker that Slipway started", r.ID, r.Status)
 	}
 	kept := monitor.KeptLog(daemon.Logs(in), launcher.ID{Run: r.ID, Attempt: r.Launch.Attempt})
 	if text, err := os.ReadFile(kept); err == nil { // the worker was removed from its target
@@ -273,7 +274,7 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 	defer closing(&err, targets)
 	reader, ok := launcher.As[launcher.LogReader](targets[l.Name].Launcher)
 	if !ok {
-		return fmt.Errorf("launchers of kind %s keep no output", l.Kind.Name)
+		return fmt.Errorf("launchers of kind %s do not keep the output of workers", l.Kind.Name)
 	}
 	rc, err := reader.Logs(ctx, launcher.Handle(r.Handle), o)
 	if err != nil {

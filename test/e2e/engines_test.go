@@ -188,7 +188,7 @@ func TestTwoEngines(t *testing.T) {
 	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 || len(there.names()) != 1 || !strings.Contains(there.names()[0], other) {
 		t.Errorf("the run is %s, attempt %d; the second engine has %q:\n%s", r.Status, r.Launch.Attempt, there.names(), a.story(id))
 	}
-	if out, err := b.command("status"); err != nil || !strings.Contains(out, "1 workers, which the leader cannot see") {
+	if out, err := b.command("status"); err != nil || !strings.Contains(out, "1 workers that the leader cannot see") {
 		t.Errorf("status: %v\n%s", err, out)
 	}
 	second.stop()
