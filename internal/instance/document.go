@@ -99,13 +99,13 @@ type threads struct {
 // RunMonitoring is the section run_monitoring of dagster.yaml, in seconds. nil is unset.
 type RunMonitoring struct {
 	Enabled           bool `config:"enabled" help:"Has no effect here: Slipway always watches its runs."`
-	StartTimeout      *int `config:"start_timeout_seconds" help:"How long a worker may take from when its target took it until its run has started; then it is stopped and the run fails; 0 for no bound; default: 180."`
-	CancelTimeout     *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end when its run is canceled; then it is killed and the run is CANCELED; 0 for no bound; default: 180."`
-	MaxRuntime        *int `config:"max_runtime_seconds" help:"How long a run may take; then its worker is stopped and it fails; the run's tag dagster/max_runtime wins; default: 0, no bound."`
-	MaxResumeAttempts *int `config:"max_resume_run_attempts" help:"How many times a run that had started may be resumed by another worker when its own has died; default: 0."`
+	StartTimeout      *int `config:"start_timeout_seconds" help:"How long a worker may take to start its run, from the moment the target accepts the worker. Then the worker is stopped and the run fails. 0: no limit; default: 180."`
+	CancelTimeout     *int `config:"cancel_timeout_seconds" help:"How long a worker may take to end after its run is canceled. Then the worker is killed and the run is CANCELED. 0: no limit; default: 180."`
+	MaxRuntime        *int `config:"max_runtime_seconds" help:"How long a run may take. Then its worker is stopped and the run fails. The tag dagster/max_runtime of a run overrides it. Default: 0, no limit."`
+	MaxResumeAttempts *int `config:"max_resume_run_attempts" help:"How many times another worker may resume a started run whose worker has died; default: 0."`
 	PollInterval      *int `config:"poll_interval_seconds" help:"Has no effect: Slipway does not poll."`
-	CancelPoll        *int `config:"cancellation_thread_poll_interval_seconds" help:"Has no effect here: workers take it from dagster.yaml."`
-	FreeSlotsAfter    *int `config:"free_slots_after_run_end_seconds" help:"When the places in pools are freed that a run holds after its end; -1 for never; default: 300."`
+	CancelPoll        *int `config:"cancellation_thread_poll_interval_seconds" help:"Has no effect here: workers read it from dagster.yaml."`
+	FreeSlotsAfter    *int `config:"free_slots_after_run_end_seconds" help:"How long after its end a run may still hold slots in pools; then they are freed. -1: never; default: 300."`
 }
 
 // runQueue is the section run_queue, and QueuedRunCoordinator's config.
@@ -113,26 +113,26 @@ type runQueue struct {
 	limitsSection
 	DequeueInterval   *int        `config:"dequeue_interval_seconds" help:"Has no effect: Slipway does not poll."`
 	UseThreads        *bool       `config:"dequeue_use_threads" help:"Has no effect: Slipway launches many runs at once."`
-	NumWorkers        *int        `config:"dequeue_num_workers" help:"Has no effect: launch_rate of a launcher bounds its launches."`
-	MaxUserCodeRetry  *int        `config:"max_user_code_failure_retries" help:"Has no effect: a launch is tried again as its launcher requires."`
-	UserCodeRetryWait *int        `config:"user_code_failure_retry_delay" help:"Has no effect, likewise."`
-	BlockPools        *blockPools `config:"block_op_concurrency_limited_runs" help:"Whether and when full pools hold runs back in the queue."`
+	NumWorkers        *int        `config:"dequeue_num_workers" help:"Has no effect: launch_rate limits the launches of each launcher."`
+	MaxUserCodeRetry  *int        `config:"max_user_code_failure_retries" help:"Has no effect: the error of the launcher decides whether a launch is retried."`
+	UserCodeRetryWait *int        `config:"user_code_failure_retry_delay" help:"Has no effect, for the same reason."`
+	BlockPools        *blockPools `config:"block_op_concurrency_limited_runs" help:"Whether and when runs wait in the queue because their pools are full."`
 }
 
 type blockPools struct {
 	Enabled *bool `config:"enabled" help:"Runs whose pools are full wait in the queue; default: true."`
-	Buffer  *int  `config:"op_concurrency_slot_buffer" help:"How many more runs than places are let through; default: 0."`
+	Buffer  *int  `config:"op_concurrency_slot_buffer" help:"How many more runs than slots of a pool may be launched; default: 0."`
 }
 
 type limitsSection struct {
-	MaxConcurrentRuns *int               `config:"max_concurrent_runs" help:"Most runs in flight; -1 for no limit, 0 launches nothing."`
+	MaxConcurrentRuns *int               `config:"max_concurrent_runs" help:"Maximum number of runs in flight. -1: no limit; 0: nothing is launched."`
 	TagLimits         *[]tagLimitSection `config:"tag_concurrency_limits" help:"Limits per tag, as in dagster.yaml."`
 }
 
 type tagLimitSection struct {
 	Key   string        `config:"key" required:"true" help:"Key of the tag."`
-	Value config.Values `config:"value" help:"Its value, which may be empty, or {applyLimitPerUniqueValue: true} for a limit of each value; all values together if it is missing."`
-	Limit int           `config:"limit" required:"true" help:"Most runs in flight."`
+	Value config.Values `config:"value" help:"Value of the tag, which may be empty; or {applyLimitPerUniqueValue: true} for a separate limit per value. Without it, the limit is for all values together."`
+	Limit int           `config:"limit" required:"true" help:"Maximum number of runs in flight."`
 }
 
 // decode returns the limit. An absent value and null mean all values together.

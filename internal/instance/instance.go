@@ -67,7 +67,7 @@ type Queue struct {
 type Only struct {
 	Locations []string          `config:"locations" help:"Names of code locations."`
 	Jobs      []string          `config:"jobs" help:"Names of jobs."`
-	Tags      map[string]string `config:"tags" help:"Tags that the run must have; an empty value stands for any."`
+	Tags      map[string]string `config:"tags" help:"Tags that the run must have; an empty value matches any value."`
 }
 
 // Empty says whether all runs are selected.
@@ -140,43 +140,43 @@ type RefMode struct {
 
 // Settings are those of slipway.yaml.
 type Settings struct {
-	InstanceID          string                     `config:"instance_id" help:"Name of the instance on workers; default: the storage's own run_storage_id."`
-	FormerIDs           []string                   `config:"former_instance_ids" help:"Names that the instance had before: runs in flight that were launched under them are left alone, while by default the daemon does not start beside them."`
-	LogLevel            string                     `config:"log_level" default:"info" help:"What slipway daemon logs, unless --log-level says it: debug, info, warn or error."`
-	Default             string                     `config:"default" default:"local" help:"Launcher of runs that no route matches."`
+	InstanceID          string                     `config:"instance_id" help:"Name of the instance on its workers; default: run_storage_id of the storage."`
+	FormerIDs           []string                   `config:"former_instance_ids" help:"Earlier names of the instance. Runs in flight that were launched under one of these names are left alone. While there are such runs of a name that is not listed, the daemon does not start."`
+	LogLevel            string                     `config:"log_level" default:"info" help:"Log level of slipway daemon: debug, info, warn or error. --log-level overrides it."`
+	Default             string                     `config:"default" default:"local" help:"Launcher of the runs that no route matches."`
 	Launchers           map[string]launcherSection `config:"launchers" help:"Launchers by name; default: local, of kind process."`
-	RunLauncher         config.Values              `config:"run_launcher" help:"A run_launcher section as guides for Dagster show it, module, class and config; it takes the place of dagster.yaml's where launchers: is empty."`
-	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of dagster.yaml's run_launcher, where launchers: is empty and Slipway has no launcher of its own for it."`
-	Routes              []routeSection             `config:"routes" help:"Rules that say which launcher a run goes to; the first that fits decides."`
-	Queue               queueSection               `config:"queue" help:"Limits of the run queue. What is not said is taken, key by key, from dagster.yaml, else Dagster's defaults hold."`
-	Monitoring          monitoringSection          `config:"monitoring" help:"How long runs may take. What is not said is taken, key by key, from dagster.yaml's run_monitoring, whether that is enabled or not, else Dagster's defaults hold."`
-	Maintenance         []Window                   `config:"maintenance" help:"Times at which nothing, or a part of it, is launched. slipway pause does it by hand."`
-	Brake               Brake                      `config:"crash_loop" help:"Many workers of one job that die of one cause in a short time pause that job's launches."`
+	RunLauncher         config.Values              `config:"run_launcher" help:"A run_launcher section as in dagster.yaml: module, class and config. If launchers: is empty, it is used instead of the run_launcher in dagster.yaml."`
+	HostPython          string                     `config:"run_launcher_python" help:"Python that hosts the class of run_launcher, if launchers: is empty and Slipway has no kind of launcher for that class."`
+	Routes              []routeSection             `config:"routes" help:"Rules that choose the launcher of a run; the first rule that matches decides."`
+	Queue               queueSection               `config:"queue" help:"Limits of the run queue. A key that is not set is taken from dagster.yaml, else it has Dagster's default."`
+	Monitoring          monitoringSection          `config:"monitoring" help:"How long runs may take. A key that is not set is taken from run_monitoring in dagster.yaml, even if that is not enabled, else it has Dagster's default."`
+	Maintenance         []Window                   `config:"maintenance" help:"Times at which all launches, or some of them, are paused. slipway pause does the same by hand."`
+	Brake               Brake                      `config:"crash_loop" help:"If many workers of one job die of the same cause in a short time, the launches of that job are paused."`
 	Web                 Web                        `config:"web" help:"Metrics for Prometheus, health and status over HTTP."`
-	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver finds Slipway to cancel a run."`
-	Coexist             bool                       `config:"coexist" default:"false" help:"Start although dagster-daemon monitors runs, and claim runs although it may dequeue them as well."`
-	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Give workers their arguments on the command line, as Dagster's own launchers do, although process lists then show what is in dagster.yaml."`
-	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches at hand."`
-	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long the output of workers that were removed from their target is kept, in slipway/logs in DAGSTER_HOME."`
+	Terminate           Terminate                  `config:"terminate" help:"Where Dagster's webserver reaches Slipway to cancel a run."`
+	Coexist             bool                       `config:"coexist" default:"false" help:"Start even if dagster-daemon monitors runs, and claim runs even if dagster-daemon may dequeue them too."`
+	AllowSecretsInArgv  bool                       `config:"allow_secrets_in_argv" default:"false" help:"Pass workers their arguments on the command line, as Dagster's own launchers do. Process lists then show the contents of dagster.yaml."`
+	ShutdownGracePeriod time.Duration              `config:"shutdown_grace" default:"10s" help:"How long a stopping daemon may take to finish the launches it has begun."`
+	KeepLogs            time.Duration              `config:"keep_logs" default:"720h" help:"How long slipway/logs in DAGSTER_HOME keeps the output of workers that were removed from their target."`
 	StorageURL          storageSection             `config:"storage" help:"How Slipway itself reaches the storage."`
 }
 
 type launcherSection struct {
-	Kind       string            `config:"kind" help:"Kind of launcher; required, unless class says it."`
-	Module     string            `config:"module" help:"In place of kind, with class: a launcher of Dagster that a kind stands for."`
-	Class      string            `config:"class" help:"Its class, as AzureContainerInstanceRunLauncher."`
-	Python     map[string]string `config:"python" help:"Python that has a code location's packages where its workers run, by location; * for all others. By default that of the code location."`
-	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Launchers on this machine only."`
+	Kind       string            `config:"kind" help:"Kind of launcher; required, unless class is set."`
+	Module     string            `config:"module" help:"With class, instead of kind: the Python module of a launcher of Dagster that one of Slipway's kinds replaces."`
+	Class      string            `config:"class" help:"Class in that module, for example AzureContainerInstanceRunLauncher."`
+	Python     map[string]string `config:"python" help:"Python on the target that has the packages of a code location, by location; * for all others. Default: the Python of the code location."`
+	Cwd        map[string]string `config:"cwd" help:"Working directory of workers, by location; * for all others. Only for launchers on this machine."`
 	Grace      time.Duration     `config:"stop_grace" default:"30s" help:"Time between the stop signal and the kill of a worker whose run is canceled. Dagster's workers take some seconds to stop."`
-	Gate       string            `config:"worker_gate" help:"Which Python workers pass a gate before they execute: off, relaunch (attempts after the first) or on; default: on where the target can hold two workers of one name, off on this machine, else relaunch."`
-	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, which docker_executor and its like read; their images need its package."`
-	Allow      Allow             `config:"allow" help:"What runs may ask for by their tags, which anybody may set who may launch one."`
-	Remove     string            `config:"remove" help:"When what the target keeps of an ended worker is removed, its output saved before: a duration (default: 24h; 10m for aci, where it holds quota) after its end, always (as soon as its name need not be kept), on_success (likewise, and what failed stays) or never."`
-	Rate       int               `config:"launch_rate" default:"0" help:"Most launches per second; 0: 500. It falls by itself while the target refuses calls for their rate, and rises again."`
-	Settle     time.Duration     `config:"settle" default:"60s" help:"How long the target must not know a worker, asked again and again, and the run write nothing, for the worker to count as dead; 0: it never does."`
-	Restricted bool              `config:"restricted" default:"false" help:"No rule that looks at tags leads to this launcher."`
-	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), by an InstanceRef made from dagster.yaml; image, by the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, by an InstanceRef with PATH in place of this DAGSTER_HOME."`
-	Config     config.Values     `config:"config" help:"Settings of that kind."`
+	Gate       string            `config:"worker_gate" help:"Which Python workers must pass a gate before they execute, which lets one worker of a run through: off (none), relaunch (attempts after the first) or on (all). Default: on if the target can have two workers with one name, off on this machine, else relaunch."`
+	Steps      bool              `config:"step_executors" default:"false" help:"Workers see Dagster's own launcher of this target in their instance, because step executors such as docker_executor read its settings. The images of the workers need its package."`
+	Allow      Allow             `config:"allow" help:"What runs may request with their tags, which any user who can launch runs can set."`
+	Remove     string            `config:"remove" help:"When to delete an ended worker from the target (its output is saved first): a delay after its end, such as 24h; always, as soon as its name is no longer needed; on_success, like always, but failed workers stay; or never. Default: 24h; 10m for aci, where ended workers use quota."`
+	Rate       int               `config:"launch_rate" default:"0" help:"Maximum launches per second; 0: 500. The rate falls automatically while the target rejects calls because there are too many, and rises again."`
+	Settle     time.Duration     `config:"settle" default:"60s" help:"A worker counts as dead if for this long the target, asked repeatedly, does not know it and its run writes nothing. 0: never."`
+	Restricted bool              `config:"restricted" default:"false" help:"Rules that match on tags may not lead to this launcher."`
+	Ref        config.Values     `config:"instance" help:"How workers find the instance: inherit (default), from an InstanceRef made from dagster.yaml; image, from the dagster.yaml in their own DAGSTER_HOME; or {dagster_home: PATH}, from an InstanceRef with PATH instead of this DAGSTER_HOME."`
+	Config     config.Values     `config:"config" help:"Settings of the launcher's kind."`
 }
 
 // Fields are the settings of slipway.yaml, with those of the kinds of launchers.
@@ -195,23 +195,23 @@ func Fields(kinds []*launcher.Kind) []config.Field {
 
 type queueSection struct {
 	runQueue
-	Charge string `config:"charge" default:"admitted" help:"Which runs count against limits of tags and pools within one decision: admitted, those that may go; or dagster, also those that are held back for another reason, as Dagster does."`
-	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon goes on with the others; a run must fit each part that is given."`
+	Charge string `config:"charge" default:"admitted" help:"Which queued runs count against the limits of tags and pools within one decision: admitted, only runs that may be launched; or dagster, also runs that are held back for another reason, as Dagster counts."`
+	Only   Only   `config:"only" help:"Launch only some runs, while dagster-daemon launches the others. A run must match each part that is set."`
 }
 
 type monitoringSection struct {
 	RunMonitoring
-	Silence time.Duration  `config:"silence_timeout" default:"0" help:"A run of which nothing was heard for so long, and of whose worker the target says nothing either, is stopped and fails; 0: silence never fails a run."`
-	Phases  time.Duration  `config:"phases_after" default:"2s" help:"How long a worker must be in a phase of its start (waiting for a place, scheduled, pulling its image, pulled, started) for its run's log to tell of it; 0: each one is told of at once."`
-	Workers int            `config:"launch_attempts" default:"3" help:"How many workers a run may have in all, by deaths: again and next; Dagster's run retries count apart."`
-	Memory  []string       `config:"memory" help:"Memory of the workers that replace one that died for want of it (oom), as [4Gi, 8Gi, 16Gi]: each time the next amount that is more than it had."`
-	Deaths  []deathSection `config:"deaths" help:"What becomes of a run whose worker was proved dead before it had finished the run, by cause; the first entry with the cause decides. By default, a run that had not started goes again if its worker was preempted, evicted, throttled or lost with its node; one that had started is resumed if max_resume_run_attempts allows; else it fails."`
+	Silence time.Duration  `config:"silence_timeout" default:"0" help:"If for this long a run writes nothing and the target does not tell the state of its worker, the worker is stopped and the run fails. 0: silence never fails a run."`
+	Phases  time.Duration  `config:"phases_after" default:"2s" help:"How long a start phase of a worker (waiting for a place, scheduled, pulling its image, pulled, started) must last before the run's log shows it. 0: every phase is shown at once."`
+	Workers int            `config:"launch_attempts" default:"3" help:"How many workers a run may have in total, if deaths launches new ones (again, next). Dagster's run retries are counted separately."`
+	Memory  []string       `config:"memory" help:"Memory of the worker that replaces one that ran out of memory (oom), for example [4Gi, 8Gi, 16Gi]: the first amount that is more than the dead worker had."`
+	Deaths  []deathSection `config:"deaths" help:"What happens to a run whose worker is proved dead before it has finished the run, by cause of death; the first entry with the cause decides. By default, a run that has not started gets another worker if its worker was preempted, evicted, throttled or lost with its node. A run that has started is resumed if max_resume_run_attempts allows it. Any other run fails."`
 }
 
 type deathSection struct {
-	Causes  []string `config:"causes" required:"true" help:"Causes: oom, evicted, preempted, image_pull, unschedulable, quota, throttled, auth, node_lost, timeout, exit, unknown."`
-	Do      string   `config:"do" default:"fail" help:"If the run had not started: again, another worker; next, another one on the next launcher of the route; or fail."`
-	Started string   `config:"started" default:"fail" help:"If it had: resume, another worker goes on where this one ended; again or next, the run begins anew, and steps that had succeeded run once more; or fail."`
+	Causes  []string `config:"causes" required:"true" help:"Causes of death: oom, evicted, preempted, image_pull, unschedulable, quota, throttled, auth, node_lost, timeout, exit, unknown."`
+	Do      string   `config:"do" default:"fail" help:"If the run has not started: again (another worker), next (another worker on the next launcher of the route) or fail."`
+	Started string   `config:"started" default:"fail" help:"If the run has started: resume (another worker continues where this one ended), again or next (the run begins anew, and steps that had succeeded run once more), or fail."`
 }
 
 // Death says what becomes of a run whose worker died of one of some causes; none is all.
@@ -313,13 +313,13 @@ func pick(ours, dagsters *int, other int) int {
 
 // Window is a time at which launches are paused, again and again.
 type Window struct {
-	Cron     string        `config:"cron" required:"true" help:"When it begins, as cron has it: minute, hour, day, month, day of the week, as 0 2 * * 0; in this machine's time zone, or that of CRON_TZ=Europe/Berlin before it."`
-	For      time.Duration `config:"for" required:"true" help:"How long it lasts."`
-	Launcher string        `config:"launcher" help:"Only launches on this launcher; its runs go to the next one of their route."`
+	Cron     string        `config:"cron" required:"true" help:"When the window begins, as a cron line: minute, hour, day, month, day of the week, for example 0 2 * * 0. The time zone is that of this machine, unless the line starts with another one, for example CRON_TZ=Europe/Berlin."`
+	For      time.Duration `config:"for" required:"true" help:"How long the window lasts."`
+	Launcher string        `config:"launcher" help:"Only launches on this launcher; its runs go to the next launcher of their route."`
 	Location string        `config:"location" help:"Only runs of this code location."`
 	Job      string        `config:"job" help:"Only runs of this job."`
 	Tag      string        `config:"tag" help:"Only runs with this tag, KEY=VALUE."`
-	Why      string        `config:"why" help:"Is shown with it."`
+	Why      string        `config:"why" help:"Reason, shown with the pause."`
 }
 
 // Begins returns the times at which the window begins. As in cron, a day matches if either its day of the
@@ -334,15 +334,15 @@ func (w Window) Begins() (cron.Schedule, error) {
 
 // Brake says when a job's launches are paused for the deaths of its workers.
 type Brake struct {
-	Deaths int           `config:"deaths" default:"10" help:"So many deaths of one cause; 0: never."`
-	Within time.Duration `config:"within" default:"10m" help:"In this time."`
-	Pause  time.Duration `config:"pause" default:"10m" help:"How long the job's launches are paused then; slipway unpause ends it."`
+	Deaths int           `config:"deaths" default:"10" help:"How many deaths of one cause pause the job; 0: never."`
+	Within time.Duration `config:"within" default:"10m" help:"Time in which these deaths must happen."`
+	Pause  time.Duration `config:"pause" default:"10m" help:"How long the launches of the job are paused. slipway unpause ends the pause earlier."`
 }
 
 // Web says where metrics, health and status are to be had.
 type Web struct {
-	Listen string        `config:"listen" help:"host:port; off for nowhere; default: 127.0.0.1:9870, or another port of 127.0.0.1 if that is taken."`
-	Token  config.Secret `config:"token" help:"What /metrics and /status ask for, as Authorization: Bearer TOKEN; needed where listen is no address of this machine alone. /healthz and /readyz ask for nothing and tell nothing else."`
+	Listen string        `config:"listen" help:"host:port to listen on, or off. Default: 127.0.0.1:9870, or another port of 127.0.0.1 if that one is in use."`
+	Token  config.Secret `config:"token" help:"Token that /metrics and /status require, as Authorization: Bearer TOKEN. Required if other machines can reach the address in listen. /healthz and /readyz need no token and show nothing but health."`
 }
 
 // Loopback says whether only this machine can reach it.
@@ -408,15 +408,15 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 
 // Terminate says where Dagster's webserver finds Slipway to cancel a run.
 type Terminate struct {
-	Listen    string `config:"listen" help:"Address of the endpoint for cancelling, host:port; default: a unix socket in DAGSTER_HOME/slipway; with advertise, that port on all addresses."`
-	Advertise string `config:"advertise" help:"host:port by which the webserver reaches it; needed if webservers run on other machines."`
-	Cert      string `config:"tls_cert" help:"File with the endpoint's certificate; without one it speaks plain text. It holds no authority: only runs that storage shows as CANCELING are stopped."`
+	Listen    string `config:"listen" help:"Address of the endpoint for canceling, host:port. Default: a unix socket in DAGSTER_HOME/slipway; with advertise, its port on all addresses."`
+	Advertise string `config:"advertise" help:"host:port at which webservers reach the endpoint; required if webservers run on other machines."`
+	Cert      string `config:"tls_cert" help:"File with the certificate of the endpoint; without it, the endpoint uses no TLS. A request to the endpoint has no authority of its own: only runs that the storage shows as CANCELING are stopped."`
 	Key       string `config:"tls_key" help:"File with the certificate's key."`
-	LocalOnly bool   `config:"local_only" default:"false" help:"Webservers run on this machine only, or users accept that Terminate may report failure elsewhere."`
+	LocalOnly bool   `config:"local_only" default:"false" help:"Webservers run only on this machine, or users accept that Terminate may report failure on others."`
 }
 
 type storageSection struct {
-	DirectURL config.Secret `config:"direct_url" help:"Postgres address that bypasses a pooler, for Slipway alone."`
+	DirectURL config.Secret `config:"direct_url" help:"Postgres address that bypasses a pooler, used only by Slipway."`
 }
 
 // Home finds DAGSTER_HOME as Dagster does.

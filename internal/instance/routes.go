@@ -16,13 +16,13 @@ import (
 
 // Allow says what runs may ask of a launcher by their tags.
 type Allow struct {
-	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs; none: the tag is refused."`
-	Tags   []string `config:"tags" help:"Tags with raw settings that runs may have, for example slipway/aci; a run with one that is not listed fails. Default: none; of k8s those that K8sRunLauncher obeys, unless a list, also an empty one, stands here."`
-	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth, as privileged or volumes."`
-	CPU    string   `config:"max_cpu" help:"Most that slipway/cpu may ask for."`
-	Memory string   `config:"max_memory" help:"Most that slipway/memory may ask for."`
-	GPU    int      `config:"max_gpu" default:"0" help:"Most that slipway/gpu may ask for; 0 for no limit."`
-	Disk   string   `config:"max_disk" help:"Most that slipway/disk may ask for."`
+	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs. Without any, the tag is refused."`
+	Tags   []string `config:"tags" help:"Tags with raw settings that runs may have, for example slipway/aci. A run with such a tag that is not listed fails. Default: none; for k8s, the tags that K8sRunLauncher obeys. A list here, even an empty one, replaces the default."`
+	Forbid []string `config:"forbid" help:"Fields that neither code locations nor tags may set in raw settings (container_context, tags), at any depth: for example privileged or volumes."`
+	CPU    string   `config:"max_cpu" help:"Maximum that the tag slipway/cpu may request."`
+	Memory string   `config:"max_memory" help:"Maximum that the tag slipway/memory may request."`
+	GPU    int      `config:"max_gpu" default:"0" help:"Maximum that the tag slipway/gpu may request; 0: no limit."`
+	Disk   string   `config:"max_disk" help:"Maximum that the tag slipway/disk may request."`
 }
 
 // RawTags are the run tags with raw settings that a kind of launcher reads: those that are allowed, and those that are not.
@@ -63,41 +63,41 @@ func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resourc
 }
 
 type routeSection struct {
-	Name     string        `config:"name" help:"Name of the rule, for people."`
-	When     whenSection   `config:"when" help:"Conditions, all of which must fit; none: every run."`
-	To       config.Values `config:"to" help:"The launcher, or a list of them in order: the next is taken while one has no room or is sick."`
-	AllowTag bool          `config:"allow_tag" default:"false" help:"A run may choose among these launchers by its tag slipway/launcher."`
-	Set      setSection    `config:"set" help:"What holds for the workers of these runs."`
+	Name     string        `config:"name" help:"Name of the rule, shown to users."`
+	When     whenSection   `config:"when" help:"Conditions, all of which must match. Without any, every run matches."`
+	To       config.Values `config:"to" help:"The launcher, or a list of launchers in order of preference: while one is full or sick, the next is used."`
+	AllowTag bool          `config:"allow_tag" default:"false" help:"A run may choose one of these launchers with its tag slipway/launcher."`
+	Set      setSection    `config:"set" help:"Settings for the workers of these runs."`
 }
 
 type whenSection struct {
-	Location   config.Values            `config:"location" help:"Code location; a text or a list, in which * is any text and ? any character, as in all conditions."`
-	CodeServer *bool                    `config:"code_server" help:"The location is served by a code server of its own (grpc_server in workspace.yaml), or not."`
+	Location   config.Values            `config:"location" help:"Code location: a text or a list of texts. * matches any text and ? any character, as in the other conditions on texts."`
+	CodeServer *bool                    `config:"code_server" help:"Whether the location has its own code server (grpc_server in workspace.yaml)."`
 	Repository config.Values            `config:"repository" help:"Repository."`
 	Job        config.Values            `config:"job" help:"Job."`
-	Assets     config.Values            `config:"assets" help:"Key a/b of an asset that was selected for the run."`
+	Assets     config.Values            `config:"assets" help:"Key of an asset selected for the run, for example a/b."`
 	Partition  config.Values            `config:"partition" help:"Partition."`
 	Tags       map[string]config.Values `config:"tags" help:"Values of tags."`
-	Priority   string                   `config:"priority" help:"A comparison with the run's priority, as >=5."`
-	CPU        string                   `config:"cpu" help:"A comparison with slipway/cpu, as >2."`
-	Memory     string                   `config:"memory" help:"A comparison with slipway/memory, as >=8Gi."`
-	GPU        string                   `config:"gpu" help:"A comparison with slipway/gpu, as >=1."`
-	CEL        string                   `config:"cel" help:"An expression of the Common Expression Language over run: job, location, repository, tags, assets, partition, priority, cpu, memory, gpu."`
+	Priority   string                   `config:"priority" help:"Comparison with the run's priority, for example >=5."`
+	CPU        string                   `config:"cpu" help:"Comparison with the tag slipway/cpu, for example >2."`
+	Memory     string                   `config:"memory" help:"Comparison with the tag slipway/memory, for example >=8Gi."`
+	GPU        string                   `config:"gpu" help:"Comparison with the tag slipway/gpu, for example >=1."`
+	CEL        string                   `config:"cel" help:"Expression in the Common Expression Language over run, which has job, location, repository, tags, assets, partition, priority, cpu, memory and gpu."`
 }
 
 type setSection struct {
 	Image  string                 `config:"image" help:"Image."`
-	CPU    string                 `config:"cpu" help:"Processors, as 2 or 500m; the run's tag wins, as with the next three."`
-	Memory string                 `config:"memory" help:"Memory, as 4Gi."`
+	CPU    string                 `config:"cpu" help:"Processors, for example 2 or 500m. The run's tag overrides it, as it does memory, gpu and disk."`
+	Memory string                 `config:"memory" help:"Memory, for example 4Gi."`
 	GPU    int                    `config:"gpu" default:"0" help:"GPUs."`
-	Disk   string                 `config:"disk" help:"Disk, as 20Gi."`
-	Env    map[string]config.Text `config:"env" help:"Further environment variables."`
-	Labels map[string]string      `config:"labels" help:"Further labels."`
+	Disk   string                 `config:"disk" help:"Disk, for example 20Gi."`
+	Env    map[string]config.Text `config:"env" help:"Additional environment variables."`
+	Labels map[string]string      `config:"labels" help:"Additional labels."`
 	Nodes  map[string]string      `config:"nodes" help:"Labels that the worker's node must have; only for launchers that choose nodes."`
-	Grace  time.Duration          `config:"stop_grace" default:"0" help:"Time between the stop signal and the kill, in place of the launcher's."`
-	Start  time.Duration          `config:"start_timeout" default:"0" help:"How long a worker may take until its run has started, in place of monitoring.start_timeout_seconds."`
-	MaxRun time.Duration          `config:"max_runtime" default:"0" help:"How long the run may take, in place of monitoring.max_runtime_seconds; the run's tag dagster/max_runtime wins."`
-	Config config.Values          `config:"config" help:"Settings of the launcher, as a code location may have them in container_context."`
+	Grace  time.Duration          `config:"stop_grace" default:"0" help:"Time between the stop signal and the kill, instead of the launcher's stop_grace."`
+	Start  time.Duration          `config:"start_timeout" default:"0" help:"How long a worker may take to start its run, instead of monitoring.start_timeout_seconds."`
+	MaxRun time.Duration          `config:"max_runtime" default:"0" help:"How long the run may take, instead of monitoring.max_runtime_seconds. The tag dagster/max_runtime of a run overrides it."`
+	Config config.Values          `config:"config" help:"Settings of the launcher, in the form that container_context of a code location has."`
 }
 
 // texts reads a text or a list of texts.
