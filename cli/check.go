@@ -42,7 +42,7 @@ their results.`,
 		Example: "  slipway launchers check\n  slipway launchers check docker --from-target --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if from != "" && from != "auto" && from != "go" && from != "python" {
-				return fmt.Errorf("--from-target=%s: go or python is expected", from)
+				return fmt.Errorf("--from-target=%s: must be go or python", from)
 			}
 			return p.check(cmd.Context(), args, canary, from)
 		},

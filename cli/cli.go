@@ -123,7 +123,7 @@ that folder, beside dagster.yaml.`,
 func (p *program) log() (*slog.Logger, *slog.LevelVar, error) {
 	level := &slog.LevelVar{}
 	if err := level.UnmarshalText([]byte(p.logLevel)); p.logLevel != "" && err != nil {
-		return nil, nil, fmt.Errorf("--log-level %s: debug, info, warn or error is expected", p.logLevel)
+		return nil, nil, fmt.Errorf("--log-level %s: must be debug, info, warn or error", p.logLevel)
 	}
 	o := &slog.HandlerOptions{Level: level}
 	if p.logJSON {

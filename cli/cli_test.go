@@ -98,7 +98,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"there is no run deadbeef":                  {home, []string{"runs", "show", "deadbeef"}},
 		"runs begin with a; give more":              {home, []string{"runs", "show", "a"}},
 		"unknown command":                           {home, []string{"lauch"}},
-		"debug, info, warn or error is expected":    {home, []string{"daemon", "--log-level", "loud"}},
+		"must be debug, info, warn or error":        {home, []string{"daemon", "--log-level", "loud"}},
 		"there is no dagster-webserver in":          {empty, []string{"demo", "--dagster", "--bin", empty}},
 		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home}},
 		"nothing to run: give a command":            {home, []string{"runs", "enqueue"}},

@@ -451,7 +451,7 @@ routes:
 	}
 	text := strings.Join(strings.Fields(out), " ")
 	for _, want := range []string{
-		"launcher other", `decided then data: tag team "data" fits "data"`, "launchers other, then local", `does not fit nightly: job "command" fits none of "night*"`,
+		"launcher other", `decided then data: tag team "data" matches "data"`, "launchers other, then local", `does not match nightly: job "command" matches none of "night*"`,
 		"memory 1073741824 data", "env.MODE fast data", "env.PASSWORD [redacted] data", "cpu 500m tag slipway/cpu", "stop_grace 30s launchers.other",
 	} {
 		if !strings.Contains(text, want) {

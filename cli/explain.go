@@ -95,7 +95,7 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 	t.row("decides now", fmt.Sprintf("%s: %s", e.Rule, e.Reason))
 	t.row("launchers", strings.Join(e.Launchers, ", then "))
 	for _, p := range e.Passed {
-		t.row("does not fit", p)
+		t.row("does not match", p)
 	}
 	if e.Problem != "" {
 		t.row("problem", e.Problem)

@@ -51,7 +51,7 @@ func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 		return p, fmt.Errorf("--launcher: slipway.yaml has no launcher %q; slipway launchers list shows its launchers", w.launcher)
 	}
 	if w.tag != "" && !strings.Contains(w.tag, "=") {
-		return p, fmt.Errorf("--tag %s: KEY=VALUE is expected", w.tag)
+		return p, fmt.Errorf("--tag %s: must be KEY=VALUE", w.tag)
 	}
 	return p, nil
 }

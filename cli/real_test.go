@@ -100,7 +100,7 @@ func TestCheck(t *testing.T) {
 	if out, err := built(t, home, "launchers", "check", "local", "--from-target"); err != nil || !strings.Contains(out, "a worker there opened the storage: the storage is open: run_storage_id ") {
 		t.Errorf("launchers check local --from-target = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil || !strings.Contains(out, "go or python is expected") {
+	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil || !strings.Contains(out, "must be go or python") {
 		t.Errorf("launchers check --from-target=perl = %v\n%s", err, out)
 	}
 	python := filepath.Join(testenv.DagsterBin(t), "python")

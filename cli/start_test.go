@@ -254,7 +254,7 @@ func TestTagLimitOfAVariable(t *testing.T) {
 func TestSettingsThatNoCommandTakes(t *testing.T) {
 	for settings, want := range map[string]string{
 		"queue: {tag_concurrency_limits: [{key: team, limit: 1, value: {applyLimitPerUniqueVal: true}}]}\n": "did you mean applyLimitPerUniqueValue?",
-		"queue: {max_concurrent_runs: -2}\n": "queue.max_concurrent_runs: must be -1 (no limit) or more",
+		"queue: {max_concurrent_runs: -2}\n": "queue.max_concurrent_runs: must be -1 (no limit), 0 or more",
 		"queue: {charge: free}\n":            `"free" is neither admitted nor dagster`,
 		"terminate: {advertise: nowhere}\n":  `"nowhere" is not a host:port`,
 	} {

@@ -30,7 +30,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; it is started by a launcher with what Dagster gives its own workers"
+const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; a launcher starts it with the arguments of Dagster's own workers"
 
 // Main is the program slipway-worker. Like Dagster's worker it exits with 0 whatever became of its run, unless the arguments
 // ask for more, and with 1 if it could not begin.
@@ -191,7 +191,7 @@ func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	attempt, token, _ := strings.Cut(gate, " ")
 	n, err := strconv.Atoi(attempt)
 	if err != nil || token == "" {
-		return false, fmt.Errorf("%s=%q: an attempt and a token are expected", launcher.GateEnv, gate)
+		return false, fmt.Errorf("%s=%q: must be an attempt and a token", launcher.GateEnv, gate)
 	}
 	w.launch = token
 	by := uuid.NewString()
@@ -365,7 +365,7 @@ func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
 		return "", err
 	}
 	if w.launch != "" && (r.Launch == nil || r.Launch.Token != w.launch) {
-		return r.Status, w.log(ctx, w.events.Engine("[Slipway] Another run worker has taken the place of this one, which ends without a word about the run's end.", nil))
+		return r.Status, w.log(ctx, w.events.Engine("[Slipway] Another run worker has replaced this one, which exits without writing the end of the run.", nil))
 	}
 	switch r.Status {
 	case dagster.Canceling:
@@ -374,7 +374,7 @@ func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
 	case dagster.Canceled, dagster.Failure, dagster.Success:
 		return r.Status, w.log(ctx, w.events.Engine(fmt.Sprintf("Computational resources were cleaned up after the run was marked as %s from outside.", r.Status), nil))
 	}
-	err = errors.New("the run worker was told to stop (SIGTERM) although nobody had canceled the run")
+	err = errors.New("the run worker was told to stop (SIGTERM), but the run was not canceled")
 	out, werr := w.record(ctx, []dagster.Status{dagster.Started}, reason(dagster.UnexpectedTermination),
 		w.events.Failure("Execution of run for \""+w.events.Run.Job+"\" failed. "+err.Error(), dagster.UnexpectedTermination, nil, err))
 	return out.Status, werr

@@ -19,18 +19,18 @@ import (
 //	max_parallel: 4
 type Job struct {
 	Steps       map[string]Step `config:"steps" required:"true" help:"Steps by name."`
-	MaxParallel int             `config:"max_parallel" default:"4" help:"Most steps that run at once."`
+	MaxParallel int             `config:"max_parallel" default:"4" help:"Maximum number of steps that run at once."`
 }
 
 // Step is one step of a command job.
 type Step struct {
-	Command    []string          `config:"command" required:"true" help:"Program and arguments; no shell reads them."`
-	Needs      []string          `config:"needs" help:"Steps that must have succeeded before."`
-	Env        map[string]string `config:"env" help:"Further environment variables."`
+	Command    []string          `config:"command" required:"true" help:"Program and arguments; they are not passed through a shell."`
+	Needs      []string          `config:"needs" help:"Steps that must succeed before this one starts."`
+	Env        map[string]string `config:"env" help:"Additional environment variables."`
 	Dir        string            `config:"dir" help:"Working directory; default: the worker's."`
-	Timeout    time.Duration     `config:"timeout" default:"0" help:"How long one attempt may take; 0 for no limit."`
-	Retries    int               `config:"retries" default:"0" help:"How often the step is repeated after a failure."`
-	RetryDelay time.Duration     `config:"retry_delay" default:"0" help:"Wait before it is repeated."`
+	Timeout    time.Duration     `config:"timeout" default:"0" help:"How long one attempt may take; 0: no limit."`
+	Retries    int               `config:"retries" default:"0" help:"How many times the step is repeated after a failure."`
+	RetryDelay time.Duration     `config:"retry_delay" default:"0" help:"How long to wait before the step is repeated."`
 }
 
 // ParseJob reads and checks a run's config. Every problem is reported.
@@ -44,11 +44,11 @@ func ParseJob(runConfig json.RawMessage) (Job, error) {
 		return j, err
 	}
 	if len(j.Steps) == 0 || j.MaxParallel < 1 {
-		return j, fmt.Errorf("run config: at least one step and a max_parallel of at least 1 are expected")
+		return j, fmt.Errorf("run config: a command job needs at least one step and a max_parallel of at least 1")
 	}
 	for name, s := range j.Steps {
 		if len(s.Command) == 0 {
-			return j, fmt.Errorf("run config: steps.%s.command: a program is expected", name)
+			return j, fmt.Errorf("run config: steps.%s.command: required: a program and its arguments", name)
 		}
 		for _, need := range s.Needs {
 			if _, ok := j.Steps[need]; !ok {

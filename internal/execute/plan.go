@@ -164,7 +164,7 @@ func (p *plan) command(ctx context.Context, s Step, name string, attempt int, ou
 	case errors.As(err, &exit):
 		return fmt.Errorf("command ended with %s", describe(exit))
 	}
-	return fmt.Errorf("command could not be run: %w", err)
+	return fmt.Errorf("command could not be started: %w", err)
 }
 
 func describe(exit *exec.ExitError) string {

@@ -188,9 +188,9 @@ func (in *Instance) decode(doc *yaml.Node, env config.Lookup) (document, error) 
 	}
 	switch {
 	case d.RunQueue != nil && d.RunCoordinator != nil:
-		return d, fail("run_queue", "run_coordinator stands there as well, and Dagster takes only one of the two")
+		return d, fail("run_queue", "run_coordinator is set too, and Dagster accepts only one of the two: remove one")
 	case d.Storage.Node != nil && (d.RunStorage.Node != nil || d.EventStorage.Node != nil || d.ScheduleStorage.Node != nil):
-		return d, fail("storage", "run_storage, event_log_storage and schedule_storage may not stand beside it")
+		return d, fail("storage", "run_storage, event_log_storage and schedule_storage are not allowed beside it: remove them")
 	}
 	return d, errors.Join(in.checkConcurrency(doc, d))
 }
@@ -214,11 +214,11 @@ func (in *Instance) checkConcurrency(doc *yaml.Node, d document) error {
 	limit := c.Old
 	if c.Pools != nil {
 		if c.Old != nil {
-			return fail("default_op_concurrency_limit", "may not stand beside pools; write pools: {default_limit: …}")
+			return fail("default_op_concurrency_limit", "not allowed beside pools; write pools: {default_limit: …} instead")
 		}
 		limit = c.Pools.Default
 		if g := c.Pools.Granularity; g != "" && g != "run" && g != "op" {
-			return fail("pools.granularity", fmt.Sprintf("%q is neither run nor op", g))
+			return fail("pools.granularity", fmt.Sprintf("%q is neither run nor op: write one of them", g))
 		}
 	}
 	if limit != nil && (*limit < 0 || *limit > maxPoolLimit()) {
@@ -233,7 +233,7 @@ func (in *Instance) checkConcurrency(doc *yaml.Node, d document) error {
 		}
 	}
 	if (c.Pools != nil || c.Runs != nil) && q != nil && (q.MaxConcurrentRuns != nil || q.TagLimits != nil || q.BlockPools != nil && q.BlockPools.Buffer != nil) {
-		return fail("runs", "Dagster refuses limits in "+section+" beside concurrency: write them all under concurrency")
+		return fail("runs", "Dagster refuses limits in "+section+" if concurrency has pools or runs: write all limits under concurrency")
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func removal(text string) (Removal, error) {
 	}
 	after, err := time.ParseDuration(text)
 	if err != nil {
-		return Removal{}, fmt.Errorf("%q is none of always, on_success, never and a duration such as 24h", text)
+		return Removal{}, fmt.Errorf("%q is not one of always, on_success, never or a duration such as 24h", text)
 	}
 	return Removal{After: after}, nil
 }
@@ -261,9 +261,9 @@ func (m monitoringSection) check(fail func(setting, format string, args ...any))
 		n, err := config.ParseBytes(text)
 		switch {
 		case err != nil:
-			fail(fmt.Sprintf("memory[%d]", i), "%q is no amount of memory such as 8Gi", text)
+			fail(fmt.Sprintf("memory[%d]", i), "%q is not an amount of memory (for example: 8Gi)", text)
 		case n <= last:
-			fail(fmt.Sprintf("memory[%d]", i), "%s is not more than the amount before it", text)
+			fail(fmt.Sprintf("memory[%d]", i), "%s is not more than the amount before it: write rising amounts", text)
 		}
 		last = n
 	}
@@ -278,14 +278,14 @@ func (m monitoringSection) check(fail func(setting, format string, args ...any))
 			}
 		}
 		if !slices.Contains([]string{"again", "next", "fail"}, d.Do) {
-			fail(fmt.Sprintf("deaths[%d].do", i), "%q is none of again, next and fail", d.Do)
+			fail(fmt.Sprintf("deaths[%d].do", i), "%q is not one of again, next or fail", d.Do)
 		}
 		if !slices.Contains([]string{"resume", "again", "next", "fail"}, d.Started) {
-			fail(fmt.Sprintf("deaths[%d].started", i), "%q is none of resume, again, next and fail", d.Started)
+			fail(fmt.Sprintf("deaths[%d].started", i), "%q is not one of resume, again, next or fail", d.Started)
 		}
 	}
 	if m.Workers < 1 {
-		fail("launch_attempts", "%d is less than 1", m.Workers)
+		fail("launch_attempts", "%d is less than 1: a run needs at least one worker", m.Workers)
 	}
 }
 
@@ -364,7 +364,7 @@ func (t Terminate) Address() (host string, port int, err error) {
 	host, text, err := net.SplitHostPort(address)
 	port, perr := strconv.Atoi(text)
 	if err != nil || perr != nil || host == "" || port < 1 {
-		return "", 0, &config.Problem{Setting: "terminate." + setting, Text: fmt.Sprintf("%q is not a host:port by which webservers reach this daemon: write one, as slipway.internal:4001", address)}
+		return "", 0, &config.Problem{Setting: "terminate." + setting, Text: fmt.Sprintf("%q is not a host:port at which webservers reach this daemon (for example: slipway.internal:4001)", address)}
 	}
 	return host, port, nil
 }
@@ -374,10 +374,10 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 	for i, w := range s.Maintenance {
 		at := fmt.Sprintf("maintenance[%d].", i)
 		if _, err := w.Begins(); err != nil {
-			fail(at+"cron", "%q is no cron line of five fields, as 0 2 * * 0: %v", w.Cron, err)
+			fail(at+"cron", "%q is not a cron line of five fields (for example: 0 2 * * 0): %v", w.Cron, err)
 		}
 		if w.For <= 0 {
-			fail(at+"for", "%v is no time: write one, as 2h", w.For)
+			fail(at+"for", "%v is not a positive duration (for example: 2h)", w.For)
 		}
 		if w.Tag != "" && !strings.Contains(w.Tag, "=") {
 			fail(at+"tag", "%q is not KEY=VALUE", w.Tag)
@@ -389,16 +389,16 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 			}
 		}
 		if set > 1 {
-			fail(fmt.Sprintf("maintenance[%d]", i), "one of launcher, location, job and tag at most: write an entry for each")
+			fail(fmt.Sprintf("maintenance[%d]", i), "at most one of launcher, location, job and tag is allowed: write a separate entry for each")
 		}
 	}
 	if _, _, err := net.SplitHostPort(s.Web.Listen); err != nil && s.Web.Listen != "" && s.Web.Listen != "off" {
-		fail("web.listen", "%q is not a host:port: write one, as 0.0.0.0:9870, or off", s.Web.Listen)
+		fail("web.listen", "%q is not a host:port (for example: 127.0.0.1:9870) or off", s.Web.Listen)
 	} else if !s.Web.Loopback() && s.Web.Token == "" {
-		fail("web.listen", "%s can be reached from other machines: set web.token, as {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+		fail("web.listen", "other machines can reach %s: set web.token, for example to {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(s.LogLevel)); err != nil {
-		fail("log_level", "%q is none of debug, info, warn and error", s.LogLevel)
+		fail("log_level", "%q is not one of debug, info, warn or error", s.LogLevel)
 	}
 	_, _, err := s.Terminate.Address()
 	for _, p := range config.Problems(err) {
@@ -429,14 +429,14 @@ func Home(env config.Lookup) (string, error) {
 				hint = "; there is a dagster.yaml in this folder: export DAGSTER_HOME=" + cwd
 			}
 		}
-		return "", fmt.Errorf("DAGSTER_HOME is not set: it names the folder of dagster.yaml that your webserver uses%s", hint)
+		return "", fmt.Errorf("DAGSTER_HOME is not set: set it to the folder of the dagster.yaml that your webserver uses%s", hint)
 	}
 	if rest, ok := strings.CutPrefix(home, "~"); ok {
 		user, _ := env("HOME")
 		home = user + rest
 	}
 	if !filepath.IsAbs(home) {
-		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires", home)
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires: write the whole path", home)
 	}
 	if info, err := os.Stat(home); err != nil || !info.IsDir() {
 		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w", home, errOr(err, errors.New("it is a file")))
@@ -459,7 +459,7 @@ func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, er
 	case in.Settings.StorageURL.DirectURL == "":
 		err = errors.Join(err, in.auth)
 	case err == nil && in.Storage.URL == "":
-		err = in.Problem("storage.direct_url", "dagster.yaml's storage is SQLite in %s: leave direct_url out, or use the DAGSTER_HOME whose dagster.yaml has storage: {postgres: …}", in.Storage.BaseDir)
+		err = in.Problem("storage.direct_url", "the storage in dagster.yaml is SQLite in %s: leave direct_url out, or use a DAGSTER_HOME whose dagster.yaml has storage: {postgres: …}", in.Storage.BaseDir)
 	}
 	if err != nil {
 		return nil, err
@@ -529,18 +529,18 @@ func path(n *yaml.Node, keys ...string) *yaml.Node {
 
 func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error {
 	if class := d.InstanceClass; class != nil && strings.HasPrefix(class.Module, "dagster_cloud") {
-		return problem(in.file, path(doc, "instance_class"), "instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway works with a storage of your own, SQLite or Postgres")
+		return problem(in.file, path(doc, "instance_class"), "instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway needs a storage that you run, SQLite or Postgres")
 	}
 	for _, legacy := range []string{"run_storage", "event_log_storage", "schedule_storage"} {
 		if n := config.Child(doc, legacy); n != nil {
-			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages by storage: {postgres: …} or storage: {sqlite: …}, which is the same to Dagster")
+			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages with storage: {postgres: …} or storage: {sqlite: …}, which is the same for Dagster")
 		}
 	}
 	st := config.Child(doc, "storage")
 	in.Storage.BaseDir = in.Home
 	for _, other := range []string{"mysql", "custom"} {
 		if n := config.Child(st, other); n != nil {
-			return problem(in.file, n, "storage."+other, "Slipway works on Dagster's SQLite and Postgres storage; it has no %s", other)
+			return problem(in.file, n, "storage."+other, "Slipway supports Dagster's SQLite and Postgres storage, not %s: use sqlite or postgres", other)
 		}
 	}
 	if n := config.Child(st, "sqlite"); n != nil {
@@ -555,7 +555,7 @@ func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error
 		return in.postgres(n, env)
 	}
 	if st != nil {
-		return problem(in.file, st, "storage", "one of sqlite and postgres is expected")
+		return problem(in.file, st, "storage", "must have either sqlite or postgres")
 	}
 	return nil
 }
@@ -642,7 +642,7 @@ func (q *Queue) override(file, section string, s limitsSection) error {
 	if s.MaxConcurrentRuns != nil {
 		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
 		if q.MaxConcurrentRuns < -1 {
-			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs", Text: "must be -1 (no limit) or more"}
+			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs", Text: "must be -1 (no limit), 0 or more"}
 		}
 	}
 	if s.TagLimits == nil {
@@ -669,7 +669,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		return unread
 	}
 	if id := in.Settings.InstanceID; id != "" && !launcherName.MatchString(id) {
-		return problem(file, path(doc, "instance_id"), "instance_id", "%q: 1 to 40 letters, digits, - and _ are expected", id)
+		return problem(file, path(doc, "instance_id"), "instance_id", "%q is not an instance ID: use 1 to 40 letters, digits, - and _", id)
 	}
 	if len(in.Settings.Launchers) == 0 {
 		if err := in.stockLauncher(kinds, file, doc, env); err != nil {
@@ -681,7 +681,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	for name, section := range in.Settings.Launchers {
 		if section.Class != "" {
 			if section.Kind != "" {
-				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class", "set either kind or module and class, not both"))
+				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class", "set either kind, or module and class, not both"))
 				continue
 			}
 			if i := known(kinds, section.Module, section.Class); i >= 0 {
@@ -691,7 +691,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if section.Kind == "" {
 			text := "required: Kind of launcher."
 			if section.Class != "" {
-				text = fmt.Sprintf("required: no kind stands for %s.%s; kind: python hosts the class itself", section.Module, section.Class)
+				text = fmt.Sprintf("required: no kind of launcher replaces %s.%s; write kind: python to host the class itself", section.Module, section.Class)
 			}
 			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name+".kind", "%s", text))
 			continue
@@ -702,10 +702,10 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 			continue
 		}
 		if !launcherName.MatchString(name) {
-			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "a launcher's name has letters, digits, - and _ only"))
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "the name of a launcher may have only letters, digits, - and _, at most 40"))
 		}
 		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is none of off, relaunch and on", g))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is not one of off, relaunch or on", g))
 		}
 		remove, err := removal(cmp.Or(section.Remove, kinds[i].Remove, defaultRemove))
 		if err != nil {
@@ -767,7 +767,7 @@ func kindNames(kinds []*launcher.Kind) []string {
 func (in *Instance) steps(doc *yaml.Node, name string) error {
 	l := in.Launchers[name]
 	if l.Kind.Steps == nil {
-		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "launchers of kind " + l.Kind.Name + " have no step executors of Dagster's: leave it out"}
+		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "Dagster has no step executors for launchers of kind " + l.Kind.Name + ": leave it out"}
 		if n := path(doc, "launchers", name, "step_executors"); n != nil {
 			p.Line, p.Column = n.Line, n.Column
 		}
@@ -796,7 +796,7 @@ func refMode(v config.Values) (RefMode, error) {
 	case !isText && filepath.IsAbs(section.Home):
 		return RefMode{Home: filepath.Clean(section.Home)}, nil
 	}
-	return RefMode{}, v.Problem("", "one of inherit, image and {dagster_home: /absolute/path} is expected")
+	return RefMode{}, v.Problem("", "must be inherit, image or {dagster_home: /absolute/path}")
 }
 
 // parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.

@@ -69,10 +69,10 @@ func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 		if keys := config.Keys(s.Auth.Node); len(keys) > 0 {
 			provider = keys[0].Value
 		}
-		in.auth = problem(in.file, s.Auth.Node, "storage.postgres.auth_provider", "Slipway cannot log in by %s yet; give a password, or set storage.direct_url in slipway.yaml to an address with one", provider)
+		in.auth = problem(in.file, s.Auth.Node, "storage.postgres.auth_provider", "Slipway cannot log in with %s yet; set a password, or set storage.direct_url in slipway.yaml to an address with one", provider)
 	}
 	if (s.URL == "") == (s.DB == nil) {
-		return problem(in.file, n, "storage.postgres", "exactly one of postgres_url and postgres_db is expected")
+		return problem(in.file, n, "storage.postgres", "set exactly one of postgres_url and postgres_db")
 	}
 	if s.DB != nil {
 		s.URL = s.DB.url()

@@ -239,7 +239,7 @@ func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
 	case "DagsterSqliteStorage":
 		in.Storage.BaseDir, err = baseDir(n, "storage", env)
 	default:
-		err = fmt.Errorf("storage class %s.%s: slipway-worker works with Dagster's SQLite and Postgres storage", part.Module, part.Class)
+		err = fmt.Errorf("storage class %s.%s is not supported: slipway-worker needs Dagster's SQLite or Postgres storage", part.Module, part.Class)
 	}
 	return in.Storage, err
 }

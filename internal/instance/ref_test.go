@@ -91,14 +91,14 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"bad type deep down":  {"run_monitoring: {start_timeout_seconds: soon}\n", "", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
 		"two at once":         {"nux: {enabled: x}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
 		"class without name":  {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
-		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster takes only one"},
-		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write them all under concurrency"},
-		"pools in two forms":  {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n", "", "may not stand beside pools"},
+		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster accepts only one"},
+		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write all limits under concurrency"},
+		"pools in two forms":  {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n", "", "not allowed beside pools"},
 		"granularity":         {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
 		"pool limit":          {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
 		"dagster plus":        {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n", "", "Dagster+"},
-		"auth provider":       {"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: {scope: s}}}}\n", "", "Slipway cannot log in by azure_wif yet"},
-		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway works on"},
+		"auth provider":       {"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: {scope: s}}}}\n", "", "Slipway cannot log in with azure_wif yet"},
+		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway supports"},
 		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
 		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
 		"unset variable":      {"storage: {postgres: {postgres_url: {env: PG}}}\n", "", "environment variable PG is not set"},
@@ -108,8 +108,8 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"unknown default":     {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
 		"limit below -1":      {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
 		"launcher of a rule":  {"", "routes:\n- {to: moon}\n", `slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`},
-		"no launcher":         {"", "routes: [{when: {job: x}}]\n", "routes[0].to: a launcher is needed"},
-		"second rule":         {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n", `slipway.yaml:3:32: routes[1].when.priority: "high" is no comparison`},
+		"no launcher":         {"", "routes: [{when: {job: x}}]\n", "routes[0].to: required: a launcher"},
+		"second rule":         {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n", `slipway.yaml:3:32: routes[1].when.priority: "high" is not a comparison`},
 		"cel":                 {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n", "slipway.yaml:1:34: routes[0].when.cel: ERROR"},
 		"restricted":          {"", "launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n", `launcher "local" is restricted`},
 		"condition":           {"", "routes: [{to: local, when: {locaton: x}}]\n", "routes[0].when.locaton: unknown setting; did you mean location?"},
@@ -299,7 +299,7 @@ func TestRefOfALauncher(t *testing.T) {
 	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, step_executors: true}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "launchers.local.step_executors") {
 		t.Errorf("step_executors of a kind without: %v", err)
 	}
-	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: one of") {
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: must be") {
 		t.Errorf("a relative path: %v", err)
 	}
 }

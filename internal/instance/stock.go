@@ -46,7 +46,7 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		l.Kind = "python"
 		l.Config.Node = mapping(l.Config.Node, "module", module, "class", class, "python", in.Settings.HostPython)
 	default:
-		return section.Problem("", "Slipway does not know %s.%s; either write launchers: in %s, which then take its place, or have the class itself hosted: set run_launcher_python in that file to a Python that has it and Dagster", module, class, file)
+		return section.Problem("", "Slipway does not know %s.%s; either write launchers: in %s, which are then used instead, or host the class itself: set run_launcher_python in that file to a Python that has the class and Dagster", module, class, file)
 	}
 	in.Settings.Launchers = map[string]launcherSection{name: l}
 	if config.Child(doc, "default") == nil {

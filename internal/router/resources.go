@@ -37,7 +37,7 @@ func Resources(r dagster.Run) (launcher.Resources, error) {
 		}
 		v, err := n.parse(strings.TrimSpace(text))
 		if err != nil || v < 0 {
-			errs = append(errs, fmt.Errorf("%w: tag %s=%q of run %s: expected is an amount such as %s", launcher.ErrInvalid, n.tag, text, r.ID, n.example))
+			errs = append(errs, fmt.Errorf("%w: tag %s=%q of run %s is not an amount (for example: %s)", launcher.ErrInvalid, n.tag, text, r.ID, n.example))
 			continue
 		}
 		*n.to = v

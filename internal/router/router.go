@@ -118,7 +118,7 @@ func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Route
 			r.Name = fmt.Sprintf("routes[%d]", i)
 		}
 		if len(r.To) == 0 {
-			problem("to", "a launcher is needed, or a list of them")
+			problem("to", "required: a launcher, or a list of launchers")
 		}
 		for _, name := range r.To {
 			l, ok := launchers[name]
@@ -126,7 +126,7 @@ func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Route
 			case !ok:
 				problem("to", "there is no launcher named %q under launchers:%s", name, config.Suggest(name, slices.Sorted(maps.Keys(launchers))))
 			case l.Restricted && (r.ByTag || r.When.tagged()):
-				problem("to", "launcher %q is restricted, and this rule looks at tags (partition, priority, cpu, memory and gpu are tags as well), which whoever launches a run may set; let it look at locations and jobs only, or take restricted away", name)
+				problem("to", "launcher %q is restricted: rules with allow_tag or with conditions on tags (partition, priority, cpu, memory and gpu are tags too) may not lead to it, because any user can set tags; match on location and job only, or remove restricted", name)
 			}
 		}
 		compiled := rule{Rule: r}
@@ -154,12 +154,12 @@ func (r *Router) Route(run dagster.Run) Decision {
 			if i := slices.Index(rule.To, name); i >= 0 {
 				d.Launchers, d.Reason = rule.To[i:i+1], d.Reason+", and the run's tag "+LauncherTag+" chooses"
 			} else {
-				d.Reason += fmt.Sprintf("; its tag %s=%q is none of this rule's launchers and is ignored", LauncherTag, name)
+				d.Reason += fmt.Sprintf("; its tag %s=%q names none of this rule's launchers and is ignored", LauncherTag, name)
 			}
 		}
 		return d
 	}
-	reason := "no rule fits"
+	reason := "no rule matches"
 	if len(r.rules) == 0 {
 		reason = "there are no rules"
 	}
@@ -202,14 +202,14 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 			for _, v := range values {
 				for i, g := range compiled {
 					if g.MatchString(v) {
-						return true, fmt.Sprintf("%s %q fits %q", name, v, globs[i])
+						return true, fmt.Sprintf("%s %q matches %q", name, v, globs[i])
 					}
 				}
 			}
 			if len(values) == 0 {
 				return false, fmt.Sprintf("the run has no %s", name)
 			}
-			return false, fmt.Sprintf("%s %s fits none of %s", name, quoted(values), quoted(globs))
+			return false, fmt.Sprintf("%s %s matches none of %s", name, quoted(values), quoted(globs))
 		})
 	}
 	one := func(v string) []string {
@@ -221,9 +221,9 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 	if w.CodeServer != nil {
 		out = append(out, func(r dagster.Run, _ launcher.Resources) (bool, string) {
 			if r.HasCodeServer() {
-				return *w.CodeServer, fmt.Sprintf("location %q has a code server of its own", r.Remote.Location)
+				return *w.CodeServer, fmt.Sprintf("location %q has its own code server", r.Remote.Location)
 			}
-			return !*w.CodeServer, fmt.Sprintf("location %q has no code server of its own", r.Remote.Location)
+			return !*w.CodeServer, fmt.Sprintf("location %q does not have its own code server", r.Remote.Location)
 		})
 	}
 	text("location", w.Location, func(r dagster.Run) []string { return one(r.Remote.Location) })
@@ -260,7 +260,7 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 		out = append(out, func(r dagster.Run, needs launcher.Resources) (bool, string) {
 			v, has := n.of(r, needs)
 			if !has {
-				return false, "the run does not say its " + n.setting
+				return false, "the run does not set its " + n.setting
 			}
 			if !holds(v) {
 				return false, fmt.Sprintf("%s is not %s", n.setting, n.text)
@@ -314,11 +314,11 @@ func comparison(text string, parse func(string) (int64, error)) (func(int64) boo
 		}
 		n, err := parse(strings.TrimSpace(rest))
 		if err != nil {
-			return nil, fmt.Errorf("%q is no comparison such as >=2", text)
+			return nil, fmt.Errorf("%q is not a comparison (for example: >=2)", text)
 		}
 		return func(v int64) bool { return o.holds(v, n) }, nil
 	}
-	return nil, fmt.Errorf("%q is no comparison", text)
+	return nil, fmt.Errorf("%q is not a comparison (for example: >=2)", text)
 }
 
 // priority is a run's priority for comparisons: one beyond the range of int64 is the last number of that range.

@@ -32,8 +32,8 @@ func TestConditions(t *testing.T) {
 		why  string
 	}{
 		{"nothing", router.When{}, run(), true, "no condition"},
-		{"location", router.When{Location: []string{"et*"}}, run(), true, `location "etl" fits "et*"`},
-		{"another location", router.When{Location: []string{"et", "?tl?"}}, run(), false, `"etl" fits none of "et", "?tl?"`},
+		{"location", router.When{Location: []string{"et*"}}, run(), true, `location "etl" matches "et*"`},
+		{"another location", router.When{Location: []string{"et", "?tl?"}}, run(), false, `"etl" matches none of "et", "?tl?"`},
 		{"repository", router.When{Repository: []string{"__*"}}, run(), true, ""},
 		{"job of a list", router.When{Job: []string{"hourly", "nightl?"}}, run(), true, ""},
 		{"asset", router.When{Assets: []string{"raw/*"}}, run(), true, "raw/orders"},
@@ -49,7 +49,7 @@ func TestConditions(t *testing.T) {
 		{"a priority beyond int64", router.When{Priority: ">5", CEL: "run.priority > 5"}, run("dagster/priority=99999999999999999999"), true, ""},
 		{"no priority is 0", router.When{Priority: "<1"}, run(), true, ""},
 		{"memory", router.When{Memory: "> 8Gi"}, run("slipway/memory=16Gi"), true, ""},
-		{"no memory", router.When{Memory: "<8Gi"}, run(), false, "does not say its memory"},
+		{"no memory", router.When{Memory: "<8Gi"}, run(), false, "does not set its memory"},
 		{"cpu", router.When{CPU: "<=500m"}, run("slipway/cpu=0.5"), true, ""},
 		{"gpu", router.When{GPU: ">=1"}, run("slipway/gpu=2"), true, ""},
 		{"gpu exactly", router.When{GPU: "1"}, run("slipway/gpu=2"), false, ""},
@@ -108,17 +108,17 @@ func TestTheFirstRuleThatFits(t *testing.T) {
 
 func TestRulesThatCannotWork(t *testing.T) {
 	for want, rule := range map[string]router.Rule{
-		"routes[0].to: a launcher is needed":                       {},
-		`routes[0].to: there is no launcher named "moon"`:          {To: []string{"moon"}},
-		`routes[0].to: launcher "vault" is restricted`:             {To: []string{"vault"}, When: router.When{Tags: map[string][]string{"a": {"b"}}}},
-		`launcher "vault" is restricted, and this`:                 {To: []string{"vault"}, When: router.When{Partition: []string{"x"}}},
-		`"vault" is restricted, and this rule looks`:               {To: []string{"vault"}, ByTag: true},
-		`is restricted, and this rule looks at tags`:               {To: []string{"vault"}, When: router.When{CEL: "run.tags.size() > 0"}},
-		`routes[0].when.priority: "high" is no comparison`:         {To: []string{"spot"}, When: router.When{Priority: "high"}},
-		`routes[0].when.memory: ">=lots" is no comparison`:         {To: []string{"spot"}, When: router.When{Memory: ">=lots"}},
-		`routes[0].when.cel`:                                       {To: []string{"spot"}, When: router.When{CEL: "run.job =="}},
-		"routes[0].when.cel: the expression is a int, not a bool":  {To: []string{"spot"}, When: router.When{CEL: "1 + 1"}},
-		"routes[0].when.cel: ERROR: <input>:1:1: undeclared refer": {To: []string{"spot"}, When: router.When{CEL: "job == 'x'"}},
+		"routes[0].to: required: a launcher":                             {},
+		`routes[0].to: there is no launcher named "moon"`:                {To: []string{"moon"}},
+		`routes[0].to: launcher "vault" is restricted`:                   {To: []string{"vault"}, When: router.When{Tags: map[string][]string{"a": {"b"}}}},
+		`launcher "vault" is restricted: rules`:                          {To: []string{"vault"}, When: router.When{Partition: []string{"x"}}},
+		`"vault" is restricted: rules with allow_tag`:                    {To: []string{"vault"}, ByTag: true},
+		`is restricted: rules with allow_tag or with conditions on tags`: {To: []string{"vault"}, When: router.When{CEL: "run.tags.size() > 0"}},
+		`routes[0].when.priority: "high" is not a comparison`:            {To: []string{"spot"}, When: router.When{Priority: "high"}},
+		`routes[0].when.memory: ">=lots" is not a comparison`:            {To: []string{"spot"}, When: router.When{Memory: ">=lots"}},
+		`routes[0].when.cel`:                                             {To: []string{"spot"}, When: router.When{CEL: "run.job =="}},
+		"routes[0].when.cel: the expression is a int, not a bool":        {To: []string{"spot"}, When: router.When{CEL: "1 + 1"}},
+		"routes[0].when.cel: ERROR: <input>:1:1: undeclared refer":       {To: []string{"spot"}, When: router.When{CEL: "job == 'x'"}},
 	} {
 		_, err := router.New([]router.Rule{rule}, []string{"local"}, known)
 		var p *router.Problem

@@ -58,13 +58,13 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 			continue
 		}
 		if n.max > 0 && n.asks > n.max {
-			return nil, fmt.Errorf("%w: tag %s=%s of run %s is more than launchers.%s.allow.%s in slipway.yaml", launcher.ErrInvalid, n.tag, r.Tags[n.tag], r.ID, t.Name, n.setting)
+			return nil, fmt.Errorf("%w: tag %s=%s of run %s is more than launchers.%s.allow.%s in slipway.yaml allows: raise that limit, or launch the run with a smaller amount", launcher.ErrInvalid, n.tag, r.Tags[n.tag], r.ID, t.Name, n.setting)
 		}
 		layers = append(layers, Layer{"tag " + n.tag, router.Set{Resources: n.set}})
 	}
 	if image, ok := r.Tags[router.ImageTag]; ok {
 		if !router.Fits(image, t.Allow.Images) {
-			return nil, fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml", launcher.ErrInvalid, router.ImageTag, image, r.ID, t.Name)
+			return nil, fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml: add it there, or launch the run without the tag", launcher.ErrInvalid, router.ImageTag, image, r.ID, t.Name)
 		}
 		layers = append(layers, Layer{"tag " + router.ImageTag, router.Set{Image: image}})
 	}

@@ -83,7 +83,7 @@ type Attempt struct {
 // Request builds the request for one attempt at a run. Its error is [launcher.ErrInvalid].
 func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request, error) {
 	if r.Code.Raw == nil {
-		return nil, fmt.Errorf("%w: run %s has no pipeline_code_origin: it was not made by a webserver or daemon, and no worker can load its job", launcher.ErrInvalid, r.ID)
+		return nil, fmt.Errorf("%w: run %s has no pipeline_code_origin: no webserver or daemon created it, so no worker can load its job", launcher.ErrInvalid, r.ID)
 	}
 	req := &launcher.Request{
 		ID: launcher.ID{Run: r.ID, Attempt: a.Number}, Token: a.Token, Instance: b.Instance, At: a.At,
@@ -108,7 +108,7 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		return nil, err
 	}
 	if t.Traits.OwnCommand && r.IsCommand() {
-		return nil, fmt.Errorf("%w: run %s is a command job, and launcher %q launches jobs of Dagster's code locations only: send it to another launcher by a rule in slipway.yaml, for example "+
+		return nil, fmt.Errorf("%w: run %s is a command job, and launcher %q launches only jobs of Dagster's code locations: send it to another launcher with a rule in slipway.yaml, for example "+
 			"`routes: [{when: {location: %s}, to: NAME}]`", launcher.ErrInvalid, r.ID, t.Name, dagster.CommandLocation)
 	}
 	if t.Traits.OwnCommand {
@@ -182,7 +182,7 @@ func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, er
 		var tree any
 		if err := json.Unmarshal(text, &tree); err == nil { // what is no JSON, the launcher refuses
 			if field := has(tree, t.Allow.Forbid); field != "" {
-				return fmt.Errorf("%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids", launcher.ErrInvalid, source, r.ID, field, t.Name)
+				return fmt.Errorf("%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids: remove the field, or allow it there", launcher.ErrInvalid, source, r.ID, field, t.Name)
 			}
 		}
 		out = append(out, launcher.Override{Source: source, JSON: text})
@@ -258,7 +258,7 @@ func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python st
 	where := fmt.Sprintf("launchers.%s.python.%s in slipway.yaml", t.Name, r.Remote.Location)
 	if p := setting(t.Python, r.Remote.Location); p != "" {
 		if !b.Files.Exists(p) {
-			return nil, "", fmt.Errorf("%w: code location %s: there is no %s here (%s)", launcher.ErrInvalid, r.Remote.Location, p, where)
+			return nil, "", fmt.Errorf("%w: code location %s: %s does not exist on this machine: correct %s", launcher.ErrInvalid, r.Remote.Location, p, where)
 		}
 		return module(p), p, nil
 	}
@@ -269,7 +269,7 @@ func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python st
 	if e := r.Code.EntryPoint; len(e) > 0 && (b.Files.Exists(e[0]) && filepath.IsAbs(e[0]) || b.Files.LookPath(e[0])) {
 		return append([]string{}, e...), e[0], nil
 	}
-	return nil, "", fmt.Errorf("%w: code location %s runs in %s, which is not on this machine, and %q is not on PATH; set %s to a Python that has its packages", launcher.ErrInvalid, r.Remote.Location, orNone(r.Code.Executable), strings.Join(r.Code.EntryPoint, " "), where)
+	return nil, "", fmt.Errorf("%w: code location %s runs in %s, which is not on this machine, and %q is not on PATH; set %s to a Python that has the packages of the location", launcher.ErrInvalid, r.Remote.Location, orNone(r.Code.Executable), strings.Join(r.Code.EntryPoint, " "), where)
 }
 
 func orNone(s string) string {

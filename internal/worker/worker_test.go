@@ -70,7 +70,7 @@ func TestCommandAndDirectory(t *testing.T) {
 		"the code server's own Python":       {"/venv/python /code", nil, nil, "/code/defs.py", "/venv/python -m dagster in /code"},
 		"a setting for the location":         {"/venv/python /other/python /code", map[string]string{"etl": "/other/python", "*": "/no"}, nil, "/abs.py", "/other/python -m dagster in /code"},
 		"a setting for all locations":        {"/venv/python /other/python /code", map[string]string{"*": "/other/python"}, nil, "/abs.py", "/other/python -m dagster in /code"},
-		"a setting that is not there":        {"/venv/python", map[string]string{"etl": "/gone"}, nil, "/abs.py", "there is no /gone here (launchers.local.python.etl in slipway.yaml)"},
+		"a setting that is not there":        {"/venv/python", map[string]string{"etl": "/gone"}, nil, "/abs.py", "/gone does not exist on this machine: correct launchers.local.python.etl in slipway.yaml"},
 		"the entry point on PATH":            {"PATH/dagster /code", nil, nil, "/abs.py", "dagster in /code"},
 		"neither":                            {"", nil, nil, "/abs.py", `code location etl runs in /venv/python, which is not on this machine, and "dagster" is not on PATH; set launchers.local.python.etl`},
 		"a relative file in its directory":   {"/venv/python /code /code/defs.py", nil, nil, "defs.py", "/venv/python -m dagster in /code"},

@@ -86,7 +86,7 @@ func TestCodeServers(t *testing.T) {
 		{crashed, dagster.Failure, "was terminated by signal 9"}, // the code server's own words
 		{canceled, dagster.Canceled, ""},
 		{adopted, dagster.Success, ""},
-		{waiting, dagster.Success, `has a code server of its own`},
+		{waiting, dagster.Success, `has its own code server`},
 		{orphan, dagster.Success, ""},
 	} {
 		r, said := w.run(c.id), w.says(c.id)
