@@ -10,7 +10,7 @@ import (
 	"github.com/slipway-run/slipway/internal/instance"
 )
 
-// errNotAdopted ends slipway adopt while an edit is missing.
+// errNotAdopted is the error of slipway adopt while an edit is missing.
 var errNotAdopted = errors.New("not set up yet: make the edits above, restart dagster-daemon and dagster-webserver, and run slipway adopt again")
 
 func (p *program) adoptCommand() *cobra.Command {

@@ -23,10 +23,10 @@ type findingView struct {
 	Fix      string `json:"fix,omitempty"`
 }
 
-// errFindings makes the exit code 1.
+// errFindings makes the exit code 1 if a finding is wrong.
 var errFindings = errors.New("a launcher cannot work with its present settings: see the findings")
 
-// canaryTime is how long a worker that looks at the storage may take, its image's pull included.
+// canaryTime is how long a worker that opens the storage may take, including the pull of its image.
 const canaryTime = 5 * time.Minute
 
 func (p *program) launchersCheckCommand() *cobra.Command {

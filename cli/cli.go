@@ -1,4 +1,5 @@
-// Package cli is Slipway's command line, importable so that a program with further launchers is one line: cli.Main(kinds...).
+// Package cli is Slipway's command line. It can be imported, so that a program with additional
+// launchers needs only one line: cli.Main(kinds...).
 package cli
 
 import (
@@ -31,22 +32,24 @@ import (
 // Version is the released version. A build from source says devel.
 const Version = "0.1.0-devel"
 
-// Child does what this program is started for by itself, and then does not return: the supervisor of a worker, a run worker, or
-// in a container, where it is the first process, the one that reaps. Main begins with it; a program that has something
-// costly to do before Main calls it first.
+// Child runs the roles for which this program starts itself, and then exits: the supervisor of a
+// worker, a run worker, or, as the first process of a container, the process that reaps orphans. In
+// any other process it returns at once. Main calls Child first. A program that does costly work
+// before Main should call Child before that work.
 func Child() {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "agent":
 		os.Exit(agent.Main(os.Args[2:]))
-	case os.Getpid() == 1: // orphans of workers become ours
+	case os.Getpid() == 1: // this process becomes the parent of orphaned workers
 		os.Exit(agent.Init(os.Args))
 	case len(os.Args) > 1 && os.Args[1] == "worker":
 		os.Exit(execute.Main(os.Args[2:]))
 	}
 }
 
-// Main runs the command line with the given kinds of launchers and returns the exit code: 0, or after an
-// error that it has printed 1, or 2 if a flag has a value that it cannot have. It is the whole main of a Slipway with launchers of one's own:
+// Main runs the command line with the given kinds of launchers and returns the exit code: 0, 1 after
+// an error, which it has printed, or 2 if the value of a flag is impossible. This is the whole main
+// function of a Slipway with custom launchers:
 //
 //	func main() { os.Exit(cli.Main(append(all.Kinds(), Kind())...)) }
 func Main(kinds ...*launcher.Kind) int {
@@ -61,7 +64,8 @@ func Main(kinds ...*launcher.Kind) int {
 	return exitCode(err)
 }
 
-// usageError is an error of what was asked for, not of what was found: the exit code is 2, so that scripts can tell them apart.
+// usageError is a wrong request, such as a flag with an impossible value. Its exit code is 2, so that
+// scripts can tell it from a failure.
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -74,7 +78,7 @@ func exitCode(err error) int {
 	return 1
 }
 
-// count is a number of things, such as "1 run" or "2 runs".
+// count returns a number of things, such as "1 run" or "2 runs".
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -82,7 +86,7 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// program is what the commands share.
+// program holds what all commands share.
 type program struct {
 	kinds    []*launcher.Kind
 	out, err io.Writer
@@ -92,7 +96,7 @@ type program struct {
 	logLevel string
 	logJSON  bool
 	json     bool
-	dotEnv   []string // names of the variables that .env has set
+	dotEnv   []string // names of the variables that were set from .env
 }
 
 func (p *program) command() *cobra.Command {
@@ -119,7 +123,7 @@ that folder, beside dagster.yaml.`,
 	return root
 }
 
-// log makes a log and the level that bounds it, which is --log-level, else info.
+// log returns a logger and its level, which starts as --log-level, or info without that flag.
 func (p *program) log() (*slog.Logger, *slog.LevelVar, error) {
 	level := &slog.LevelVar{}
 	if err := level.UnmarshalText([]byte(p.logLevel)); p.logLevel != "" && err != nil {
@@ -133,7 +137,7 @@ func (p *program) log() (*slog.Logger, *slog.LevelVar, error) {
 	return slog.New(slog.NewTextHandler(p.err, o)), level, nil
 }
 
-// durations writes durations with their unit, as the text form of the log does, and not as nanoseconds.
+// durations writes durations in JSON logs with their unit, as text logs do, instead of nanoseconds.
 func durations(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		a.Value = slog.StringValue(a.Value.Duration().String())
@@ -141,8 +145,8 @@ func durations(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// instance loads the instance of --home or DAGSTER_HOME. As Dagster's commands do, it first reads
-// .env in the current folder.
+// instance loads the instance in --home or DAGSTER_HOME. Like Dagster's commands, it first reads .env
+// in the current folder.
 func (p *program) instance() (*instance.Instance, error) {
 	var err error
 	if p.dotEnv, err = config.LoadDotEnv(); err != nil {
@@ -186,8 +190,8 @@ func open(ctx context.Context, in *instance.Instance) (storage.Store, error) {
 	return sqlite.Open(ctx, in.Storage.BaseDir)
 }
 
-// sameInstance refuses a direct_url that leads to another instance than dagster.yaml's own address does. It can only
-// tell where that address can be used from here: that of an auth_provider cannot.
+// sameInstance returns an error if direct_url leads to another instance than the address in
+// dagster.yaml. It returns nil if that address cannot be used from here, as with an auth_provider.
 func sameInstance(ctx context.Context, in *instance.Instance, s storage.Store) error {
 	theirs, err := postgres.InstanceIDAt(ctx, in.Storage.URL)
 	if err != nil || theirs == "" {

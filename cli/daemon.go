@@ -67,7 +67,7 @@ func (p *program) daemon(ctx context.Context, observe bool) error {
 	} else {
 		err = d.Run(ctx)
 	}
-	if err != nil && ctx.Err() != nil { // asked to stop while it began, which is no failure
+	if err != nil && ctx.Err() != nil { // a request to stop during the start is not a failure
 		log.InfoContext(ctx, "stopped before it led", "interrupted", err)
 		return nil
 	}

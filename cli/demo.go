@@ -24,7 +24,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// demoRun is one run of the demo and how it has to end.
+// demoRun is one run of the demo and its expected end.
 type demoRun struct {
 	job, partition string
 	want           dagster.Status
@@ -39,7 +39,7 @@ func demoRuns() []demoRun {
 	return append(runs, demoRun{job: "yearly", want: dagster.Success})
 }
 
-// commandRuns are those of the embedded demo: command jobs, which need nothing but this program.
+// commandRuns returns the runs of the demo without Dagster: command jobs, which need only this program.
 func commandRuns() []demoRun {
 	sh := func(script string) map[string]any { return map[string]any{"command": []string{"sh", "-c", script}} }
 	after := func(step map[string]any, needs ...string) map[string]any { step["needs"] = needs; return step }
@@ -64,12 +64,12 @@ func commandRuns() []demoRun {
 }
 
 const (
-	demoMarker = ".slipway-demo" // in the demo's folder, so that nothing else is ever removed
+	demoMarker = ".slipway-demo" // marks the demo's folder: only a folder with it is ever removed
 	demoLimit  = 4
 	demoTime   = 10 * time.Minute
 )
 
-// demo holds one run of the command.
+// demo holds the state of one slipway demo.
 type demo struct {
 	*program
 	bin, project string
@@ -167,7 +167,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	})
 }
 
-// prepare makes the demo's DAGSTER_HOME anew.
+// prepare creates a fresh DAGSTER_HOME for the demo.
 func (d *demo) prepare() error {
 	marker := filepath.Join(d.home, demoMarker)
 	if _, err := os.Stat(marker); err == nil {
@@ -198,7 +198,7 @@ type row struct {
 	demoRun
 	id     string
 	status dagster.Status
-	// Since the run was queued; zero while it has not happened.
+	// Time since the run was queued; 0 until it happens.
 	claimed, exec, start, end time.Duration
 }
 
@@ -269,7 +269,7 @@ func (d *demo) submit(ctx context.Context, s storage.Store, r demoRun) (string, 
 	return run.ID, s.AddRun(ctx, storage.NewRun{Run: run, At: time.Now().UTC().Truncate(time.Microsecond)})
 }
 
-// update reads how far a run is.
+// update reads the progress of a run.
 func (r *row) update(ctx context.Context, s storage.Store, workers launcher.Launcher) error {
 	if r.status.Finished() {
 		return nil
@@ -326,7 +326,7 @@ func short(t time.Duration) string {
 	return fmt.Sprintf("%.1f s", t.Seconds())
 }
 
-// redraw draws the table over the one drawn before and gives its height.
+// redraw draws the table over the previous one and returns its height in lines.
 func (d *demo) redraw(rows []*row, drawn int) int {
 	var b strings.Builder
 	d.table(&b, rows)
@@ -340,7 +340,7 @@ func (d *demo) redraw(rows []*row, drawn int) int {
 
 func (d *demo) summary(ctx context.Context, rows []*row) error {
 	var wrong []string
-	ends := map[dagster.Status]int{} // of the runs that ended as they should
+	ends := map[dagster.Status]int{} // number of runs that ended as expected, by status
 	var fastest, slowest time.Duration
 	for _, r := range rows {
 		if r.status == r.want {

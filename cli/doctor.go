@@ -12,7 +12,7 @@ import (
 	"github.com/slipway-run/slipway/internal/daemon"
 )
 
-// errSick ends slipway doctor where something must be done.
+// errSick is the error of slipway doctor if something must be done.
 var errSick = errors.New("something must be done: see the lines marked error")
 
 func (p *program) doctorCommand() *cobra.Command {
@@ -60,7 +60,7 @@ nothing. Its exit code is 1 if something must be done.`,
 	}
 }
 
-// examine asks the doctor. What keeps the instance from being opened is its last finding.
+// examine runs all checks. An error that prevents opening the instance becomes the last finding.
 func (p *program) examine(cmd *cobra.Command) ([]daemon.Symptom, error) {
 	in, err := p.instance()
 	if err != nil {

@@ -58,7 +58,7 @@ those of any other run.`,
 	return cmd
 }
 
-// run makes one new run.
+// run returns one new run.
 func (e enqueue) run(ctx context.Context, s storage.Store, args []string) (dagster.Run, error) {
 	id := uuid.NewString()
 	if e.like != "" {
@@ -93,7 +93,7 @@ func (e enqueue) run(ctx context.Context, s storage.Store, args []string) (dagst
 	return dagster.NewCommandRun(id, job, raw, e.tags), nil
 }
 
-// config is the run config of the command job.
+// config returns the run config of the command job.
 func (e enqueue) config(args []string) (json.RawMessage, error) {
 	switch {
 	case e.steps != "" && len(args) > 0:

@@ -18,13 +18,13 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// explanation says why a run is where it is.
+// explanation tells why a run waits or went to its launcher.
 type explanation struct {
 	RunID string `json:"run_id"`
-	// What was decided when it was launched; empty if it was not.
+	// The decision at its launch; empty if the run was not launched.
 	Launcher string `json:"launcher,omitempty"`
 	Route    string `json:"route,omitempty"`
-	// What the settings of now say.
+	// The decision of the present settings.
 	Rule      string       `json:"rule"`
 	Reason    string       `json:"reason"`
 	Launchers []string     `json:"launchers"`
@@ -110,7 +110,7 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 	return t.print(p.out)
 }
 
-// layerTarget is a launcher as far as the layers of a worker need it.
+// layerTarget returns a target with the fields that Layers reads.
 func layerTarget(in *instance.Instance, name string) worker.Target {
 	l := in.Launchers[name]
 	limit, _ := l.Allow.Max() // checked when the settings were read
@@ -119,7 +119,7 @@ func layerTarget(in *instance.Instance, name string) worker.Target {
 	return t
 }
 
-// routeThen is what the newest launch of a run says about its route.
+// routeThen returns the route that the newest launch of a run has recorded.
 func routeThen(ctx context.Context, s storage.Store, run string) (string, error) {
 	events, err := s.Events(ctx, run, dagster.EngineEvent)
 	route := ""
@@ -133,7 +133,7 @@ func routeThen(ctx context.Context, s storage.Store, run string) (string, error)
 	return route, err
 }
 
-// fieldsOf is what of the layers holds in the end, a line a field.
+// fieldsOf returns the final value of each field, after later layers have replaced earlier ones.
 func fieldsOf(layers []worker.Layer) []fieldLayer {
 	won := map[string]fieldLayer{}
 	for _, l := range layers {

@@ -29,7 +29,7 @@ func (p *program) launchersCommand() *cobra.Command {
 	return cmd
 }
 
-// openTargets opens launchers for a command that only asks them something. The caller closes them.
+// openTargets opens launchers for a command that only queries them. The caller closes them.
 func openTargets(ctx context.Context, in *instance.Instance, names ...string) (map[string]*dispatch.Target, error) {
 	some := *in
 	some.Launchers = map[string]instance.Launcher{}
@@ -47,7 +47,7 @@ func noLauncher(in *instance.Instance, name string) error {
 	return fmt.Errorf("there is no launcher %q in slipway.yaml%s", name, config.Suggest(name, slices.Sorted(maps.Keys(in.Launchers))))
 }
 
-// closing closes launchers at the end of a command and adds what failed to its error.
+// closing closes launchers at the end of a command and joins any failure to *err.
 func closing(err *error, targets map[string]*dispatch.Target) {
 	*err = errors.Join(*err, daemon.CloseTargets(targets))
 }
@@ -115,7 +115,8 @@ a separate program (a plug-in).`,
 	return cmd
 }
 
-// settings are those of the kind in args, of a launcher's program, or else of slipway.yaml.
+// settings returns the settings that the program of launcher name declares, those of the kind in args,
+// or, without both, those of slipway.yaml.
 func (p *program) settings(ctx context.Context, args []string, name string) (fields []config.Field, err error) {
 	if name != "" {
 		in, err := p.instance()
@@ -142,7 +143,7 @@ func (p *program) settings(ctx context.Context, args []string, name string) (fie
 	return nil, fmt.Errorf("there is no launcher of kind %q%s", args[0], config.Suggest(args[0], names))
 }
 
-// sample are the flags of a run that is made up.
+// sample holds the flags that describe a sample run.
 type sample struct {
 	job, location, image string
 	tags                 map[string]string
@@ -237,7 +238,7 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	return p.printJSON(v)
 }
 
-// goWorker is the command of slipway-worker: this program itself.
+// goWorker returns the command of the Go run worker: this program itself.
 func goWorker() []string {
 	self, err := os.Executable()
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/plugin"
 )
 
-// conformance is slipway launchers test.
+// conformance holds the flags of slipway launchers test.
 type conformance struct {
 	*program
 	image, settings, only, report string
@@ -27,7 +27,7 @@ type conformance struct {
 	plain, verbose, quick         bool
 }
 
-// errContract makes the exit code 1.
+// errContract makes the exit code 1 if a test fails.
 var errContract = errors.New("the launcher breaks the contract")
 
 func (p *program) launchersTestCommand() *cobra.Command {
@@ -82,7 +82,8 @@ each with one or two workers.`,
 	return cmd
 }
 
-// target is the launcher of slipway.yaml that args name, or else the program that they are.
+// target returns the launcher of slipway.yaml that args name or, if named is false, the program whose
+// command args are.
 func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir string) (launchertest.Target, error) {
 	log := slog.New(slog.DiscardHandler)
 	if c.verbose {
@@ -123,7 +124,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 }
 
 func (c *conformance) run(target launchertest.Target) error {
-	// What keeps the launcher from opening at all is told once.
+	// An error that prevents opening the launcher is reported once, not for each sentence.
 	l, err := target.Open()
 	if err != nil {
 		return err
@@ -177,7 +178,7 @@ func resultLine(r launchertest.Result) string {
 	}
 }
 
-// JUnit's XML, as far as CI systems read it.
+// The parts of JUnit's XML that CI systems read.
 type (
 	junitSuite struct {
 		XMLName  xml.Name    `xml:"testsuite"`
@@ -201,7 +202,8 @@ type (
 	}
 )
 
-// writeJUnit writes results into a file. What is not promised, or was not run, is skipped there.
+// writeJUnit writes results into a file. Sentences that are not promised or were not run are reported
+// as skipped.
 func writeJUnit(file string, results []launchertest.Result) error {
 	suite := junitSuite{Name: "slipway launchers test", Tests: len(results)}
 	for _, r := range results {

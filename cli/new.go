@@ -61,8 +61,9 @@ func ways() string {
 
 const modulePath = "github.com/slipway-run/slipway"
 
-// released is the version of Slipway's module in this program if that is a release, which everybody can get. If it is not, it is the
-// folder with the sources that the program was built from, or "" if nobody can tell: near are files that may lie within it.
+// released returns the version of Slipway's module in this program if it is a release, which anyone
+// can download. Otherwise it returns the folder of the sources that the program was built from, or ""
+// if that is unknown. near are files that may be in that folder.
 func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	for _, m := range append(info.Deps, &info.Main) {
 		switch {
@@ -83,10 +84,11 @@ func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	return "", ""
 }
 
-// release matches what is tagged: not the versions that Go makes up for other commits, and not changed files.
+// release matches the versions of tagged commits. It does not match the pseudo-versions that Go gives
+// to other commits, nor versions with local changes.
 var release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[a-z]+\.?\d*)?$`)
 
-// scaffold writes the files of a launcher. It changes none that there is.
+// scaffold writes the files of a launcher. It never changes an existing file.
 func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	if way == "tree" {
 		if _, err := os.Stat(filepath.Join(dir, "launcher", "all", "all.go")); err != nil {
@@ -153,7 +155,7 @@ func nextSteps(way, dir string, l scaffold.Launcher) []string {
 	case "go":
 		steps := []string{cd + " && go mod tidy && go test .", "go build ./cmd/slipway-" + l.Name + " && " + settings + " && echo 'program: ./spool' >>settings.yaml", "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
 		if l.Version == "" && l.Replace == "" {
-			// This program is no release, and nobody knows where its sources are.
+			// This program is not a release, and the folder of its sources is unknown.
 			steps = slices.Insert(steps, 0, "git clone https://"+modulePath+" slipway-sources && go mod edit -replace "+modulePath+"=$PWD/slipway-sources '"+filepath.Join(dir, "go.mod")+"'")
 		}
 		return steps

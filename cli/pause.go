@@ -20,7 +20,7 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// what says which part of an instance a command is about; nothing is all of it.
+// what selects the part of an instance that a command is about. The zero value selects all of it.
 type what struct{ launcher, location, job, tag string }
 
 func (w *what) flags(cmd *cobra.Command) {
@@ -31,7 +31,7 @@ func (w *what) flags(cmd *cobra.Command) {
 	f.StringVar(&w.tag, "tag", "", "only runs with this tag, KEY=VALUE")
 }
 
-// pause is the pause of it.
+// pause returns the pause of that part.
 func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 	p := queue.Pause{Scope: queue.OfInstance}
 	n := 0
@@ -56,7 +56,7 @@ func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 	return p, nil
 }
 
-// me is who is asking, for those who look at a pause later.
+// me returns the name of the current user, which is shown with a pause.
 func me() string {
 	if u, err := user.Current(); err == nil {
 		return u.Username
@@ -107,7 +107,7 @@ func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage
 	return pause, s.SetEntry(ctx, pause.Key(), pause.Text())
 }
 
-// say prints a text, or a value as JSON.
+// say prints the text or, with --json, v.
 func (p *program) say(v any, format string, args ...any) error {
 	if p.json {
 		return p.printJSON(v)
@@ -144,7 +144,7 @@ func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.
 		return err
 	}
 	now := time.Now().UTC()
-	set := map[string]string{} // entries to write; "" takes one away
+	set := map[string]string{} // entries to write; "" deletes the entry
 	for key := range entries {
 		if (all || key == pause.Key()) && !strings.HasPrefix(key, queue.PausePrefix+string(queue.Ended)) {
 			set[key] = ""
@@ -192,7 +192,7 @@ The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
 	return cmd
 }
 
-// drainLook is how often drain looks.
+// drainLook is the time between two looks of drain at the runs in flight.
 const drainLook = time.Second
 
 func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause, timeout time.Duration) error {
@@ -263,7 +263,7 @@ if no daemon leads.`,
 	}
 }
 
-// errNoLeader ends slipway status where nobody launches runs.
+// errNoLeader is the error of slipway status if no daemon launches runs.
 var errNoLeader = errors.New("no daemon leads this instance: start slipway daemon")
 
 func (p *program) showStatus(st daemon.Status, problem error) error {

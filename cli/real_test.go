@@ -295,12 +295,12 @@ func TestLaunchersNew(t *testing.T) {
 		t.Errorf("launchers new in a folder that is no Slipway = %v", err)
 	}
 
-	for name, want := range map[string]string{"My_Batch": "is no name of a launcher", "": "is no name of a launcher"} {
+	for name, want := range map[string]string{"My_Batch": "is not a valid name of a launcher", "": "is not a valid name of a launcher"} {
 		if _, err := slipway(t, "", "launchers", "new", name, "--as", "go", "--dir", filepath.Join(dir, "no")); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("launchers new %q = %v, want %q", name, err, want)
 		}
 	}
-	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil || !strings.Contains(err.Error(), "there is no way \"rust\"; there are command, go, python, tree") {
+	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil || !strings.Contains(err.Error(), "--as rust: unknown; use one of command, go, python, tree") {
 		t.Errorf("launchers new in a way that there is not = %v", err)
 	}
 }

@@ -22,7 +22,7 @@ func (p *program) runsCommand() *cobra.Command {
 	return runs
 }
 
-// runView is a run as the commands show it. Times are RFC 3339, "" while there is none.
+// runView is a run as the commands show it. Times are RFC 3339; "" means not yet.
 type runView struct {
 	RunID    string            `json:"run_id"`
 	Job      string            `json:"job"`
@@ -76,7 +76,7 @@ func viewEvent(e dagster.Event) eventView {
 	return v
 }
 
-// lines are the event's message, its texts and its error with its causes, for people.
+// lines returns the event's message, its texts and its error with causes, one line each.
 func (v eventView) lines() []string {
 	lines := strings.Split(v.Message, "\n")
 	add := func(label, text string) {
@@ -192,7 +192,7 @@ RUN is a run ID, or the beginning of one that is unique among the newest 1000 ru
 	}
 }
 
-// searchDepth is among how many of the newest runs the beginning of an ID is looked for.
+// searchDepth is the number of newest runs that are searched for the beginning of an ID.
 const searchDepth = 1000
 
 // find finds a run by its ID or the beginning of it.
@@ -258,7 +258,7 @@ func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.
 	return t.print(p.out)
 }
 
-// waitOf is why a run waits; nil of one that is not queued.
+// waitOf returns why a run waits, or nil if the run is not queued.
 func waitOf(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run) (*daemon.Wait, error) {
 	if r.Status != dagster.Queued || r.Broken != nil {
 		return nil, nil

@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// sweptView is a worker about which sweep does something.
+// sweptView is a worker that sweep stops or removes.
 type sweptView struct {
 	Launcher string `json:"launcher"`
 	RunID    string `json:"run_id"`

@@ -7,8 +7,8 @@ import (
 	"text/tabwriter"
 )
 
-// A table is text in columns. The columns of a block of rows are as wide as their widest cells; an empty row
-// begins a new block.
+// A table is text in columns. In a block of rows, each column is as wide as its widest cell. An empty
+// row begins a new block.
 type table struct{ text strings.Builder }
 
 // row adds a row. Cells are formatted as by [fmt.Print].
@@ -17,12 +17,13 @@ func (t *table) row(cells ...any) {
 		if i > 0 {
 			t.text.WriteByte('\t')
 		}
-		_, _ = fmt.Fprint(&t.text, c) // a Builder takes everything
+		_, _ = fmt.Fprint(&t.text, c) // writing to a Builder never fails
 	}
 	t.text.WriteByte('\n')
 }
 
-// cell makes one line of a text that somebody else wrote: a table's columns end at tabs, its rows at newlines.
+// cell turns a text from another program into one line without tabs, because in a table tabs end
+// columns and newlines end rows.
 func cell(text string) string {
 	return strings.NewReplacer("\t", "    ", "\n", " ", "\r", "", "\f", " ", "\v", " ").Replace(text)
 }

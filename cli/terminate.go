@@ -22,7 +22,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// runFilter selects runs by what stands on them.
+// runFilter selects runs by status, job, location and tags.
 type runFilter struct {
 	statuses, jobs, locations, tags []string
 	all, dry                        bool
@@ -32,7 +32,7 @@ func (f *runFilter) empty() bool {
 	return len(f.statuses)+len(f.jobs)+len(f.locations)+len(f.tags) == 0 && !f.all
 }
 
-// wants says whether a run fits each part that is given.
+// wants reports whether a run matches every part of the filter that is set.
 func (f *runFilter) wants(r dagster.Run) bool {
 	part := func(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
 	for _, t := range f.tags {
@@ -90,7 +90,7 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 // terminateBatch is how many runs are canceled in one transaction.
 const terminateBatch = 200
 
-// terminateMany cancels the runs that fit a filter.
+// terminateMany cancels the runs that match a filter.
 func (p *program) terminateMany(ctx context.Context, s storage.Store, instance string, f *runFilter) error {
 	runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.UnfinishedStatuses()})
 	if err != nil {
@@ -159,7 +159,7 @@ func (p *program) terminateMany(ctx context.Context, s storage.Store, instance s
 	return err
 }
 
-// outcomeView is what became of one run.
+// outcomeView is the outcome for one run.
 type outcomeView struct {
 	RunID  string         `json:"run_id"`
 	Status dagster.Status `json:"status"`
@@ -217,7 +217,7 @@ func terminateOne(ctx context.Context, s storage.Store, instance, id string) (ou
 	return v, err
 }
 
-// cancellation is the change that cancels a run, or begins to.
+// cancellation returns the transition that cancels a run or, for a run in flight, makes it CANCELING.
 func cancellation(r storage.Run, instance string, now time.Time) (storage.Transition, error) {
 	t := storage.Transition{Run: r.ID, From: []dagster.Status{r.Status}}
 	switch {
@@ -283,7 +283,7 @@ func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Sto
 	return p.showLog(r, rc)
 }
 
-// lastLines is the end of a text; all of it if n is 0.
+// lastLines returns the last n lines of a text, or all of it if n is 0.
 func lastLines(text []byte, n int) []byte {
 	for i := len(text) - 1; n > 0 && i > 0; i-- {
 		if text[i-1] != '\n' {

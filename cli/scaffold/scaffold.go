@@ -1,5 +1,6 @@
-// Package scaffold has the beginnings of launchers, one for each way to write one. Each is whole: its target is a small batch system in shell, which
-// is replaced by one's own, step by step, while the kit goes on passing.
+// Package scaffold holds templates of launchers, one for each way to write a launcher. Each template is
+// complete: its target is a small batch system in shell. The user replaces that target step by step,
+// while the conformance kit keeps passing.
 package scaffold
 
 import (
@@ -14,24 +15,25 @@ import (
 //go:embed files
 var files embed.FS
 
-// Launcher says what is to be written.
+// Launcher describes the launcher to write.
 type Launcher struct {
-	Name    string // as kind in slipway.yaml
-	Module  string // of Go; "" for a default
-	Version string // of Slipway's module; "" for one that Replace stands for
-	Replace string // folder with Slipway's sources, in place of a version; "" for none
+	Name    string // its kind in slipway.yaml
+	Module  string // path of the Go module; "" for the default
+	Version string // version of Slipway's module; "" if Replace is used instead
+	Replace string // folder with Slipway's sources, used instead of a version; "" for none
 }
 
-// Package is the name of its Go package.
+// Package returns the name of the launcher's Go package.
 func (l Launcher) Package() string { return strings.ReplaceAll(l.Name, "-", "") }
 
-// File is one file, by its path below the folder of the launcher, or in Slipway's own sources for the way tree.
+// File is one file. Its path is relative to the folder of the launcher or, for the way tree, to
+// Slipway's own sources.
 type File struct {
 	Text    []byte
-	Program bool // it can be executed
+	Program bool // the file is executable
 }
 
-// Ways are the ways to write a launcher, with their help.
+// Ways holds the ways to write a launcher, with their help texts.
 var Ways = map[string]string{
 	"command": "commands in slipway.yaml, no code",
 	"go":      "a Go module: a plug-in, and a Slipway with the launcher built in",
@@ -39,7 +41,7 @@ var Ways = map[string]string{
 	"tree":    "a package in Slipway's own sources",
 }
 
-// layout says which file is made of which template.
+// layout maps, for each way, each file to its template.
 var layout = map[string]map[string]string{
 	"command": {"slipway.yaml": "command/slipway.yaml.tmpl", "spool": "spool"},
 	"go": {
@@ -55,14 +57,14 @@ var layout = map[string]map[string]string{
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
 
-// Files are those of a launcher written in one of the ways.
+// Files returns the files of a launcher that is written in the given way.
 func Files(way string, l Launcher) (map[string]File, error) {
 	paths, ok := layout[way]
 	if !ok {
-		return nil, fmt.Errorf("there is no way %q; there are %s", way, strings.Join(slices.Sorted(maps.Keys(Ways)), ", "))
+		return nil, fmt.Errorf("--as %s: unknown; use one of %s", way, strings.Join(slices.Sorted(maps.Keys(Ways)), ", "))
 	}
 	if !nameForm.MatchString(l.Name) {
-		return nil, fmt.Errorf("%q is no name of a launcher: small letters, digits and single hyphens are, as in my-batch", l.Name)
+		return nil, fmt.Errorf("%q is not a valid name of a launcher: use small letters, digits and single hyphens (for example: my-batch)", l.Name)
 	}
 	pkg := l.Package()
 	if l.Version == "" {
@@ -85,7 +87,7 @@ func Files(way string, l Launcher) (map[string]File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if from != "spool" { // which has braces of its own
+		if from != "spool" { // spool contains braces that are not template actions
 			text = []byte(fill.Replace(string(text)))
 		}
 		if from == "go/go.mod.tmpl" && l.Replace != "" {
