@@ -12,8 +12,9 @@ import (
 	"github.com/slipway-run/slipway/config"
 )
 
-// document is dagster.yaml (dagster._core.instance.config.dagster_instance_config_schema, 1.13). Sections that Slipway has no
-// use for are declared all the same, so that a mistake in them is told here and not by a worker.
+// document is dagster.yaml (dagster._core.instance.config.dagster_instance_config_schema, 1.13). It
+// declares also the sections that Slipway does not use, so that a mistake in them is reported here and
+// not by a worker.
 type document struct {
 	Storage         config.Values  `config:"storage"`
 	RunStorage      config.Values  `config:"run_storage"`
@@ -96,7 +97,7 @@ type threads struct {
 	Submit int  `config:"num_submit_workers"`
 }
 
-// RunMonitoring is the section run_monitoring of dagster.yaml, in seconds. nil is unset.
+// RunMonitoring is the section run_monitoring of dagster.yaml, in seconds. nil means not set.
 type RunMonitoring struct {
 	Enabled           bool `config:"enabled" help:"Has no effect here: Slipway always watches its runs."`
 	StartTimeout      *int `config:"start_timeout_seconds" help:"How long a worker may take to start its run, from the moment the target accepts the worker. Then the worker is stopped and the run fails. 0: no limit; default: 180."`
@@ -135,7 +136,7 @@ type tagLimitSection struct {
 	Limit int           `config:"limit" required:"true" help:"Maximum number of runs in flight."`
 }
 
-// decode returns the limit. An absent value and null mean all values together.
+// decode returns the limit. If value is absent or null, the limit is for all values together.
 func (t tagLimitSection) decode() (TagLimit, error) {
 	limit := TagLimit{Key: t.Key, Limit: t.Limit}
 	if config.Tree(t.Value.Node) == nil {
@@ -159,8 +160,9 @@ type concurrency struct {
 	Old  *int           `config:"default_op_concurrency_limit"`
 }
 
-// dagsterYAML returns a section of dagster.yaml. A key that Slipway does not know is one of a newer Dagster, since every
-// Dagster refuses keys that it does not know itself: it is ignored, with a warning.
+// dagsterYAML returns a section of dagster.yaml. A key that Slipway does not know must belong to a
+// newer Dagster, because every Dagster refuses keys that it does not know. Such a key is ignored, with
+// a warning.
 func (in *Instance) dagsterYAML(path string, n *yaml.Node, env config.Lookup) config.Values {
 	return config.Values{File: in.file, Path: path, Node: n, Env: env, Literal: true, Unknown: func(p *config.Problem) {
 		if !slices.ContainsFunc(in.Unknown, func(o *config.Problem) bool { return *o == *p }) { // some sections are decoded twice
@@ -195,7 +197,7 @@ func (in *Instance) decode(doc *yaml.Node, env config.Lookup) (document, error) 
 	return d, errors.Join(in.checkConcurrency(doc, d))
 }
 
-// maxPoolLimit is the most that Dagster takes as a limit of a pool.
+// maxPoolLimit returns the highest limit of a pool that Dagster accepts.
 func maxPoolLimit() int {
 	if n, err := strconv.Atoi(os.Getenv("DAGSTER_MAX_GLOBAL_OP_CONCURRENCY_LIMIT")); err == nil {
 		return n

@@ -10,7 +10,7 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// Edit is one thing that must be written in a file so that Slipway launches runs in dagster-daemon's place.
+// Edit is one change of a file that is needed so that Slipway launches runs instead of dagster-daemon.
 type Edit struct {
 	File    string `json:"file"`
 	Section string `json:"-"`   // dotted keys below which Lines belong; "" for the top of the file
@@ -20,7 +20,7 @@ type Edit struct {
 	Done    bool   `json:"done"`
 }
 
-// String says on one line what to write where.
+// String returns on one line what to write and where.
 func (e Edit) String() string {
 	if e.Section == "" {
 		return fmt.Sprintf("write %s in %s", e.Lines, e.File)
@@ -28,9 +28,10 @@ func (e Edit) String() string {
 	return fmt.Sprintf("write %s under %s in %s", e.Lines, e.Section, e.File)
 }
 
-// Handover returns the edits that hand the runs which o selects over to Slipway; with the zero Only, all runs. Each names
-// the section that this dagster.yaml uses, since Dagster takes limits in one section only. The first is that of the queue
-// in dagster.yaml, the second that in slipway.yaml, the last that of run_monitoring.
+// Handover returns the edits that hand the runs selected by o over to Slipway; the zero Only selects
+// all runs. An edit of limits names the section that this dagster.yaml uses, because Dagster accepts
+// limits in one section only. The first edit is for the queue in dagster.yaml, the second for the queue
+// in slipway.yaml, and the last for run_monitoring.
 func (in *Instance) Handover(o Only) []Edit {
 	dagsterYAML, slipwayYAML := filepath.Join(in.Home, "dagster.yaml"), filepath.Join(in.Home, "slipway.yaml")
 	const onlyOurs = "nothing: only Slipway reads this file"
@@ -38,7 +39,7 @@ func (in *Instance) Handover(o Only) []Edit {
 		return Edit{File: file, Section: section, Lines: lines, Add: nested(section, lines), Undo: undo, Done: done}
 	}
 	var list []Edit
-	if len(o.Locations)+len(o.Tags) == 0 { // limits know no jobs
+	if len(o.Locations)+len(o.Tags) == 0 { // Dagster has no limits per job
 		q, _ := in.QueueLimits() // Load has checked them
 		list = append(list,
 			edit(dagsterYAML, in.QueueSection(), "max_concurrent_runs: 0", "remove the line, or put your old limit back", in.Parked),
@@ -83,10 +84,10 @@ func (in *Instance) Park() (queue, monitor Edit) {
 	return edits[0], edits[len(edits)-1]
 }
 
-// Limit returns the edit of slipway.yaml that keeps the limit which the stock queue has now.
+// Limit returns the edit of slipway.yaml that keeps the present limit of the stock queue.
 func (in *Instance) Limit() Edit { return in.Handover(Only{})[1] }
 
-// String is o as slipway.yaml has it.
+// String returns o in the form of slipway.yaml.
 func (o Only) String() string {
 	var parts []string
 	for _, list := range []struct {
@@ -107,7 +108,7 @@ func (o Only) String() string {
 	return "{" + strings.Join(parts, ", ") + "}"
 }
 
-// nested is lines below dotted keys.
+// nested returns lines as YAML below dotted keys.
 func nested(keys, lines string) string {
 	if keys == "" {
 		return lines

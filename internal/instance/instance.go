@@ -28,24 +28,24 @@ import (
 type Instance struct {
 	Home        string // absolute path of DAGSTER_HOME
 	Storage     Storage
-	StockQueue  Queue // of dagster.yaml, with Dagster's defaults: what dagster-daemon does
-	Parked      bool  // dagster.yaml's max_concurrent_runs is 0: the stock dequeuer is off
-	MonitorsRun bool  // dagster.yaml has run_monitoring enabled: the stock monitor is on
+	StockQueue  Queue // limits of dagster.yaml, with Dagster's defaults, which dagster-daemon applies
+	Parked      bool  // max_concurrent_runs in dagster.yaml is 0: the stock dequeuer is off
+	MonitorsRun bool  // run_monitoring in dagster.yaml is enabled: the stock monitor is on
 	Monitoring  RunMonitoring
 	Settings    Settings
 	Launchers   map[string]Launcher
 	Router      *router.Router
 	Unknown     []*config.Problem // settings of dagster.yaml that Slipway does not know and ignores
 
-	auth error          // dagster.yaml has an auth_provider, by which Slipway cannot log in
+	auth error          // dagster.yaml has an auth_provider, which Slipway cannot use to log in
 	file string         // path of dagster.yaml
-	tree map[string]any // its content, unexpanded
-	doc  *yaml.Node     // likewise
+	tree map[string]any // content of dagster.yaml, with variables not expanded
+	doc  *yaml.Node     // the same, with lines and columns
 
-	implied []router.Rule // after those of slipway.yaml
+	implied []router.Rule // implicit rules, which follow those of slipway.yaml
 }
 
-// Storage says where the shared storage is: Postgres if URL is set, else SQLite files in BaseDir.
+// Storage is the place of the shared storage: Postgres if URL is set, else SQLite files in BaseDir.
 type Storage struct {
 	BaseDir string
 	URL     config.Secret
@@ -56,24 +56,25 @@ type Queue struct {
 	MaxConcurrentRuns int // -1: no limit
 	TagLimits         []TagLimit
 	BlockPools        bool // a run whose pools are full waits in the queue
-	PoolsPerRun       bool // granularity run: a run takes a place in each of its pools
+	PoolsPerRun       bool // granularity is run: a run takes a slot in each of its pools
 	PoolBuffer        int
-	DefaultPool       *int   // limit of pools that have none of their own
+	DefaultPool       *int   // limit of pools without their own limit
 	Charge            string // "admitted" or "dagster"
 	Only              Only
 }
 
-// Only selects the runs that Slipway launches. The zero value selects all. A run must fit each part that is not empty.
+// Only selects the runs that Slipway launches. The zero value selects all. A run must match each part
+// that is not empty.
 type Only struct {
 	Locations []string          `config:"locations" help:"Names of code locations."`
 	Jobs      []string          `config:"jobs" help:"Names of jobs."`
 	Tags      map[string]string `config:"tags" help:"Tags that the run must have; an empty value matches any value."`
 }
 
-// Empty says whether all runs are selected.
+// Empty reports whether all runs are selected.
 func (o Only) Empty() bool { return len(o.Locations)+len(o.Jobs)+len(o.Tags) == 0 }
 
-// Fits says whether a run is selected.
+// Fits reports whether a run is selected.
 func (o Only) Fits(r dagster.Run) bool {
 	for k, want := range o.Tags {
 		if v, ok := r.Tags[k]; !ok || want != "" && v != want {
@@ -96,10 +97,10 @@ type Launcher struct {
 	Name   string
 	Kind   *launcher.Kind
 	Python map[string]string // Python by code location, "*" for the others; where the worker sees our files
-	Cwd    map[string]string // working directory, likewise
+	Cwd    map[string]string // working directory by code location, "*" for the others
 	Grace  time.Duration     // between stop and kill of a worker whose run is canceled
-	Rate   int               // most launches per second; 0 says nothing
-	Settle time.Duration     // how long its target must not know a worker for it to count as dead; 0 is for ever
+	Rate   int               // maximum launches per second; 0 means not set
+	Settle time.Duration     // a worker unknown to its target for this long counts as dead; 0: never
 	Ref    RefMode
 	Gate   string // "off", "relaunch", "on" or "" for the kind's default
 	Allow  Allow
@@ -108,7 +109,8 @@ type Launcher struct {
 	Config config.Values
 }
 
-// Removal says when what a target keeps of an ended worker is removed: some time after its end, for all workers or for those that succeeded.
+// Removal says when an ended worker is removed from its target: After its end, or never. KeepFailed
+// keeps the workers that failed.
 type Removal struct {
 	Never      bool
 	KeepFailed bool
@@ -132,13 +134,14 @@ func removal(text string) (Removal, error) {
 	return Removal{After: after}, nil
 }
 
-// RefMode says how a launcher's workers find the instance. The zero value gives them the InstanceRef as it is.
+// RefMode says how a launcher's workers find the instance. With the zero value they get the
+// InstanceRef unchanged.
 type RefMode struct {
-	Image bool   // no InstanceRef: the worker's own dagster.yaml, in its DAGSTER_HOME
-	Home  string // an InstanceRef with this path in place of our DAGSTER_HOME
+	Image bool   // no InstanceRef: the worker reads the dagster.yaml in its own DAGSTER_HOME
+	Home  string // an InstanceRef with this path instead of our DAGSTER_HOME
 }
 
-// Settings are those of slipway.yaml.
+// Settings holds the settings of slipway.yaml.
 type Settings struct {
 	InstanceID          string                     `config:"instance_id" help:"Name of the instance on its workers; default: run_storage_id of the storage."`
 	FormerIDs           []string                   `config:"former_instance_ids" help:"Earlier names of the instance. Runs in flight that were launched under one of these names are left alone. While there are such runs of a name that is not listed, the daemon does not start."`
@@ -179,7 +182,7 @@ type launcherSection struct {
 	Config     config.Values     `config:"config" help:"Settings of the launcher's kind."`
 }
 
-// Fields are the settings of slipway.yaml, with those of the kinds of launchers.
+// Fields returns the settings of slipway.yaml, with those of the kinds of launchers.
 func Fields(kinds []*launcher.Kind) []config.Field {
 	fields := config.Fields(Settings{})
 	for _, f := range fields {
@@ -214,13 +217,13 @@ type deathSection struct {
 	Started string   `config:"started" default:"fail" help:"If the run has started: resume (another worker continues where this one ended), again or next (the run begins anew, and steps that had succeeded run once more), or fail."`
 }
 
-// Death says what becomes of a run whose worker died of one of some causes; none is all.
+// Death says what happens to a run whose worker died of one of Causes. No causes means all causes.
 type Death struct {
 	Causes      []string
 	Do, Started string
 }
 
-// Deaths are what dead workers lead to.
+// Deaths holds the settings about dead workers.
 type Deaths struct {
 	Rules            []Death
 	Workers, Resumes int
@@ -228,10 +231,10 @@ type Deaths struct {
 	FreeSlots        time.Duration // negative: never
 }
 
-// slotsAfter is when places in pools are freed where nothing is said.
+// slotsAfter is the default of free_slots_after_run_end_seconds.
 const slotsAfter = 300
 
-// Deaths are the settings about dead workers, with the defaults behind what slipway.yaml says.
+// Deaths returns the settings about dead workers. The default rules follow those of slipway.yaml.
 func (in *Instance) Deaths() Deaths {
 	m := in.Settings.Monitoring
 	d := Deaths{Workers: m.Workers, Resumes: pick(m.MaxResumeAttempts, in.Monitoring.MaxResumeAttempts, 0)}
@@ -254,7 +257,7 @@ func (in *Instance) Deaths() Deaths {
 	return d
 }
 
-// check says what is wrong with the settings about dead workers.
+// check reports every mistake in the settings about dead workers.
 func (m monitoringSection) check(fail func(setting, format string, args ...any)) {
 	var last int64
 	for i, text := range m.Memory {
@@ -289,13 +292,13 @@ func (m monitoringSection) check(fail func(setting, format string, args ...any))
 	}
 }
 
-// Timeouts are how long runs may take, in seconds; 0 is no bound.
+// Timeouts holds how long runs may take, in seconds; 0 means no limit.
 type Timeouts struct{ Start, Cancel, MaxRuntime int }
 
-// defaultTimeout is run_monitoring's start_timeout_seconds and cancel_timeout_seconds where nothing is said.
+// defaultTimeout is the default of start_timeout_seconds and cancel_timeout_seconds in run_monitoring.
 const defaultTimeout = 180
 
-// Timeouts are those of slipway.yaml, else of dagster.yaml, else Dagster's defaults, key by key.
+// Timeouts returns the timeouts, each from slipway.yaml, else from dagster.yaml, else Dagster's default.
 func (in *Instance) Timeouts() Timeouts {
 	s, d := in.Settings.Monitoring, in.Monitoring
 	return Timeouts{
@@ -303,7 +306,7 @@ func (in *Instance) Timeouts() Timeouts {
 	}
 }
 
-// pick is slipway.yaml's value, else dagster.yaml's, else another.
+// pick returns the value of slipway.yaml, else that of dagster.yaml, else other.
 func pick(ours, dagsters *int, other int) int {
 	if ours != nil {
 		return *ours
@@ -311,7 +314,7 @@ func pick(ours, dagsters *int, other int) int {
 	return or(dagsters, other)
 }
 
-// Window is a time at which launches are paused, again and again.
+// Window is a recurring time at which launches are paused.
 type Window struct {
 	Cron     string        `config:"cron" required:"true" help:"When the window begins, as a cron line: minute, hour, day, month, day of the week, for example 0 2 * * 0. The time zone is that of this machine, unless the line starts with another one, for example CRON_TZ=Europe/Berlin."`
 	For      time.Duration `config:"for" required:"true" help:"How long the window lasts."`
@@ -322,8 +325,9 @@ type Window struct {
 	Why      string        `config:"why" help:"Reason, shown with the pause."`
 }
 
-// Begins returns the times at which the window begins. As in cron, a day matches if either its day of the
-// month or its day of the week does, and a time that the clock skips in spring comes right after the gap.
+// Begins returns the times at which the window begins. As in cron, a day matches if either its day of
+// the month or its day of the week matches, and a time that the clock skips in spring comes right after
+// the gap.
 func (w Window) Begins() (cron.Schedule, error) {
 	standard, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
 	if err != nil {
@@ -332,27 +336,28 @@ func (w Window) Begins() (cron.Schedule, error) {
 	return standard.Parse(w.Cron)
 }
 
-// Brake says when a job's launches are paused for the deaths of its workers.
+// Brake says when the launches of a job are paused because its workers die.
 type Brake struct {
 	Deaths int           `config:"deaths" default:"10" help:"How many deaths of one cause pause the job; 0: never."`
 	Within time.Duration `config:"within" default:"10m" help:"Time in which these deaths must happen."`
 	Pause  time.Duration `config:"pause" default:"10m" help:"How long the launches of the job are paused. slipway unpause ends the pause earlier."`
 }
 
-// Web says where metrics, health and status are to be had.
+// Web is the address of the endpoint for metrics, health and status, and its token.
 type Web struct {
 	Listen string        `config:"listen" help:"host:port to listen on, or off. Default: 127.0.0.1:9870, or another port of 127.0.0.1 if that one is in use."`
 	Token  config.Secret `config:"token" help:"Token that /metrics and /status require, as Authorization: Bearer TOKEN. Required if other machines can reach the address in listen. /healthz and /readyz need no token and show nothing but health."`
 }
 
-// Loopback says whether only this machine can reach it.
+// Loopback reports whether only this machine can reach the endpoint.
 func (w Web) Loopback() bool {
 	host, _, err := net.SplitHostPort(w.Listen)
 	ip := net.ParseIP(host)
 	return w.Listen == "" || w.Listen == "off" || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// Address returns the host and port by which webservers reach the endpoint for cancelling. host is "" where none is set.
+// Address returns the host and port at which webservers reach the endpoint for canceling. host is ""
+// if no address is set.
 func (t Terminate) Address() (host string, port int, err error) {
 	setting, address := "advertise", t.Advertise
 	if address == "" {
@@ -369,7 +374,7 @@ func (t Terminate) Address() (host string, port int, err error) {
 	return host, port, nil
 }
 
-// checkOperation gives what is wrong with the settings of operation.
+// checkOperation reports every mistake in the settings maintenance, web, log_level and terminate.
 func (s Settings) checkOperation(fail func(setting, format string, args ...any)) {
 	for i, w := range s.Maintenance {
 		at := fmt.Sprintf("maintenance[%d].", i)
@@ -406,7 +411,7 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 	}
 }
 
-// Terminate says where Dagster's webserver finds Slipway to cancel a run.
+// Terminate is the endpoint at which Dagster's webserver reaches Slipway to cancel a run.
 type Terminate struct {
 	Listen    string `config:"listen" help:"Address of the endpoint for canceling, host:port. Default: a unix socket in DAGSTER_HOME/slipway; with advertise, its port on all addresses."`
 	Advertise string `config:"advertise" help:"host:port at which webservers reach the endpoint; required if webservers run on other machines."`
@@ -451,7 +456,7 @@ func errOr(err, other error) error {
 	return other
 }
 
-// Load reads the instance in home. Its kinds are those that slipway.yaml may name.
+// Load reads the instance in home. kinds are the kinds of launchers that slipway.yaml may name.
 func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, error) {
 	in, err := load(home, env)
 	err = errors.Join(err, in.slipway(kinds, env))
@@ -509,7 +514,7 @@ func problem(file string, n *yaml.Node, setting, format string, args ...any) err
 	return p
 }
 
-// Problem is a fault of a setting of slipway.yaml, at its place.
+// Problem returns an error about a setting of slipway.yaml, with its line.
 func (in *Instance) Problem(setting, format string, args ...any) error {
 	v := config.Values{File: filepath.Join(in.Home, "slipway.yaml")}
 	var err error
@@ -519,7 +524,7 @@ func (in *Instance) Problem(setting, format string, args ...any) error {
 	return v.Problem(setting, format, args...)
 }
 
-// path walks down keys, nil where one is missing.
+// path follows keys down from n. It returns nil if one is missing.
 func path(n *yaml.Node, keys ...string) *yaml.Node {
 	for _, k := range keys {
 		n = config.Child(n, k)
@@ -560,7 +565,7 @@ func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error
 	return nil
 }
 
-// defaultMaxRuns is QueuedRunCoordinator's max_concurrent_runs where nothing is said.
+// defaultMaxRuns is the default of max_concurrent_runs in QueuedRunCoordinator.
 const defaultMaxRuns = 10
 
 func (in *Instance) queue(d document, doc *yaml.Node) error {
@@ -604,7 +609,8 @@ func or(p *int, other int) int {
 	return *p
 }
 
-// QueueSection is where limits of the queue stand in dagster.yaml, or can: Dagster takes them in one place only.
+// QueueSection returns the section of dagster.yaml that has the limits of the queue, or could have them.
+// Dagster accepts them in one place only.
 func (in *Instance) QueueSection() string {
 	c, _ := in.tree["concurrency"].(map[string]any)
 	switch {
@@ -616,7 +622,7 @@ func (in *Instance) QueueSection() string {
 	return "run_queue"
 }
 
-// only is a mapping reduced to some keys, for sections of which Slipway needs just these.
+// only returns a mapping reduced to some keys.
 func only(n *yaml.Node, keys ...string) *yaml.Node {
 	if n == nil {
 		return nil
@@ -630,14 +636,14 @@ func only(n *yaml.Node, keys ...string) *yaml.Node {
 	return out
 }
 
-// block lays block_op_concurrency_limited_runs over q.
+// block applies block_op_concurrency_limited_runs to q.
 func (q *Queue) block(b *blockPools) {
 	if b != nil {
 		q.BlockPools, q.PoolBuffer = b.Enabled == nil || *b.Enabled, or(b.Buffer, 0)
 	}
 }
 
-// override lays the keys that a section has over q.
+// override applies the keys that are set in a section to q.
 func (q *Queue) override(file, section string, s limitsSection) error {
 	if s.MaxConcurrentRuns != nil {
 		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
@@ -663,7 +669,8 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	if err != nil {
 		return err
 	}
-	// What could be read is checked as well, so that all problems of the file are told at once.
+	// Settings that could be read are checked even if others could not, so that all problems of the file
+	// are reported at once.
 	unread := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings)
 	if unread != nil && len(in.Settings.Launchers) == 0 {
 		return unread
@@ -746,7 +753,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		_, err := in.QueueLimits()
 		errs = append(errs, err)
 	}
-	for _, p := range config.Problems(unread) { // a setting that could not be read has no value to check
+	for _, p := range config.Problems(unread) { // a setting that could not be read is not checked too
 		errs = slices.DeleteFunc(errs, func(err error) bool {
 			other := (*config.Problem)(nil)
 			return errors.As(err, &other) && other.Setting == p.Setting
@@ -799,7 +806,8 @@ func refMode(v config.Values) (RefMode, error) {
 	return RefMode{}, v.Problem("", "must be inherit, image or {dagster_home: /absolute/path}")
 }
 
-// parkedTag is the tag limit by which dagster.yaml keeps the stock dequeuer from a part of the runs.
+// parkedTag reports whether t is a tag limit of dagster.yaml that keeps the stock dequeuer from some of
+// the runs that o selects.
 func parkedTag(t TagLimit, o Only) bool {
 	if t.Limit != 0 || t.PerValue || t.Empty {
 		return false
@@ -810,8 +818,9 @@ func parkedTag(t TagLimit, o Only) bool {
 	return t.Key == dagster.CodeLocationTag && slices.Contains(o.Locations, t.Value)
 }
 
-// Parks says whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches: by max_concurrent_runs: 0, or,
-// with queue.only, by tag limits of 0 for each of its locations or one of its tags.
+// Parks reports whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches:
+// with max_concurrent_runs: 0 or, if queue.only is set, with tag limits of 0 for each of its locations
+// or for one of its tags.
 func (in *Instance) Parks() bool { return in.parks(in.Settings.Queue.Only) }
 
 func (in *Instance) parks(o Only) bool {
@@ -838,8 +847,9 @@ const (
 
 var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
 
-// QueueLimits are the limits that Slipway applies, key by key: slipway.yaml's queue:, else dagster.yaml's,
-// else Dagster's defaults. A 0 in dagster.yaml parks the stock dequeuer and is no limit of ours.
+// QueueLimits returns the limits that Slipway applies, each from queue: in slipway.yaml, else from
+// dagster.yaml, else Dagster's default. A limit of 0 in dagster.yaml parks the stock dequeuer and does
+// not limit Slipway.
 func (in *Instance) QueueLimits() (Queue, error) {
 	q := in.StockQueue
 	if q.MaxConcurrentRuns == 0 {

@@ -29,7 +29,7 @@ type postgresDB struct {
 	Scheme   string        `config:"scheme" default:"postgresql"`
 }
 
-// url is the address as Dagster writes it (dagster_postgres.utils.get_conn_string).
+// url returns the address as Dagster builds it (dagster_postgres.utils.get_conn_string).
 func (db *postgresDB) url() string {
 	user := quote(db.User, "/")
 	if db.Password != "" {
@@ -45,8 +45,8 @@ func (db *postgresDB) url() string {
 	return u
 }
 
-// quote is Python's urllib.parse.quote: it escapes all but letters, digits, some marks and what is
-// safe.
+// quote is Python's urllib.parse.quote: it escapes every byte except letters, digits, some marks and
+// the bytes in safe.
 func quote(s, safe string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {

@@ -14,19 +14,19 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// settingsKeys are the sections that the InstanceRef carries as plain settings, if they are not empty.
+// settingsKeys are the sections that an InstanceRef has as plain settings, if they are not empty.
 var settingsKeys = []string{
 	"telemetry", "python_logs", "run_monitoring", "run_retries", "code_servers", "retention", "backfills", "sensors",
 	"schedules", "nux", "auto_materialize", "concurrency", "freshness",
 }
 
-// Ref is the InstanceRef that Dagster itself would give to a worker of this instance.
+// Ref returns the InstanceRef that Dagster itself would give to a worker of this instance.
 func (in *Instance) Ref() json.RawMessage { return dagster.Encode(in.ref(in.settings())) }
 
-// WorkerRef is the InstanceRef that Slipway gives to its workers: [Instance.Ref] with run_monitoring.enabled
-// true, so that a second worker of a run in flight leaves it alone instead of failing it, and, where
-// the launcher class in it cannot resume runs, with max_resume_run_attempts 0, with
-// which the worker would refuse to load the instance.
+// WorkerRef returns the InstanceRef that Slipway gives to its workers. It is [Instance.Ref] with two
+// changes. run_monitoring.enabled is true, so that a second worker of a run in flight leaves the run
+// alone instead of failing it. max_resume_run_attempts is 0 if the launcher class in the ref cannot
+// resume runs, because the worker would refuse to load the instance with any other value.
 func (in *Instance) WorkerRef() json.RawMessage {
 	settings := in.settings()
 	monitoring := map[string]any{}
@@ -41,7 +41,8 @@ func (in *Instance) WorkerRef() json.RawMessage {
 	return dagster.Encode(in.ref(settings))
 }
 
-// WorkerRefFor is [Instance.WorkerRef] for the workers of a launcher; nil if they have a dagster.yaml of their own.
+// WorkerRefFor returns [Instance.WorkerRef] for the workers of a launcher, or nil if they have their own
+// dagster.yaml.
 func (in *Instance) WorkerRefFor(l Launcher) json.RawMessage {
 	m := l.Ref
 	if l.Steps != nil {
@@ -65,7 +66,7 @@ func (in *Instance) WorkerRefFor(l Launcher) json.RawMessage {
 	return there.WorkerRef()
 }
 
-// moved is a tree in which paths below one folder are below another.
+// moved returns a copy of tree in which paths below the folder from are below to.
 func moved(tree any, from, to string) any {
 	switch v := tree.(type) {
 	case map[string]any:
@@ -88,7 +89,7 @@ func moved(tree any, from, to string) any {
 	return tree
 }
 
-// resumes says whether the launcher class of dagster.yaml can resume runs.
+// resumes reports whether the launcher class of dagster.yaml can resume runs.
 func (in *Instance) resumes() bool {
 	l, _ := in.tree["run_launcher"].(map[string]any)
 	switch l["class"] {
@@ -98,8 +99,9 @@ func (in *Instance) resumes() bool {
 	return false
 }
 
-// StockTerminates says whether webservers cancel runs by themselves, without asking the daemon: the launcher class of dagster.yaml finds a run's worker by
-// the run's ID, on a cluster that webservers reach as well.
+// StockTerminates reports whether webservers can cancel runs without asking the daemon. They can if the
+// launcher class of dagster.yaml finds a run's worker by the run's ID, on a cluster that webservers
+// reach too.
 func (in *Instance) StockTerminates() bool {
 	l, _ := in.tree["run_launcher"].(map[string]any)
 	return l["class"] == "K8sRunLauncher"
@@ -108,7 +110,7 @@ func (in *Instance) StockTerminates() bool {
 func (in *Instance) settings() map[string]any {
 	settings := map[string]any{}
 	keys := slices.Clone(settingsKeys)
-	for _, p := range in.Unknown { // sections of a newer Dagster, which its workers read
+	for _, p := range in.Unknown { // sections of a newer Dagster, whose workers read them
 		keys = append(keys, p.Setting)
 	}
 	for _, k := range keys {
@@ -119,7 +121,7 @@ func (in *Instance) settings() map[string]any {
 	return settings
 }
 
-// empty is Python's idea of a false value.
+// empty reports whether Python would treat v as false.
 func empty(v any) bool {
 	switch v := v.(type) {
 	case nil:
@@ -194,7 +196,8 @@ func (in *Instance) storageRef() map[string]any {
 	return ref
 }
 
-// class is what dagster.yaml says under key, else Dagster's default; null if that has no class.
+// class returns the class that dagster.yaml has under key, else Dagster's default, or nil if there is
+// no default class.
 func (in *Instance) class(key, module, class string, defaults map[string]any) any {
 	if c, ok := in.tree[key].(map[string]any); ok && len(c) > 0 {
 		return userClass(c)
@@ -212,7 +215,7 @@ func userClass(c map[string]any) any {
 	return classData(module, class, conf)
 }
 
-// classData is a ConfigurableClassData. Dagster stores its own modules under their public names.
+// classData returns a ConfigurableClassData. Dagster stores its own modules under their public names.
 func classData(module, class string, conf map[string]any) any {
 	if rest, ok := strings.CutPrefix(module, "dagster._core"); ok {
 		module = "dagster.core" + rest
@@ -225,7 +228,7 @@ func classData(module, class string, conf map[string]any) any {
 	}
 }
 
-// StorageOf is where the storage of an InstanceRef is: what a worker is told by its arguments.
+// StorageOf returns the storage of an InstanceRef, which a worker gets in its arguments.
 func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
 	part, _ := ref.Part("storage")
 	n, err := config.Parse("InstanceRef", []byte(part.ConfigYAML))
@@ -244,7 +247,8 @@ func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
 	return in.Storage, err
 }
 
-// ComputeLogsOf is the folder in which the local compute log manager of an InstanceRef keeps what steps write; "" if it has another.
+// ComputeLogsOf returns the folder in which the local compute log manager of an InstanceRef keeps the
+// output of steps, or "" if the ref has another compute log manager.
 func ComputeLogsOf(ref dagster.InstanceRef, env config.Lookup) (string, error) {
 	part, ok := ref.Part("compute_logs")
 	if !ok || part.Class != "LocalComputeLogManager" {

@@ -14,7 +14,7 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Allow says what runs may ask of a launcher by their tags.
+// Allow limits what runs may request from a launcher with their tags.
 type Allow struct {
 	Images []string `config:"images" help:"Images that the tag slipway/image may name, as globs. Without any, the tag is refused."`
 	Tags   []string `config:"tags" help:"Tags with raw settings that runs may have, for example slipway/aci. A run with such a tag that is not listed fails. Default: none; for k8s, the tags that K8sRunLauncher obeys. A list here, even an empty one, replaces the default."`
@@ -25,7 +25,8 @@ type Allow struct {
 	Disk   string   `config:"max_disk" help:"Maximum that the tag slipway/disk may request."`
 }
 
-// RawTags are the run tags with raw settings that a kind of launcher reads: those that are allowed, and those that are not.
+// RawTags returns the run tags with raw settings that a kind of launcher reads, divided into allowed and
+// denied tags.
 func (a Allow) RawTags(kind *launcher.Kind) (allowed, denied []string) {
 	for _, tag := range kind.Tags {
 		if slices.Contains(a.Tags, tag) || kind.StockTags && a.Tags == nil {
@@ -37,12 +38,12 @@ func (a Allow) RawTags(kind *launcher.Kind) (allowed, denied []string) {
 	return allowed, denied
 }
 
-// Max are the limits as amounts. Its error names the setting.
+// Max returns the limits as amounts. Its error names the setting.
 func (a Allow) Max() (launcher.Resources, error) {
 	return amounts(a.CPU, a.Memory, a.Disk, a.GPU, "max_")
 }
 
-// amounts reads amounts of a section whose settings have a prefix.
+// amounts parses the amounts of a section. prefix is the beginning of its settings' names in errors.
 func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resources, error) {
 	res := launcher.Resources{GPUs: int64(gpu)}
 	var errs []error
@@ -146,14 +147,14 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 	return errors.Join(errs...)
 }
 
-// RuleProblem is a fault of a rule's setting, at its place.
+// RuleProblem returns an error about a setting of a rule, with its line in slipway.yaml.
 func (in *Instance) RuleProblem(rule int, setting, format string, args ...any) error {
 	file := filepath.Join(in.Home, "slipway.yaml")
 	doc, err := parse(file)
 	return errors.Join(err, problem(file, at(doc, rule, setting), fmt.Sprintf("routes[%d].%s", rule, setting), format, args...))
 }
 
-// each are the errors that one joins.
+// each returns the errors that err joins.
 func each(err error) []error {
 	if err == nil {
 		return nil
@@ -164,7 +165,7 @@ func each(err error) []error {
 	return []error{err}
 }
 
-// at is the node of a rule's setting, or as near as there is one.
+// at returns the node of a rule's setting, or the nearest node above it that exists.
 func at(doc *yaml.Node, rule int, setting string) *yaml.Node {
 	n := config.Child(doc, "routes")
 	if n == nil || rule >= len(n.Content) {
@@ -191,7 +192,7 @@ func splitPath(setting string) []string {
 	return out
 }
 
-// atFile gives an error that has no place one.
+// atFile adds the place n to an error that has no place.
 func atFile(err error, file string, n *yaml.Node) error {
 	var p *config.Problem
 	if errors.As(err, &p) {

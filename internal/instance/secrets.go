@@ -7,9 +7,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// RefHasSecret reports whether the InstanceRef seems to hold a secret as it is, so that no process
-// list, container or Job may show it. Where nothing is known of a setting it says yes: of a class
-// that is not Dagster's, any text may be secret.
+// RefHasSecret reports whether the InstanceRef seems to hold a secret in plain text, so that no process
+// list, container or Job may show the ref. If a setting is unknown it returns true: any text in the
+// config of a class that is not Dagster's may be secret.
 func (in *Instance) RefHasSecret() bool {
 	rest := maps.Clone(in.tree)
 	for _, key := range []string{"run_queue", "concurrency"} { // have keys of tags, and no secret
@@ -28,8 +28,8 @@ func (in *Instance) RefHasSecret() bool {
 	return launcher.HoldsSecret(rest)
 }
 
-// userOf is the part of an address before its host, user:password, also of one that no parser of
-// URLs takes.
+// userOf returns the part user:password of an address, before its host. It works also for addresses
+// that URL parsers reject.
 func userOf(url string) string {
 	if _, rest, ok := strings.Cut(url, "://"); ok {
 		url = rest
@@ -37,7 +37,8 @@ func userOf(url string) string {
 	return url[:max(0, strings.LastIndexByte(url, '@'))]
 }
 
-// classOf is a section that names a class, itself or as custom; nil for any other.
+// classOf returns the section that names a class: section itself or its key custom. It returns nil if
+// neither does.
 func classOf(section any) map[string]any {
 	c, _ := section.(map[string]any)
 	if custom, ok := c["custom"].(map[string]any); ok {
@@ -55,7 +56,7 @@ func foreign(class map[string]any) bool {
 	return first != "dagster" && !strings.HasPrefix(first, "dagster_")
 }
 
-// holdsText reports whether a tree has a text in it, apart from {env: NAME}.
+// holdsText reports whether a tree contains a text, except in {env: NAME}.
 func holdsText(tree any) bool {
 	switch v := tree.(type) {
 	case map[string]any:

@@ -11,9 +11,13 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// stockLauncher makes the launchers of a slipway.yaml that names none, from dagster.yaml's run_launcher: in place of DefaultRunLauncher, processes
-// of this machine and, for locations that have one, their own code server; in place of a launcher that a kind knows, that kind with the
-// same config; any other class is hosted by Python, if slipway.yaml says by which.
+// stockLauncher sets the launchers if slipway.yaml has none, from run_launcher in slipway.yaml or
+// dagster.yaml:
+//
+//   - DefaultRunLauncher becomes processes on this machine and, for locations with their own code
+//     server, that code server.
+//   - A class that a kind replaces becomes that kind, with the same config.
+//   - Any other class is hosted by the Python in run_launcher_python, if that is set.
 func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml.Node, env config.Lookup) error {
 	section := config.Values{File: in.file, Path: "run_launcher", Node: path(in.doc, "run_launcher"), Env: env, Literal: true}
 	if own := in.Settings.RunLauncher; own.Node != nil {
@@ -55,7 +59,7 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 	return nil
 }
 
-// known is the kind that stands for a class of Dagster, or of a guide; -1 if none does.
+// known returns the index of the kind that replaces a class of Dagster or of a guide, or -1.
 func known(kinds []*launcher.Kind, module, class string) int {
 	return slices.IndexFunc(kinds, func(k *launcher.Kind) bool {
 		return slices.ContainsFunc(strings.Fields(k.Stock), func(name string) bool {
@@ -65,7 +69,7 @@ func known(kinds []*launcher.Kind, module, class string) int {
 	})
 }
 
-// mapping makes a section of some texts and, as config, what there is already.
+// mapping returns a section with pairs of keys and texts, and with conf as its config.
 func mapping(conf *yaml.Node, pairs ...string) *yaml.Node {
 	m := &yaml.Node{Kind: yaml.MappingNode}
 	if conf != nil {
