@@ -1,9 +1,9 @@
-// Package execute is the Go run worker: it takes the arguments of `dagster api execute_run` and runs a command job, whose
-// steps stand in the run's config, with the events that Dagster's own worker would write. It needs no Python, and is
-// what demos, canaries, benchmarks and plain command lines run on.
+// Package execute is the Go run worker. It accepts the arguments of `dagster api execute_run` and runs a
+// command job, whose steps are in the run's config. It writes the events that Dagster's own worker would
+// write. It needs no Python. Demos, canaries, benchmarks and plain commands run on it.
 //
-// Before anything else it passes its gate: the launch row of its run, which it turns from open to taken. A worker that
-// cannot has been replaced or was started twice, and leaves.
+// First the worker passes its gate: it changes the launch row of its run from open to taken. A worker
+// that cannot do so has been replaced or was started twice, and exits.
 package execute
 
 import (
@@ -32,8 +32,8 @@ import (
 
 const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; a launcher starts it with the arguments of Dagster's own workers"
 
-// Main is the program slipway-worker. Like Dagster's worker it exits with 0 whatever became of its run, unless the arguments
-// ask for more, and with 1 if it could not begin.
+// Main is the program slipway-worker; it returns the exit code. Like Dagster's worker it returns 0 even
+// if its run failed, unless the arguments ask for an exit code. It returns 1 if it could not begin.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -52,8 +52,8 @@ func Main(args []string) int {
 	return 0
 }
 
-// Run executes one run. An error means that it could not begin, or not write; failed that the run failed and the arguments ask for
-// an exit code then. When ctx ends, the steps are stopped.
+// Run executes one run. An error means that the worker could not begin or could not write. failed means
+// that the run failed and the arguments ask for an exit code. When ctx ends, the steps are stopped.
 func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, err error) {
 	a, err := arguments(args, env)
 	if err != nil {
@@ -63,7 +63,7 @@ func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, er
 	if err != nil {
 		return false, err
 	}
-	// What is written although ctx has ended is bounded, call by call.
+	// The store is used even after ctx has ended. Each such call has its own timeout.
 	store, err := open(context.WithoutCancel(ctx), ref, env)
 	if err != nil {
 		return false, err
@@ -93,7 +93,7 @@ func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, er
 	return a.SetExitCodeOnFailure && status == dagster.Failure, err
 }
 
-// store is what a worker asks of the storage.
+// store is the part of the storage that a worker uses.
 type store interface {
 	storage.Recorder
 	storage.Reader
@@ -101,7 +101,8 @@ type store interface {
 	Close() error
 }
 
-// arguments finds them where Dagster's worker does: on the command line, or in a variable.
+// arguments parses the arguments. They are in the places that Dagster's worker reads: the command line
+// or an environment variable.
 func arguments(args []string, env config.Lookup) (dagster.ExecuteRunArgs, error) {
 	if len(args) < 2 || args[0] != "api" || args[1] != "execute_run" && args[1] != "resume_run" && args[1] != "canary" {
 		return dagster.ExecuteRunArgs{}, errors.New(usage)
@@ -130,7 +131,7 @@ func arguments(args []string, env config.Lookup) (dagster.ExecuteRunArgs, error)
 	return a, err
 }
 
-// refOf is the InstanceRef of the arguments, or that of $DAGSTER_HOME.
+// refOf returns the InstanceRef in the arguments, else that of the instance in $DAGSTER_HOME.
 func refOf(a dagster.ExecuteRunArgs, env config.Lookup) (dagster.InstanceRef, error) {
 	if a.InstanceRef != nil {
 		return dagster.ParseInstanceRef(string(a.InstanceRef))
@@ -164,18 +165,19 @@ func open(ctx context.Context, ref dagster.InstanceRef, env config.Lookup) (stor
 }
 
 const (
-	// patience is how long a worker tries again while the storage is away: what its steps have done is not to be lost.
+	// patience is how long a worker retries while the storage cannot be reached, so that the work of
+	// its steps is not lost.
 	patience = 5 * time.Minute
-	// longestPause is between two tries.
+	// longestPause is the longest time between two tries.
 	longestPause = 5 * time.Second
 )
 
-// insist does something with the storage again and again until it is done or patience has ended, also when ctx has.
+// insist is [retry], but continues after ctx has ended.
 func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
 	return retry(context.WithoutCancel(ctx), f)
 }
 
-// retry does something with the storage again and again until it is done, or ctx or patience has ended.
+// retry calls f until it succeeds, ctx ends, or patience is over. f calls the storage.
 func retry[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, longestPause
@@ -186,7 +188,8 @@ func retry[T any](ctx context.Context, f func(context.Context) (T, error)) (T, e
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
 }
 
-// pass lets this worker pass its gate, if it may. A nonce tells it whether a question whose answer was lost was carried out.
+// pass reports whether this worker passes its gate. The nonce lets the worker recognize its own change
+// of the row if the answer to an earlier try was lost.
 func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	attempt, token, _ := strings.Cut(gate, " ")
 	n, err := strconv.Atoi(attempt)
@@ -202,20 +205,20 @@ func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	return in, nil
 }
 
-// writeTimeout bounds one write, which is done although the worker was told to stop.
+// writeTimeout limits one call to the storage, which is made even if the worker was told to stop.
 const writeTimeout = 30 * time.Second
 
 // worker executes one run.
 type worker struct {
 	store  store
 	logs   string // folder of compute logs; "" for none
-	launch string // token of the launch row that it took; "" for a worker without a gate
+	launch string // token of the launch row that this worker took; "" if it has no gate
 	resume bool
 	events dagster.Inside
 }
 
-// record writes events that change the run's status, if it has one of some statuses and this worker's launch row is
-// still the current one. It reports whether they were written.
+// record writes events that change the run's status, if that is one of from and this worker's launch row
+// is still the current one. The outcome reports whether they were written.
 func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
 	t := storage.Transition{Run: w.events.Run.ID, From: from, Launch: w.launch, Events: events, Tags: tags}
 	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
@@ -225,7 +228,7 @@ func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[str
 func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
 	again := false
 	_, err := insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
-		if again { // the first try may have been done, and its answer lost
+		if again { // an earlier try may have written the events although its answer was lost
 			if wrote, err := w.wrote(ctx, events[len(events)-1]); wrote || err != nil {
 				return storage.Outcome{}, err
 			}
@@ -236,13 +239,13 @@ func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
 	return err
 }
 
-// wrote reports whether the run's log has an event.
+// wrote reports whether the run's log contains e.
 func (w *worker) wrote(ctx context.Context, e dagster.Event) (bool, error) {
 	stored, err := w.store.Events(ctx, e.RunID, e.Type)
 	return slices.ContainsFunc(stored, func(s dagster.Event) bool { return s.JSON() == e.JSON() }), err
 }
 
-// status reads the run's status.
+// read reads the run.
 func (w *worker) read(ctx context.Context, id string) (storage.Run, error) {
 	runs, err := insist(ctx, func(ctx context.Context) ([]storage.Run, error) {
 		return w.store.Runs(ctx, storage.Filter{IDs: []string{id}})
@@ -256,7 +259,7 @@ func (w *worker) read(ctx context.Context, id string) (storage.Run, error) {
 	return runs[0], runs[0].Broken
 }
 
-// run is the life of the worker; it gives the status that it left the run in.
+// run does all the work of the worker and returns the final status of the run.
 func (w *worker) run(ctx context.Context, id string) (dagster.Status, error) {
 	r, err := w.read(ctx, id)
 	if err != nil {
@@ -275,7 +278,7 @@ func (w *worker) run(ctx context.Context, id string) (dagster.Status, error) {
 	return status, errors.Join(err, w.log(ctx, w.events.Engine(fmt.Sprintf(bye, pid), nil)))
 }
 
-// work starts the run if it may start, executes its steps and writes its end.
+// work starts the run if that is allowed, executes its steps and writes its end.
 func (w *worker) work(ctx context.Context, r storage.Run) (dagster.Status, error) {
 	job, err := ParseJob(r.Config)
 	if err != nil {
@@ -299,7 +302,8 @@ func reason(r dagster.RunFailureReason) map[string]string {
 	return map[string]string{dagster.FailureReasonTag: string(r)}
 }
 
-// begin writes the run's start, and gives the steps that succeeded already; nil if this worker has nothing to do.
+// begin writes the run's start. It returns the steps that have already succeeded, or nil if this worker
+// has nothing to do.
 func (w *worker) begin(ctx context.Context) (map[string]bool, error) {
 	done := map[string]bool{}
 	if w.resume {
@@ -355,10 +359,10 @@ func (w *worker) end(ctx context.Context, p *plan) (dagster.Status, error) {
 	if err != nil || out.Done {
 		return out.Status, err
 	}
-	return w.interrupted(ctx) // somebody changed the run meanwhile, or replaced this worker
+	return w.interrupted(ctx) // the run was changed in the meantime, or this worker was replaced
 }
 
-// interrupted writes what a worker that was told to stop leaves, as Dagster's does.
+// interrupted writes the events of a worker that was told to stop, as Dagster's worker does.
 func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
 	r, err := w.read(ctx, w.events.Run.ID)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/slipway-run/slipway/config"
 )
 
-// Job is a command job as it stands in a run's config:
+// Job is a command job. In a run's config it has this form:
 //
 //	steps:
 //	  extract: {command: [sh, -c, "echo rows"], timeout: 5m, retries: 2, retry_delay: 10s}
@@ -62,7 +62,7 @@ func ParseJob(runConfig json.RawMessage) (Job, error) {
 	return j, nil
 }
 
-// circle names steps that can never start, in order; nil if there are none.
+// circle returns the names of steps that can never start, sorted, or nil if there are none.
 func (j Job) circle() []string {
 	done := map[string]bool{}
 	for {
@@ -82,7 +82,7 @@ func (j Job) circle() []string {
 	return slices.Sorted(maps.Keys(left))
 }
 
-// ready lists the steps whose needs are met and that are not begun, in order.
+// ready returns the names of the steps whose needs are met and that have not begun, sorted.
 func (j Job) ready(met, begun func(string) bool) []string {
 	var ready []string
 	for _, name := range slices.Sorted(maps.Keys(j.Steps)) {

@@ -28,8 +28,8 @@ type plan struct {
 	done   map[string]bool // succeeded
 	begun  map[string]bool
 	failed []string
-	first  *dagster.Event // the first step's failure
-	err    error          // of that step
+	first  *dagster.Event // event of the first failed step
+	err    error          // error of that step
 }
 
 // ended is the end of a step.
@@ -78,7 +78,7 @@ func (p *plan) run(ctx context.Context) error {
 	return errors.Join(append(errs, p.skipped(ctx))...)
 }
 
-// skipped notes the steps that could not start because others failed.
+// skipped logs the steps that could not start because other steps failed.
 func (p *plan) skipped(ctx context.Context) error {
 	if ctx.Err() != nil || len(p.failed) == 0 {
 		return nil
@@ -145,7 +145,7 @@ func (p *plan) command(ctx context.Context, s Step, name string, attempt int, ou
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Dir, out.stdout, out.stderr
 	cmd.Env = append(os.Environ(), "DAGSTER_RUN_ID="+p.events.Run.ID, "DAGSTER_RUN_JOB_NAME="+p.events.Run.Job,
 		"DAGSTER_STEP_KEY="+name, fmt.Sprintf("DAGSTER_STEP_ATTEMPT=%d", attempt))
-	cmd.Env = slices.DeleteFunc(cmd.Env, func(e string) bool { // what is about the worker alone
+	cmd.Env = slices.DeleteFunc(cmd.Env, func(e string) bool { // these variables are for the worker only
 		return strings.HasPrefix(e, launcher.GateEnv+"=") || strings.HasPrefix(e, dagster.CompressedArgsEnv+"=")
 	})
 	for k, v := range s.Env {
@@ -157,7 +157,7 @@ func (p *plan) command(ctx context.Context, s Step, name string, attempt int, ou
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
-	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it succeeded; something that it left behind holds its output open
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // success, even if a leftover process keeps the output open
 		return nil
 	case limited.Err() != nil && ctx.Err() == nil:
 		return fmt.Errorf("command took longer than its timeout of %v and was stopped", s.Timeout)
@@ -174,14 +174,16 @@ func describe(exit *exec.ExitError) string {
 	return fmt.Sprintf("exit code %d", exit.ExitCode())
 }
 
-// output is where a step's standard output and error go: to files that Dagster's UI shows, and to the worker's own.
+// output receives a step's standard output and error. It writes them to files that Dagster's UI shows,
+// and to the worker's own output.
 type output struct {
 	stdout, stderr io.Writer
 	files          []*os.File
-	done           string // file that says that the others are complete
+	done           string // file that marks the others as complete
 }
 
-// capture opens the files of a step's output and gives the key under which Dagster finds them; "" if nothing is captured.
+// capture opens the files of a step's output. It returns the key under which Dagster finds them, or "" if
+// nothing is captured.
 func (p *plan) capture(step string) (*output, string, error) {
 	o := &output{stdout: os.Stdout, stderr: os.Stderr}
 	if p.logs == "" {
@@ -207,7 +209,7 @@ func (p *plan) capture(step string) (*output, string, error) {
 	return o, key, nil
 }
 
-// complete closes the files.
+// complete closes the files and marks them as complete.
 func (o *output) complete() {
 	for _, f := range o.files {
 		if err := f.Close(); err != nil {

@@ -10,16 +10,17 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Tags of a run that say what its worker needs.
+// Tags with which a run requests resources and an image for its worker.
 const (
-	CPUTag    = "slipway/cpu"    // cores, as 2, 0.5 or 500m
-	MemoryTag = "slipway/memory" // bytes, as 512Mi, 2Gi or 2G
-	GPUTag    = "slipway/gpu"    // a whole number
-	DiskTag   = "slipway/disk"   // bytes, as memory
-	ImageTag  = "slipway/image"  // where the launcher allows it
+	CPUTag    = "slipway/cpu"    // cores, for example 2, 0.5 or 500m
+	MemoryTag = "slipway/memory" // bytes, for example 512Mi, 2Gi or 2G
+	GPUTag    = "slipway/gpu"    // an integer
+	DiskTag   = "slipway/disk"   // bytes, in the form of memory
+	ImageTag  = "slipway/image"  // only if the launcher allows it
 )
 
-// Resources reads the tags of a run about its needs. Its error is [launcher.ErrInvalid]; what could be read is given all the same.
+// Resources parses the tags with which a run requests resources. Its error is [launcher.ErrInvalid]; the
+// amounts that could be parsed are returned even then.
 func Resources(r dagster.Run) (launcher.Resources, error) {
 	var res launcher.Resources
 	var errs []error

@@ -1,6 +1,7 @@
-// Package router says which launchers a run may go to, in which order, and what the rule that says so sets. It is pure.
+// Package router decides which launchers a run may go to, in which order, and which settings the rule
+// adds. It is pure.
 //
-// The first rule whose every condition fits decides; without one, the default does.
+// The first rule whose conditions all match decides. If no rule matches, the default decides.
 package router
 
 import (
@@ -22,59 +23,60 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// LauncherTag is the tag by which a run names a launcher, where the rule allows it.
+// LauncherTag is the tag with which a run chooses a launcher, if the rule allows it.
 const LauncherTag = "slipway/launcher"
 
-// Launcher is what the router knows of one.
+// Launcher is what the router knows about a launcher.
 type Launcher struct {
-	// Restricted: no rule that looks at tags, which anybody may set, leads to it.
+	// Restricted launchers cannot be reached by rules that look at tags, because any user can set tags.
 	Restricted bool
 }
 
-// Rule is one entry of routes, not compiled yet.
+// Rule is one entry of routes, before it is compiled.
 type Rule struct {
-	Name string // for people; routes[N] if it has none
+	Name string // shown to users; routes[N] if not set
 	When When
 	To   []string // launchers, the first choice first
-	// ByTag: a run may choose among To by its tag [LauncherTag].
+	// ByTag says that a run may choose one of To with its tag [LauncherTag].
 	ByTag bool
 	Set   Set
 }
 
-// Set is what a rule says about the workers of its runs. It wins over the code location and the launcher's settings; a run's own
-// tags, as far as they are allowed, win over it.
+// Set holds the settings that a rule makes for the workers of its runs. They override those of the code
+// location and of the launcher. Allowed tags of a run override them.
 type Set struct {
 	Image     string
-	Resources launcher.Resources // 0 says nothing
+	Resources launcher.Resources // 0 means not set
 	Env       []launcher.Env
 	Labels    map[string]string
 	Nodes     map[string]string // labels that the worker's node must have
-	Grace     time.Duration     // between stop and kill; 0 says nothing
-	Start     time.Duration     // most time until PIPELINE_START; 0 says nothing
-	MaxRun    time.Duration     // most time from then; 0 says nothing
-	Config    json.RawMessage   // for the launcher to decode, as a code location's section of container_context; nil for none
+	Grace     time.Duration     // between stop and kill; 0 means not set
+	Start     time.Duration     // maximum time until PIPELINE_START; 0 means not set
+	MaxRun    time.Duration     // maximum time after PIPELINE_START; 0 means not set
+	Config    json.RawMessage   // for the launcher to decode, like a section of container_context; nil: none
 }
 
-// When are the conditions of a rule. Lists fit if any member does; texts are globs, in which * is any text and ? any character.
+// When holds the conditions of a rule. A list matches if any member matches. Texts are globs, in which *
+// matches any text and ? any character.
 type When struct {
 	Location, Repository, Job, Assets, Partition []string
 	Tags                                         map[string][]string
-	Priority, CPU, Memory, GPU                   string // comparisons, as >=2
-	CEL                                          string // expression over run, true if it fits
-	CodeServer                                   *bool  // its location is served by a code server of its own, or not; nil: either
+	Priority, CPU, Memory, GPU                   string // comparisons, for example >=2
+	CEL                                          string // expression over run; matches if it is true
+	CodeServer                                   *bool  // whether the location has its own code server; nil: either
 }
 
-// Decision is what the router says of a run.
+// Decision is the router's decision about a run.
 type Decision struct {
 	Rule      string   // name of the rule, or "default"
 	Launchers []string // the first choice first; never none
-	Reason    string   // why this rule, in words
-	Index     int      // of the rule; -1 for the default
-	Passed    []string // of each rule before it, why it does not fit
+	Reason    string   // why this rule decides, in words
+	Index     int      // index of the rule; -1 for the default
+	Passed    []string // for each rule before it, why that rule does not match
 	Set       Set
 }
 
-// A Problem is a fault of a rule: Setting is its path below routes[Rule].
+// A Problem is a mistake in a rule. Setting is its path below routes[Rule].
 type Problem struct {
 	Rule    int
 	Setting string
@@ -94,7 +96,7 @@ type rule struct {
 	conditions []condition
 }
 
-// Rules are the rules, in order.
+// Rules returns the rules, in order.
 func (r *Router) Rules() []Rule {
 	var out []Rule
 	for _, one := range r.rules {
@@ -103,10 +105,11 @@ func (r *Router) Rules() []Rule {
 	return out
 }
 
-// condition says whether a run fits, and if not, why not in words.
+// condition reports whether a run matches, and why or why not, in words.
 type condition func(r dagster.Run, n launcher.Resources) (bool, string)
 
-// New compiles rules. Its error joins a [Problem] per fault. Fallback is the default: a launcher, or several in order.
+// New compiles rules. Its error joins one [Problem] for each mistake. fallback is the default: a
+// launcher, or several in order.
 func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Router, error) {
 	out := &Router{fallback: fallback}
 	var errs []error
@@ -136,12 +139,12 @@ func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Route
 	return out, errors.Join(errs...)
 }
 
-// Launchers are the names that [Router.Route] gives.
+// Launchers returns the launchers in the decision of [Router.Route].
 func (r *Router) Launchers(run dagster.Run) []string { return r.Route(run).Launchers }
 
 // Route decides for a run.
 func (r *Router) Route(run dagster.Run) Decision {
-	needs, _ := Resources(run) // one that cannot be read is the worker's error
+	needs, _ := Resources(run) // package worker reports a tag that cannot be parsed
 	var passed []string
 	for i, rule := range r.rules {
 		ok, why := rule.fits(run, needs)
@@ -181,7 +184,7 @@ func (r rule) fits(run dagster.Run, needs launcher.Resources) (bool, string) {
 	return true, strings.Join(reasons, ", ")
 }
 
-// tagged says whether the conditions look at tags.
+// tagged reports whether the conditions look at tags.
 func (w When) tagged() bool {
 	return len(w.Tags)+len(w.Partition) > 0 || w.Priority+w.CPU+w.Memory+w.GPU != "" ||
 		slices.ContainsFunc([]string{"tags", "partition", "priority", "cpu", "memory", "gpu"}, func(word string) bool { return strings.Contains(w.CEL, word) })
@@ -286,13 +289,13 @@ func quoted(texts []string) string {
 	return strings.Join(out, ", ")
 }
 
-// glob compiles a pattern in which * is any text and ? any character.
+// glob compiles a pattern in which * matches any text and ? any character.
 func glob(pattern string) *regexp.Regexp {
 	quoted := regexp.QuoteMeta(pattern)
 	return regexp.MustCompile("(?s)^" + strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(quoted) + "$")
 }
 
-// Fits says whether a text fits one of some globs.
+// Fits reports whether a text matches one of globs.
 func Fits(text string, globs []string) bool {
 	return slices.ContainsFunc(globs, func(g string) bool { return glob(g).MatchString(text) })
 }
@@ -321,7 +324,7 @@ func comparison(text string, parse func(string) (int64, error)) (func(int64) boo
 	return nil, fmt.Errorf("%q is not a comparison (for example: >=2)", text)
 }
 
-// priority is a run's priority for comparisons: one beyond the range of int64 is the last number of that range.
+// priority returns a run's priority for comparisons, limited to the range of int64.
 func priority(r dagster.Run) int64 {
 	p := r.Priority()
 	switch {
@@ -335,11 +338,11 @@ func priority(r dagster.Run) int64 {
 
 func whole(s string) (int64, error) { return strconv.ParseInt(strings.TrimSpace(s), 10, 64) }
 
-// celCost bounds what one expression may do for one run.
+// celCost limits the work of one expression for one run.
 const celCost = 100_000
 
-// celCondition compiles an expression over run: its job, location, repository, tags, assets, partition, priority, cpu (cores), memory
-// (bytes) and gpu.
+// celCondition compiles an expression over run, which has job, location, repository, tags, assets,
+// partition, priority, cpu (cores), memory (bytes) and gpu.
 func celCondition(text string) (condition, error) {
 	env, err := cel.NewEnv(cel.Variable("run", cel.MapType(cel.StringType, cel.DynType)))
 	if err != nil {
@@ -365,7 +368,7 @@ func celCondition(text string) (condition, error) {
 			"job": r.Job, "location": r.Remote.Location, "repository": r.Remote.Repository, "tags": r.Tags, "assets": assets, "partition": r.Tags[dagster.PartitionTag],
 			"priority": priority(r), "cpu": float64(n.CPUMillis) / 1000, "memory": n.MemoryBytes, "gpu": n.GPUs,
 		}})
-		if err != nil { // as a missing tag: what cannot be told does not fit
+		if err != nil { // for example a missing tag: a condition that cannot be evaluated does not match
 			return false, fmt.Sprintf("%s: %v", text, err)
 		}
 		if out.Value() != true {

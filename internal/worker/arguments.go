@@ -10,14 +10,17 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// start sets the command of a worker, from its entry point, and what the command is given.
+// start sets the command of a worker, beginning with entry, and its arguments.
 //
-// The arguments hold the InstanceRef, and so whatever stands in dagster.yaml. Every user of a
-// machine sees command lines, and every reader of a container's or a Job's specification does. So
-// the arguments go into an environment variable that is marked as secret. They stand on the command
-// line, as with Dagster's own launchers, in three cases: they hold no InstanceRef; the worker runs
-// elsewhere, where its Dagster is not known, and nothing in them looks like a secret; or
-// slipway.yaml allows it.
+// The arguments hold the InstanceRef, and so the contents of dagster.yaml. Every user of a machine can
+// see command lines, and so can every reader of the specification of a container or a Job. So the
+// arguments are passed in an environment variable that is marked as secret. They are passed on the
+// command line, as Dagster's own launchers do, only in three cases:
+//
+//   - they hold no InstanceRef
+//   - the worker runs on another machine, where its Dagster version is unknown, and nothing in the
+//     arguments looks like a secret
+//   - slipway.yaml allows it
 func (b *Builder) start(req *launcher.Request, entry []string, verb string, r dagster.Run, a Attempt, t Target) error {
 	args := dagster.ExecuteRunArgs{
 		InstanceRef: t.Ref, Origin: r.Code.Raw, RunID: r.ID, Resume: a.Resume, SetExitCodeOnFailure: t.FailsWithRun,

@@ -14,14 +14,14 @@ import (
 type CodeServer struct {
 	Dir      string // folder that it runs in
 	Location string // name of its location; "" if its command line has none
-	Ref      string // InstanceRef of its instance; only a managed server has one
+	Ref      string // InstanceRef of its instance; "" unless the server is managed
 	// Its code, as on its command line: a Python file or a module, and the folder for imports, ""
 	// for Dir.
 	File, Module, WorkingDirectory string
 }
 
-// serves reports whether s serves the code of a run. A managed server is known by its location and
-// the storage of its instance, any other by the code on its command line.
+// serves reports whether s serves the code of a run. A managed server is recognized by its location and
+// the storage of its instance, any other server by the code on its command line.
 func (s CodeServer) serves(r dagster.Run, storage string) bool {
 	if s.Ref != "" {
 		return s.Location == r.Remote.Location && storageOf(s.Ref) == storage
@@ -33,7 +33,7 @@ func (s CodeServer) serves(r dagster.Run, storage string) bool {
 	return !r.Remote.Managed && s.File == code.PythonFile && s.Module == code.Module && wd == code.WorkingDirectory
 }
 
-// storageOf is the storage section of an InstanceRef, as text; "" if there is none.
+// storageOf returns the storage section of an InstanceRef as text, or "" if it has none.
 func storageOf(ref string) string {
 	parsed, err := dagster.ParseInstanceRef(ref)
 	if err != nil {
@@ -43,12 +43,12 @@ func storageOf(ref string) string {
 	return part.ConfigYAML
 }
 
-// dir is the worker's working directory. Stock Dagster executes runs in the folder of their code
-// server: it opens a relative python_file there, imports from a relative working_directory there,
-// and reads .env there. So the worker gets the same folder: the one that slipway.yaml names, else
-// that of the code server if this user can see its process. Else it is the first of these that has
-// the code: the location's working directory, which is the code server's folder unless the user
-// chose another; the daemon's own folder; and the folder above the working directory.
+// dir returns the worker's working directory. Stock Dagster executes runs in the folder of their code
+// server: it opens a relative python_file there, imports from a relative working_directory there, and
+// reads .env there. So the worker gets the same folder: the folder that slipway.yaml names, else the
+// folder of the code server if this user can see its process. Otherwise dir returns the first of these
+// folders that contains the code: the location's working directory, which is the code server's folder
+// unless the user chose another one; the daemon's own folder; the parent of the working directory.
 func (b *Builder) dir(r dagster.Run, t Target) (string, error) {
 	own, wd := b.Files.Getwd(), r.Code.WorkingDirectory
 	var tried []string

@@ -2,7 +2,7 @@ package worker
 
 import "github.com/slipway-run/slipway/launcher"
 
-// Gate says which workers of Dagster's Python pass a gate before they execute. Go workers always do.
+// Gate says which Python workers must pass a gate before they execute. Go workers always must.
 type Gate string
 
 // The settings of worker_gate.
@@ -12,10 +12,11 @@ const (
 	GateOn       Gate = "on"
 )
 
-// DefaultGate is on where the target can hold two workers of one name over time.
+// DefaultGate returns the default of worker_gate. It is on if the target can have two workers with one
+// name over time.
 func DefaultGate(t launcher.Traits) Gate {
 	switch {
-	case !t.Gate, t.LocalFiles && t.Unique: // on this machine, files that cannot be made twice are the fence
+	case !t.Gate, t.LocalFiles && t.Unique: // on this machine, a file that can be created only once is the fence
 		return GateOff
 	case !t.Unique:
 		return GateOn
@@ -25,11 +26,11 @@ func DefaultGate(t launcher.Traits) Gate {
 
 func (g Gate) closed(attempt int) bool { return g == GateOn || g == GateRelaunch && attempt > 1 }
 
-// bootstrap is the entry point of a worker that begins with our own lines, in the interpreter that
-// then becomes Dagster's.
+// bootstrap returns the entry point of a worker that first executes Slipway's own lines, in the
+// interpreter that then runs Dagster.
 func bootstrap(entry []string, gated bool) []string {
 	python := "python"
-	if len(entry) == 3 { // python -m dagster; any other entry point does not say which Python it has
+	if len(entry) == 3 { // python -m dagster; any other entry point does not name its Python
 		python = entry[0]
 	}
 	script := unpack
@@ -39,8 +40,8 @@ func bootstrap(entry []string, gated bool) []string {
 	return []string{python, "-c", script + become}
 }
 
-// unpack takes the arguments out of the variable, where the command line has none: for a worker
-// whose Dagster does not read that variable, and for lines of ours that need them.
+// unpack moves the arguments from the variable to the command line, if the variable is set. It is for
+// workers whose Dagster does not read that variable, and for lines below that need the arguments.
 const unpack = `
 import base64, os, runpy, sys, zlib
 packed = os.environ.pop("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS", None)
@@ -56,16 +57,17 @@ from dagster._serdes import deserialize_value
 args = deserialize_value(sys.argv[3])
 `
 
-// canary opens the storage with what a worker is given, in the interpreter of a worker.
+// canary opens the storage with the arguments of a worker, in the interpreter of a worker.
 const canary = unpack + openInstance + `
 import dagster
 with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
     print("the storage is open: run_storage_id", instance.run_storage.get_run_storage_id() + ", Dagster", dagster.__version__)
 `
 
-// passGate turns the newest launch row of the run from open to taken, for exactly this attempt and token, and leaves with exit code 0
-// if it cannot. The row keeps its nonce, so it asks again after an error, or after 30 s without an answer, for which a thread may
-// wait for ever.
+// passGate changes the newest launch row of the run from open to taken, for exactly this attempt and
+// token. If it cannot, the worker exits with code 0. The row keeps the worker's nonce, so a lost answer
+// does no harm: passGate asks again after an error or after 30 s without an answer. Each question has
+// its own thread, which may wait forever.
 const passGate = openInstance + `
 import threading, time, uuid
 from sqlalchemy import text

@@ -9,20 +9,20 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A Layer is what one source says of a worker. Later layers win.
+// A Layer holds the settings of a worker from one source. Later layers override earlier ones.
 type Layer struct {
-	Source string // in words: code location etl, routes[0].set, tag slipway/memory
+	Source string // in words, for example: code location etl, routes[0].set, tag slipway/memory
 	Set    router.Set
 }
 
-// Layers are what decides about a run's worker, the launcher's own settings apart, which they are laid over. An error is
-// [launcher.ErrInvalid]: a tag asks for what the launcher does not allow.
+// Layers returns the settings of a run's worker, which override the launcher's own settings. An error is
+// [launcher.ErrInvalid]: a tag requests something that the launcher does not allow.
 func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 	layers := []Layer{
 		{"launchers." + t.Name, router.Set{Grace: t.Grace}},
 		{"code location " + r.Remote.Location, router.Set{Image: r.Code.Image}},
 	}
-	raw := func(source, settings string) { // an image in raw settings counts as much as what they stand on
+	raw := func(source, settings string) { // an image in raw settings has the rank of their source
 		if o, err := dagster.ParseObject(settings); err == nil {
 			var image string
 			if json.Unmarshal(o["image"], &image) == nil && image != "" {
@@ -79,7 +79,7 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 	return layers, nil
 }
 
-// apply lays a layer over a request.
+// apply applies a layer to a request.
 func (l Layer) apply(req *launcher.Request) {
 	s := l.Set
 	if s.Image != "" {
@@ -101,7 +101,7 @@ func (l Layer) apply(req *launcher.Request) {
 		req.Nodes = s.Nodes
 	}
 	for k, v := range s.Labels {
-		if _, ours := req.Labels[k]; !ours { // nobody takes what tells whose worker it is
+		if _, ours := req.Labels[k]; !ours { // the labels that identify the worker cannot be overridden
 			req.Labels[k] = v
 		}
 	}

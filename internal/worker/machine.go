@@ -34,13 +34,14 @@ func (*Machine) LookPath(program string) bool {
 // Getwd implements [Files].
 func (*Machine) Getwd() string {
 	dir, err := os.Getwd()
-	if err != nil { // it was deleted; no code is there
+	if err != nil { // the folder was deleted; it has no code
 		return "/"
 	}
 	return dir
 }
 
-// DagsterVersion implements [Files] by the name of the package's metadata, without starting Python.
+// DagsterVersion implements [Files]. It reads the name of the package's metadata folder, because
+// starting Python takes long.
 func (*Machine) DagsterVersion(python string) string {
 	if !filepath.IsAbs(python) {
 		p, err := exec.LookPath(python)
@@ -58,12 +59,12 @@ func (*Machine) DagsterVersion(python string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(name, "dagster-"), ".dist-info")
 }
 
-// serversFor is how long the list of code servers is used again, so that a hundred launches at once
-// do not each read all of /proc.
+// serversFor is how long the list of code servers is reused, so that a hundred launches at once do not
+// each read all of /proc.
 const serversFor = time.Second
 
-// CodeServers implements [Files] by /proc; where there is none, no server is seen. Other users'
-// servers are not seen either, unless this process is root's: their folder is hidden.
+// CodeServers implements [Files]. It reads /proc; without /proc it finds no server. It finds servers of
+// other users only if this process is root's, because their folder is hidden from other users.
 func (m *Machine) CodeServers() []CodeServer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -88,9 +89,8 @@ func (m *Machine) CodeServers() []CodeServer {
 	return m.servers
 }
 
-// parseCodeServer reads the command line of a process: dagster api grpc or dagster code-server
-// start, with the options that say what they serve (Dagster 1.13:
-// dagster_shared.cli.python_pointer_options).
+// parseCodeServer parses the command line of a process: dagster api grpc or dagster code-server start,
+// with the options that name the code to serve (Dagster 1.13: dagster_shared.cli.python_pointer_options).
 func parseCodeServer(args []string) (s CodeServer, ok bool) {
 	i := slices.Index(args, "grpc")
 	if i < 1 || args[i-1] != "api" {

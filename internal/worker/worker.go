@@ -1,7 +1,8 @@
-// Package worker turns a claimed run into the request that a launcher is given: command, working
-// directory, environment and labels. It is pure; what it needs to know of this machine it asks through functions.
+// Package worker turns a claimed run into the request that a launcher gets: command, working directory,
+// environment and labels. It is pure: facts about this machine come through the interface [Files].
 //
-// The command is Dagster's own, `dagster api execute_run`, with the arguments that Dagster's launchers pass.
+// The command is Dagster's own, `dagster api execute_run`, with the arguments that Dagster's launchers
+// pass.
 package worker
 
 import (
@@ -21,8 +22,7 @@ import (
 // Builder holds what requests of one instance have in common.
 type Builder struct {
 	Instance string // instance id
-	// RefSecret says that InstanceRefs seem to hold a secret, which then is not put on a command
-	// line.
+	// RefSecret says that InstanceRefs seem to hold a secret. Then they are not put on a command line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
 	Ref                json.RawMessage // InstanceRef of the instance, by which its managed code servers are known
@@ -31,31 +31,32 @@ type Builder struct {
 	Router             *router.Router // what its rules set; nil: nothing
 }
 
-// Files is this machine, for workers that see its files.
+// Files answers questions about this machine, for workers that see its files.
 type Files interface {
 	Exists(path string) bool
 	// Getwd returns the folder that this process was started in.
 	Getwd() string
-	// CodeServers returns the code servers that run here, as far as this user may look at them.
+	// CodeServers returns the code servers on this machine that this user may inspect.
 	CodeServers() []CodeServer
 	LookPath(program string) bool
-	// DagsterVersion is the version of the dagster package beside a Python; "" if it cannot be told.
+	// DagsterVersion returns the version of the dagster package of a Python, or "" if it is unknown.
 	DagsterVersion(python string) string
 }
 
-// Target is what of a launcher's settings decides about commands.
+// Target holds the settings of a launcher that affect requests.
 type Target struct {
 	Name   string
 	Traits launcher.Traits
 	Python map[string]string // by code location, "*" for the others
-	Cwd    map[string]string // likewise
+	Cwd    map[string]string // by code location, "*" for the others
 	Grace  time.Duration     // between stop and kill
-	// LaunchRate is the most launches per second; 0 is no bound of its own.
+	// LaunchRate is the maximum number of launches per second; 0 means not set.
 	LaunchRate int
-	Ref        json.RawMessage // InstanceRef for its workers; nil: they have a dagster.yaml of their own
+	Ref        json.RawMessage // InstanceRef for its workers; nil: they have their own dagster.yaml
 	Gate       Gate
-	// Context is the section of container_context that the launcher reads, Tags the run tags with raw settings that it reads. Denied are such tags that
-	// slipway.yaml does not allow: a run that has one fails, as it asks for what it cannot get.
+	// Context is the section of container_context that the launcher reads. Tags are the run tags with
+	// raw settings that it reads. Denied are such tags that slipway.yaml does not allow: a run with one
+	// of them fails, because it requests something that it cannot get.
 	Context      string
 	Tags, Denied []string
 	// FailsWithRun: workers exit with an error when their run fails.
@@ -63,20 +64,20 @@ type Target struct {
 	Allow        Allow
 }
 
-// Allow says what runs may ask of a launcher by their tags.
+// Allow limits what runs may request from a launcher with their tags.
 type Allow struct {
-	Images []string           // globs of images for the tag slipway/image; none: the tag is refused
+	Images []string           // globs of images for the tag slipway/image; without any, the tag is refused
 	Forbid []string           // fields that raw settings of code locations and tags may not have
-	Max    launcher.Resources // 0 is no limit
+	Max    launcher.Resources // 0 means no limit
 }
 
-// Attempt is what the claim of a run decided.
+// Attempt is one attempt at a run, as its claim decided it.
 type Attempt struct {
 	Number int
 	Token  string
 	At     time.Time
-	Resume bool // go on with a run whose worker died
-	// Memory turns the bytes that the worker would get into those that it gets; nil leaves them.
+	Resume bool // continue a run whose worker died
+	// Memory maps the memory in bytes that the worker would get to what it gets; nil: unchanged.
 	Memory func(base int64) int64
 }
 
@@ -130,8 +131,9 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	return req, b.start(req, entry, verb, r, a, t)
 }
 
-// Canary builds the request for a worker that opens the storage as a run's worker would, says so and ends: by Dagster's Python, that of a
-// code location if it has one of its own, or by slipway-worker.
+// Canary builds the request for a worker that opens the storage as a run's worker would, prints that it
+// did and ends. It is a Python worker, with the Python that launchers.NAME.python sets for location, or
+// slipway-worker.
 func (b *Builder) Canary(id string, python bool, location, image string, at time.Time, t Target) (*launcher.Request, error) {
 	r := dagster.NewCommandRun(id, "canary", json.RawMessage("{}"), nil)
 	req, err := b.Request(r, Attempt{Number: 1, Token: "canary", At: at}, t)
@@ -154,7 +156,7 @@ func (b *Builder) Canary(id string, python bool, location, image string, at time
 	return req, nil
 }
 
-// goVersion stands for the version of slipway-worker, which takes its arguments as the newest Dagster does.
+// goVersion is the Dagster version whose form of arguments slipway-worker reads: the newest.
 const goVersion = "1.13"
 
 func gateEnv(a Attempt) launcher.Env {
@@ -172,15 +174,16 @@ func (b *Builder) python(req *launcher.Request, r dagster.Run, t Target) (entry 
 	return entry, err
 }
 
-// sharedEnv is what all launchers read of container_context: a list of NAME=value and NAME.
+// sharedEnv is the key of container_context that all launchers read: a list of NAME=value and NAME.
 const sharedEnv = "env_vars"
 
-// overrides are the raw settings that stand on the run, for the launcher to decode.
+// overrides returns the raw settings of the run, its code location and its rule, for the launcher to
+// decode.
 func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, error) {
 	var out []launcher.Override
 	untrusted := func(source string, text json.RawMessage) error {
 		var tree any
-		if err := json.Unmarshal(text, &tree); err == nil { // what is no JSON, the launcher refuses
+		if err := json.Unmarshal(text, &tree); err == nil { // the launcher refuses a text that is not JSON
 			if field := has(tree, t.Allow.Forbid); field != "" {
 				return fmt.Errorf("%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids: remove the field, or allow it there", launcher.ErrInvalid, source, r.ID, field, t.Name)
 			}
@@ -213,7 +216,7 @@ func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, er
 	return out, nil
 }
 
-// has is the first of some fields that a JSON value has, at any depth; "" for none.
+// has returns the first of fields that a JSON value has at any depth, or "".
 func has(v any, fields []string) string {
 	switch v := v.(type) {
 	case map[string]any:
@@ -235,7 +238,7 @@ func has(v any, fields []string) string {
 	return ""
 }
 
-// setting is a location's value, else that of all others.
+// setting returns the value for a location, else the value for all others.
 func setting(m map[string]string, location string) string {
 	if v, ok := m[location]; ok {
 		return v
@@ -243,7 +246,7 @@ func setting(m map[string]string, location string) string {
 	return m["*"]
 }
 
-// entryPoint is the command up to "api", and the Python in it where that is known.
+// entryPoint returns the command up to "api", and the Python in it if that is known.
 func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python string, err error) {
 	module := func(python string) []string { return []string{python, "-m", "dagster"} }
 	if !t.Traits.LocalFiles {
@@ -262,7 +265,8 @@ func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python st
 		}
 		return module(p), p, nil
 	}
-	// The entry point is ["dagster"] for most locations: the dagster of whoever's PATH. The code server's own Python is the right one.
+	// For most locations the entry point is ["dagster"], which can be any dagster on PATH. The code
+	// server's own Python is the right one.
 	if p := r.Code.Executable; p != "" && b.Files.Exists(p) {
 		return module(p), p, nil
 	}
