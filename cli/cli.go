@@ -47,9 +47,9 @@ func Child() {
 	}
 }
 
-// Main runs the command line with the given kinds of launchers and returns the exit code: 0, 1 after
-// an error, which it has printed, or 2 if the value of a flag is impossible. This is the whole main
-// function of a Slipway with custom launchers:
+// Main runs the command line with the given kinds of launchers and returns the exit code: 0, 1
+// after an error, which it has printed, or 2 if the value of a flag is impossible. This is the
+// whole main function of a Slipway with custom launchers:
 //
 //	func main() { os.Exit(cli.Main(append(all.Kinds(), Kind())...)) }
 func Main(kinds ...*launcher.Kind) int {
@@ -64,8 +64,8 @@ func Main(kinds ...*launcher.Kind) int {
 	return exitCode(err)
 }
 
-// usageError is a wrong request, such as a flag with an impossible value. Its exit code is 2, so that
-// scripts can tell it from a failure.
+// usageError is a wrong request, such as a flag with an impossible value. Its exit code is 2, so
+// that scripts can tell it from a failure.
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -145,8 +145,8 @@ func durations(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// instance loads the instance in --home or DAGSTER_HOME. Like Dagster's commands, it first reads .env
-// in the current folder.
+// instance loads the instance in --home or DAGSTER_HOME. Like Dagster's commands, it first reads
+// .env in the current folder.
 func (p *program) instance() (*instance.Instance, error) {
 	var err error
 	if p.dotEnv, err = config.LoadDotEnv(); err != nil {

@@ -93,7 +93,8 @@ func parked(t *testing.T, daemon bool, slipwayYAML string) string {
 	return d.Location
 }
 
-// A .env file in the current folder names the instance and its storage, and wins over the environment.
+// A .env file in the current folder names the instance and its storage, and wins over the
+// environment.
 func TestDotEnvInTheCurrentFolder(t *testing.T) {
 	home, dir := parked(t, false, ""), t.TempDir()
 	for file, text := range map[string]string{
@@ -205,7 +206,8 @@ func TestTerminate(t *testing.T) {
 	}
 }
 
-// Runs that a cluster refuses because of what they ask for fail at once, with the cluster's words, and hold up no others.
+// Runs that a cluster refuses because of what they ask for fail at once, with the cluster's words,
+// and hold up no others.
 func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	var mu sync.Mutex
 	made := map[string]bool{} // runs
@@ -643,7 +645,8 @@ default: batch
 	}
 }
 
-// launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it breaks.
+// launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it
+// breaks.
 func TestLaunchersTest(t *testing.T) {
 	home := t.TempDir()
 	out, err := built(t, home, "launchers", "test", "local")
@@ -674,7 +677,8 @@ func TestLaunchersTest(t *testing.T) {
 	}
 }
 
-// The kit has a quick form, takes a target as large as it is, ends where nothing else can hold, and writes what CI systems read.
+// The kit has a quick form, takes a target as large as it is, ends where nothing else can hold, and
+// writes what CI systems read.
 func TestKitForms(t *testing.T) {
 	home, file := t.TempDir(), filepath.Join(t.TempDir(), "kit.xml")
 	test := func(c *changed, args ...string) (string, error) {

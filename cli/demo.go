@@ -39,7 +39,8 @@ func demoRuns() []demoRun {
 	return append(runs, demoRun{job: "yearly", want: dagster.Success})
 }
 
-// commandRuns returns the runs of the demo without Dagster: command jobs, which need only this program.
+// commandRuns returns the runs of the demo without Dagster: command jobs, which need only this
+// program.
 func commandRuns() []demoRun {
 	sh := func(script string) map[string]any { return map[string]any{"command": []string{"sh", "-c", script}} }
 	after := func(step map[string]any, needs ...string) map[string]any { step["needs"] = needs; return step }

@@ -63,7 +63,8 @@ func beat(t *testing.T, d *storagetest.Dagster, age time.Duration, types ...stri
 	}
 }
 
-// onSQLite makes a healthy instance beside a parked dagster-daemon, on which no daemon of ours leads.
+// onSQLite makes a healthy instance beside a parked dagster-daemon, on which no daemon of ours
+// leads.
 func onSQLite(t *testing.T, slipwayYAML string) *storagetest.Dagster {
 	t.Helper()
 	d := storagetest.Open(t, parked(t, false, slipwayYAML))
@@ -98,7 +99,8 @@ func changedURL(t *testing.T, address string, change func(*url.URL)) string {
 	return u.String()
 }
 
-// role makes a role of the server that may do something in the database, and gives the database's address as that role.
+// role makes a role of the server that may do something in the database, and gives the database's
+// address as that role.
 func role(t *testing.T, d *storagetest.Dagster, options, rights string) string {
 	t.Helper()
 	name := "r_" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -182,7 +184,8 @@ type plant struct {
 	command func(t *testing.T, home string) []string // nil: doctor in this process
 }
 
-// Each fault that was ever planted is found, with its cause, its next step and its code, and no other fault is blamed for it.
+// Each fault that was ever planted is found, with its cause, its next step and its code, and no
+// other fault is blamed for it.
 func TestDoctorFindsPlantedFaults(t *testing.T) {
 	noChange := func(_, _ map[string]any) {}
 	local := "launchers: {local: {kind: process}}\n"
@@ -574,7 +577,8 @@ func asUser(t *testing.T, home string) []string {
 	return append([]string{"setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"}, command...)
 }
 
-// A healthy instance has no findings but that nobody leads it, on both storages; a code server that answers and a Python that starts are named.
+// A healthy instance has no findings but that nobody leads it, on both storages; a code server that
+// answers and a Python that starts are named.
 func TestDoctorOfHealthyInstances(t *testing.T) {
 	d, home := onPostgres(t)
 	bin := testenv.DagsterBin(t)
@@ -607,7 +611,8 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 	}
 }
 
-// A launcher that is sick is not well in the same report, and what waits for it is counted by reason.
+// A launcher that is sick is not well in the same report, and what waits for it is counted by
+// reason.
 func TestDoctorOfASickLauncher(t *testing.T) {
 	home := parked(t, false, "launchers: {batch: {kind: command, config: {launch: [sh, -c, 'echo key expired >&2; exit 77'], health: [sh, -c, 'exit 66'], terminate: ['true']}}}\ndefault: batch\n")
 	d := storagetest.Open(t, home)
@@ -629,7 +634,8 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 	})
 }
 
-// A daemon that cannot lead any more, since its database is read-only, says so once and not with every try.
+// A daemon that cannot lead any more, since its database is read-only, says so once and not with
+// every try.
 func TestReadOnlyDatabaseIsToldOnce(t *testing.T) {
 	const warning = "the lead of the instance cannot be had"
 	d, home := onPostgres(t)

@@ -115,8 +115,8 @@ a separate program (a plug-in).`,
 	return cmd
 }
 
-// settings returns the settings that the program of launcher name declares, those of the kind in args,
-// or, without both, those of slipway.yaml.
+// settings returns the settings that the program of launcher name declares, those of the kind in
+// args, or, without both, those of slipway.yaml.
 func (p *program) settings(ctx context.Context, args []string, name string) (fields []config.Field, err error) {
 	if name != "" {
 		in, err := p.instance()

@@ -82,8 +82,8 @@ each with one or two workers.`,
 	return cmd
 }
 
-// target returns the launcher of slipway.yaml that args name or, if named is false, the program whose
-// command args are.
+// target returns the launcher of slipway.yaml that args name or, if named is false, the program
+// whose command args are.
 func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir string) (launchertest.Target, error) {
 	log := slog.New(slog.DiscardHandler)
 	if c.verbose {
@@ -202,8 +202,8 @@ type (
 	}
 )
 
-// writeJUnit writes results into a file. Sentences that are not promised or were not run are reported
-// as skipped.
+// writeJUnit writes results into a file. Sentences that are not promised or were not run are
+// reported as skipped.
 func writeJUnit(file string, results []launchertest.Result) error {
 	suite := junitSuite{Name: "slipway launchers test", Tests: len(results)}
 	for _, r := range results {

@@ -62,8 +62,8 @@ func ways() string {
 const modulePath = "github.com/slipway-run/slipway"
 
 // released returns the version of Slipway's module in this program if it is a release, which anyone
-// can download. Otherwise it returns the folder of the sources that the program was built from, or ""
-// if that is unknown. near are files that may be in that folder.
+// can download. Otherwise it returns the folder of the sources that the program was built from, or
+// "" if that is unknown. near are files that may be in that folder.
 func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	for _, m := range append(info.Deps, &info.Main) {
 		switch {
@@ -84,8 +84,8 @@ func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	return "", ""
 }
 
-// release matches the versions of tagged commits. It does not match the pseudo-versions that Go gives
-// to other commits, nor versions with local changes.
+// release matches the versions of tagged commits. It does not match the pseudo-versions that Go
+// gives to other commits, nor versions with local changes.
 var release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[a-z]+\.?\d*)?$`)
 
 // scaffold writes the files of a launcher. It never changes an existing file.

@@ -49,7 +49,8 @@ func TestExamplesAreScaffolds(t *testing.T) {
 	}
 }
 
-// A release is named by its version; sources by their folder, wherever the program itself says that they are.
+// A release is named by its version; sources by their folder, wherever the program itself says that
+// they are.
 func TestReleased(t *testing.T) {
 	root := testenv.Root(t)
 	built, elsewhere := filepath.Join(root, "bin", "slipway"), filepath.Join(t.TempDir(), "slipway")

@@ -33,7 +33,8 @@ func statusOf(t *testing.T, home string) daemon.Status {
 	return st
 }
 
-// What is paused waits, over a restart of the daemon as well, and everybody sees who paused it and why; what is not goes on.
+// What is paused waits, over a restart of the daemon as well, and everybody sees who paused it and
+// why; what is not goes on.
 func TestPause(t *testing.T) {
 	home := parked(t, false, "")
 	out, err := built(t, home, "pause", "--tag", "team=a", "--why", "audit", "--by", "ann")

@@ -20,7 +20,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// As the first process of a container Slipway reaps what ends there, and passes on how it itself ended.
+// As the first process of a container Slipway reaps what ends there, and passes on how it itself
+// ended.
 func TestFirstProcessReaps(t *testing.T) {
 	unshare := func(command ...string) *exec.Cmd {
 		return exec.Command("unshare", append([]string{"--pid", "--fork", "--mount-proc", "--kill-child"}, command...)...)
@@ -164,7 +165,8 @@ func TestLauncherInPython(t *testing.T) {
 	}
 }
 
-// The example in Go is a module of its own, as an outsider has it: it passes the kit, and its two programs serve the launcher.
+// The example in Go is a module of its own, as an outsider has it: it passes the kit, and its two
+// programs serve the launcher.
 func TestModuleOfAnOutsider(t *testing.T) {
 	dir, _ := examples(t, "go")
 	run := func(args ...string) string {
@@ -204,7 +206,8 @@ func TestModuleOfAnOutsider(t *testing.T) {
 	}
 }
 
-// What launchers new says to do next works, as it stands, from an empty folder and a program that was built from a checkout.
+// What launchers new says to do next works, as it stands, from an empty folder and a program that
+// was built from a checkout.
 func TestScaffoldsFromAnEmptyFolder(t *testing.T) {
 	cache := filepath.Join(testenv.Root(t), ".cache") // as bin, it is in the checkout and not under git
 	program, err := os.ReadFile(testenv.Build(t, "slipway"))
@@ -305,7 +308,8 @@ func TestLaunchersNew(t *testing.T) {
 	}
 }
 
-// Everything that the guide shows is of the example, which is compiled and passes the kit, or is run here.
+// Everything that the guide shows is of the example, which is compiled and passes the kit, or is
+// run here.
 func TestGuideShowsWhatWorks(t *testing.T) {
 	bin := filepath.Dir(testenv.Build(t, "slipway"))
 	dir := t.TempDir()

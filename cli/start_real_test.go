@@ -29,8 +29,8 @@ func onThatPostgres(t *testing.T, address, slipwayYAML string) string {
 	return home
 }
 
-// A daemon whose Postgres is late, empty, without rights for it and read-only, one after the other, waits, says each
-// once, and then leads.
+// A daemon whose Postgres is late, empty, without rights for it and read-only, one after the other,
+// waits, says each once, and then leads.
 func TestStartWaitsForItsStorage(t *testing.T) {
 	address := testenv.Postgres(t)
 	d := storagetest.Open(t, address)
@@ -92,7 +92,8 @@ func database(t *testing.T, address string) string {
 	return strings.TrimPrefix(u.Path, "/")
 }
 
-// A direct_url that leads to the database of another instance is refused; one of the same database is taken.
+// A direct_url that leads to the database of another instance is refused; one of the same database
+// is taken.
 func TestDirectURLOfAnotherInstance(t *testing.T) {
 	var addresses []string
 	for range 2 {
@@ -121,7 +122,8 @@ func TestDirectURLOfAnotherInstance(t *testing.T) {
 	}
 }
 
-// The unit of systemd has no fault that systemd itself finds. It starts the daemon again without end, whatever ended it.
+// The unit of systemd has no fault that systemd itself finds. It starts the daemon again without
+// end, whatever ended it.
 func TestUnitOfSystemd(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "deploy/systemd/slipway.service"))
 	if err != nil {

@@ -44,8 +44,8 @@ func gate(t *testing.T) (open func(), command []string) {
 	}, []string{"--", "sh", "-c", "while [ ! -e " + file + " ]; do sleep 0.05; done"}
 }
 
-// SIGHUP puts new settings in force, limits, launchers and the log's level, while the daemon keeps its lead and its
-// workers go on. Settings that are wrong, or that need a restart, change nothing.
+// SIGHUP puts new settings in force, limits, launchers and the log's level, while the daemon keeps
+// its lead and its workers go on. Settings that are wrong, or that need a restart, change nothing.
 func TestReload(t *testing.T) {
 	home := parked(t, false, "queue: {max_concurrent_runs: 1}\n")
 	d := launch(t, home)
@@ -103,7 +103,8 @@ func TestReload(t *testing.T) {
 	watching.says(1, "settings are not read again by this command")
 }
 
-// systemd hears that the daemon is ready, what it does, that it lives and that it stops; its workers do not know of it.
+// systemd hears that the daemon is ready, what it does, that it lives and that it stops; its
+// workers do not know of it.
 func TestSystemdIsTold(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
@@ -137,7 +138,8 @@ func TestSystemdIsTold(t *testing.T) {
 	hears("STOPPING=1\n")
 }
 
-// A standby waits for an address that the leader of its machine has, and serves there when that one has ended.
+// A standby waits for an address that the leader of its machine has, and serves there when that one
+// has ended.
 func TestStandbyOnOneAddress(t *testing.T) {
 	address := testenv.FreeAddress(t)
 	home := parked(t, false, "web: {listen: '"+address+"'}\n")
@@ -169,8 +171,8 @@ func TestStandbyOnOneAddress(t *testing.T) {
 	}
 }
 
-// Runs in flight that no daemon looks after with the present settings are named, and a daemon does not start beside
-// those of another instance_id unless it is told to leave them alone.
+// Runs in flight that no daemon looks after with the present settings are named, and a daemon does
+// not start beside those of another instance_id unless it is told to leave them alone.
 func TestRunsThatNobodyWatches(t *testing.T) {
 	home := parked(t, false, "instance_id: old\n")
 	d := launch(t, home)

@@ -7,8 +7,8 @@ import (
 	"text/tabwriter"
 )
 
-// A table is text in columns. In a block of rows, each column is as wide as its widest cell. An empty
-// row begins a new block.
+// A table is text in columns. In a block of rows, each column is as wide as its widest cell. An
+// empty row begins a new block.
 type table struct{ text strings.Builder }
 
 // row adds a row. Cells are formatted as by [fmt.Print].

@@ -217,7 +217,8 @@ func terminateOne(ctx context.Context, s storage.Store, instance, id string) (ou
 	return v, err
 }
 
-// cancellation returns the transition that cancels a run or, for a run in flight, makes it CANCELING.
+// cancellation returns the transition that cancels a run or, for a run in flight, makes it
+// CANCELING.
 func cancellation(r storage.Run, instance string, now time.Time) (storage.Transition, error) {
 	t := storage.Transition{Run: r.ID, From: []dagster.Status{r.Status}}
 	switch {

@@ -1,6 +1,6 @@
-// Package scaffold holds templates of launchers, one for each way to write a launcher. Each template is
-// complete: its target is a small batch system in shell. The user replaces that target step by step,
-// while the conformance kit keeps passing.
+// Package scaffold holds templates of launchers, one for each way to write a launcher. Each
+// template is complete: its target is a small batch system in shell. The user replaces that target
+// step by step, while the conformance kit keeps passing.
 package scaffold
 
 import (

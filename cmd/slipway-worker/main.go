@@ -1,6 +1,7 @@
 //go:build !windows
 
-// Slipway-worker executes command jobs: a run worker without Python, a static binary that fits an empty image.
+// Slipway-worker executes command jobs. It is a run worker without Python: a static binary that
+// needs nothing else in its image.
 package main
 
 import (

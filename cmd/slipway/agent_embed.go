@@ -14,8 +14,9 @@ import (
 //go:embed slipway-agent
 var agentProgram []byte
 
-// agentCommand is the small supervisor that make build puts into this program. It is written into the user's
-// cache once, under a name that its content gives; where there is no cache, this program itself takes its place.
+// agentCommand returns the command of the small supervisor that make build embeds in this program.
+// The supervisor is written once into the user's cache, under a name with the hash of its content.
+// If that is impossible, this program itself is the supervisor.
 func agentCommand() ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -4,7 +4,8 @@ package main
 
 import "os"
 
-// agentCommand is this program itself, so that plain go build and go run work.
+// agentCommand returns this program itself as the supervisor, so that plain go build and go run
+// work.
 func agentCommand() ([]string, error) {
 	self, err := os.Executable()
 	return []string{self, "agent"}, err

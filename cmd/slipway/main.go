@@ -12,7 +12,7 @@ import (
 )
 
 func main() {
-	cli.Child() // before anything that costs time
+	cli.Child() // before any costly work
 	supervisor, err := agentCommand()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "slipway:", err)

@@ -1,20 +1,22 @@
-// Package agent is what runs beside a worker on its target: for now the supervisor of the process
-// launcher, a program of the standard library alone that starts one worker, outlives the daemon, and leaves
-// a record of the worker's end.
+// Package agent runs beside a worker on its target. For now it is the supervisor of the process
+// launcher: a program that uses only the standard library, starts one worker, outlives the daemon,
+// and leaves a record of the worker's end.
 //
-// It rests on files and locks, so that any process can tell at any time how a worker is:
+// It keeps all state in files and locks, so that any process can find out the state of a worker at
+// any time:
 //
 //	workers/NAME/lock         locked as long as supervisor or worker is alive: the worker inherits the lock
-//	workers/NAME/spec.json    what to start; may hold secrets, removed when the worker has started
+//	workers/NAME/spec.json    what to start; may hold secrets; removed when the worker has started
 //	workers/NAME/worker.json  the worker's process
-//	workers/NAME/stop.json    somebody wants it to stop
-//	workers/NAME/log          what it wrote to standard output and error
-//	state/NAME.begun          made once and atomically before the worker is started: the fence
-//	state/NAME.ended          how it ended
+//	workers/NAME/stop.json    a request to stop the worker
+//	workers/NAME/log          the worker's standard output and error
+//	state/NAME.begun          created once, atomically, before the worker is started: the fence
+//	state/NAME.ended          how the worker ended
 //
-// The kernel drops the lock with the last process that has it, so a death without a record is told from a life
-// without doubt and without process numbers. Before a signal is sent, the process number is checked with
-// its start time and the boot of the machine.
+// The kernel drops the lock when the last process that holds it ends. So a dead worker without a
+// record is always told apart from a living one, and without process IDs. Before a signal is sent,
+// the process ID is checked together with the start time of the process and the boot of the
+// machine.
 package agent
 
 import (
@@ -36,14 +38,14 @@ type Spec struct {
 	Limits  Limits   `json:"limits"`
 }
 
-// Process names one process beyond doubt.
+// Process identifies one process uniquely, even if its PID is used again later.
 type Process struct {
 	PID   int    `json:"pid"`
-	Start string `json:"start"` // as the kernel gives it
+	Start string `json:"start"` // start time, in the kernel's form
 	Boot  string `json:"boot"`
 }
 
-// Begun is the record that a supervisor is about to start the worker, or has.
+// Begun is the record that a supervisor has started the worker or is about to start it.
 type Begun struct {
 	Agent Process   `json:"agent"`
 	At    time.Time `json:"at"`
@@ -55,7 +57,7 @@ type Worker struct {
 	At time.Time `json:"at"`
 }
 
-// Stop is the wish that the worker stops.
+// Stop is a request to stop the worker.
 type Stop struct {
 	Grace time.Duration `json:"grace"` // between SIGTERM and SIGKILL
 }
@@ -63,10 +65,10 @@ type Stop struct {
 // Ended is the record of the worker's end.
 type Ended struct {
 	Exit     *int          `json:"exit"`             // null if it was killed by a signal or never started
-	Signal   int           `json:"signal,omitempty"` // that killed it
+	Signal   int           `json:"signal,omitempty"` // the signal that killed it
 	Error    string        `json:"error,omitempty"`  // why it was not started
-	OOM      bool          `json:"oom,omitempty"`    // the kernel killed a process of it for want of memory
-	Stopped  bool          `json:"stopped"`          // somebody had asked for it
+	OOM      bool          `json:"oom,omitempty"`    // the kernel killed one of its processes because memory ran out
+	Stopped  bool          `json:"stopped"`          // it had been asked to stop
 	Started  time.Time     `json:"started"`
 	At       time.Time     `json:"at"`
 	CPU      time.Duration `json:"cpu"`
@@ -80,7 +82,7 @@ type Paths struct {
 	Begun, Ended                        string
 }
 
-// PathsOf gives the files of the worker of that name below root.
+// PathsOf returns the files below root of the worker with that name.
 func PathsOf(root, name string) Paths {
 	dir := filepath.Join(root, "workers", name)
 	return Paths{
@@ -90,7 +92,7 @@ func PathsOf(root, name string) Paths {
 	}
 }
 
-// WriteJSON puts a value into a file, whole or not at all, readable by its owner only.
+// WriteJSON writes a value into a file atomically. Only the file's owner can read it.
 func WriteJSON(file string, v any) error {
 	tmp, err := temp(file, v)
 	if err != nil {
@@ -99,7 +101,7 @@ func WriteJSON(file string, v any) error {
 	return errors.Join(os.Rename(tmp, file), ignoreMissing(os.Remove(tmp)))
 }
 
-// CreateJSON is [WriteJSON] for a file that must not be there yet; fs.ErrExist if it is.
+// CreateJSON is [WriteJSON] for a file that must not exist yet. It returns fs.ErrExist if it does.
 func CreateJSON(file string, v any) error {
 	tmp, err := temp(file, v)
 	if err != nil {
@@ -113,7 +115,7 @@ func temp(file string, v any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Outside the folder of records, which is watched.
+	// The temporary file is outside the folder of records, because that folder is watched.
 	f, err := os.CreateTemp(filepath.Join(filepath.Dir(file), "..", "tmp"), "*")
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = os.CreateTemp(filepath.Dir(file), ".tmp-*")
@@ -132,7 +134,7 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// ReadJSON reads a file that [WriteJSON] wrote; fs.ErrNotExist if there is none.
+// ReadJSON reads a file that [WriteJSON] wrote. It returns fs.ErrNotExist if there is none.
 func ReadJSON(file string, v any) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -144,13 +146,13 @@ func ReadJSON(file string, v any) error {
 	return nil
 }
 
-// Alive says whether the process is still that one.
+// Alive reports whether this process still runs, and its PID has not been used again.
 func (p Process) Alive() bool {
 	now, err := Identify(p.PID)
 	return err == nil && now == p
 }
 
-// Signal sends a signal if the process is still that one, and says whether it was.
+// Signal sends a signal if the process is alive, and reports whether it was sent.
 func (p Process) Signal(sig syscall.Signal) bool {
 	return p.Alive() && syscall.Kill(p.PID, sig) == nil
 }

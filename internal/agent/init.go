@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// Init is the first process of a container: it starts argv as its child, passes signals on to it, reaps every
-// orphan, and returns the child's exit code when that ends. Without it, supervisors and workers that
-// end would stay as zombies.
+// Init is the first process of a container. It starts argv as its child, passes signals on to it,
+// reaps every orphan, and returns the child's exit code when the child ends. Without Init,
+// supervisors and workers that end would stay as zombies.
 func Init(argv []string) int {
 	self, err := os.Executable()
 	if err != nil {

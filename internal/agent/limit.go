@@ -10,13 +10,13 @@ import (
 	"syscall"
 )
 
-// Limits are what a worker may use. The zero value sets none.
+// Limits holds the limits of a worker. The zero value sets none.
 type Limits struct {
 	Nice    int      `json:"nice,omitempty"`
 	Cgroups []Cgroup `json:"cgroups,omitempty"`
 }
 
-// Cgroup is a folder of the cgroup file system that is made for one worker.
+// Cgroup is a folder of the cgroup file system that is created for one worker.
 type Cgroup struct {
 	Dir string      `json:"dir"`
 	Set [][2]string `json:"set,omitempty"` // file and value, in order
@@ -24,10 +24,11 @@ type Cgroup struct {
 
 func (l Limits) any() bool { return l.Nice != 0 || len(l.Cgroups) > 0 }
 
-// errLimits is the exit code of a worker that could not be limited, and so was not started.
+// errLimits is the exit code of a worker that was not started because its limits could not be set.
 const errLimits = 125
 
-// become limits this process and turns it into the worker, so that nothing of the worker ever runs without its limits. It does not return.
+// become sets the limits of this process and then turns it into the worker, so that no part of the
+// worker ever runs without its limits. It does not return.
 func become(file string) {
 	var spec Spec
 	err := ReadJSON(file, &spec)
@@ -45,7 +46,7 @@ func become(file string) {
 	os.Exit(errLimits)
 }
 
-// join makes the cgroup and puts this process into it.
+// join creates the cgroup and moves this process into it.
 func (c Cgroup) join() error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return err
@@ -58,7 +59,8 @@ func (c Cgroup) join() error {
 	return nil
 }
 
-// oomKilled says whether the kernel killed a process of the cgroup for want of memory (memory.events of version 2, memory.oom_control of version 1).
+// oomKilled reports whether the kernel killed a process of the cgroup because memory ran out
+// (memory.events in version 2, memory.oom_control in version 1).
 func (c Cgroup) oomKilled() bool {
 	for _, file := range []string{"memory.events", "memory.oom_control"} {
 		text, err := os.ReadFile(filepath.Join(c.Dir, file))

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// Identify names a running process.
+// Identify returns the identity of a running process.
 func Identify(pid int) (Process, error) {
 	start, err := exec.Command("/bin/ps", "-o", "lstart=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {

@@ -10,13 +10,14 @@ import (
 	"syscall"
 )
 
-// Identify names a running process.
+// Identify returns the identity of a running process.
 func Identify(pid int) (Process, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return Process{}, err
 	}
-	// The command, in parentheses, may hold anything; the state follows it, and the start time is the 20th field from there.
+	// The command, in parentheses, may contain anything. The state follows it, and the start time
+	// is the 20th field from there.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 20 || string(fields[0]) == "Z" {
 		return Process{}, os.ErrProcessDone
@@ -47,7 +48,8 @@ func Groups(session int) []int {
 	return groups
 }
 
-// adoptOrphans makes this process the parent of orphans among its descendants, so that it can reap them.
+// adoptOrphans makes this process the parent of orphans among its descendants, so that it can reap
+// them.
 func adoptOrphans() {
 	const setChildSubreaper = 36                                             // PR_SET_CHILD_SUBREAPER
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0) // without it init reaps them

@@ -13,19 +13,21 @@ import (
 	"time"
 )
 
-// platformGrace is the time between stop and kill where nobody gave one: the machine is going down.
+// platformGrace is the time between stop and kill if the stop has no record with a grace: then the
+// machine is shutting down.
 const platformGrace = 30 * time.Second
 
-// lockFD is the file descriptor under which supervisor and worker inherit the worker's lock.
+// lockFD is the file descriptor with which supervisor and worker inherit the worker's lock.
 const lockFD = 3
 
-// Main is the program: "start ROOT NAME" starts a supervisor of its own session and returns at once, "run ROOT
-// NAME" is that supervisor. The lock is inherited as file descriptor 3.
+// Main is the program slipway-agent; it returns the exit code. "start ROOT NAME" starts a
+// supervisor in a new session and returns at once. "run ROOT NAME" is that supervisor. The lock is
+// inherited as file descriptor 3.
 func Main(args []string) int {
 	if len(args) == 2 && args[0] == "become" { // the start of a worker that has limits
 		become(args[1])
 	}
-	err := fmt.Errorf("usage: slipway-agent start|run ROOT NAME; it is started by the process launcher, not by hand")
+	err := fmt.Errorf("usage: slipway-agent start|run ROOT NAME; the process launcher starts it, not a user")
 	if len(args) == 3 {
 		switch args[0] {
 		case "start":
@@ -41,7 +43,8 @@ func Main(args []string) int {
 	return 0
 }
 
-// start makes the supervisor a child of nobody here, so that whoever launched the worker has no child to wait for.
+// start starts the supervisor and returns, so that the process that launched the worker has no
+// child to wait for.
 func start(args []string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -54,17 +57,18 @@ func start(args []string) error {
 	return err
 }
 
-// selfArgs are the words before "start" on this command line: "agent" if slipway itself is the supervisor.
+// selfArgs are the words before "start" on this command line: "agent" if slipway itself is the
+// supervisor.
 func selfArgs() []string { return os.Args[1 : len(os.Args)-3] }
 
 // run supervises one worker from start to end.
 func run(root, name string) error {
-	umask := syscall.Umask(0o077) // for the records; the worker gets its own back
+	umask := syscall.Umask(0o077) // for the records; the worker gets the original umask
 	stop := make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM)
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGQUIT} {
-		if !signal.Ignored(s) { // as under nohup, which then holds for the worker
-			signal.Notify(make(chan os.Signal, 1), s) // dropped, not ignored: the worker would inherit that
+		if !signal.Ignored(s) { // a signal ignored from the start, as under nohup, stays ignored for the worker too
+			signal.Notify(make(chan os.Signal, 1), s) // dropped but not ignored, because the worker would inherit that
 		}
 	}
 	p := PathsOf(root, name)
@@ -96,7 +100,7 @@ func run(root, name string) error {
 	}
 	for _, c := range spec.Limits.Cgroups {
 		end.OOM = end.OOM || c.oomKilled()
-		_ = syscall.Rmdir(c.Dir) // not made, or something of the worker lives on in it
+		_ = syscall.Rmdir(c.Dir) // fails if it was not created, or a process of the worker is still in it
 	}
 	end.At = time.Now().UTC()
 	return errors.Join(ignoreMissing(os.Remove(p.Spec)), WriteJSON(p.Ended, end))
@@ -133,14 +137,14 @@ func spawn(p Paths, spec Spec, umask int) (int, error) {
 		return 0, fmt.Errorf("start %s in %s: %w", file, spec.Dir, err)
 	}
 	proc, err := Identify(pid)
-	if err != nil { // it has ended already; it will be reaped
+	if err != nil { // the worker has already ended; it will be reaped
 		proc = Process{PID: pid}
 	}
 	err = errors.Join(WriteJSON(p.Worker, Worker{proc, time.Now().UTC()}), log.Close(), null.Close())
 	if !spec.Limits.any() { // else the worker itself still reads it
 		err = errors.Join(err, os.Remove(p.Spec))
 	}
-	if err != nil { // the worker runs: its end is what counts
+	if err != nil { // the worker runs anyway, so this is not an error of its start
 		fmt.Fprintln(os.Stderr, "slipway-agent:", err)
 	}
 	return pid, nil
@@ -169,7 +173,8 @@ func look(spec Spec) (string, error) {
 	return "", fmt.Errorf("%s is not on the worker's PATH", program)
 }
 
-// watch waits for the worker's end, passes stop signals on, and kills what the worker leaves of its process group.
+// watch waits for the worker's end and passes stop signals on. Then it kills the processes that the
+// worker has left in its process group.
 func watch(p Paths, pid int, stop <-chan os.Signal, end *Ended) error {
 	type exit struct {
 		status syscall.WaitStatus
@@ -200,7 +205,7 @@ func watch(p Paths, pid int, stop <-chan os.Signal, end *Ended) error {
 				grace = s.Grace
 			}
 			if grace > 0 {
-				_ = syscall.Kill(pid, syscall.SIGTERM) // ended already: done tells
+				_ = syscall.Kill(pid, syscall.SIGTERM) // if the worker has already ended, done reports it
 			}
 			kill = time.After(grace)
 		case <-kill:

@@ -15,10 +15,11 @@ type ExecuteRunArgs struct {
 	InstanceRef json.RawMessage // nil: the worker reads dagster.yaml in its own DAGSTER_HOME
 	Origin      json.RawMessage // the run's PipelinePythonOrigin
 	RunID       string
-	// SetExitCodeOnFailure makes the worker exit with 1 when its run fails. Without it a worker exits
-	// with 0 whatever became of its run.
+	// SetExitCodeOnFailure makes the worker exit with 1 when its run fails. Without it a worker
+	// exits with 0 whatever became of its run.
 	SetExitCodeOnFailure bool
-	// Resume makes them the ResumeRunArgs of `dagster api resume_run`, which goes on with a run whose worker died.
+	// Resume makes them the ResumeRunArgs of `dagster api resume_run`, which goes on with a run
+	// whose worker died.
 	Resume bool
 }
 
@@ -59,8 +60,8 @@ func (a ExecuteRunArgs) JSON() string {
 	}))
 }
 
-// CompressedArgsEnv is the variable from which `dagster api execute_run` of Dagster 1.12 and newer reads its
-// arguments in the form that [Compress] gives, when it has none on the command line.
+// CompressedArgsEnv is the variable from which `dagster api execute_run` of Dagster 1.12 and newer
+// reads its arguments in the form that [Compress] gives, when it has none on the command line.
 const CompressedArgsEnv = "DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS"
 
 // Decompress is the inverse of [Compress].

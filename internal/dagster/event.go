@@ -234,7 +234,8 @@ func (e Event) Texts() []Metadata {
 	return out
 }
 
-// NewRunFailure is a PIPELINE_FAILURE with a reason, which Dagster keeps in the tag dagster/failure_reason as well.
+// NewRunFailure is a PIPELINE_FAILURE with a reason, which Dagster keeps in the tag
+// dagster/failure_reason as well.
 func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason, err error) Event {
 	e := NewEvent(r, RunFailure, at, message)
 	e.Data = Encode(map[string]any{
@@ -261,10 +262,12 @@ func NewRunEnqueued(r Run, at time.Time) Event {
 	return e
 }
 
-// ToUnix is a time as the float of seconds that Python's datetime.timestamp gives for the same microsecond.
+// ToUnix is a time as the float of seconds that Python's datetime.timestamp gives for the same
+// microsecond.
 func ToUnix(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
 
-// FromUnix is the microsecond that Python's datetime.fromtimestamp gives for a float of seconds, in UTC.
+// FromUnix is the microsecond that Python's datetime.fromtimestamp gives for a float of seconds, in
+// UTC.
 func FromUnix(seconds float64) time.Time {
 	whole, fraction := math.Modf(seconds) // the product seconds*1e6 would round a second time
 	return time.UnixMicro(int64(whole)*1e6 + int64(math.RoundToEven(fraction*1e6))).UTC()

@@ -96,7 +96,8 @@ func TestGoldenEventsComeBackByteForByte(t *testing.T) {
 	}
 }
 
-// What Slipway writes itself has the same keys and values as what Dagster wrote for the same happening.
+// What Slipway writes itself has the same keys and values as what Dagster wrote for the same
+// happening.
 func TestEventsFromOutsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		eventsFromOutside(t, filepath.Join(dir, "sqlite"))
@@ -137,7 +138,8 @@ func eventsFromOutside(t *testing.T, dir string) {
 	}
 }
 
-// Every serialized text in the databases and raw files comes back byte for byte, whatever its class.
+// Every serialized text in the databases and raw files comes back byte for byte, whatever its
+// class.
 func TestGoldenTextsOfAllClassesComeBackByteForByte(t *testing.T) {
 	columns := map[string][]string{
 		"history/runs.db":        {"SELECT body FROM daemon_heartbeats", "SELECT body FROM bulk_actions"},
@@ -175,7 +177,8 @@ func read(t *testing.T, file string) string {
 	return string(text)
 }
 
-// The pretty-printed examples, written as Dagster stores them, go through the typed decoders and come back.
+// The pretty-printed examples, written as Dagster stores them, go through the typed decoders and
+// come back.
 func TestGoldenExamplesComeBack(t *testing.T) {
 	decoders := map[string]func(string) (string, error){
 		"EventLogEntry":   func(s string) (string, error) { e, err := dagster.ParseEvent(s); return e.JSON(), err },
@@ -279,7 +282,8 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 	}
 }
 
-// What slipway-worker writes has the same keys and values as what Dagster's worker wrote for the same happening.
+// What slipway-worker writes has the same keys and values as what Dagster's worker wrote for the
+// same happening.
 func TestEventsFromInsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		for file, make := range map[string]func(dagster.Inside, string) dagster.Event{

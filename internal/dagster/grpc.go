@@ -8,7 +8,8 @@ import (
 // GRPCInfoTag tells Dagster's DefaultRunLauncher where a run can be canceled.
 const GRPCInfoTag = ".dagster/grpc_info"
 
-// GRPCInfo is the value of [GRPCInfoTag]: a server of api.DagsterApi, at host and port or at a unix socket.
+// GRPCInfo is the value of [GRPCInfoTag]: a server of api.DagsterApi, at host and port or at a unix
+// socket.
 func GRPCInfo(host string, port int, socket string, tls bool) string {
 	v := map[string]any{"host": host}
 	if socket != "" {
@@ -35,7 +36,7 @@ func ParseRunRequest(text string) (string, error) {
 	return id, nil
 }
 
-// CancelExecutionResult is the reply of CancelExecution; message "" is none.
+// CancelExecutionResult is the reply of CancelExecution; message "" means no message.
 func CancelExecutionResult(success bool, message string) string {
 	var m any
 	if message != "" {

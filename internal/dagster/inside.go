@@ -9,14 +9,14 @@ import (
 
 // Events as a run worker writes them about its run and steps (dagster._core.events, 1.13).
 
-// Inside makes events of one run as its worker writes them.
+// Inside creates the events of one run in the form that its worker writes.
 type Inside struct {
 	Run Run
 	PID int
 	Now func() time.Time
 }
 
-// NewInside is for this process.
+// NewInside returns an Inside for this process.
 func NewInside(r Run) Inside { return Inside{Run: r, PID: os.Getpid(), Now: time.Now} }
 
 func (i Inside) event(t EventType, step string, level int, data any, format string, args ...any) Event {
@@ -45,7 +45,7 @@ func (i Inside) Engine(message string, err error) Event {
 	}, "%s", message)
 }
 
-// Log is a line of a step's log; level is one of Python's.
+// Log is a line of a step's log; level is a logging level of Python.
 func (i Inside) Log(step string, level int, message string) Event {
 	return i.event("", step, level, nil, "%s", message)
 }
@@ -111,7 +111,7 @@ func (i Inside) StepUpForRetry(step string, wait time.Duration, err error) Event
 		"Execution of step %q failed and has requested a retry.", step)
 }
 
-// LogsCaptured says under which key the output of steps is captured.
+// LogsCaptured records the key under which the output of steps is captured.
 func (i Inside) LogsCaptured(key string, steps ...string) Event {
 	return i.event(LogsCaptured, "", LevelDebug, map[string]any{
 		"__class__": "ComputeLogsCaptureData", "external_stderr_url": nil, "external_stdout_url": nil, "external_url": nil,

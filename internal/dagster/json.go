@@ -99,10 +99,10 @@ func (o Object) with(fields map[string]any) Object {
 	return n
 }
 
-// Encode is the JSON text that Python's json.dumps(sort_keys=True) gives for v: keys in code
-// point order, ", " and ": " between items, ASCII only, floats with a fraction. It takes
-// nil, bool, string, integers, float64, slices and string-keyed maps of these, [Object],
-// json.Number and json.RawMessage (both copied as they are). Another type is a bug of the caller and panics.
+// Encode is the JSON text that Python's json.dumps(sort_keys=True) gives for v: keys in code point
+// order, ", " and ": " between items, ASCII only, floats with a fraction. It takes nil, bool,
+// string, integers, float64, slices and string-keyed maps of these, [Object], json.Number and
+// json.RawMessage (both copied as they are). Another type is a bug of the caller and panics.
 func Encode(v any) json.RawMessage { return appendValue(nil, v) }
 
 // Normalize reads any JSON text and writes it as [Encode] does. Numbers keep their spelling.

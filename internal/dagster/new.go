@@ -9,15 +9,16 @@ import (
 // GoWorker is the entry point of runs whose worker is slipway-worker, not Dagster's Python.
 const GoWorker = "slipway-worker"
 
-// CommandLocation is the name of the code location of such runs. No code server has it.
+// CommandLocation is the name of the code location of these runs. No code server serves it.
 const CommandLocation = "slipway"
 
-// NewCommandRun makes a run of a command job, the steps of which stand in its config.
+// NewCommandRun returns a run of a command job, whose steps are in its config.
 func NewCommandRun(id, job string, config json.RawMessage, tags map[string]string) Run {
 	return newRun(id, job, CommandLocation, "", GoWorker, "slipway", config, tags)
 }
 
-// NewSampleRun makes up a run as webservers make them, for a look at what would become of such a one. No code location has its job.
+// NewSampleRun returns a sample run in the form that webservers create, to show how such a run
+// would be launched. No code location has its job.
 func NewSampleRun(id, job, location, image string, tags map[string]string) Run {
 	return newRun(id, job, location, image, "dagster", "sample", json.RawMessage("{}"), tags)
 }
@@ -61,20 +62,22 @@ func newRun(id, job, location, image, entryPoint, module string, config json.Raw
 		"step_keys_to_execute": nil, "tags": tags,
 	})
 	r, err := ParseRun(string(body))
-	if err != nil { // it was made just now
+	if err != nil { // impossible: the text was encoded above
 		panic(err)
 	}
 	return r
 }
 
-// notCopied are the tags that are facts of one run, as Dagster leaves them out of re-executions, and those of retries.
+// notCopied are the tags that belong to one run only, which Dagster leaves out of re-executions,
+// and the tags of retries.
 var notCopied = []string{
 	FailureReasonTag, "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/did_retry", "dagster/parent_run_id", "dagster/root_run_id",
 	"dagster/resume_retry", "dagster/backfill", "dagster/schedule_name", "dagster/sensor_name", "dagster/tick", "dagster/run_key",
 	"docker/container_id", "dagster/image", "ecs/task_arn", "ecs/cluster",
 }
 
-// Copy is a new run of the same job, config and selection, with the tags that are not facts of the old one.
+// Copy returns a new run with the same job, config and selection, and the tags that do not belong
+// to the old run only.
 func (r Run) Copy(id string) (Run, error) {
 	tags := maps.Clone(r.Tags)
 	maps.DeleteFunc(tags, func(k, _ string) bool { return strings.HasPrefix(k, ".dagster/") })

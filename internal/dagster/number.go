@@ -6,11 +6,12 @@ import (
 	"strings"
 )
 
-// maxDigits is the most digits that Python's int() reads (sys.int_info.default_max_str_digits, 3.11).
+// maxDigits is the maximum number of digits that Python's int() accepts
+// (sys.int_info.default_max_str_digits, 3.11).
 const maxDigits = 4300
 
-// pythonDigits trims a text as Python's int() and float() do and removes the underscores between digits. It reports
-// false where Python takes no such underscore.
+// pythonDigits trims a text as Python's int() and float() do and removes the underscores between
+// digits. It returns false if Python would reject an underscore.
 func pythonDigits(s string) (string, bool) {
 	s = strings.TrimSpace(s)
 	for i := range s {
@@ -23,7 +24,7 @@ func pythonDigits(s string) (string, bool) {
 
 func isDigit(b byte) bool { return '0' <= b && b <= '9' }
 
-// Int reads a text as Python's int() does, which knows no largest number.
+// Int parses a text as Python's int() does, which has no largest number.
 func Int(s string) (*big.Int, bool) {
 	s, ok := pythonDigits(s)
 	if !ok || len(strings.TrimLeft(s, "+-")) > maxDigits {
@@ -32,7 +33,8 @@ func Int(s string) (*big.Int, bool) {
 	return new(big.Int).SetString(s, 10)
 }
 
-// Float reads a text as Python's float() does: blanks around it, inf and nan are taken, hexadecimal digits are not.
+// Float parses a text as Python's float() does: it accepts surrounding blanks, inf and nan, but no
+// hexadecimal digits.
 func Float(s string) (float64, bool) {
 	s, ok := pythonDigits(s)
 	if !ok || strings.ContainsAny(s, "xX") {

@@ -6,15 +6,16 @@ import (
 	"strconv"
 )
 
-// Pools says which concurrency pools a run's steps use (dagster._core.storage.dagster_run.RunOpConcurrency).
+// Pools says which concurrency pools a run's steps use
+// (dagster._core.storage.dagster_run.RunOpConcurrency).
 type Pools struct {
 	All  []string       // sorted
 	Root map[string]int // how many of the steps that can start at once use a pool
-	// Unconstrained says that a step which can start at once uses none.
+	// Unconstrained says that a step which can start at once uses no pool.
 	Unconstrained bool
 }
 
-// poolsOf decodes run_op_concurrency; nil if no step uses a pool.
+// poolsOf decodes run_op_concurrency. It returns nil if no step uses a pool.
 func poolsOf(o Object) *Pools {
 	if o == nil {
 		return nil
@@ -33,7 +34,7 @@ func poolsOf(o Object) *Pools {
 	return p
 }
 
-// Value is the pools for [Encode].
+// Value returns the pools in a form for [Encode].
 func (p Pools) Value() map[string]any {
 	return map[string]any{
 		"__class__": "RunOpConcurrency", "all_pools": map[string]any{"__set__": p.All},
@@ -41,7 +42,7 @@ func (p Pools) Value() map[string]any {
 	}
 }
 
-// objects are the objects in a list field.
+// objects returns the objects in a list field.
 func (o Object) objects(field string) []Object {
 	var out []Object
 	list, _ := o.Value(field).([]any)
@@ -57,7 +58,7 @@ func (o Object) objects(field string) []Object {
 	return out
 }
 
-// texts are the texts in a list field.
+// texts returns the texts in a list field.
 func (o Object) texts(field string) []string {
 	var out []string
 	list, _ := o.Value(field).([]any)

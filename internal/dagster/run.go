@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Run is a run of Dagster: what runs.run_body says of it. Its status is only as fresh as the
-// body; the column runs.status wins.
+// Run is a run of Dagster, decoded from runs.run_body. Its status is only as fresh as the body; the
+// column runs.status is authoritative.
 type Run struct {
 	ID, Job      string
 	Status       Status
@@ -25,7 +25,7 @@ type Run struct {
 	body         Object
 }
 
-// RemoteOrigin says which code location, repository and job a run is of.
+// RemoteOrigin names the code location, repository and job of a run.
 type RemoteOrigin struct {
 	Location, Repository, Job string
 	Managed                   bool   // the webserver or daemon starts the code server itself
@@ -34,7 +34,7 @@ type RemoteOrigin struct {
 	TLS                       bool
 }
 
-// CodeOrigin says how a worker gets at the job's code.
+// CodeOrigin says how a worker loads the job's code.
 type CodeOrigin struct {
 	EntryPoint       []string // usually ["dagster"]
 	Executable       string   // the code server's Python
@@ -78,7 +78,7 @@ func ParseRun(body string) (Run, error) {
 	return r, nil
 }
 
-// assetsOf reads a frozenset of AssetKey, sorted.
+// assetsOf decodes a frozenset of AssetKey, sorted.
 func assetsOf(raw json.RawMessage) []string {
 	var set struct {
 		Members []struct {
@@ -134,7 +134,7 @@ func codeOrigin(raw json.RawMessage) CodeOrigin {
 	return c
 }
 
-// Body is the run_body to store: the one that was parsed, with the status and tags of r.
+// Body returns the run_body to store: the parsed one, with the status and tags of r.
 func (r Run) Body() string {
 	return r.body.with(map[string]any{
 		"status": Object{"__enum__": Encode("PipelineRunStatus." + string(r.Status))},
@@ -145,12 +145,14 @@ func (r Run) Body() string {
 // IsCommand reports whether the run's worker is slipway-worker, not Dagster's Python.
 func (r Run) IsCommand() bool { return len(r.Code.EntryPoint) > 0 && r.Code.EntryPoint[0] == GoWorker }
 
-// HasCodeServer reports whether a code server of its own serves the run's location (grpc_server in workspace.yaml).
+// HasCodeServer reports whether the run's location has its own code server (grpc_server in
+// workspace.yaml).
 func (r Run) HasCodeServer() bool {
 	return !r.IsCommand() && !r.Remote.Managed && r.Remote.Host+r.Remote.Socket != ""
 }
 
-// Priority is the tag dagster/priority as Python's int() reads it, of any size; 0 if it is missing or is not an integer.
+// Priority returns the tag dagster/priority as Python's int() parses it, of any size, or 0 if the
+// tag is missing or is not an integer.
 func (r Run) Priority() *big.Int {
 	if text, ok := r.Tags[PriorityTag]; ok {
 		if n, ok := Int(text); ok {
@@ -160,8 +162,9 @@ func (r Run) Priority() *big.Int {
 	return new(big.Int)
 }
 
-// MaxRuntime returns the tag that bounds how long r may take, and its value (dagster._daemon.monitoring.run_monitoring, 1.13:
-// check_run_timeout). The value is empty if r has no such tag.
+// MaxRuntime returns the tag that limits how long r may take, and its value
+// (dagster._daemon.monitoring.run_monitoring, 1.13: check_run_timeout). The value is "" if r has no
+// such tag.
 func (r Run) MaxRuntime() (tag, value string) {
 	if value, ok := r.Tags[MaxRuntimeTag]; ok {
 		return MaxRuntimeTag, value
@@ -169,8 +172,8 @@ func (r Run) MaxRuntime() (tag, value string) {
 	return maxRuntimeSecondsTag, r.Tags[maxRuntimeSecondsTag]
 }
 
-// IgnoredTags describes each tag of r that Dagster ignores because it is not a number. Dagster reports at most a warning
-// in the log of a daemon.
+// IgnoredTags describes each tag of r that Dagster ignores because it is not a number. Dagster
+// reports at most a warning in the log of a daemon.
 func (r Run) IgnoredTags() []string {
 	var out []string
 	ignored := func(tag, want, effect string, read func(string) bool) {

@@ -1,6 +1,6 @@
 package dagster
 
-// Tags that Dagster gives a meaning to.
+// Tags that have a meaning in Dagster.
 const (
 	PriorityTag      = "dagster/priority"
 	CodeLocationTag  = "dagster/code_location"
@@ -14,7 +14,7 @@ const (
 // RunFailureReason is why a run failed, as in the tag dagster/failure_reason.
 type RunFailureReason string
 
-// The reasons that Slipway gives. Dagster 1.13 knows more of them.
+// The reasons that Slipway writes. Dagster 1.13 has more.
 const (
 	UnexpectedTermination RunFailureReason = "UNEXPECTED_TERMINATION"
 	StartTimeout          RunFailureReason = "START_TIMEOUT"

@@ -1,9 +1,9 @@
-// Package execute is the Go run worker. It accepts the arguments of `dagster api execute_run` and runs a
-// command job, whose steps are in the run's config. It writes the events that Dagster's own worker would
-// write. It needs no Python. Demos, canaries, benchmarks and plain commands run on it.
+// Package execute is the Go run worker. It accepts the arguments of `dagster api execute_run` and
+// runs a command job, whose steps are in the run's config. It writes the events that Dagster's own
+// worker would write. It needs no Python. Demos, canaries, benchmarks and plain commands run on it.
 //
-// First the worker passes its gate: it changes the launch row of its run from open to taken. A worker
-// that cannot do so has been replaced or was started twice, and exits.
+// First the worker passes its gate: it changes the launch row of its run from open to taken. A
+// worker that cannot do so has been replaced or was started twice, and exits.
 package execute
 
 import (
@@ -32,8 +32,9 @@ import (
 
 const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; a launcher starts it with the arguments of Dagster's own workers"
 
-// Main is the program slipway-worker; it returns the exit code. Like Dagster's worker it returns 0 even
-// if its run failed, unless the arguments ask for an exit code. It returns 1 if it could not begin.
+// Main is the program slipway-worker; it returns the exit code. Like Dagster's worker it returns 0
+// even if its run failed, unless the arguments ask for an exit code. It returns 1 if it could not
+// begin.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -52,8 +53,9 @@ func Main(args []string) int {
 	return 0
 }
 
-// Run executes one run. An error means that the worker could not begin or could not write. failed means
-// that the run failed and the arguments ask for an exit code. When ctx ends, the steps are stopped.
+// Run executes one run. An error means that the worker could not begin or could not write. failed
+// means that the run failed and the arguments ask for an exit code. When ctx ends, the steps are
+// stopped.
 func Run(ctx context.Context, args []string, env config.Lookup) (failed bool, err error) {
 	a, err := arguments(args, env)
 	if err != nil {
@@ -101,8 +103,8 @@ type store interface {
 	Close() error
 }
 
-// arguments parses the arguments. They are in the places that Dagster's worker reads: the command line
-// or an environment variable.
+// arguments parses the arguments. They are in the places that Dagster's worker reads: the command
+// line or an environment variable.
 func arguments(args []string, env config.Lookup) (dagster.ExecuteRunArgs, error) {
 	if len(args) < 2 || args[0] != "api" || args[1] != "execute_run" && args[1] != "resume_run" && args[1] != "canary" {
 		return dagster.ExecuteRunArgs{}, errors.New(usage)
@@ -165,8 +167,8 @@ func open(ctx context.Context, ref dagster.InstanceRef, env config.Lookup) (stor
 }
 
 const (
-	// patience is how long a worker retries while the storage cannot be reached, so that the work of
-	// its steps is not lost.
+	// patience is how long a worker retries while the storage cannot be reached, so that the work
+	// of its steps is not lost.
 	patience = 5 * time.Minute
 	// longestPause is the longest time between two tries.
 	longestPause = 5 * time.Second
@@ -188,8 +190,8 @@ func retry[T any](ctx context.Context, f func(context.Context) (T, error)) (T, e
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
 }
 
-// pass reports whether this worker passes its gate. The nonce lets the worker recognize its own change
-// of the row if the answer to an earlier try was lost.
+// pass reports whether this worker passes its gate. The nonce lets the worker recognize its own
+// change of the row if the answer to an earlier try was lost.
 func (w *worker) pass(ctx context.Context, run, gate string) (bool, error) {
 	attempt, token, _ := strings.Cut(gate, " ")
 	n, err := strconv.Atoi(attempt)
@@ -217,8 +219,8 @@ type worker struct {
 	events dagster.Inside
 }
 
-// record writes events that change the run's status, if that is one of from and this worker's launch row
-// is still the current one. The outcome reports whether they were written.
+// record writes events that change the run's status, if that is one of from and this worker's
+// launch row is still the current one. The outcome reports whether they were written.
 func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
 	t := storage.Transition{Run: w.events.Run.ID, From: from, Launch: w.launch, Events: events, Tags: tags}
 	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
@@ -302,8 +304,8 @@ func reason(r dagster.RunFailureReason) map[string]string {
 	return map[string]string{dagster.FailureReasonTag: string(r)}
 }
 
-// begin writes the run's start. It returns the steps that have already succeeded, or nil if this worker
-// has nothing to do.
+// begin writes the run's start. It returns the steps that have already succeeded, or nil if this
+// worker has nothing to do.
 func (w *worker) begin(ctx context.Context) (map[string]bool, error) {
 	done := map[string]bool{}
 	if w.resume {

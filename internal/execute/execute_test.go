@@ -12,7 +12,8 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// A worker that lives on after another one was launched in its place ends nothing, whether it succeeds or is told to stop.
+// A worker that lives on after another one was launched in its place ends nothing, whether it
+// succeeds or is told to stop.
 func TestReplacedWorkerEndsNothing(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	s, err := sqlite.Open(t.Context(), d.Location)

@@ -40,7 +40,8 @@ type ended struct {
 	err     error // events could not be written
 }
 
-// run executes steps until none is left that can start. An error means that events could not be written.
+// run executes steps until none is left that can start. An error means that events could not be
+// written.
 func (p *plan) run(ctx context.Context) error {
 	p.begun = map[string]bool{}
 	for step := range p.done {
@@ -174,16 +175,16 @@ func describe(exit *exec.ExitError) string {
 	return fmt.Sprintf("exit code %d", exit.ExitCode())
 }
 
-// output receives a step's standard output and error. It writes them to files that Dagster's UI shows,
-// and to the worker's own output.
+// output receives a step's standard output and error. It writes them to files that Dagster's UI
+// shows, and to the worker's own output.
 type output struct {
 	stdout, stderr io.Writer
 	files          []*os.File
 	done           string // file that marks the others as complete
 }
 
-// capture opens the files of a step's output. It returns the key under which Dagster finds them, or "" if
-// nothing is captured.
+// capture opens the files of a step's output. It returns the key under which Dagster finds them, or
+// "" if nothing is captured.
 func (p *plan) capture(step string) (*output, string, error) {
 	o := &output{stdout: os.Stdout, stderr: os.Stderr}
 	if p.logs == "" {

@@ -13,8 +13,8 @@ import (
 )
 
 // document is dagster.yaml (dagster._core.instance.config.dagster_instance_config_schema, 1.13). It
-// declares also the sections that Slipway does not use, so that a mistake in them is reported here and
-// not by a worker.
+// declares also the sections that Slipway does not use, so that a mistake in them is reported here
+// and not by a worker.
 type document struct {
 	Storage         config.Values  `config:"storage"`
 	RunStorage      config.Values  `config:"run_storage"`
@@ -161,8 +161,8 @@ type concurrency struct {
 }
 
 // dagsterYAML returns a section of dagster.yaml. A key that Slipway does not know must belong to a
-// newer Dagster, because every Dagster refuses keys that it does not know. Such a key is ignored, with
-// a warning.
+// newer Dagster, because every Dagster refuses keys that it does not know. Such a key is ignored,
+// with a warning.
 func (in *Instance) dagsterYAML(path string, n *yaml.Node, env config.Lookup) config.Values {
 	return config.Values{File: in.file, Path: path, Node: n, Env: env, Literal: true, Unknown: func(p *config.Problem) {
 		if !slices.ContainsFunc(in.Unknown, func(o *config.Problem) bool { return *o == *p }) { // some sections are decoded twice

@@ -10,7 +10,8 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// Edit is one change of a file that is needed so that Slipway launches runs instead of dagster-daemon.
+// Edit is one change of a file that is needed so that Slipway launches runs instead of
+// dagster-daemon.
 type Edit struct {
 	File    string `json:"file"`
 	Section string `json:"-"`   // dotted keys below which Lines belong; "" for the top of the file
@@ -28,10 +29,10 @@ func (e Edit) String() string {
 	return fmt.Sprintf("write %s under %s in %s", e.Lines, e.Section, e.File)
 }
 
-// Handover returns the edits that hand the runs selected by o over to Slipway; the zero Only selects
-// all runs. An edit of limits names the section that this dagster.yaml uses, because Dagster accepts
-// limits in one section only. The first edit is for the queue in dagster.yaml, the second for the queue
-// in slipway.yaml, and the last for run_monitoring.
+// Handover returns the edits that hand the runs selected by o over to Slipway; the zero Only
+// selects all runs. An edit of limits names the section that this dagster.yaml uses, because
+// Dagster accepts limits in one section only. The first edit is for the queue in dagster.yaml, the
+// second for the queue in slipway.yaml, and the last for run_monitoring.
 func (in *Instance) Handover(o Only) []Edit {
 	dagsterYAML, slipwayYAML := filepath.Join(in.Home, "dagster.yaml"), filepath.Join(in.Home, "slipway.yaml")
 	const onlyOurs = "nothing: only Slipway reads this file"
@@ -77,8 +78,8 @@ func (in *Instance) Handover(o Only) []Edit {
 	return append(list, edit(dagsterYAML, "run_monitoring", "enabled: false", "remove the line, or set it to true again", !in.MonitorsRun))
 }
 
-// Park returns the edit that keeps the stock dequeuer from the runs that Slipway launches, and the one that turns the
-// stock monitor off.
+// Park returns the edit that keeps the stock dequeuer from the runs that Slipway launches, and the
+// one that turns the stock monitor off.
 func (in *Instance) Park() (queue, monitor Edit) {
 	edits := in.Handover(in.Settings.Queue.Only)
 	return edits[0], edits[len(edits)-1]

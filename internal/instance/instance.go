@@ -63,8 +63,8 @@ type Queue struct {
 	Only              Only
 }
 
-// Only selects the runs that Slipway launches. The zero value selects all. A run must match each part
-// that is not empty.
+// Only selects the runs that Slipway launches. The zero value selects all. A run must match each
+// part that is not empty.
 type Only struct {
 	Locations []string          `config:"locations" help:"Names of code locations."`
 	Jobs      []string          `config:"jobs" help:"Names of jobs."`
@@ -295,10 +295,12 @@ func (m monitoringSection) check(fail func(setting, format string, args ...any))
 // Timeouts holds how long runs may take, in seconds; 0 means no limit.
 type Timeouts struct{ Start, Cancel, MaxRuntime int }
 
-// defaultTimeout is the default of start_timeout_seconds and cancel_timeout_seconds in run_monitoring.
+// defaultTimeout is the default of start_timeout_seconds and cancel_timeout_seconds in
+// run_monitoring.
 const defaultTimeout = 180
 
-// Timeouts returns the timeouts, each from slipway.yaml, else from dagster.yaml, else Dagster's default.
+// Timeouts returns the timeouts, each from slipway.yaml, else from dagster.yaml, else Dagster's
+// default.
 func (in *Instance) Timeouts() Timeouts {
 	s, d := in.Settings.Monitoring, in.Monitoring
 	return Timeouts{
@@ -325,9 +327,9 @@ type Window struct {
 	Why      string        `config:"why" help:"Reason, shown with the pause."`
 }
 
-// Begins returns the times at which the window begins. As in cron, a day matches if either its day of
-// the month or its day of the week matches, and a time that the clock skips in spring comes right after
-// the gap.
+// Begins returns the times at which the window begins. As in cron, a day matches if either its day
+// of the month or its day of the week matches, and a time that the clock skips in spring comes
+// right after the gap.
 func (w Window) Begins() (cron.Schedule, error) {
 	standard, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
 	if err != nil {
@@ -356,8 +358,8 @@ func (w Web) Loopback() bool {
 	return w.Listen == "" || w.Listen == "off" || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// Address returns the host and port at which webservers reach the endpoint for canceling. host is ""
-// if no address is set.
+// Address returns the host and port at which webservers reach the endpoint for canceling. host is
+// "" if no address is set.
 func (t Terminate) Address() (host string, port int, err error) {
 	setting, address := "advertise", t.Advertise
 	if address == "" {
@@ -609,8 +611,8 @@ func or(p *int, other int) int {
 	return *p
 }
 
-// QueueSection returns the section of dagster.yaml that has the limits of the queue, or could have them.
-// Dagster accepts them in one place only.
+// QueueSection returns the section of dagster.yaml that has the limits of the queue, or could have
+// them. Dagster accepts them in one place only.
 func (in *Instance) QueueSection() string {
 	c, _ := in.tree["concurrency"].(map[string]any)
 	switch {
@@ -669,8 +671,8 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	if err != nil {
 		return err
 	}
-	// Settings that could be read are checked even if others could not, so that all problems of the file
-	// are reported at once.
+	// Settings that could be read are checked even if others could not, so that all problems of the
+	// file are reported at once.
 	unread := (config.Values{File: file, Node: doc, Env: env}).Decode(&in.Settings)
 	if unread != nil && len(in.Settings.Launchers) == 0 {
 		return unread
@@ -806,8 +808,8 @@ func refMode(v config.Values) (RefMode, error) {
 	return RefMode{}, v.Problem("", "must be inherit, image or {dagster_home: /absolute/path}")
 }
 
-// parkedTag reports whether t is a tag limit of dagster.yaml that keeps the stock dequeuer from some of
-// the runs that o selects.
+// parkedTag reports whether t is a tag limit of dagster.yaml that keeps the stock dequeuer from
+// some of the runs that o selects.
 func parkedTag(t TagLimit, o Only) bool {
 	if t.Limit != 0 || t.PerValue || t.Empty {
 		return false
@@ -819,8 +821,8 @@ func parkedTag(t TagLimit, o Only) bool {
 }
 
 // Parks reports whether dagster.yaml keeps the stock dequeuer from every run that Slipway launches:
-// with max_concurrent_runs: 0 or, if queue.only is set, with tag limits of 0 for each of its locations
-// or for one of its tags.
+// with max_concurrent_runs: 0 or, if queue.only is set, with tag limits of 0 for each of its
+// locations or for one of its tags.
 func (in *Instance) Parks() bool { return in.parks(in.Settings.Queue.Only) }
 
 func (in *Instance) parks(o Only) bool {
@@ -848,8 +850,8 @@ const (
 var launcherName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,40}$`)
 
 // QueueLimits returns the limits that Slipway applies, each from queue: in slipway.yaml, else from
-// dagster.yaml, else Dagster's default. A limit of 0 in dagster.yaml parks the stock dequeuer and does
-// not limit Slipway.
+// dagster.yaml, else Dagster's default. A limit of 0 in dagster.yaml parks the stock dequeuer and
+// does not limit Slipway.
 func (in *Instance) QueueLimits() (Queue, error) {
 	q := in.StockQueue
 	if q.MaxConcurrentRuns == 0 {

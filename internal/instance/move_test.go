@@ -30,8 +30,9 @@ func snippet(t *testing.T, page, mark string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// The edits for Dagster's own chart park its daemon: the dagster.yaml that comes out is one beside which Slipway may run, with the launcher that it names. One whose
-// 0 was lost on the way is not taken for parked.
+// The edits for Dagster's own chart park its daemon: the dagster.yaml that comes out is one beside
+// which Slipway may run, with the launcher that it names. One whose 0 was lost on the way is not
+// taken for parked.
 func TestMoveFromK8sRunLauncher(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs/launchers/k8s.md"))
 	if err != nil {

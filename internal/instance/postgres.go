@@ -45,8 +45,8 @@ func (db *postgresDB) url() string {
 	return u
 }
 
-// quote is Python's urllib.parse.quote: it escapes every byte except letters, digits, some marks and
-// the bytes in safe.
+// quote is Python's urllib.parse.quote: it escapes every byte except letters, digits, some marks
+// and the bytes in safe.
 func quote(s, safe string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {

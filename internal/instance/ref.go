@@ -23,10 +23,11 @@ var settingsKeys = []string{
 // Ref returns the InstanceRef that Dagster itself would give to a worker of this instance.
 func (in *Instance) Ref() json.RawMessage { return dagster.Encode(in.ref(in.settings())) }
 
-// WorkerRef returns the InstanceRef that Slipway gives to its workers. It is [Instance.Ref] with two
-// changes. run_monitoring.enabled is true, so that a second worker of a run in flight leaves the run
-// alone instead of failing it. max_resume_run_attempts is 0 if the launcher class in the ref cannot
-// resume runs, because the worker would refuse to load the instance with any other value.
+// WorkerRef returns the InstanceRef that Slipway gives to its workers. It is [Instance.Ref] with
+// two changes. run_monitoring.enabled is true, so that a second worker of a run in flight leaves
+// the run alone instead of failing it. max_resume_run_attempts is 0 if the launcher class in the
+// ref cannot resume runs, because the worker would refuse to load the instance with any other
+// value.
 func (in *Instance) WorkerRef() json.RawMessage {
 	settings := in.settings()
 	monitoring := map[string]any{}
@@ -41,8 +42,8 @@ func (in *Instance) WorkerRef() json.RawMessage {
 	return dagster.Encode(in.ref(settings))
 }
 
-// WorkerRefFor returns [Instance.WorkerRef] for the workers of a launcher, or nil if they have their own
-// dagster.yaml.
+// WorkerRefFor returns [Instance.WorkerRef] for the workers of a launcher, or nil if they have
+// their own dagster.yaml.
 func (in *Instance) WorkerRefFor(l Launcher) json.RawMessage {
 	m := l.Ref
 	if l.Steps != nil {
@@ -99,9 +100,9 @@ func (in *Instance) resumes() bool {
 	return false
 }
 
-// StockTerminates reports whether webservers can cancel runs without asking the daemon. They can if the
-// launcher class of dagster.yaml finds a run's worker by the run's ID, on a cluster that webservers
-// reach too.
+// StockTerminates reports whether webservers can cancel runs without asking the daemon. They can if
+// the launcher class of dagster.yaml finds a run's worker by the run's ID, on a cluster that
+// webservers reach too.
 func (in *Instance) StockTerminates() bool {
 	l, _ := in.tree["run_launcher"].(map[string]any)
 	return l["class"] == "K8sRunLauncher"
@@ -196,8 +197,8 @@ func (in *Instance) storageRef() map[string]any {
 	return ref
 }
 
-// class returns the class that dagster.yaml has under key, else Dagster's default, or nil if there is
-// no default class.
+// class returns the class that dagster.yaml has under key, else Dagster's default, or nil if there
+// is no default class.
 func (in *Instance) class(key, module, class string, defaults map[string]any) any {
 	if c, ok := in.tree[key].(map[string]any); ok && len(c) > 0 {
 		return userClass(c)
@@ -215,7 +216,8 @@ func userClass(c map[string]any) any {
 	return classData(module, class, conf)
 }
 
-// classData returns a ConfigurableClassData. Dagster stores its own modules under their public names.
+// classData returns a ConfigurableClassData. Dagster stores its own modules under their public
+// names.
 func classData(module, class string, conf map[string]any) any {
 	if rest, ok := strings.CutPrefix(module, "dagster._core"); ok {
 		module = "dagster.core" + rest
@@ -247,8 +249,8 @@ func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
 	return in.Storage, err
 }
 
-// ComputeLogsOf returns the folder in which the local compute log manager of an InstanceRef keeps the
-// output of steps, or "" if the ref has another compute log manager.
+// ComputeLogsOf returns the folder in which the local compute log manager of an InstanceRef keeps
+// the output of steps, or "" if the ref has another compute log manager.
 func ComputeLogsOf(ref dagster.InstanceRef, env config.Lookup) (string, error) {
 	part, ok := ref.Part("compute_logs")
 	if !ok || part.Class != "LocalComputeLogManager" {

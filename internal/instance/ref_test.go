@@ -125,7 +125,8 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// Every key of Dagster 1.13's dagster.yaml is accepted, and with a class of the user's own also keys that are not known.
+// Every key of Dagster 1.13's dagster.yaml is accepted, and with a class of the user's own also
+// keys that are not known.
 func TestLoadTakesEveryKey(t *testing.T) {
 	class := "{module: m, class: C, config: {x: {env: Y}}}"
 	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class + "\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
@@ -178,7 +179,8 @@ func TestLoadIgnoresANewerDagster(t *testing.T) {
 	}
 }
 
-// A section of dagster.yaml that is copied into slipway.yaml is taken with every key, and means there what it meant.
+// A section of dagster.yaml that is copied into slipway.yaml is taken with every key, and means
+// there what it meant.
 func TestSectionsCanBeCopied(t *testing.T) {
 	const monitoring = "{enabled: true, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 4, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}"
 	const queue = "{max_concurrent_runs: 3, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, " +
@@ -201,7 +203,8 @@ func TestSectionsCanBeCopied(t *testing.T) {
 	}
 }
 
-// The forms of a tag limit's value, and of other settings that are a text or a section, are decoded as every setting is.
+// The forms of a tag limit's value, and of other settings that are a text or a section, are decoded
+// as every setting is.
 func TestTextsAndSections(t *testing.T) {
 	env := func(name string) (string, bool) {
 		return map[string]string{"TEAM": "etl", "HOME_THERE": "/there", "CLASS": "DefaultRunLauncher"}[name], name != "GONE"
@@ -262,7 +265,8 @@ func TestTextsAndSections(t *testing.T) {
 	}
 }
 
-// An address of Slipway's own takes the place of a provider that it cannot log in by; workers get what dagster.yaml says.
+// An address of Slipway's own takes the place of a provider that it cannot log in by; workers get
+// what dagster.yaml says.
 func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
 	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: {region: r}}}}\n"
 	in, err := instance.Load(home(t, yaml, "storage: {direct_url: 'postgresql://u:p@h/d'}\n"), kinds, noEnv)

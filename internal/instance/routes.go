@@ -25,8 +25,8 @@ type Allow struct {
 	Disk   string   `config:"max_disk" help:"Maximum that the tag slipway/disk may request."`
 }
 
-// RawTags returns the run tags with raw settings that a kind of launcher reads, divided into allowed and
-// denied tags.
+// RawTags returns the run tags with raw settings that a kind of launcher reads, divided into
+// allowed and denied tags.
 func (a Allow) RawTags(kind *launcher.Kind) (allowed, denied []string) {
 	for _, tag := range kind.Tags {
 		if slices.Contains(a.Tags, tag) || kind.StockTags && a.Tags == nil {
@@ -43,7 +43,8 @@ func (a Allow) Max() (launcher.Resources, error) {
 	return amounts(a.CPU, a.Memory, a.Disk, a.GPU, "max_")
 }
 
-// amounts parses the amounts of a section. prefix is the beginning of its settings' names in errors.
+// amounts parses the amounts of a section. prefix is the beginning of its settings' names in
+// errors.
 func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resources, error) {
 	res := launcher.Resources{GPUs: int64(gpu)}
 	var errs []error

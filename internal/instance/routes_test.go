@@ -8,7 +8,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// A tag with raw settings is allowed if it is listed, or if Dagster's own launcher reads it and there is no list.
+// A tag with raw settings is allowed if it is listed, or if Dagster's own launcher reads it and
+// there is no list.
 func TestRawTags(t *testing.T) {
 	ours, stock := &launcher.Kind{Tags: []string{"a", "b"}}, &launcher.Kind{Tags: []string{"a", "b"}, StockTags: true}
 	for name, c := range map[string]struct {

@@ -7,9 +7,9 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// RefHasSecret reports whether the InstanceRef seems to hold a secret in plain text, so that no process
-// list, container or Job may show the ref. If a setting is unknown it returns true: any text in the
-// config of a class that is not Dagster's may be secret.
+// RefHasSecret reports whether the InstanceRef seems to hold a secret in plain text, so that no
+// process list, container or Job may show the ref. If a setting is unknown it returns true: any
+// text in the config of a class that is not Dagster's may be secret.
 func (in *Instance) RefHasSecret() bool {
 	rest := maps.Clone(in.tree)
 	for _, key := range []string{"run_queue", "concurrency"} { // have keys of tags, and no secret
@@ -37,8 +37,8 @@ func userOf(url string) string {
 	return url[:max(0, strings.LastIndexByte(url, '@'))]
 }
 
-// classOf returns the section that names a class: section itself or its key custom. It returns nil if
-// neither does.
+// classOf returns the section that names a class: section itself or its key custom. It returns nil
+// if neither does.
 func classOf(section any) map[string]any {
 	c, _ := section.(map[string]any)
 	if custom, ok := c["custom"].(map[string]any); ok {

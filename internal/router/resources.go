@@ -19,8 +19,8 @@ const (
 	ImageTag  = "slipway/image"  // only if the launcher allows it
 )
 
-// Resources parses the tags with which a run requests resources. Its error is [launcher.ErrInvalid]; the
-// amounts that could be parsed are returned even then.
+// Resources parses the tags with which a run requests resources. Its error is
+// [launcher.ErrInvalid]; the amounts that could be parsed are returned even then.
 func Resources(r dagster.Run) (launcher.Resources, error) {
 	var res launcher.Resources
 	var errs []error

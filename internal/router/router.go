@@ -1,5 +1,5 @@
-// Package router decides which launchers a run may go to, in which order, and which settings the rule
-// adds. It is pure.
+// Package router decides which launchers a run may go to, in which order, and which settings the
+// rule adds. It is pure.
 //
 // The first rule whose conditions all match decides. If no rule matches, the default decides.
 package router
@@ -28,7 +28,8 @@ const LauncherTag = "slipway/launcher"
 
 // Launcher is what the router knows about a launcher.
 type Launcher struct {
-	// Restricted launchers cannot be reached by rules that look at tags, because any user can set tags.
+	// Restricted launchers cannot be reached by rules that look at tags, because any user can set
+	// tags.
 	Restricted bool
 }
 
@@ -42,8 +43,8 @@ type Rule struct {
 	Set   Set
 }
 
-// Set holds the settings that a rule makes for the workers of its runs. They override those of the code
-// location and of the launcher. Allowed tags of a run override them.
+// Set holds the settings that a rule makes for the workers of its runs. They override those of the
+// code location and of the launcher. Allowed tags of a run override them.
 type Set struct {
 	Image     string
 	Resources launcher.Resources // 0 means not set
@@ -56,8 +57,8 @@ type Set struct {
 	Config    json.RawMessage   // for the launcher to decode, like a section of container_context; nil: none
 }
 
-// When holds the conditions of a rule. A list matches if any member matches. Texts are globs, in which *
-// matches any text and ? any character.
+// When holds the conditions of a rule. A list matches if any member matches. Texts are globs, in
+// which * matches any text and ? any character.
 type When struct {
 	Location, Repository, Job, Assets, Partition []string
 	Tags                                         map[string][]string

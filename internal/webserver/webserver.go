@@ -1,5 +1,5 @@
-// Package webserver runs a real, unmodified dagster-webserver as a child process, and asks it by GraphQL what
-// Dagster's own pages ask: launch a run, list runs, read a run's log.
+// Package webserver runs a real, unmodified dagster-webserver as a child process, and sends it the
+// GraphQL queries of Dagster's own pages: launch a run, list runs, read a run's log.
 package webserver
 
 import (
@@ -24,7 +24,7 @@ type Server struct {
 	URL  string // without a slash at the end
 	Home string // DAGSTER_HOME
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when the process has ended
 	log  string
 }
 
@@ -33,10 +33,10 @@ type Options struct {
 	Bin       string            // folder of dagster-webserver
 	Home      string            // DAGSTER_HOME
 	Locations []string          // Python files with definitions
-	Servers   map[string]string // host:port of code servers that somebody else has started, by location
-	Env       []string          // besides this process's
-	Python    map[string]string // of a location, by its name; those not named have the one in Bin
-	Workspace string            // text of workspace.yaml, in place of Locations and Servers
+	Servers   map[string]string // host:port of code servers that already run, by location
+	Env       []string          // in addition to the environment of this process
+	Python    map[string]string // Python by name of location; other locations have the one in Bin
+	Workspace string            // text of workspace.yaml, instead of Locations and Servers
 }
 
 // startTimeout is how long a webserver may take until it answers and its locations are loaded.
@@ -154,7 +154,7 @@ func (s *Server) Stop() {
 	case <-s.done:
 	case <-time.After(15 * time.Second):
 	}
-	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // what it left of its process group
+	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // the rest of its process group
 	<-s.done
 }
 
@@ -198,7 +198,7 @@ type Job struct {
 const launchRun = `mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {__typename
 	... on LaunchRunSuccess {run {runId}} ... on PythonError {message} ... on RunConfigValidationInvalid {errors {message}}}}`
 
-// Launch does what the button "Launch run" does, and gives the new run's ID.
+// Launch does what the button "Launch run" does, and returns the new run's ID.
 func (s *Server) Launch(ctx context.Context, j Job) (string, error) {
 	tags := []map[string]string{}
 	for k, v := range j.Tags {
@@ -232,7 +232,8 @@ func (s *Server) Launch(ctx context.Context, j Job) (string, error) {
 	return got.LaunchRun.Run.RunID, nil
 }
 
-// Reexecute does what the button "Re-execute all" of a run's page does, and gives the new run's ID.
+// Reexecute does what the button "Re-execute all" of a run's page does, and returns the new run's
+// ID.
 func (s *Server) Reexecute(ctx context.Context, parent string) (string, error) {
 	var got struct {
 		LaunchRunReexecution struct {
@@ -249,7 +250,7 @@ func (s *Server) Reexecute(ctx context.Context, parent string) (string, error) {
 	return got.LaunchRunReexecution.Run.RunID, err
 }
 
-// Run is a run as the runs page shows it. Times are seconds since 1970, 0 while there is none.
+// Run is a run as the runs page shows it. Times are seconds since 1970; 0 means not yet.
 type Run struct {
 	RunID, JobName, Status           string
 	CreationTime, StartTime, EndTime float64
@@ -316,7 +317,8 @@ func (s *Server) Events(ctx context.Context, run string) ([]Event, error) {
 	}
 }
 
-// RunPage asks everything else that a run's page shows: statistics, steps, assets, timings, termination.
+// RunPage queries everything else that a run's page shows: statistics, steps, assets, timings,
+// termination.
 func (s *Server) RunPage(ctx context.Context, run string) error {
 	var got struct {
 		RunOrError struct {
@@ -339,7 +341,7 @@ func (s *Server) RunPage(ctx context.Context, run string) error {
 	return err
 }
 
-// Steps are the states of a run's steps as its page shows them, by key.
+// Steps returns the states of a run's steps as its page shows them, by key.
 func (s *Server) Steps(ctx context.Context, run string) (map[string]string, error) {
 	var got struct {
 		RunOrError struct {
@@ -354,7 +356,7 @@ func (s *Server) Steps(ctx context.Context, run string) (map[string]string, erro
 	return steps, err
 }
 
-// Captured is what the steps of a run wrote to standard output and error, as its page shows it.
+// Captured returns the standard output and error of a run's steps, as its page shows them.
 func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr string, err error) {
 	var keys struct {
 		LogsForRun struct{ Events []struct{ FileKey string } }
@@ -377,7 +379,8 @@ func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr strin
 	return stdout, stderr, nil
 }
 
-// Terminate does what the run page's button does. It says whether Dagster reports success.
+// Terminate does what the run page's button does. It returns an error unless Dagster reports
+// success.
 func (s *Server) Terminate(ctx context.Context, run string) (bool, error) {
 	return s.terminate(ctx, run, "SAFE_TERMINATE")
 }
@@ -401,7 +404,7 @@ func (s *Server) Delete(ctx context.Context, run string) error {
 	return err
 }
 
-// Backfill launches a backfill of a job over partitions and gives its id.
+// Backfill launches a backfill of a job over partitions and returns its ID.
 func (s *Server) Backfill(ctx context.Context, location, job string, partitions []string) (string, error) {
 	var got struct {
 		LaunchPartitionBackfill struct {

@@ -12,10 +12,10 @@ import (
 
 // start sets the command of a worker, beginning with entry, and its arguments.
 //
-// The arguments hold the InstanceRef, and so the contents of dagster.yaml. Every user of a machine can
-// see command lines, and so can every reader of the specification of a container or a Job. So the
-// arguments are passed in an environment variable that is marked as secret. They are passed on the
-// command line, as Dagster's own launchers do, only in three cases:
+// The arguments hold the InstanceRef, and so the contents of dagster.yaml. Every user of a machine
+// can see command lines, and so can every reader of the specification of a container or a Job. So
+// the arguments are passed in an environment variable that is marked as secret. They are passed on
+// the command line, as Dagster's own launchers do, only in three cases:
 //
 //   - they hold no InstanceRef
 //   - the worker runs on another machine, where its Dagster version is unknown, and nothing in the

@@ -20,8 +20,8 @@ type CodeServer struct {
 	File, Module, WorkingDirectory string
 }
 
-// serves reports whether s serves the code of a run. A managed server is recognized by its location and
-// the storage of its instance, any other server by the code on its command line.
+// serves reports whether s serves the code of a run. A managed server is recognized by its location
+// and the storage of its instance, any other server by the code on its command line.
 func (s CodeServer) serves(r dagster.Run, storage string) bool {
 	if s.Ref != "" {
 		return s.Location == r.Remote.Location && storageOf(s.Ref) == storage
@@ -43,12 +43,13 @@ func storageOf(ref string) string {
 	return part.ConfigYAML
 }
 
-// dir returns the worker's working directory. Stock Dagster executes runs in the folder of their code
-// server: it opens a relative python_file there, imports from a relative working_directory there, and
-// reads .env there. So the worker gets the same folder: the folder that slipway.yaml names, else the
-// folder of the code server if this user can see its process. Otherwise dir returns the first of these
-// folders that contains the code: the location's working directory, which is the code server's folder
-// unless the user chose another one; the daemon's own folder; the parent of the working directory.
+// dir returns the worker's working directory. Stock Dagster executes runs in the folder of their
+// code server: it opens a relative python_file there, imports from a relative working_directory
+// there, and reads .env there. So the worker gets the same folder: the folder that slipway.yaml
+// names, else the folder of the code server if this user can see its process. Otherwise dir returns
+// the first of these folders that contains the code: the location's working directory, which is the
+// code server's folder unless the user chose another one; the daemon's own folder; the parent of
+// the working directory.
 func (b *Builder) dir(r dagster.Run, t Target) (string, error) {
 	own, wd := b.Files.Getwd(), r.Code.WorkingDirectory
 	var tried []string

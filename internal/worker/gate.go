@@ -12,8 +12,8 @@ const (
 	GateOn       Gate = "on"
 )
 
-// DefaultGate returns the default of worker_gate. It is on if the target can have two workers with one
-// name over time.
+// DefaultGate returns the default of worker_gate. It is on if the target can have two workers with
+// one name over time.
 func DefaultGate(t launcher.Traits) Gate {
 	switch {
 	case !t.Gate, t.LocalFiles && t.Unique: // on this machine, a file that can be created only once is the fence
@@ -40,8 +40,9 @@ func bootstrap(entry []string, gated bool) []string {
 	return []string{python, "-c", script + become}
 }
 
-// unpack moves the arguments from the variable to the command line, if the variable is set. It is for
-// workers whose Dagster does not read that variable, and for lines below that need the arguments.
+// unpack moves the arguments from the variable to the command line, if the variable is set. It is
+// for workers whose Dagster does not read that variable, and for lines below that need the
+// arguments.
 const unpack = `
 import base64, os, runpy, sys, zlib
 packed = os.environ.pop("DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS", None)
@@ -64,10 +65,10 @@ with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
     print("the storage is open: run_storage_id", instance.run_storage.get_run_storage_id() + ", Dagster", dagster.__version__)
 `
 
-// passGate changes the newest launch row of the run from open to taken, for exactly this attempt and
-// token. If it cannot, the worker exits with code 0. The row keeps the worker's nonce, so a lost answer
-// does no harm: passGate asks again after an error or after 30 s without an answer. Each question has
-// its own thread, which may wait forever.
+// passGate changes the newest launch row of the run from open to taken, for exactly this attempt
+// and token. If it cannot, the worker exits with code 0. The row keeps the worker's nonce, so a
+// lost answer does no harm: passGate asks again after an error or after 30 s without an answer.
+// Each question has its own thread, which may wait forever.
 const passGate = openInstance + `
 import threading, time, uuid
 from sqlalchemy import text

@@ -15,8 +15,8 @@ type Layer struct {
 	Set    router.Set
 }
 
-// Layers returns the settings of a run's worker, which override the launcher's own settings. An error is
-// [launcher.ErrInvalid]: a tag requests something that the launcher does not allow.
+// Layers returns the settings of a run's worker, which override the launcher's own settings. An
+// error is [launcher.ErrInvalid]: a tag requests something that the launcher does not allow.
 func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 	layers := []Layer{
 		{"launchers." + t.Name, router.Set{Grace: t.Grace}},

@@ -59,12 +59,13 @@ func (*Machine) DagsterVersion(python string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(name, "dagster-"), ".dist-info")
 }
 
-// serversFor is how long the list of code servers is reused, so that a hundred launches at once do not
-// each read all of /proc.
+// serversFor is how long the list of code servers is reused, so that a hundred launches at once do
+// not each read all of /proc.
 const serversFor = time.Second
 
-// CodeServers implements [Files]. It reads /proc; without /proc it finds no server. It finds servers of
-// other users only if this process is root's, because their folder is hidden from other users.
+// CodeServers implements [Files]. It reads /proc; without /proc it finds no server. It finds
+// servers of other users only if this process is root's, because their folder is hidden from other
+// users.
 func (m *Machine) CodeServers() []CodeServer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,8 +90,9 @@ func (m *Machine) CodeServers() []CodeServer {
 	return m.servers
 }
 
-// parseCodeServer parses the command line of a process: dagster api grpc or dagster code-server start,
-// with the options that name the code to serve (Dagster 1.13: dagster_shared.cli.python_pointer_options).
+// parseCodeServer parses the command line of a process: dagster api grpc or dagster code-server
+// start, with the options that name the code to serve (Dagster 1.13:
+// dagster_shared.cli.python_pointer_options).
 func parseCodeServer(args []string) (s CodeServer, ok bool) {
 	i := slices.Index(args, "grpc")
 	if i < 1 || args[i-1] != "api" {

@@ -9,7 +9,8 @@ import (
 	"github.com/slipway-run/slipway/internal/worker"
 )
 
-// Code servers are found in the process list by their command line, with the folder that they run in.
+// Code servers are found in the process list by their command line, with the folder that they run
+// in.
 func TestCodeServersOfThisMachine(t *testing.T) {
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
 		t.Skip("no /proc")

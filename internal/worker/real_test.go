@@ -14,8 +14,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Each release of Dagster gets its arguments, for a run and for one that is resumed, although nothing
-// of them is on its command line: it looks for the run, which is not there.
+// Each release of Dagster gets its arguments, for a run and for one that is resumed, although
+// nothing of them is on its command line: it looks for the run, which is not there.
 func TestEveryReleaseGetsItsArguments(t *testing.T) {
 	bins := testenv.Releases(t)
 	bins["newest"] = testenv.DagsterBin(t)

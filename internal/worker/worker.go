@@ -1,8 +1,9 @@
-// Package worker turns a claimed run into the request that a launcher gets: command, working directory,
-// environment and labels. It is pure: facts about this machine come through the interface [Files].
+// Package worker turns a claimed run into the request that a launcher gets: command, working
+// directory, environment and labels. It is pure: facts about this machine come through the
+// interface [Files].
 //
-// The command is Dagster's own, `dagster api execute_run`, with the arguments that Dagster's launchers
-// pass.
+// The command is Dagster's own, `dagster api execute_run`, with the arguments that Dagster's
+// launchers pass.
 package worker
 
 import (
@@ -22,7 +23,8 @@ import (
 // Builder holds what requests of one instance have in common.
 type Builder struct {
 	Instance string // instance id
-	// RefSecret says that InstanceRefs seem to hold a secret. Then they are not put on a command line.
+	// RefSecret says that InstanceRefs seem to hold a secret. Then they are not put on a command
+	// line.
 	RefSecret          bool
 	AllowSecretsInArgv bool
 	Ref                json.RawMessage // InstanceRef of the instance, by which its managed code servers are known
@@ -39,7 +41,8 @@ type Files interface {
 	// CodeServers returns the code servers on this machine that this user may inspect.
 	CodeServers() []CodeServer
 	LookPath(program string) bool
-	// DagsterVersion returns the version of the dagster package of a Python, or "" if it is unknown.
+	// DagsterVersion returns the version of the dagster package of a Python, or "" if it is
+	// unknown.
 	DagsterVersion(python string) string
 }
 
@@ -54,9 +57,9 @@ type Target struct {
 	LaunchRate int
 	Ref        json.RawMessage // InstanceRef for its workers; nil: they have their own dagster.yaml
 	Gate       Gate
-	// Context is the section of container_context that the launcher reads. Tags are the run tags with
-	// raw settings that it reads. Denied are such tags that slipway.yaml does not allow: a run with one
-	// of them fails, because it requests something that it cannot get.
+	// Context is the section of container_context that the launcher reads. Tags are the run tags
+	// with raw settings that it reads. Denied are such tags that slipway.yaml does not allow: a run
+	// with one of them fails, because it requests something that it cannot get.
 	Context      string
 	Tags, Denied []string
 	// FailsWithRun: workers exit with an error when their run fails.
@@ -131,9 +134,9 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 	return req, b.start(req, entry, verb, r, a, t)
 }
 
-// Canary builds the request for a worker that opens the storage as a run's worker would, prints that it
-// did and ends. It is a Python worker, with the Python that launchers.NAME.python sets for location, or
-// slipway-worker.
+// Canary builds the request for a worker that opens the storage as a run's worker would, prints
+// that it did and ends. It is a Python worker, with the Python that launchers.NAME.python sets for
+// location, or slipway-worker.
 func (b *Builder) Canary(id string, python bool, location, image string, at time.Time, t Target) (*launcher.Request, error) {
 	r := dagster.NewCommandRun(id, "canary", json.RawMessage("{}"), nil)
 	req, err := b.Request(r, Attempt{Number: 1, Token: "canary", At: at}, t)
@@ -177,8 +180,8 @@ func (b *Builder) python(req *launcher.Request, r dagster.Run, t Target) (entry 
 // sharedEnv is the key of container_context that all launchers read: a list of NAME=value and NAME.
 const sharedEnv = "env_vars"
 
-// overrides returns the raw settings of the run, its code location and its rule, for the launcher to
-// decode.
+// overrides returns the raw settings of the run, its code location and its rule, for the launcher
+// to decode.
 func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, error) {
 	var out []launcher.Override
 	untrusted := func(source string, text json.RawMessage) error {

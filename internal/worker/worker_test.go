@@ -321,7 +321,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// What decides about a worker: the code location, then the rule, then the run's tags as far as the launcher allows them.
+// What decides about a worker: the code location, then the rule, then the run's tags as far as the
+// launcher allows them.
 func TestLayers(t *testing.T) {
 	target := local
 	target.Grace = 30 * time.Second
@@ -357,7 +358,8 @@ func TestLayers(t *testing.T) {
 	}
 }
 
-// Of the images that code location, rule and tags name, also in raw settings, the strongest counts. Raw settings in a tag that slipway.yaml does not allow fail the run.
+// Of the images that code location, rule and tags name, also in raw settings, the strongest counts.
+// Raw settings in a tag that slipway.yaml does not allow fail the run.
 func TestRawImages(t *testing.T) {
 	rule := func(set router.Set) *router.Router {
 		rules, err := router.New([]router.Rule{{To: []string{"aci"}, Set: set}}, []string{"aci"}, map[string]router.Launcher{"aci": {}})
@@ -403,7 +405,8 @@ func TestRawImages(t *testing.T) {
 	}
 }
 
-// What may not be set in raw settings of a code location or a tag fails the run; a rule's own settings are the administrator's.
+// What may not be set in raw settings of a code location or a tag fails the run; a rule's own
+// settings are the administrator's.
 func TestForbiddenFields(t *testing.T) {
 	r := run(t, "/venv/python", "/abs.py", "", "dagster")
 	r.Code.Context = json.RawMessage(`{"env_vars": ["A=1"], "docker": {"container_kwargs": {"labels": {"a": "b"}, "ulimits": [{"privileged": true}]}}}`)
