@@ -46,7 +46,7 @@ func TestBadConfiguration(t *testing.T) {
 		"a limit without a cgroup":         {one("a", "kind: process, config: {memory: 1Gi}"), "", "slipway.yaml:1:40: launchers.a.config.cgroup: required with cpu and memory", "the name of a cgroup"},
 		"a launcher's name twice":          {"launchers: {a: {kind: process}, a: {kind: process}}\n", "", "slipway.yaml:1:33: a: stands twice in this mapping", "take one away"},
 		"a launcher's name":                {"launchers: {a b: {kind: process}}\ndefault: a b\n", "", "slipway.yaml:1:18: launchers.a b: the name of a launcher may have only", "letters, digits, - and _"},
-		"a launcher without a kind":        {one("a", ""), "", "slipway.yaml:1:16: launchers.a.kind: required", "Kind of launcher"},
+		"a launcher without a kind":        {one("a", ""), "", "slipway.yaml:1:16: launchers.a.kind: required", "a kind of launcher"},
 		"a kind that there is not":         {one("a", "kind: dokcer"), "", `slipway.yaml:1:23: launchers.a.kind: there is no launcher of kind "dokcer"`, "did you mean docker?"},
 		"a default that there is not":      {"default: gone\n", "", `slipway.yaml:1:10: default: there is no launcher named "gone"`, "there are code-server, local"},
 		"a rule that names no launcher":    {"routes:\n- {to: moon}\n", "", `slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`, "there are code-server, local"},

@@ -96,7 +96,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"is not an absolute path":                   {"relative", []string{"daemon"}},
 		"Dagster has made no storage in":            {empty, []string{"status"}},
 		"there is no run deadbeef":                  {home, []string{"runs", "show", "deadbeef"}},
-		"runs begin with a; give more":              {home, []string{"runs", "show", "a"}},
+		`runs begin with "a"; give more`:            {home, []string{"runs", "show", "a"}},
 		"unknown command":                           {home, []string{"lauch"}},
 		"must be debug, info, warn or error":        {home, []string{"daemon", "--log-level", "loud"}},
 		"there is no dagster-webserver in":          {empty, []string{"demo", "--dagster", "--bin", empty}},

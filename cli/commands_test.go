@@ -46,7 +46,7 @@ func TestEmbeddedDemo(t *testing.T) {
 	home := filepath.Join(t.TempDir(), "demo")
 	testenv.WorkersGone(t, home)
 	out, err := built(t, home, "demo")
-	if err != nil || !strings.Contains(out, "12 runs: 11 succeeded, 1 failed as they should") {
+	if err != nil || !strings.Contains(out, "12 runs: 11 succeeded, 1 failed as expected") {
 		t.Fatalf("demo = %v\n%s", err, out)
 	}
 	var runs []struct{ RunID, Job, Status, Handle string }
@@ -453,7 +453,7 @@ routes:
 	}
 	text := strings.Join(strings.Fields(out), " ")
 	for _, want := range []string{
-		"launcher other", `decided then data: tag team "data" matches "data"`, "launchers other, then local", `does not match nightly: job "command" matches none of "night*"`,
+		"launcher other", `route at launch data: tag team "data" matches "data"`, "launchers other, then local", `does not match nightly: job "command" matches none of "night*"`,
 		"memory 1073741824 data", "env.MODE fast data", "env.PASSWORD [redacted] data", "cpu 500m tag slipway/cpu", "stop_grace 30s launchers.other",
 	} {
 		if !strings.Contains(text, want) {

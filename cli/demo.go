@@ -357,9 +357,9 @@ func (d *demo) summary(ctx context.Context, rows []*row) error {
 	}
 	otherwise := ""
 	if len(wrong) > 0 {
-		otherwise = fmt.Sprintf(", %d did not end as they should", len(wrong))
+		otherwise = fmt.Sprintf(", %d did not end as expected", len(wrong))
 	}
-	d.say("\n%d runs: %d succeeded, %d failed as they should%s; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], otherwise, short(fastest), short(slowest))
+	d.say("\n%d runs: %d succeeded, %d failed as expected%s; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], otherwise, short(fastest), short(slowest))
 	if d.dagster {
 		d.say("  runs:       %s/runs", d.server.URL)
 		d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)

@@ -91,8 +91,8 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 	t.row("run", e.RunID)
 	t.wait(e.Wait)
 	t.row("launcher", dash(e.Launcher))
-	t.row("decided then", dash(e.Route))
-	t.row("decides now", fmt.Sprintf("%s: %s", e.Rule, e.Reason))
+	t.row("route at launch", dash(e.Route))
+	t.row("route now", fmt.Sprintf("%s: %s", e.Rule, e.Reason))
 	t.row("launchers", strings.Join(e.Launchers, ", then "))
 	for _, p := range e.Passed {
 		t.row("does not match", p)

@@ -76,7 +76,7 @@ func TestDrain(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil || !strings.Contains(out, "nothing of launcher local is in flight any more") {
+	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil || !strings.Contains(out, "no run of launcher local is in flight any more") {
 		t.Errorf("drain = %v\n%s", err, out)
 	}
 	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause ended") {
@@ -335,7 +335,7 @@ func TestDemoCountsWhatIsWrong(t *testing.T) {
 		{demoRun: demoRun{job: "b", want: dagster.Success}, id: "00000000-b", status: dagster.Success},
 		{demoRun: demoRun{job: "c", want: dagster.Failure}, id: "00000000-c", status: dagster.Failure},
 	}
-	if err := d.summary(t.Context(), rows); err == nil || !strings.Contains(out.String(), "3 runs: 1 succeeded, 1 failed as they should, 1 did not end as they should;") {
+	if err := d.summary(t.Context(), rows); err == nil || !strings.Contains(out.String(), "3 runs: 1 succeeded, 1 failed as expected, 1 did not end as expected;") {
 		t.Errorf("summary = %v\n%s", err, out.String())
 	}
 }

@@ -209,7 +209,7 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 			}
 		}
 		if n == 0 {
-			return p.say(pause, "nothing of %s is in flight any more; its launches stay paused\n", pause)
+			return p.say(pause, "no run of %s is in flight any more; its launches stay paused\n", pause)
 		}
 		if n != last && !p.json {
 			if _, err := fmt.Fprintf(p.out, "%s in flight\n", count(n, "run")); err != nil {
@@ -218,7 +218,7 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 		}
 		last = n
 		if timeout > 0 && time.Since(began) > timeout {
-			return fmt.Errorf("%s of %s still in flight after %s; its launches stay paused", count(n, "run"), pause, timeout)
+			return fmt.Errorf("--timeout: %s of %s still in flight after %s; its launches stay paused", count(n, "run"), pause, timeout)
 		}
 		select {
 		case <-ctx.Done():

@@ -216,7 +216,7 @@ func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) 
 	case 1:
 		return runs[0], nil
 	}
-	return storage.Run{}, fmt.Errorf("the IDs of %d runs begin with %s; give more of the ID", len(runs), id)
+	return storage.Run{}, fmt.Errorf("the IDs of %d runs begin with %q; give more of the ID", len(runs), id)
 }
 
 func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {

@@ -35,7 +35,7 @@ func (e Edit) String() string {
 // second for the queue in slipway.yaml, and the last for run_monitoring.
 func (in *Instance) Handover(o Only) []Edit {
 	dagsterYAML, slipwayYAML := filepath.Join(in.Home, "dagster.yaml"), filepath.Join(in.Home, "slipway.yaml")
-	const onlyOurs = "nothing: only Slipway reads this file"
+	const onlyOurs = "not needed: only Slipway reads this file"
 	edit := func(file, section, lines, undo string, done bool) Edit {
 		return Edit{File: file, Section: section, Lines: lines, Add: nested(section, lines), Undo: undo, Done: done}
 	}

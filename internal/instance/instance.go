@@ -446,7 +446,7 @@ func Home(env config.Lookup) (string, error) {
 		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires: write the whole path", home)
 	}
 	if info, err := os.Stat(home); err != nil || !info.IsDir() {
-		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w", home, errOr(err, errors.New("it is a file")))
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w; set it to the folder of your dagster.yaml", home, errOr(err, errors.New("it is a file")))
 	}
 	return filepath.Clean(home), nil
 }
@@ -698,7 +698,7 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 			}
 		}
 		if section.Kind == "" {
-			text := "required: Kind of launcher."
+			text := "required: a kind of launcher (for example: process)"
 			if section.Class != "" {
 				text = fmt.Sprintf("required: no kind of launcher replaces %s.%s; write kind: python to host the class itself", section.Module, section.Class)
 			}

@@ -379,8 +379,7 @@ func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr strin
 	return stdout, stderr, nil
 }
 
-// Terminate does what the run page's button does. It returns an error unless Dagster reports
-// success.
+// Terminate does what the run page's button does. It returns whether Dagster reports success.
 func (s *Server) Terminate(ctx context.Context, run string) (bool, error) {
 	return s.terminate(ctx, run, "SAFE_TERMINATE")
 }

@@ -54,7 +54,7 @@ func TestTutorial(t *testing.T) {
 		{"slipway demo\n", "every run ended as it should"}, {"list --home .demo\n", "snow_in_july"},
 		{"dagster dev -f", "Serving dagster-webserver"}, {"slipway runs list\n", "yearly"},
 		{"adopt || true\n", "to do: in"}, {"adopt\n", "Everything is in place"}, {"slipway daemon", "leading"},
-		{"runs logs $RUN", "hello from a worker"}, {"slipway doctor", "leads, epoch"}, {"drain\n", "nothing of the instance is in flight"},
+		{"runs logs $RUN", "hello from a worker"}, {"slipway doctor", "leads, epoch"}, {"drain\n", "no run of the instance is in flight"},
 	}
 	met := map[string]bool{}
 	running := map[string]*process{}
