@@ -11,7 +11,7 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// Every kind of bad configuration is told with its file, line and setting, and with what to do;
+// Every kind of bad configuration is reported with its file, line, setting and next step, and
 // nothing starts.
 func TestBadConfiguration(t *testing.T) {
 	one := func(name, rest string) string {
@@ -90,8 +90,8 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
-// All problems of slipway.yaml are told at once, and each once, whether they are found when it is
-// read or when its values are checked.
+// All problems of slipway.yaml are reported together and each only once, whether they are found
+// when the file is read or when its values are checked.
 func TestAllProblemsAtOnce(t *testing.T) {
 	home := storagetest.NewSQLite(t).Location
 	text := "queeu: {}\nlaunchers: {a: {kind: dokcer}, b: {kind: process, remove: often}}\nmonitoring: {launch_attempts: many}\nmaintenance: [{cron: never, for: 2h}]\nweb: {listen: everywhere}\n"

@@ -14,18 +14,18 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// slipway runs one command on an instance and gives what it prints.
+// slipway runs one command on an instance and returns its output.
 func slipway(t *testing.T, home string, args ...string) (string, error) {
 	t.Helper()
 	return interrupted(t.Context(), home, args...)
 }
 
-// interrupted is slipway, stopped by ctx as by a signal.
+// interrupted is slipway, but ctx stops the command as a signal would.
 func interrupted(ctx context.Context, home string, args ...string) (string, error) {
 	return withKinds(ctx, all.Kinds("/nowhere"), home, args...)
 }
 
-// withKinds is a slipway that has other launchers.
+// withKinds is slipway with other kinds of launchers.
 func withKinds(ctx context.Context, kinds []*launcher.Kind, home string, args ...string) (string, error) {
 	var out bytes.Buffer
 	p := &program{kinds: kinds, out: &out, err: &out, env: func(name string) (string, bool) {
@@ -74,7 +74,7 @@ func steps(t *testing.T, yaml string) string {
 	return file
 }
 
-// canceled is a run of testdata that was canceled.
+// canceled returns the ID of a canceled run of testdata.
 func canceled(t *testing.T, home string) string {
 	t.Helper()
 	id, err := storagetest.Open(t, home).Text("SELECT run_id FROM runs WHERE status = 'CANCELED' LIMIT 1")
@@ -117,7 +117,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
-// A password in the storage's address is in no error, whatever is wrong with the address.
+// No error contains the password in the storage's address, whatever is wrong with the address.
 func TestErrorsShowNoPassword(t *testing.T) {
 	for name, url := range map[string]string{
 		"a server that is not there": "postgresql+psycopg2://u:hunter2@127.0.0.1:1/d",

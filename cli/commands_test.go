@@ -41,7 +41,7 @@ func built(t *testing.T, home string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// The embedded demo needs nothing but the program, and its instance can be looked at afterwards.
+// The demo without Dagster needs only the program, and its instance can be inspected afterwards.
 func TestEmbeddedDemo(t *testing.T) {
 	home := filepath.Join(t.TempDir(), "demo")
 	testenv.WorkersGone(t, home)
@@ -72,7 +72,7 @@ func TestEmbeddedDemo(t *testing.T) {
 	}
 }
 
-// parked makes an instance without runs and starts a daemon on it.
+// parked creates an instance without runs and starts a daemon on it.
 func parked(t *testing.T, daemon bool, slipwayYAML string) string {
 	t.Helper()
 	d := storagetest.NewSQLite(t)
@@ -112,7 +112,7 @@ func TestDotEnvInTheCurrentFolder(t *testing.T) {
 	}
 }
 
-// start starts a daemon and gives the file of its log.
+// start starts a daemon and returns the file of its log.
 func start(t *testing.T, home string, flags ...string) string {
 	t.Helper()
 	return launch(t, home, flags...).log
@@ -147,7 +147,7 @@ func launch(t *testing.T, home string, flags ...string) *daemonProcess {
 	return d
 }
 
-// stop ends it as a user would.
+// stop stops the daemon as a user would.
 func (d *daemonProcess) stop() {
 	_ = d.cmd.Process.Signal(os.Interrupt)
 	select {
@@ -166,7 +166,7 @@ func (d *daemonProcess) output() string {
 	return string(text)
 }
 
-// says waits until it has written a text so many times.
+// says waits until the daemon has logged a text that many times.
 func (d *daemonProcess) says(times int, text string) {
 	d.t.Helper()
 	testenv.Eventually(d.t, time.Minute, func() (bool, string) {
@@ -183,7 +183,7 @@ func enqueued(t *testing.T, home string, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// status waits until a run has a status, by what `slipway runs show` prints.
+// status waits until `slipway runs show` prints a status of a run.
 func status(t *testing.T, home, run, want string) {
 	t.Helper()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
@@ -206,8 +206,8 @@ func TestTerminate(t *testing.T) {
 	}
 }
 
-// Runs that a cluster refuses because of what they ask for fail at once, with the cluster's words,
-// and hold up no others.
+// Runs that a cluster refuses because of their requests fail at once, with the cluster's message,
+// and do not delay other runs.
 func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	var mu sync.Mutex
 	made := map[string]bool{} // runs
@@ -275,7 +275,7 @@ default: k8s
 	}
 }
 
-// A run that is canceled while no daemon leads and no worker was started ends as well.
+// A run that is canceled while no daemon leads and before a worker is started ends too.
 func TestTerminateBeforeTheWorker(t *testing.T) {
 	home := parked(t, false, "")
 	run := enqueued(t, home, "--", "true")
@@ -293,8 +293,7 @@ func TestTerminateBeforeTheWorker(t *testing.T) {
 	status(t, home, run, "CANCELED")
 }
 
-// An observer decides and writes nothing.
-// Whoever stops a daemon has what he wants, also if it had not begun to lead.
+// An observer decides but writes nothing. Stopping a daemon is no error, even before it leads.
 func TestStoppedWhileItBegins(t *testing.T) {
 	home := parked(t, true, "queue: {max_concurrent_runs: 1}\n")
 	ctx, stop := context.WithCancel(t.Context())
@@ -396,7 +395,7 @@ func TestLaunchers(t *testing.T) {
 	}
 }
 
-// A run that is made up goes where such a one would go, and nothing comes of it.
+// A sample run is routed as a real run would be, and nothing is launched.
 func TestPreviewOfASample(t *testing.T) {
 	home := parked(t, false, `
 launchers:
@@ -419,8 +418,8 @@ routes:
 	}
 }
 
-// Where dagster.yaml may hold a secret, a container's command and what is shown of its variables do
-// not.
+// If dagster.yaml may hold a secret, neither the command of a container nor its variables, as they
+// are shown, contain it.
 func TestPreviewShowsNoSecret(t *testing.T) {
 	home := parked(t, false, "launchers: {local: {kind: docker, config: {image: etl}}}\n")
 	file := filepath.Join(home, "dagster.yaml")
@@ -462,7 +461,7 @@ routes:
 	}
 }
 
-// Runs that take longer than they may end, and so do their workers.
+// Runs that exceed their time limit end, and so do their workers.
 func TestTimes(t *testing.T) {
 	stuck := filepath.Join(t.TempDir(), "stuck")
 	if err := os.WriteFile(stuck, []byte("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n"), 0o755); err != nil {
@@ -498,7 +497,7 @@ routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_
 	}
 }
 
-// A worker that no run needs is stopped; what is kept of ended ones goes, but for its output.
+// A worker that no run needs is stopped. Ended workers are removed, but their output is kept.
 func TestSweep(t *testing.T) {
 	home := parked(t, true, "launchers: {local: {kind: process, remove: 1ns}}\n")
 	deleted, done := enqueued(t, home, "--", "sleep", "1000"), enqueued(t, home, "--", "echo", "so it was")
@@ -554,7 +553,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// changed is the process launcher with another Launch or Terminate; nil: its own.
+// changed is the process launcher with another Launch or Terminate; nil means the original one.
 type changed struct {
 	launcher.Launcher
 	launch    func(context.Context, *launcher.Request) error
@@ -582,7 +581,7 @@ func (c *changed) As(ability any) bool {
 	return launcher.Provide(ability, c.Launcher, func(string) bool { return true })
 }
 
-// kind is the process launcher's, with what is changed.
+// kind returns the kind of the process launcher, with these changes.
 func (c *changed) kind(t *testing.T) []*launcher.Kind {
 	k := process.Kind(testenv.Build(t, "slipway-agent"))
 	open := k.Open
@@ -593,7 +592,7 @@ func (c *changed) kind(t *testing.T) []*launcher.Kind {
 	return []*launcher.Kind{k}
 }
 
-// A copy of a run has its user's tags, and none that say something about the worker of the old one.
+// A copy of a run has the tags of its user, but none of the tags about the worker of the old run.
 func TestCopyHasNoTagsOfTheWorker(t *testing.T) {
 	files, err := scaffold.Files("command", scaffold.Launcher{Name: "spool"})
 	if err != nil {
@@ -645,8 +644,8 @@ default: batch
 	}
 }
 
-// launchers test holds a launcher of slipway.yaml to the contract, or a program, and tells what it
-// breaks.
+// launchers test tests a launcher of slipway.yaml or a program against the contract, and reports
+// what it breaks.
 func TestLaunchersTest(t *testing.T) {
 	home := t.TempDir()
 	out, err := built(t, home, "launchers", "test", "local")
@@ -677,8 +676,8 @@ func TestLaunchersTest(t *testing.T) {
 	}
 }
 
-// The kit has a quick form, takes a target as large as it is, ends where nothing else can hold, and
-// writes what CI systems read.
+// The kit has a quick form, adapts to the size of the target, ends early if nothing else can pass,
+// and writes a report that CI systems read.
 func TestKitForms(t *testing.T) {
 	home, file := t.TempDir(), filepath.Join(t.TempDir(), "kit.xml")
 	test := func(c *changed, args ...string) (string, error) {

@@ -52,7 +52,7 @@ func statements(t *testing.T, d *storagetest.Dagster, queries ...string) {
 	}
 }
 
-// beat writes heartbeats of a dagster-daemon.
+// beat writes the heartbeats of a dagster-daemon.
 func beat(t *testing.T, d *storagetest.Dagster, age time.Duration, types ...string) {
 	t.Helper()
 	for _, typ := range types {
@@ -63,8 +63,7 @@ func beat(t *testing.T, d *storagetest.Dagster, age time.Duration, types ...stri
 	}
 }
 
-// onSQLite makes a healthy instance beside a parked dagster-daemon, on which no daemon of ours
-// leads.
+// onSQLite creates a healthy instance beside a parked dagster-daemon. No Slipway daemon leads it.
 func onSQLite(t *testing.T, slipwayYAML string) *storagetest.Dagster {
 	t.Helper()
 	d := storagetest.Open(t, parked(t, false, slipwayYAML))
@@ -72,7 +71,7 @@ func onSQLite(t *testing.T, slipwayYAML string) *storagetest.Dagster {
 	return d
 }
 
-// onPostgres is [onSQLite] on Postgres, and gives the folder as well.
+// onPostgres is [onSQLite] on Postgres. It also returns the folder.
 func onPostgres(t *testing.T) (d *storagetest.Dagster, home string) {
 	t.Helper()
 	d, home = storagetest.NewPostgres(t), t.TempDir()
@@ -82,13 +81,13 @@ func onPostgres(t *testing.T) (d *storagetest.Dagster, home string) {
 	return d, home
 }
 
-// opens has an instance open a database.
+// opens makes an instance use a database.
 func opens(t *testing.T, home, address string) {
 	t.Helper()
 	write(t, home, isParked+"storage: {postgres: {postgres_url: '"+address+"'}}\n", "terminate: {local_only: true}\n")
 }
 
-// changed is a database's address with another user, path or query.
+// changed returns a database's address with another user, path or query.
 func changedURL(t *testing.T, address string, change func(*url.URL)) string {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -99,8 +98,8 @@ func changedURL(t *testing.T, address string, change func(*url.URL)) string {
 	return u.String()
 }
 
-// role makes a role of the server that may do something in the database, and gives the database's
-// address as that role.
+// role creates a role of the server with some rights in the database, and returns the database's
+// address with that role.
 func role(t *testing.T, d *storagetest.Dagster, options, rights string) string {
 	t.Helper()
 	name := "r_" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -111,7 +110,7 @@ func role(t *testing.T, d *storagetest.Dagster, options, rights string) string {
 
 const allRights = "SELECT, INSERT, UPDATE, DELETE"
 
-// queued puts a run into the queue whose body was changed.
+// queued puts a run with a changed body into the queue.
 func queued(t *testing.T, d *storagetest.Dagster, change func(origin, code map[string]any)) string {
 	t.Helper()
 	id := uuid.NewString()
@@ -131,7 +130,7 @@ func queued(t *testing.T, d *storagetest.Dagster, change func(origin, code map[s
 	return id
 }
 
-// servedAt has a run's code server at an address.
+// servedAt gives a run a code server at an address.
 func servedAt(t *testing.T, address string) func(origin, _ map[string]any) {
 	return func(origin, _ map[string]any) {
 		host, port, err := net.SplitHostPort(address)
@@ -142,7 +141,7 @@ func servedAt(t *testing.T, address string) func(origin, _ map[string]any) {
 	}
 }
 
-// findings runs doctor, in this process or as the command that is given, and reads what it says.
+// findings runs doctor, in this process or with the given command, and parses its output.
 func findings(t *testing.T, home string, command ...string) []daemon.Symptom {
 	t.Helper()
 	var out string
@@ -174,7 +173,7 @@ func report(found []daemon.Symptom) string {
 	return b.String()
 }
 
-// plant is a fault that was met in use, with the finding that it must lead to.
+// plant is a fault that was seen in use, and the finding that it must cause.
 type plant struct {
 	make    func(t *testing.T) string // gives DAGSTER_HOME
 	level   daemon.Level
@@ -184,8 +183,7 @@ type plant struct {
 	command func(t *testing.T, home string) []string // nil: doctor in this process
 }
 
-// Each fault that was ever planted is found, with its cause, its next step and its code, and no
-// other fault is blamed for it.
+// Each planted fault is found, with its cause, next step and code, and no other fault is reported.
 func TestDoctorFindsPlantedFaults(t *testing.T) {
 	noChange := func(_, _ map[string]any) {}
 	local := "launchers: {local: {kind: process}}\n"
@@ -195,7 +193,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				d, home := onPostgres(t)
 				as := role(t, d, "", allRights)
 				u, _ := url.Parse(as) // role made it
-				// The server trusts everybody, so this role is asked for its password.
+				// The server trusts every other role, so this one must be asked for its password.
 				statements(t, d, fmt.Sprintf(`DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %%L', 'sed -i "1i host all %s all scram-sha-256" ' || current_setting('hba_file')); END $$`, u.User.Username()), "SELECT pg_reload_conf()")
 				opens(t, home, as)
 				return home
@@ -568,7 +566,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 	}
 }
 
-// asUser is doctor by somebody who may not write where file modes forbid it, as root may.
+// asUser returns the command of doctor as a user whom file modes can keep from writing, unlike
+// root.
 func asUser(t *testing.T, home string) []string {
 	command := []string{testenv.Build(t, "slipway"), "--home", home, "doctor", "--json"}
 	if os.Getuid() != 0 {
@@ -577,8 +576,8 @@ func asUser(t *testing.T, home string) []string {
 	return append([]string{"setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"}, command...)
 }
 
-// A healthy instance has no findings but that nobody leads it, on both storages; a code server that
-// answers and a Python that starts are named.
+// The only finding of a healthy instance is that no daemon leads it, on both storages. A code
+// server that answers and a Python that starts are named.
 func TestDoctorOfHealthyInstances(t *testing.T) {
 	d, home := onPostgres(t)
 	bin := testenv.DagsterBin(t)
@@ -611,8 +610,8 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 	}
 }
 
-// A launcher that is sick is not well in the same report, and what waits for it is counted by
-// reason.
+// A sick launcher is not reported as well in the same report, and the runs that wait for it are
+// counted by reason.
 func TestDoctorOfASickLauncher(t *testing.T) {
 	home := parked(t, false, "launchers: {batch: {kind: command, config: {launch: [sh, -c, 'echo key expired >&2; exit 77'], health: [sh, -c, 'exit 66'], terminate: ['true']}}}\ndefault: batch\n")
 	d := storagetest.Open(t, home)
@@ -634,7 +633,7 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 	})
 }
 
-// A daemon that cannot lead any more, since its database is read-only, says so once and not with
+// A daemon that can no longer lead, because its database is read-only, says so once and not at
 // every try.
 func TestReadOnlyDatabaseIsToldOnce(t *testing.T) {
 	const warning = "the lead of the instance cannot be had"

@@ -13,7 +13,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// examples are the launchers of examples/spool, which are what launchers new writes.
+// examples are the launchers in examples/spool, which launchers new writes.
 func examples(t *testing.T, way string) (dir string, files map[string]scaffold.File) {
 	t.Helper()
 	files, err := scaffold.Files(way, scaffold.Launcher{Name: "spool", Replace: "../../.."})
@@ -23,7 +23,7 @@ func examples(t *testing.T, way string) (dir string, files map[string]scaffold.F
 	return filepath.Join(testenv.Root(t), "examples", "spool", way), files
 }
 
-// The examples are what launchers new writes, word for word; -update writes them anew.
+// The examples equal the output of launchers new; -update writes them again.
 func TestExamplesAreScaffolds(t *testing.T) {
 	update := flag.Lookup("update").Value.String() == "true"
 	for _, way := range []string{"command", "go", "python"} {
@@ -49,8 +49,8 @@ func TestExamplesAreScaffolds(t *testing.T) {
 	}
 }
 
-// A release is named by its version; sources by their folder, wherever the program itself says that
-// they are.
+// A release is returned as its version. Sources are returned as their folder, wherever the program
+// says that it is.
 func TestReleased(t *testing.T) {
 	root := testenv.Root(t)
 	built, elsewhere := filepath.Join(root, "bin", "slipway"), filepath.Join(t.TempDir(), "slipway")

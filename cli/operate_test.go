@@ -33,8 +33,8 @@ func statusOf(t *testing.T, home string) daemon.Status {
 	return st
 }
 
-// What is paused waits, over a restart of the daemon as well, and everybody sees who paused it and
-// why; what is not goes on.
+// Paused runs wait, even after a restart of the daemon, and status shows who paused them and why.
+// Other runs are launched.
 func TestPause(t *testing.T) {
 	home := parked(t, false, "")
 	out, err := built(t, home, "pause", "--tag", "team=a", "--why", "audit", "--by", "ann")
@@ -84,7 +84,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// Metrics, health and status are to be had; with a token, only health without it.
+// Metrics, health and status are served. If a token is set, only health is served without it.
 func TestSeenFromOutside(t *testing.T) {
 	home := parked(t, true, "web: {token: sesame}\n")
 	status(t, home, enqueued(t, home, "--", "true"), "SUCCESS")
@@ -179,7 +179,7 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// Thousands of runs that wait are canceled in one call, those that fit and no others.
+// One call cancels thousands of waiting runs: those that match and no others.
 func TestTerminateMany(t *testing.T) {
 	home := parked(t, false, "")
 	db := storagetest.Open(t, home)
@@ -208,7 +208,7 @@ func TestTerminateMany(t *testing.T) {
 	}
 }
 
-// A queued run is told its place and everything that holds it back, not only the first rule.
+// The place of a queued run is shown, and everything that holds it back, not only the first rule.
 func TestWhyARunWaits(t *testing.T) {
 	home := parked(t, false, "queue: {max_concurrent_runs: 1, tag_concurrency_limits: [{key: team, value: a, limit: 1}]}\nmaintenance: [{cron: '* * * * *', for: 10m, job: light, why: nightly}]\n")
 	db := storagetest.Open(t, home)
@@ -249,7 +249,7 @@ func TestWhyARunWaits(t *testing.T) {
 	}
 }
 
-// A run's events are shown with all that they hold.
+// A run's events are shown with all their details.
 func TestShowOfAFailedRun(t *testing.T) {
 	home := storagetest.NewSQLite(t).Location
 	db := storagetest.Open(t, home)
@@ -326,7 +326,7 @@ func TestDurationsInTheLog(t *testing.T) {
 	}
 }
 
-// The demo's summary counts apart what did not end as it should.
+// The demo's summary counts separately the runs that did not end as expected.
 func TestDemoCountsWhatIsWrong(t *testing.T) {
 	var out strings.Builder
 	d := &demo{program: &program{out: &out}}

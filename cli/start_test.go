@@ -44,8 +44,9 @@ func gate(t *testing.T) (open func(), command []string) {
 	}, []string{"--", "sh", "-c", "while [ ! -e " + file + " ]; do sleep 0.05; done"}
 }
 
-// SIGHUP puts new settings in force, limits, launchers and the log's level, while the daemon keeps
-// its lead and its workers go on. Settings that are wrong, or that need a restart, change nothing.
+// SIGHUP applies new settings (limits, launchers, the log's level) while the daemon keeps its
+// leadership and its workers continue. Settings that are wrong, or that need a restart, change
+// nothing.
 func TestReload(t *testing.T) {
 	home := parked(t, false, "queue: {max_concurrent_runs: 1}\n")
 	d := launch(t, home)
@@ -103,8 +104,8 @@ func TestReload(t *testing.T) {
 	watching.says(1, "settings are not read again by this command")
 }
 
-// systemd hears that the daemon is ready, what it does, that it lives and that it stops; its
-// workers do not know of it.
+// systemd is told that the daemon is ready, its status, that it is alive and that it stops. Workers
+// do not get systemd's variables.
 func TestSystemdIsTold(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
@@ -138,8 +139,8 @@ func TestSystemdIsTold(t *testing.T) {
 	hears("STOPPING=1\n")
 }
 
-// A standby waits for an address that the leader of its machine has, and serves there when that one
-// has ended.
+// A standby waits for an address that the leader on the same machine uses, and serves there when
+// the leader has ended.
 func TestStandbyOnOneAddress(t *testing.T) {
 	address := testenv.FreeAddress(t)
 	home := parked(t, false, "web: {listen: '"+address+"'}\n")
@@ -171,8 +172,8 @@ func TestStandbyOnOneAddress(t *testing.T) {
 	}
 }
 
-// Runs in flight that no daemon looks after with the present settings are named, and a daemon does
-// not start beside those of another instance_id unless it is told to leave them alone.
+// Runs in flight that no daemon watches with the present settings are named. A daemon does not
+// start beside runs of another instance_id, unless it is told to leave them alone.
 func TestRunsThatNobodyWatches(t *testing.T) {
 	home := parked(t, false, "instance_id: old\n")
 	d := launch(t, home)
@@ -217,7 +218,7 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 	status(t, home, run, "SUCCESS")
 }
 
-// unpause ends a maintenance window that is open, as status and doctor say.
+// unpause ends an open maintenance window, and status and doctor show that.
 func TestUnpauseEndsAWindow(t *testing.T) {
 	home := parked(t, true, "maintenance: [{cron: '0 0 * * *', for: 24h, why: upgrade}, {cron: '0 0 * * *', for: 24h, tag: team=b}]\n")
 	free, held := enqueued(t, home, "--", "true"), enqueued(t, home, "--tag", "team=b", "--", "true")
@@ -252,7 +253,7 @@ func TestTagLimitOfAVariable(t *testing.T) {
 	}
 }
 
-// What keeps the daemon from starting, every command that reads the settings says as well.
+// Every command that reads the settings reports the mistakes that keep the daemon from starting.
 func TestSettingsThatNoCommandTakes(t *testing.T) {
 	for settings, want := range map[string]string{
 		"queue: {tag_concurrency_limits: [{key: team, limit: 1, value: {applyLimitPerUniqueVal: true}}]}\n": "did you mean applyLimitPerUniqueValue?",
