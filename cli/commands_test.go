@@ -293,7 +293,7 @@ func TestTerminateBeforeTheWorker(t *testing.T) {
 	status(t, home, run, "CANCELED")
 }
 
-// An observer decides but writes nothing. Stopping a daemon is no error, even before it leads.
+// Stopping a daemon is not an error, even before it leads.
 func TestStoppedWhileItBegins(t *testing.T) {
 	home := parked(t, true, "queue: {max_concurrent_runs: 1}\n")
 	ctx, stop := context.WithCancel(t.Context())

@@ -96,8 +96,8 @@ func TestGoldenEventsComeBackByteForByte(t *testing.T) {
 	}
 }
 
-// What Slipway writes itself has the same keys and values as what Dagster wrote for the same
-// happening.
+// The events that Slipway writes have the same keys and values as those that Dagster wrote in the
+// same situation.
 func TestEventsFromOutsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		eventsFromOutside(t, filepath.Join(dir, "sqlite"))
@@ -282,8 +282,8 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 	}
 }
 
-// What slipway-worker writes has the same keys and values as what Dagster's worker wrote for the
-// same happening.
+// The events that slipway-worker writes have the same keys and values as those that Dagster's
+// worker wrote in the same situation.
 func TestEventsFromInsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		for file, make := range map[string]func(dagster.Inside, string) dagster.Event{

@@ -129,8 +129,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// Whatever a body or event holds, it is refused or comes back with nothing lost, and what comes
-// back is read again.
+// Any body or event is either refused or encoded again without loss, and the result can be decoded
+// again.
 func FuzzParseRunAndEvent(f *testing.F) {
 	f.Add(`{"run_id": "r", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"a": "b"}, "x": [1, 2.50]}`)
 	f.Add(`{"__class__": "EventLogEntry", "dagster_event": {"event_type_value": "PIPELINE_START", "pipeline_name": "j"}, "level": 10, "timestamp": 1.5, "run_id": "r", "error_info": null, "user_message": ""}`)

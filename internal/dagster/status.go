@@ -30,8 +30,8 @@ func ActiveStatuses() []Status { return []Status{Starting, Started, Canceling} }
 // UnfinishedStatuses are those of a run that Slipway may still have to do something about.
 func UnfinishedStatuses() []Status { return []Status{Queued, Starting, Started, Canceling} }
 
-// Active says whether a run of this status counts against limits.
+// Active reports whether a run with this status counts against limits.
 func (s Status) Active() bool { return slices.Contains(ActiveStatuses(), s) }
 
-// Finished says whether the status is one of the three ends of a run.
+// Finished reports whether the status is one of the three final ones.
 func (s Status) Finished() bool { return s == Success || s == Failure || s == Canceled }

@@ -12,7 +12,7 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// A worker that lives on after another one was launched in its place ends nothing, whether it
+// A worker that continues after another worker has replaced it does not end the run, whether it
 // succeeds or is told to stop.
 func TestReplacedWorkerEndsNothing(t *testing.T) {
 	d := storagetest.NewSQLite(t)

@@ -7,8 +7,7 @@ import (
 	"github.com/slipway-run/slipway/internal/instance"
 )
 
-// The edits name the section in which Dagster takes limits of this file, and the limit that is
-// there now.
+// The edits name the section of this file in which Dagster accepts limits, and the present limit.
 func TestHandoverNamesTheSection(t *testing.T) {
 	const coordinator = "run_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n"
 	for name, c := range map[string]struct{ dagster, slipway, park, limit string }{

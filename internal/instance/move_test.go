@@ -13,7 +13,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// snippet is the YAML that stands in a page behind a mark.
+// snippet returns the YAML after a mark in a page.
 func snippet(t *testing.T, page, mark string) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page, "<!-- "+mark+" -->\n")
@@ -30,9 +30,9 @@ func snippet(t *testing.T, page, mark string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// The edits for Dagster's own chart park its daemon: the dagster.yaml that comes out is one beside
-// which Slipway may run, with the launcher that it names. One whose 0 was lost on the way is not
-// taken for parked.
+// The edits for Dagster's own chart park its daemon: Slipway may run beside the resulting
+// dagster.yaml, with the launcher that it names. A result that has lost the 0 does not count as
+// parked.
 func TestMoveFromK8sRunLauncher(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs/launchers/k8s.md"))
 	if err != nil {

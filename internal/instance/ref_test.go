@@ -19,7 +19,7 @@ var kinds = []*launcher.Kind{{Name: "process"}}
 
 func noEnv(string) (string, bool) { return "", false }
 
-// home makes a DAGSTER_HOME with the given dagster.yaml and slipway.yaml, "" for none.
+// home creates a DAGSTER_HOME with the given dagster.yaml and slipway.yaml; "" means no file.
 func home(t *testing.T, dagsterYAML, slipwayYAML string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -34,7 +34,7 @@ func home(t *testing.T, dagsterYAML, slipwayYAML string) string {
 	return dir
 }
 
-// The InstanceRef is, byte for byte, what Dagster made of the same dagster.yaml.
+// The InstanceRef equals, byte for byte, the one that Dagster made from the same dagster.yaml.
 func TestRefEqualsDagsters(t *testing.T) {
 	for _, golden := range testenv.Golden(t) {
 		for _, storage := range []string{"sqlite", "postgres"} {
@@ -125,8 +125,8 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// Every key of Dagster 1.13's dagster.yaml is accepted, and with a class of the user's own also
-// keys that are not known.
+// Every key of Dagster 1.13's dagster.yaml is accepted. With a custom instance class, unknown keys
+// are accepted too.
 func TestLoadTakesEveryKey(t *testing.T) {
 	class := "{module: m, class: C, config: {x: {env: Y}}}"
 	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class + "\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
@@ -158,7 +158,7 @@ run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_
 	}
 }
 
-// What dagster.yaml has of a newer Dagster is ignored, said, and given on to workers.
+// Settings of a newer Dagster in dagster.yaml are ignored, reported, and passed on to workers.
 func TestLoadIgnoresANewerDagster(t *testing.T) {
 	yaml := "run_monitoring: {enabled: false, soon: 1}\nnewest: {enabled: true}\nrun_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 3, fairness: 1}}\n" +
 		"storage: {postgres: {postgres_url: 'postgresql://h/d', pool_size: 3}}\n"
@@ -179,8 +179,8 @@ func TestLoadIgnoresANewerDagster(t *testing.T) {
 	}
 }
 
-// A section of dagster.yaml that is copied into slipway.yaml is taken with every key, and means
-// there what it meant.
+// A section of dagster.yaml that is copied into slipway.yaml is accepted with every key, and has
+// the same meaning there.
 func TestSectionsCanBeCopied(t *testing.T) {
 	const monitoring = "{enabled: true, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 4, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}"
 	const queue = "{max_concurrent_runs: 3, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, " +
@@ -204,7 +204,7 @@ func TestSectionsCanBeCopied(t *testing.T) {
 }
 
 // The forms of a tag limit's value, and of other settings that are a text or a section, are decoded
-// as every setting is.
+// like every setting.
 func TestTextsAndSections(t *testing.T) {
 	env := func(name string) (string, bool) {
 		return map[string]string{"TEAM": "etl", "HOME_THERE": "/there", "CLASS": "DefaultRunLauncher"}[name], name != "GONE"
@@ -265,8 +265,8 @@ func TestTextsAndSections(t *testing.T) {
 	}
 }
 
-// An address of Slipway's own takes the place of a provider that it cannot log in by; workers get
-// what dagster.yaml says.
+// Slipway's own address replaces a provider that it cannot use to log in. Workers get the settings
+// of dagster.yaml.
 func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
 	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: {region: r}}}}\n"
 	in, err := instance.Load(home(t, yaml, "storage: {direct_url: 'postgresql://u:p@h/d'}\n"), kinds, noEnv)

@@ -12,7 +12,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Without launchers in slipway.yaml, dagster.yaml's run_launcher says what runs are launched by.
+// Without launchers in slipway.yaml, run_launcher in dagster.yaml decides which launcher runs go
+// to.
 func TestStockLauncher(t *testing.T) {
 	kinds := []*launcher.Kind{{Name: "process"}, {Name: "codeserver"}, {Name: "docker", Stock: "dagster_docker.DockerRunLauncher"}, {Name: "aci", Stock: "*.AzureContainerInstanceRunLauncher"}, {Name: "python"}}
 	const guide = "run_launcher: {module: my_package.azure_launcher, class: AzureContainerInstanceRunLauncher, config: {resource_group: my-dagster-rg}}\n"

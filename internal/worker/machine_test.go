@@ -9,8 +9,7 @@ import (
 	"github.com/slipway-run/slipway/internal/worker"
 )
 
-// Code servers are found in the process list by their command line, with the folder that they run
-// in.
+// Code servers are found in the process list by their command line, with their working directory.
 func TestCodeServersOfThisMachine(t *testing.T) {
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
 		t.Skip("no /proc")

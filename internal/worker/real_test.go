@@ -14,8 +14,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Each release of Dagster gets its arguments, for a run and for one that is resumed, although
-// nothing of them is on its command line: it looks for the run, which is not there.
+// Each release of Dagster gets its arguments, for a run and for a resumed run, although its command
+// line has none of them: it looks for the run, which does not exist.
 func TestEveryReleaseGetsItsArguments(t *testing.T) {
 	bins := testenv.Releases(t)
 	bins["newest"] = testenv.DagsterBin(t)
@@ -65,7 +65,7 @@ func TestEveryReleaseGetsItsArguments(t *testing.T) {
 	}
 }
 
-// originOf is a run whose code origin Dagster itself can read.
+// originOf returns a run whose code origin Dagster itself can read.
 func originOf(t *testing.T, python string, pointer map[string]any) dagster.Run {
 	t.Helper()
 	repository := map[string]any{

@@ -39,7 +39,7 @@ func run(t *testing.T, python, file, dir string, entry ...string) dagster.Run {
 	return runOf(t, python, pointer, map[string]any{"location_name": "etl"}, entry...)
 }
 
-// runOf is a run of a job that a code pointer leads to, in a code location.
+// runOf returns a run in a code location, with a code pointer to its job.
 func runOf(t *testing.T, python string, pointer, location map[string]any, entry ...string) dagster.Run {
 	t.Helper()
 	body := dagster.Encode(map[string]any{
@@ -101,8 +101,8 @@ func TestCommandAndDirectory(t *testing.T) {
 	}
 }
 
-// The worker runs where the code server does, whatever points to the code, or in the first folder
-// that has the code.
+// The worker runs in the folder of the code server, whatever the code pointer is, or in the first
+// folder that has the code.
 func TestFolderOfTheCodeServer(t *testing.T) {
 	ref := func(base string) json.RawMessage {
 		return dagster.Encode(map[string]any{"__class__": "InstanceRef", "storage_data": map[string]any{"__class__": "ConfigurableClassData", "module_name": "m", "class_name": "C", "config_yaml": "base_dir: " + base + "\n"}})
@@ -176,8 +176,8 @@ func TestRequestCarriesTheRun(t *testing.T) {
 	}
 }
 
-// Nothing of the InstanceRef is on a command line of this machine, whatever the Dagster of the
-// worker; elsewhere nothing that may be a secret.
+// No command line on this machine has any part of the InstanceRef, whatever the worker's Dagster
+// version. On other machines, no command line has anything that may be a secret.
 func TestSecretsAndLongArgumentsLeaveTheCommandLine(t *testing.T) {
 	const (
 		argv      = "on the command line"
@@ -300,7 +300,7 @@ func TestGoRunsAndGates(t *testing.T) {
 	}
 }
 
-// What makes its command itself has none for a job that no code location has.
+// A launcher that builds its own command has no command for a job that no code location has.
 func TestCommandJobsNeedOurCommand(t *testing.T) {
 	b := &worker.Builder{Instance: "prod"}
 	hosted := worker.Target{Name: "swarm", Traits: launcher.Traits{OwnCommand: true}}
@@ -321,8 +321,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// What decides about a worker: the code location, then the rule, then the run's tags as far as the
-// launcher allows them.
+// The settings of a worker come from the code location, then the rule, then those of the run's tags
+// that the launcher allows.
 func TestLayers(t *testing.T) {
 	target := local
 	target.Grace = 30 * time.Second
@@ -358,8 +358,8 @@ func TestLayers(t *testing.T) {
 	}
 }
 
-// Of the images that code location, rule and tags name, also in raw settings, the strongest counts.
-// Raw settings in a tag that slipway.yaml does not allow fail the run.
+// If code location, rule and tags name images, also in raw settings, the one with the highest rank
+// is used. A tag with raw settings that slipway.yaml does not allow fails the run.
 func TestRawImages(t *testing.T) {
 	rule := func(set router.Set) *router.Router {
 		rules, err := router.New([]router.Rule{{To: []string{"aci"}, Set: set}}, []string{"aci"}, map[string]router.Launcher{"aci": {}})
@@ -405,8 +405,8 @@ func TestRawImages(t *testing.T) {
 	}
 }
 
-// What may not be set in raw settings of a code location or a tag fails the run; a rule's own
-// settings are the administrator's.
+// A forbidden field in raw settings of a code location or a tag fails the run. The settings of a
+// rule may have it, because the administrator writes them.
 func TestForbiddenFields(t *testing.T) {
 	r := run(t, "/venv/python", "/abs.py", "", "dagster")
 	r.Code.Context = json.RawMessage(`{"env_vars": ["A=1"], "docker": {"container_kwargs": {"labels": {"a": "b"}, "ulimits": [{"privileged": true}]}}}`)
