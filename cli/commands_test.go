@@ -305,6 +305,7 @@ func TestStoppedWhileItBegins(t *testing.T) {
 	}
 }
 
+// An observer decides but writes nothing.
 func TestObserve(t *testing.T) {
 	home := parked(t, false, "queue: {max_concurrent_runs: 2}\n")
 	before := map[string]string{}

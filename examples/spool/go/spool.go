@@ -1,5 +1,5 @@
-// Package spool is a launcher for Slipway. Its target is the program spool beside it, a small batch system that keeps each worker in a folder
-// of its own by its name.
+// Package spool is a launcher for Slipway. Its target is the program spool beside it, a small batch
+// system that keeps each worker in a separate folder with the worker's name.
 package spool
 
 import (
@@ -27,7 +27,7 @@ type Config struct {
 	Folder  string `config:"folder" required:"true" help:"The spool folder."`
 }
 
-// Kind declares the launcher. Its traits are what the target promises, and what the kit holds it to.
+// Kind declares the launcher. Its traits are the promises of the target, which the kit tests.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "spool", Help: "Run workers as processes that a spool folder keeps.", Schema: config.Fields(Config{}),
@@ -43,7 +43,8 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// Launcher asks the program spool. It keeps nothing itself, and is safe for use by many goroutines and processes.
+// Launcher calls the program spool. It has no state, and many goroutines and processes may use it at
+// the same time.
 type Launcher struct{ c Config }
 
 var (
@@ -53,10 +54,11 @@ var (
 	_ launcher.Remover   = (*Launcher)(nil)
 )
 
-// exits are what the program's exit codes mean to Slipway. Any other says nothing of the outcome: Slipway asks again with the same name.
+// exits maps the program's exit codes to their meaning for Slipway. With any other code the outcome is
+// unknown: Slipway asks again with the same name.
 var exits = map[int]error{64: launcher.ErrInvalid, 66: launcher.ErrNotFound, 73: launcher.ErrCapacity, 75: launcher.ErrTransient, 77: launcher.ErrDenied}
 
-// spool runs the program and decodes what it writes into out, unless that is nil.
+// spool runs the program and decodes its output into out, unless out is nil.
 func (l *Launcher) spool(ctx context.Context, out any, args ...string) error {
 	return l.run(l.command(ctx, args...), out)
 }
@@ -83,7 +85,7 @@ func (l *Launcher) run(cmd *exec.Cmd, out any) error {
 	return json.Unmarshal(stdout.Bytes(), out)
 }
 
-// Launch implements [launcher.Launcher]. The program itself refuses a second worker of one name.
+// Launch implements [launcher.Launcher]. The program itself refuses a second worker with the same name.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	if err := req.Check(); err != nil {
 		return launcher.Launched{}, err
@@ -153,14 +155,14 @@ func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOp
 	return &output{out, cmd}, err
 }
 
-// output is what a command writes, while it writes it.
+// output streams the output of a running command.
 type output struct {
 	io.ReadCloser
 	cmd *exec.Cmd
 }
 
 func (o *output) Close() error {
-	_ = o.cmd.Process.Kill() // it may have ended
+	_ = o.cmd.Process.Kill() // it may have already ended
 	_ = o.cmd.Wait()
 	return nil
 }

@@ -1,4 +1,5 @@
-"""A launcher for Slipway. Its target is the program spool beside it, a small batch system that keeps each worker in a folder of its own.
+"""A launcher for Slipway. Its target is the program spool beside it, a small batch system that keeps
+each worker in a separate folder.
 
 To try it: slipway launchers test --no-mtls --config settings.yaml -- python3 spool.py
 """
@@ -10,7 +11,8 @@ from datetime import datetime
 
 from slipway_launcher import Failure, Launcher, check, micros, parse_name, pb, serve, worker_name
 
-# What the program's exit codes mean to Slipway. Any other says nothing of the outcome: Slipway asks again with the same name.
+# The meaning of the program's exit codes for Slipway. With any other code the outcome is unknown:
+# Slipway asks again with the same name.
 EXITS = {64: "INVALID_ARGUMENT", 66: "NOT_FOUND", 73: "RESOURCE_EXHAUSTED", 75: "UNAVAILABLE", 77: "PERMISSION_DENIED"}
 
 
@@ -21,7 +23,7 @@ class Spool(Launcher):
         pb.Setting(name="program", type="text", help="The program; default: the one beside this file."),
         pb.Setting(name="folder", type="text", required=True, help="The spool folder."),
     )
-    # What the target promises, and what the kit holds it to.
+    # The promises of the target, which the kit tests.
     traits = pb.Traits(unique=True, strong_read=True, local_files=True, signals_worker=True, gate=True)
 
     def setup(self, config, folder):
@@ -31,7 +33,7 @@ class Spool(Launcher):
             raise Failure("INVALID_ARGUMENT", "no program", problems=[("program", f"{self.program} is no program")])
 
     def spool(self, *args, env=(), cwd=None):
-        """Runs the program and gives what it writes."""
+        """Runs the program and returns its decoded output."""
         env = {**os.environ, **dict(env), "SPOOL": self.folder}
         done = subprocess.run([self.program, *args], env=env, cwd=cwd, capture_output=True, text=True)
         if done.returncode in EXITS:

@@ -1,4 +1,4 @@
-// The launcher as a plug-in: a program of its own, which Slipway starts.
+// The launcher as a plug-in: a separate program, which Slipway starts.
 package main
 
 import (

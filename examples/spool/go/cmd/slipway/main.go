@@ -1,4 +1,4 @@
-// A Slipway that has the launcher built in, beside its own.
+// Slipway with this launcher built in, in addition to its own launchers.
 package main
 
 import (
