@@ -34,8 +34,6 @@ var older = []string{
 	"CHANGELOG.md",
 	"cli",
 	"cli/scaffold",
-	"cmd/slipway",
-	"cmd/slipway-worker",
 	"config",
 	"examples/spool/go",
 	"internal/agent",

@@ -628,15 +628,13 @@ default: batch
 		}
 		return text
 	}
-	start(t, home)
+	daemon := launch(t, home)
 	run := enqueued(t, home, "--tag", "team=a", "--tag", "slipway/cpu=500m", "--", "true")
 	status(t, home, run, "SUCCESS")
 	if got := tags(run); !strings.Contains(got, "batch/session=7") {
 		t.Errorf("the launcher's tag is missing in %s", got)
 	}
-	if out, err := built(t, home, "pause"); err != nil {
-		t.Fatalf("pause = %v\n%s", err, out)
-	}
+	daemon.stop() // else it would launch the copy
 	copied := tags(enqueued(t, home, "--like", run))
 	for text, want := range map[string]bool{"team=a": true, "slipway/cpu=500m": true, "batch/session": false, "slipway-put": false} {
 		if strings.Contains(copied, text) != want {
