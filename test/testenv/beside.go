@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Weights of tests that run beside others.
+// Weights of tests that run in parallel.
 const (
 	Light   = 1 // a daemon and Go workers
 	Leads   = 2 // daemons whose leases must not end because the machine is busy
@@ -17,14 +17,15 @@ const (
 	Alone   = math.MaxInt64
 )
 
-// room is what the tests of one process may weigh together. Most of them wait most of the time.
+// room is the total weight of the tests that may run at the same time in one process. Most tests
+// wait most of the time.
 var room = int64(max(3*runtime.NumCPU(), Dagster))
 
 var besides = semaphore.NewWeighted(room)
 
-// Beside marks the test as parallel and waits until it fits beside the other tests of this process. The test's
-// weight is free again after all of its cleanups. It is the first call of a test. The limit is this one and not
-// go test's: hack/test sets -parallel high enough.
+// Beside marks the test as parallel and waits until it fits beside the other running tests of this
+// process. The weight is released after all cleanups of the test. Call Beside first in a test. Only
+// this limit counts, not that of go test: hack/test sets -parallel high enough.
 func Beside(t *testing.T, weight int64) {
 	t.Helper()
 	t.Parallel()

@@ -10,11 +10,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PostgresEnv is the variable with the address of a server on which databases may be made.
+// PostgresEnv names the environment variable with the address of a server on which tests may make
+// databases.
 const PostgresEnv = "SLIPWAY_TEST_PG"
 
-// Database makes an empty database on a Postgres server. It returns the database's address and a function that drops it,
-// also while programs are connected to it.
+// Database makes an empty database on a Postgres server. It returns the address of the database and
+// a function that drops it, even while programs are connected to it.
 func Database(ctx context.Context, server string) (address string, drop func(context.Context) error, err error) {
 	u, err := url.Parse(server)
 	if err != nil {

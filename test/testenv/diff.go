@@ -9,8 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/diff"
 )
 
-// Diff returns the lines in which two values differ, those of a after "-" and those of b after "+". It returns
-// "" if the values are deeply equal. Values are shown as indented JSON, other texts as they are.
+// Diff returns the lines in which two values differ: those of a after "-" and those of b after "+".
+// It returns "" if the values are deeply equal. Values are shown as indented JSON, other texts as
+// they are.
 func Diff(a, b any) string {
 	if reflect.DeepEqual(a, b) {
 		return ""
@@ -18,7 +19,7 @@ func Diff(a, b any) string {
 	if d := diff.Diff(shown(a), shown(b)); d != "" {
 		return d
 	}
-	return fmt.Sprintf("-%#v\n+%#v", a, b) // they differ in what JSON does not show
+	return fmt.Sprintf("-%#v\n+%#v", a, b) // they differ in something that JSON does not show
 }
 
 func shown(v any) any {

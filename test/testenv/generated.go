@@ -9,8 +9,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the generated parts of documents")
 
-// Generated compares the part of a document between its marks "…-update -->" and "<!-- end -->" with a text, or, with -update,
-// replaces it.
+// Generated compares the part of a document between its marks "…-update -->" and "<!-- end -->"
+// with text. With -update it replaces that part.
 func Generated(t testing.TB, file, text string) {
 	t.Helper()
 	old, err := os.ReadFile(file)
@@ -35,7 +35,7 @@ func Generated(t testing.TB, file, text string) {
 	}
 }
 
-// GeneratedFile compares a whole file with a text, or, with -update, replaces it.
+// GeneratedFile compares a whole file with text. With -update it replaces the file.
 func GeneratedFile(t testing.TB, file, text string) {
 	t.Helper()
 	if *update {

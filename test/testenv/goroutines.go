@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// GoroutinesEnd waits, at the end of the test, until all goroutines have ended that the test's goroutine has started
-// after this call, or that these have started. It knows them by a profiler label, which goroutines inherit, so tests
-// that call it may run in parallel.
+// GoroutinesEnd waits, at the end of the test, until all goroutines have ended that the goroutine
+// of the test started after this call, directly or through other goroutines. It finds them by a
+// profiler label, which goroutines inherit. So tests that call it may run in parallel.
 func GoroutinesEnd(t testing.TB) {
 	t.Helper()
 	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels("test", t.Name())))
@@ -23,7 +23,8 @@ func GoroutinesEnd(t testing.TB) {
 	})
 }
 
-// goroutines returns the stacks of the goroutines with the test's label, except the one that calls it.
+// goroutines returns the stacks of the goroutines with the label of the test, except the one that
+// calls it.
 func goroutines(t testing.TB) string {
 	var text strings.Builder
 	if err := pprof.Lookup("goroutine").WriteTo(&text, 1); err != nil {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Goroutines that the test started are seen, also those of its goroutines; those of another test are not.
+// Goroutines that the test started, directly or through others, are found. Goroutines of another
+// test are not.
 func TestGoroutines(t *testing.T) {
 	stop, both := make(chan struct{}), make(chan struct{}, 2)
 	t.Run("other", func(t *testing.T) {

@@ -19,10 +19,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// FaultsEnv is the variable that has the long tests of faults run.
+// FaultsEnv names the environment variable that turns the long tests of faults on.
 const FaultsEnv = "SLIPWAY_TEST_FAULTS"
 
-// Faults skips the test where the long tests of faults are not wanted.
+// Faults skips the test if the long tests of faults are off.
 func Faults(t testing.TB) {
 	t.Helper()
 	if !long() && os.Getenv(FaultsEnv) == "" {
@@ -30,7 +30,7 @@ func Faults(t testing.TB) {
 	}
 }
 
-// NotFaults skips the test among the long tests of faults, because make test has run it.
+// NotFaults skips the test if the long tests of faults are on, because make test runs it.
 func NotFaults(t testing.TB) {
 	t.Helper()
 	if !long() && os.Getenv(FaultsEnv) != "" {
@@ -40,7 +40,7 @@ func NotFaults(t testing.TB) {
 
 func long() bool { return os.Getenv("SLIPWAY_SOAK") != "" }
 
-// Postgres makes an empty database for the test and gives its address.
+// Postgres makes an empty database for the test and returns its address.
 func Postgres(t testing.TB) string {
 	t.Helper()
 	server := os.Getenv(PostgresEnv)
@@ -63,7 +63,7 @@ func Postgres(t testing.TB) string {
 	return address
 }
 
-// PostgresIn is [Postgres] with the time zone of the sessions of the database.
+// PostgresIn is [Postgres] with a time zone for the sessions of the database.
 func PostgresIn(t testing.TB, zone string) string {
 	t.Helper()
 	address := Postgres(t)
@@ -78,7 +78,8 @@ func PostgresIn(t testing.TB, zone string) string {
 	return address
 }
 
-// PgBouncer starts one in front of the server of an address, in a pool mode, and gives its own address.
+// PgBouncer starts a PgBouncer with a pool mode in front of the server at address. It returns the
+// address of the PgBouncer.
 func PgBouncer(t testing.TB, address, mode string) string {
 	t.Helper()
 	bin, err := exec.LookPath("pgbouncer")
@@ -92,14 +93,14 @@ func PgBouncer(t testing.TB, address, mode string) string {
 	listens := FreeAddress(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "pgbouncer.ini")
-	_, port, _ := net.SplitHostPort(listens) // it is one
+	_, port, _ := net.SplitHostPort(listens) // net.Listen returned it
 	text := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nauth_type = any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
 		u.Hostname(), u.Port(), u.User.Username(), port, mode)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{bin, file}
-	if os.Getuid() == 0 { // which it refuses to run as
+	if os.Getuid() == 0 { // pgbouncer refuses to run as root
 		for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
 			if err := os.Chmod(d, 0o755); err != nil {
 				t.Fatal(err)
@@ -112,8 +113,8 @@ func PgBouncer(t testing.TB, address, mode string) string {
 	return u.String()
 }
 
-// DagsterBin gives the folder of the real Dagster's programs (python, dagster, dagster-webserver), which make
-// venv installs into .venv.
+// DagsterBin returns the folder of the programs of real Dagster (python, dagster,
+// dagster-webserver). make venv installs them into .venv.
 func DagsterBin(t testing.TB) string {
 	t.Helper()
 	bin := filepath.Join(Root(t), ".venv", "bin")
@@ -123,10 +124,12 @@ func DagsterBin(t testing.TB) string {
 	return bin
 }
 
-// OlderEnv is the variable that has the tests with older releases, of Dagster and of Slipway, run.
+// OlderEnv names the environment variable that turns on the tests with older releases of Dagster
+// and of Slipway.
 const OlderEnv = "SLIPWAY_TEST_OLDER"
 
-// Releases returns the folders of the programs of other releases of Dagster by version. make test-releases installs them.
+// Releases returns, by version, the folders with the programs of other releases of Dagster. make
+// test-releases installs them.
 func Releases(t testing.TB) map[string]string {
 	t.Helper()
 	if !long() && os.Getenv(OlderEnv) == "" {
@@ -150,19 +153,20 @@ func Releases(t testing.TB) map[string]string {
 	return bins
 }
 
-// CgroupEnv is the variable that names the cgroup below which tests make cgroups, for a user who may
-// not make them below the root cgroup.
+// CgroupEnv names the environment variable with the cgroup below which tests make cgroups. It is
+// for a user who may not make them below the root cgroup.
 const CgroupEnv = "SLIPWAY_TEST_CGROUP"
 
-// DockerSocket is the path of the socket of the engine that hack/with-docker uses.
+// DockerSocket returns the path of the socket of the engine that hack/with-docker uses.
 func DockerSocket() string {
 	return strings.TrimPrefix(cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock"), "unix://")
 }
 
-// DockerImageEnv is the variable with an image of the local Docker engine that has sh, and Dagster.
+// DockerImageEnv names the environment variable with an image of the local Docker engine. The image
+// has sh and Dagster.
 const DockerImageEnv = "SLIPWAY_TEST_IMAGE"
 
-// DockerImage gives the image in which tests run workers.
+// DockerImage returns the image in which tests run workers.
 func DockerImage(t testing.TB) string {
 	t.Helper()
 	image := os.Getenv(DockerImageEnv)
@@ -172,11 +176,11 @@ func DockerImage(t testing.TB) string {
 	return image
 }
 
-// KubeconfigEnv is the variable with the path of a kubeconfig that leads to a cluster for tests, which has the image that
-// [DockerImage] names.
+// KubeconfigEnv names the environment variable with the path of a kubeconfig for a test cluster.
+// The cluster has the image that [DockerImage] returns.
 const KubeconfigEnv = "SLIPWAY_TEST_KUBECONFIG"
 
-// Kubernetes gives the kubeconfig of a cluster, and an image in it in which workers can run.
+// Kubernetes returns the kubeconfig of a cluster and an image in which workers can run there.
 func Kubernetes(t testing.TB) (kubeconfig, image string) {
 	t.Helper()
 	kubeconfig, image = os.Getenv(KubeconfigEnv), os.Getenv("SLIPWAY_TEST_IMAGE")
@@ -186,5 +190,6 @@ func Kubernetes(t testing.TB) (kubeconfig, image string) {
 	return kubeconfig, image
 }
 
-// AzureEnv is the variable with the settings of an aci launcher, as JSON, for a real subscription.
+// AzureEnv names the environment variable with the settings of an aci launcher, as JSON, for a real
+// subscription.
 const AzureEnv = "SLIPWAY_TEST_AZURE"

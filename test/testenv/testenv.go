@@ -1,6 +1,6 @@
-// Package testenv tells tests which real things this machine has: a Postgres server, a Python with
-// Dagster. One that is missing skips the test with its reason, unless SLIPWAY_REQUIRE
-// names it, a comma list such as "dagster,postgres".
+// Package testenv tells tests which real targets this machine has, such as a Postgres server or a
+// Python with Dagster. If one is missing, the test is skipped with the reason. If SLIPWAY_REQUIRE
+// names it, the test fails instead. The value is a comma-separated list such as "dagster,postgres".
 package testenv
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// RequireEnv is the variable with the list of targets that may not skip.
+// RequireEnv names the environment variable with the list of targets that tests may not skip.
 const RequireEnv = "SLIPWAY_REQUIRE"
 
 // Missing skips the test because a target is missing, or fails it if the target is required.
@@ -30,8 +30,8 @@ func Missing(t testing.TB, target, reason string) {
 	t.Skipf("no %s: %s", target, reason)
 }
 
-// Crowd is how many workers the kit starts at once: a hundred in the long form, and in the short one, which all
-// launchers but one have, ten.
+// Crowd returns how many workers the kit starts at once: 100 in the long form, 10 in the short
+// form. All launchers but one run the short form.
 func Crowd() int {
 	if os.Getenv("SLIPWAY_SOAK") != "" {
 		return 100
@@ -39,7 +39,7 @@ func Crowd() int {
 	return 10
 }
 
-// Root is the folder of the module.
+// Root returns the folder of the module.
 func Root(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -56,7 +56,8 @@ func Root(t testing.TB) string {
 	return ""
 }
 
-// Golden gives the folders of data that real Dagster wrote: the one of this module, and one that SLIPWAY_GOLDEN names.
+// Golden returns the folders of data that real Dagster wrote: the folder of this module and the one
+// that SLIPWAY_GOLDEN names, if any.
 func Golden(t testing.TB) []string {
 	t.Helper()
 	dirs := []string{filepath.Join(Root(t), "test/golden/1.13.27")}
@@ -71,7 +72,8 @@ func Golden(t testing.TB) []string {
 	return dirs
 }
 
-// GoldenLaunches reads what real launchers of Dagster were recorded to do, from a file of launchers/ in each golden folder that has it.
+// GoldenLaunches reads recordings of what real launchers of Dagster did. It reads the file name
+// below launchers/ in each golden folder that has it.
 func GoldenLaunches[C any](t testing.TB, name string) []C {
 	t.Helper()
 	var all []C
@@ -94,7 +96,7 @@ func GoldenLaunches[C any](t testing.TB, name string) []C {
 	return all
 }
 
-// BinEnv is the variable that names a folder with built programs, for a machine without Go.
+// BinEnv names the environment variable with a folder of built programs, for a machine without Go.
 // [Build] and [BuildFailpoints] then build nothing: the first returns NAME in that folder, the
 // second failpoints/NAME.
 const BinEnv = "SLIPWAY_TEST_BIN"
@@ -105,8 +107,8 @@ var built struct {
 	bins map[string]string
 }
 
-// Build builds a program of this module, cmd/NAME, once per test process, and returns its path. The
-// programs are those that users get, without the race detector.
+// Build builds a program of this module, cmd/NAME, once per test process, and returns its path. It
+// builds the program that users get, without the race detector.
 func Build(t testing.TB, name string) string {
 	t.Helper()
 	return build(t, name, "")
@@ -137,7 +139,7 @@ func build(t testing.TB, name, tags string) string {
 		built.dir, built.bins = dir, map[string]string{}
 	}
 	bin := filepath.Join(built.dir, file)
-	// As hack/build does it, so that both share what is compiled.
+	// The same flags as in hack/build, so that both share compiled packages.
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin, "github.com/slipway-run/slipway/cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -147,15 +149,16 @@ func build(t testing.TB, name, tags string) string {
 	return bin
 }
 
-// Cleanup removes what [Build] and [BuildFailpoints] made. A TestMain calls it before it exits.
+// Cleanup removes the programs that [Build] and [BuildFailpoints] made. A TestMain calls it before
+// it exits.
 func Cleanup() { _ = os.RemoveAll(built.dir) }
 
-// slack is by how much deadlines are longer than a test asks for: a machine that is busy, or that others share,
-// is slow, and that is no failure.
+// slack multiplies the deadlines of tests. A busy or shared machine is slow, and that must not fail
+// a test.
 const slack = 3
 
-// Eventually waits until a condition holds. It fails the test with what the condition said last if that takes
-// longer than [slack] times within.
+// Eventually waits until condition returns true. If that takes longer than [slack] times within, it
+// fails the test with the last status that condition returned.
 func Eventually(t testing.TB, within time.Duration, condition func() (ok bool, status string)) {
 	t.Helper()
 	deadline := time.Now().Add(slack * within)
@@ -171,8 +174,8 @@ func Eventually(t testing.TB, within time.Duration, condition func() (ok bool, s
 	}
 }
 
-// WorkersGone waits, at the end of the test, until no worker or supervisor of the process launcher is alive below a
-// DAGSTER_HOME: until then they may still write into its folder.
+// WorkersGone waits, at the end of the test, until no worker or supervisor of the process launcher
+// is alive below home, a DAGSTER_HOME. Until then they may still write into that folder.
 func WorkersGone(t testing.TB, home string) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -193,7 +196,7 @@ func WorkersGone(t testing.TB, home string) {
 	})
 }
 
-// FreeAddress is an address of this machine on which nobody listens.
+// FreeAddress returns an address of this machine on which no program listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -206,17 +209,17 @@ func FreeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// Server runs a program until the test ends, and returns when it listens.
+// Server runs a program until the test ends. It returns as soon as the program listens on address.
 func Server(t testing.TB, address, program string, args ...string) {
 	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, time.Second // what it started may outlive it
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, time.Second // its child processes may outlive it
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(done) }() // it is killed below
+	go func() { _ = cmd.Wait(); close(done) }() // killed below
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-done
