@@ -1,5 +1,5 @@
-// Package storagetest has the one suite that every storage passes, and a stand-in for Dagster's own
-// writers that other tests use to create runs and to be a worker.
+// Package storagetest has the suite that every storage passes. It also has a substitute for
+// Dagster's own writers, with which other tests create runs and act as workers.
 package storagetest
 
 import (
@@ -22,8 +22,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Dagster writes to a storage as Dagster's Python does: the event and the run's row in separate
-// statements, without locks and without checks of transitions.
+// Dagster writes to a storage as Dagster's Python does: the event and the row of the run in
+// separate statements, without locks and without checks of transitions.
 type Dagster struct {
 	Location string // folder of SQLite files, or a Postgres address
 	db       *sql.DB
@@ -31,15 +31,15 @@ type Dagster struct {
 
 const golden = "test/golden/1.13.27"
 
-// NewSQLite makes a DAGSTER_HOME from the one that real Dagster 1.13 wrote, with its finished and queued runs
-// and no others, and returns a writer for it.
+// NewSQLite makes a copy of a DAGSTER_HOME that real Dagster 1.13 wrote, with its finished and
+// queued runs and no others. It returns a writer for it.
 func NewSQLite(t testing.TB) *Dagster {
 	t.Helper()
 	home := t.TempDir()
 	if err := os.CopyFS(home, os.DirFS(filepath.Join(testenv.Root(t), golden, "sqlite/home"))); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"history", "history/runs"} { // the copy keeps modes
+	for _, dir := range []string{"history", "history/runs"} { // the copy keeps the modes
 		if err := os.Chmod(filepath.Join(home, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -47,7 +47,7 @@ func NewSQLite(t testing.TB) *Dagster {
 	return Open(t, home)
 }
 
-// Open returns a writer for a storage that is there.
+// Open returns a writer for an existing storage.
 func Open(t testing.TB, location string) *Dagster {
 	t.Helper()
 	d, err := Connect(location)
@@ -62,7 +62,7 @@ func Open(t testing.TB, location string) *Dagster {
 	return d
 }
 
-// Connect is Open for programs; the caller ends with its process.
+// Connect is Open for programs. The connection is closed when the process ends.
 func Connect(location string) (*Dagster, error) {
 	if strings.HasPrefix(location, "postgresql://") {
 		db, err := sql.Open("pgx", location)
@@ -76,16 +76,16 @@ func openSQLite(file string) (*sql.DB, error) {
 	return sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(30000)")
 }
 
-// Postgres says which kind of storage it is.
+// Postgres reports whether the storage is a Postgres database.
 func (d *Dagster) Postgres() bool { return strings.HasPrefix(d.Location, "postgresql://") }
 
-// Exec runs one statement, with ? for each argument.
+// Exec runs one statement. Each ? in it stands for an argument.
 func (d *Dagster) Exec(query string, args ...any) error {
 	_, err := d.db.Exec(d.marks(query), args...)
 	return err
 }
 
-// ExecIndex runs one statement on the tables of pools, assets and events of all runs.
+// ExecIndex runs one statement on the tables of pools, of assets and of the events of all runs.
 func (d *Dagster) ExecIndex(query string, args ...any) error {
 	if d.Postgres() {
 		return d.Exec(query, args...)
@@ -98,7 +98,7 @@ func (d *Dagster) ExecIndex(query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// TextIndex is Text of those tables.
+// TextIndex is [Dagster.Text] for the tables of [Dagster.ExecIndex].
 func (d *Dagster) TextIndex(query string, args ...any) (string, error) {
 	if d.Postgres() {
 		return d.Text(query, args...)
@@ -112,7 +112,7 @@ func (d *Dagster) TextIndex(query string, args ...any) (string, error) {
 	return s.String, errors.Join(err, db.Close())
 }
 
-// EventColumn reads a column of a run's first event of a type.
+// EventColumn reads a column of the first event of a type in a run.
 func (d *Dagster) EventColumn(run, typ, column string) (string, error) {
 	query := "SELECT " + column + " FROM event_logs WHERE run_id = ? AND dagster_event_type = ? ORDER BY id LIMIT 1"
 	if d.Postgres() {
@@ -127,7 +127,7 @@ func (d *Dagster) EventColumn(run, typ, column string) (string, error) {
 	return s.String, errors.Join(err, db.Close())
 }
 
-// Text reads one text; "" if there is no row.
+// Text reads one text. It returns "" if there is no row.
 func (d *Dagster) Text(query string, args ...any) (string, error) {
 	var s sql.NullString
 	err := d.db.QueryRow(d.marks(query), args...).Scan(&s)
@@ -145,7 +145,7 @@ func (d *Dagster) marks(query string) string {
 	return regexp.MustCompile(`\?`).ReplaceAllStringFunc(query, func(string) string { n++; return "$" + strconv.Itoa(n) })
 }
 
-// Body is the run_body of a run of a small job in a location with a code server.
+// Body returns the run_body of a run of a small job, in a location with a code server.
 func Body(run string, tags map[string]string) string {
 	origin := map[string]any{
 		"__class__": "ExternalPipelineOrigin", "pipeline_name": "light",
@@ -195,14 +195,15 @@ func (d *Dagster) EnqueueRun(r dagster.Run) error {
 	return d.Event(dagster.NewRunEnqueued(r, time.Now()))
 }
 
-// shardSchema is what Dagster makes of event_logs in a new shard.
+// shardSchema is how Dagster creates event_logs in a new shard.
 const shardSchema = `CREATE TABLE IF NOT EXISTS event_logs (id INTEGER NOT NULL, run_id VARCHAR(255), event TEXT NOT NULL, dagster_event_type TEXT, timestamp TIMESTAMP,
 	step_key TEXT, asset_key TEXT, partition TEXT, PRIMARY KEY (id));
 	CREATE INDEX IF NOT EXISTS idx_events_by_run_id ON event_logs (run_id, id)`
 
 const insertEvent = "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) VALUES (?, ?, ?, ?)"
 
-// Event stores an event and, if it changes the run's status, then the run's row: store_event and handle_run_event.
+// Event stores an event and then, if the event changes the status of the run, updates the row of
+// the run. Dagster does that in store_event and handle_run_event.
 func (d *Dagster) Event(e dagster.Event) error {
 	args := []any{e.RunID, e.JSON(), string(e.Type), e.Time.UTC().Format("2006-01-02 15:04:05.000000")}
 	if d.Postgres() {
@@ -237,7 +238,7 @@ func (d *Dagster) Event(e dagster.Event) error {
 		set, extra = ", end_time = ?", []any{at}
 	}
 	updated, at := "?", args[3]
-	if d.Postgres() { // Dagster gives a time with a zone, which the server converts to that of the session
+	if d.Postgres() { // Dagster sends a time with a zone; the server converts it to the zone of the session
 		updated, at = "?::timestamptz", any(e.Time)
 	}
 	args = append([]any{string(status), r.Body(), at}, extra...)
@@ -275,7 +276,7 @@ func (d *Dagster) Status(run string) (dagster.Status, error) {
 	return dagster.Status(s), err
 }
 
-// context for the suite's calls.
+// timeout returns a context for the calls of the suite.
 func timeout(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)

@@ -12,11 +12,12 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// LightStorage is the variable with the storage that the light worker writes to. A daemon hands it on.
+// LightStorage names the environment variable with the storage that the light worker writes to. A
+// daemon passes it on.
 const LightStorage = "LIGHT_STORAGE"
 
-// Main is the TestMain of tests whose workers are light ones: the test binary is the Python of its own workers, started with
-// "-m" as its first argument. It returns the exit code.
+// Main is the TestMain of tests with light workers. The test binary takes the place of Python for
+// its own workers: it is one if its first argument is "-m". Main returns the exit code.
 func Main(m *testing.M) int {
 	if len(os.Args) > 1 && os.Args[1] == "-m" {
 		if err := lightWorker(os.Args); err != nil {
@@ -29,8 +30,10 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
-// lightWorker does what `dagster api execute_run` does to the storage, in milliseconds: it looks at the run's status, writes
-// PIPELINE_START, and then what the tag "fate" says: nothing is a success, "die" is an end without a word, "die once" that of the first worker.
+// lightWorker does to the storage what `dagster api execute_run` does, in milliseconds. It reads
+// the status of the run, writes PIPELINE_START, and then follows the tag "fate": without it the run
+// succeeds, with "die" the worker ends without a further event, with "die once" only the first
+// worker does so.
 func lightWorker(argv []string) error {
 	if len(argv) != 6 || argv[2] != "dagster" || argv[3] != "api" || argv[4] != "execute_run" {
 		return fmt.Errorf("unexpected command %q", argv)

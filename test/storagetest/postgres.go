@@ -14,13 +14,14 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// NewPostgres makes a database with the tables that real Dagster 1.13 made, and returns a writer for it.
+// NewPostgres makes a database with the tables that real Dagster 1.13 made. It returns a writer for
+// it.
 func NewPostgres(t testing.TB) *Dagster {
 	t.Helper()
 	return madePostgres(t, testenv.Postgres(t))
 }
 
-// NewPostgresIn is [NewPostgres] with the time zone of the sessions of the database.
+// NewPostgresIn is [NewPostgres] with a time zone for the sessions of the database.
 func NewPostgresIn(zone string) func(testing.TB) *Dagster {
 	return func(t testing.TB) *Dagster {
 		t.Helper()
@@ -35,7 +36,7 @@ func madePostgres(t testing.TB, address string) *Dagster {
 	return d
 }
 
-// MakeTables makes the tables that real Dagster 1.13 made, in a database that is empty.
+// MakeTables makes the tables that real Dagster 1.13 made, in an empty database.
 func (d *Dagster) MakeTables(t testing.TB) {
 	t.Helper()
 	schema, err := os.ReadFile(filepath.Join(testenv.Root(t), golden, "postgres/schema/postgres.sql"))

@@ -13,7 +13,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// state is all that a change may write of a run.
+// state returns everything about a run that a change may write.
 func (f *fixture) state(t *testing.T, fence storage.Fence, id string) string {
 	t.Helper()
 	if err := f.s.Flush(f.ctx, fence); err != nil {
@@ -28,8 +28,9 @@ func (f *fixture) state(t *testing.T, fence storage.Fence, id string) string {
 		r.Status, r.Updated, r.Start, r.End, r.Tags, r.Launch, r.Handle, r.Last, r.Deaths, rows, f.types(t, id))
 }
 
-// atOnce makes the same call from several goroutines, as a caller does that lost the answer while the first
-// call still commits. All must be done, and the run must be as one call left it.
+// atOnce makes the same call from several goroutines. A caller does that if it lost the answer
+// while the first call still commits. All calls must be done, and the run must be as a single call
+// left it.
 func (f *fixture) atOnce(t *testing.T, fence storage.Fence, id, after string, call func() (storage.Outcome, error)) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -57,7 +58,7 @@ func claimAgain(t *testing.T, f *fixture) {
 		return out[0], nil
 	}
 	var wg sync.WaitGroup
-	for range 4 { // the first one too
+	for range 4 { // including the first
 		wg.Go(func() {
 			if out, err := claim(); err != nil || !out.Done || out.Launch.Token != c.Token || out.Launch.Attempt != 1 {
 				t.Errorf("Claim = %+v, %v", out, err)
@@ -83,9 +84,9 @@ func claimAgain(t *testing.T, f *fixture) {
 func moveAgain(t *testing.T, f *fixture) {
 	fence := f.lead(t)
 	for name, c := range map[string]struct {
-		status dagster.EventType // of the worker, before the move; "": none
+		status dagster.EventType // written by the worker before the move; "": none
 		move   func(r storage.Run) storage.Transition
-		later  dagster.EventType // what comes between the two calls; "": nothing
+		later  dagster.EventType // written between the two calls; "": nothing
 	}{
 		"a note": {move: func(r storage.Run) storage.Transition {
 			return storage.Transition{Events: []dagster.Event{dagster.NewEngineEvent(r.Run, time.Now(), "a note", nil, nil)}}
@@ -167,7 +168,7 @@ func moveAgain(t *testing.T, f *fixture) {
 	})
 }
 
-// The same status that somebody else wrote is not a change that was made before.
+// A status that another writer wrote is not taken for an earlier call of the same move.
 func moveOfAnother(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	launch := f.claim(t, fence, run)

@@ -20,11 +20,11 @@ import (
 
 // Target is a storage under test.
 type Target struct {
-	New  func(t testing.TB) *Dagster                       // a fresh storage with a writer for it
-	Open func(t testing.TB, location string) storage.Store // Slipway's view of it; the suite closes it
+	New  func(t testing.TB) *Dagster                       // makes a fresh storage with a writer for it
+	Open func(t testing.TB, location string) storage.Store // opens it as Slipway does; the suite closes it
 }
 
-// Run is the suite.
+// Run runs the suite.
 func Run(t *testing.T, target Target) {
 	for name, f := range map[string]func(*testing.T, *fixture){
 		"a claim writes status, launch row and event":          claimWrites,
@@ -128,7 +128,7 @@ func (f *fixture) run(t *testing.T, id string) storage.Run {
 	return runs[0]
 }
 
-// types lists the types of a run's events.
+// types returns the types of the events of a run.
 func (f *fixture) types(t *testing.T, run string) string {
 	t.Helper()
 	events, err := f.s.Events(f.ctx, run)
@@ -356,7 +356,7 @@ func moveVoid(t *testing.T, f *fixture) {
 	if queued.Launch != nil || queued.Last == nil || *queued.Last != l {
 		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Last, l)
 	}
-	queued.Updated = l.At.Add(-time.Hour) // by a clock that was set back
+	queued.Updated = l.At.Add(-time.Hour) // as if by a clock that was set back
 	want(t, "it was read before the claim", queued.QueuedBefore(l), false)
 	next := f.claim(t, fence, run)
 	want(t, "attempt", next.Attempt, 2)
@@ -607,7 +607,7 @@ func instanceID(t *testing.T, f *fixture) {
 	if err != nil || a != b || len(a) != 36 {
 		t.Errorf("InstanceID = %q, then %q, %v", a, b, err)
 	}
-	// Of several daemons that begin at once on a fresh storage, all have the same.
+	// Several daemons that start at once on a fresh storage all get the same ID.
 	if err := f.d.Exec("DELETE FROM instance_info"); err != nil {
 		t.Fatal(err)
 	}
@@ -643,7 +643,8 @@ func claimTags(t *testing.T, f *fixture) {
 	want(t, "rows", n, "1")
 }
 
-// pools names four pools: a and b without limits, c with one of its own, d with a default that is old.
+// pools writes two pools: c with its own limit, d with an old default limit. The tests also name a
+// and b, which have no row.
 func (f *fixture) pools(t *testing.T) {
 	t.Helper()
 	yes, no := "true", "false"
@@ -719,7 +720,7 @@ func takeOnce(t *testing.T, f *fixture) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	passed := map[string]bool{}
-	for i := range 20 { // each worker asks twice at once, as one does whose first question still waits
+	for i := range 20 { // each worker asks twice at once, like one whose first request still waits
 		wg.Go(func() {
 			if by := fmt.Sprint("worker", i/2); take(1, l.Token, by) {
 				mu.Lock()
