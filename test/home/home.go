@@ -1,6 +1,6 @@
-// Package home makes the DAGSTER_HOME of an instance and opens its storage, for tests and for the programs that measure
-// Slipway and break it. A storage is named by its location: the folder of SQLite's files, or the address of a Postgres
-// database.
+// Package home makes the DAGSTER_HOME of an instance and opens its storage. Tests use it, and so do
+// the programs that measure Slipway and break it. A storage is named by its location: the folder of
+// SQLite's files or the address of a Postgres database.
 package home
 
 import (
@@ -17,16 +17,18 @@ import (
 	"github.com/slipway-run/slipway/internal/storage/sqlite"
 )
 
-// Parked is the text of a dagster.yaml that keeps a dagster-daemon from launching and from watching runs.
+// Parked is the text of a dagster.yaml that keeps a dagster-daemon from launching and monitoring
+// runs.
 const Parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
 
-// LocalOnly is the text of a slipway.yaml whose daemon listens on this machine alone.
+// LocalOnly is the text of a slipway.yaml for a daemon that listens on this machine only.
 const LocalOnly = "terminate: {local_only: true}\n"
 
 // OnPostgres reports whether a location is the address of a Postgres database.
 func OnPostgres(location string) bool { return strings.HasPrefix(location, "postgresql://") }
 
-// Storage returns the storage section of the dagster.yaml in folder. It is empty where Dagster's default is meant.
+// Storage returns the storage section of the dagster.yaml in folder. It is empty if location is
+// folder, because that is Dagster's default.
 func Storage(folder, location string) string {
 	switch {
 	case OnPostgres(location):
@@ -37,8 +39,8 @@ func Storage(folder, location string) string {
 	return fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", location)
 }
 
-// Write writes the settings of the instance in folder: dagster.yaml, to which its storage section is added, and
-// slipway.yaml.
+// Write writes the settings of the instance in folder: dagsterYAML with the storage section added,
+// and slipwayYAML.
 func Write(folder, location, dagsterYAML, slipwayYAML string) error {
 	return errors.Join(
 		os.WriteFile(filepath.Join(folder, "dagster.yaml"), []byte(dagsterYAML+Storage(folder, location)), 0o600),
