@@ -70,7 +70,6 @@ var older = []string{
 	"test/emulator/aci",
 	"test/emulator/aci-emulator",
 	"test/failpoint",
-	"test/faultproxy",
 	"test/home",
 	"test/model",
 	"test/mutations",

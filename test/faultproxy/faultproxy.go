@@ -1,4 +1,5 @@
-// Package faultproxy is a TCP proxy that a test puts between a program and a server to cut, delay and swallow what they say.
+// Package faultproxy is a TCP proxy that a test puts between a program and a server. It cuts
+// connections, and delays or swallows what is sent over them.
 package faultproxy
 
 import (
@@ -10,18 +11,18 @@ import (
 	"time"
 )
 
-// Proxy passes connections on to a server. Its methods may be called from many goroutines at once.
+// Proxy forwards connections to a server. Its methods may be called from many goroutines at once.
 type Proxy struct {
 	listener net.Listener
 	mu       sync.Mutex
 	server   string
 	cut      bool
-	stalled  chan struct{} // closed when it ends; nil: not stalled
+	stalled  chan struct{} // closed when the stall ends; nil: not stalled
 	lose     *lost         // the next answer to lose; nil: none
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
 
-	delay         atomic.Int64 // ns, of each piece in either direction
+	delay         atomic.Int64 // ns, for each piece in either direction
 	hole, deafens atomic.Bool
 }
 
@@ -44,10 +45,10 @@ func New(server string) (*Proxy, error) {
 	return p, nil
 }
 
-// Addr is where it listens.
+// Addr returns the address on which the proxy listens.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Close cuts everything and waits for it.
+// Close cuts all connections and waits until they have ended.
 func (p *Proxy) Close() error {
 	err := p.listener.Close()
 	p.Stall(false)
@@ -56,7 +57,7 @@ func (p *Proxy) Close() error {
 	return err
 }
 
-// Cut cuts all connections and refuses new ones, or lets them through again.
+// Cut cuts all connections and refuses new ones. Cut(false) accepts new ones again.
 func (p *Proxy) Cut(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,21 +69,23 @@ func (p *Proxy) Cut(on bool) {
 	}
 }
 
-// To has new connections go to another server, as an address that moves does; those that there are stay where they are.
+// To sends new connections to another server, as if the address had moved. Existing connections
+// stay.
 func (p *Proxy) To(server string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.server = server
 }
 
-// Swallow lets nothing through any more in either direction, and closes nothing: what a broken network looks like; or lets it through again.
+// Swallow drops everything in both directions and closes nothing, like a broken network.
+// Swallow(false) forwards again.
 func (p *Proxy) Swallow(on bool) { p.hole.Store(on) }
 
-// LoseAnswers lets through what is asked and swallows what is answered.
+// LoseAnswers forwards what clients send and drops the answers.
 func (p *Proxy) LoseAnswers(on bool) { p.deafens.Store(on) }
 
-// Stall takes no more answers from the server and does not hang up, as a client that is frozen: the server can send until all
-// buffers are full. Or it takes them again.
+// Stall reads no more answers from the server and does not hang up, like a frozen client: the
+// server can send until all buffers are full. Stall(false) reads again.
 func (p *Proxy) Stall(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,15 +98,17 @@ func (p *Proxy) Stall(on bool) {
 	}
 }
 
-// lost is one answer that is lost.
+// lost is one answer that the proxy loses.
 type lost struct {
-	first, last []byte // what the client says before it, on one connection
+	first, last []byte // what the client sends before the answer, on one connection
 	cut         bool
 	done        chan struct{}
 }
 
-// LoseAnswer loses one answer: a client that says first and then last on one connection, which the server hears, hears nothing more on it. With
-// cut the connection is closed then, else it stays. The channel is closed when the client has said it.
+// LoseAnswer loses one answer: that to a client which sends first and then last on one connection.
+// The server receives both; the client receives nothing more on that connection. With cut the
+// connection is closed then, otherwise it stays open. The returned channel is closed when the
+// client has sent last.
 func (p *Proxy) LoseAnswer(first, last string, cut bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -113,11 +118,11 @@ func (p *Proxy) LoseAnswer(first, last string, cut bool) <-chan struct{} {
 
 // link is one connection through the proxy.
 type link struct {
-	first *lost // the client has said the first of its texts
+	first *lost // set when the client has sent lost.first
 	deaf  atomic.Pointer[lost]
 }
 
-// says notes what a client says, before the server hears it.
+// says records what a client sends, before the server receives it.
 func (p *Proxy) says(l *link, b []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,10 +139,10 @@ func (p *Proxy) says(l *link, b []byte) {
 	}
 }
 
-// Delay holds up everything for a time.
+// Delay holds up each piece of data for d.
 func (p *Proxy) Delay(d time.Duration) { p.delay.Store(int64(d)) }
 
-// thawed waits until nothing is stalled.
+// thawed waits until the proxy is not stalled.
 func (p *Proxy) thawed() {
 	p.mu.Lock()
 	stalled := p.stalled
@@ -147,7 +152,7 @@ func (p *Proxy) thawed() {
 	}
 }
 
-// keep notes a connection; false if it is cut at once.
+// keep records a connection. It returns false if the connection must be cut at once.
 func (p *Proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,7 +162,7 @@ func (p *Proxy) keep(c net.Conn) bool {
 	return !p.cut
 }
 
-// forget drops a connection that has ended.
+// forget closes and forgets a connection that has ended.
 func (p *Proxy) forget(c net.Conn) {
 	_ = c.Close()
 	p.mu.Lock()
@@ -165,7 +170,7 @@ func (p *Proxy) forget(c net.Conn) {
 	delete(p.conns, c)
 }
 
-// faulty is a writer that does what the proxy is told.
+// faulty is a writer that applies the faults of the proxy.
 type faulty struct {
 	net.Conn
 	p      *Proxy
@@ -212,7 +217,7 @@ func (p *Proxy) pass(client net.Conn) {
 	}
 	l := &link{}
 	p.wg.Go(func() {
-		_, _ = io.Copy(faulty{server, p, l, false}, client) // until one of them is closed
+		_, _ = io.Copy(faulty{server, p, l, false}, client) // until one of the connections is closed
 		p.thawed()
 		_ = server.Close()
 	})
