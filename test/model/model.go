@@ -1,7 +1,10 @@
-// Package model is Slipway's protocol, by which a run becomes exactly one worker, as a state machine small enough to be looked at in every state: one run, daemons
-// that lead one after the other and may crash, stall or lose answers at any step, a target, and workers that write in two steps.
+// Package model is Slipway's protocol as a state machine, small enough to visit every state. The
+// protocol turns a run into exactly one worker. The model has one run, a target, and workers that
+// write in two steps. It also has daemons that lead one after the other and may crash, stall or
+// lose answers at any step.
 //
-// [Explore] visits every state and says which rule is broken where. [Replay] says whether the machine can do what a real daemon has recorded.
+// [Explore] visits every state and returns the first broken rule with the steps that lead to it.
+// [Replay] reports whether the machine can take the steps that a real daemon recorded.
 package model
 
 import (
@@ -11,7 +14,7 @@ import (
 	"strings"
 )
 
-// Row is the run's status.
+// Row is the status of the run.
 type Row uint8
 
 // The statuses.
@@ -28,21 +31,21 @@ const (
 
 func (r Row) finished() bool { return r >= Succeeded }
 
-// At is how far a daemon has come with the run.
+// At is how far a daemon is with the run.
 type At uint8
 
-// The places.
+// The places of a daemon.
 const (
 	Idle    At = iota
-	Holding    // it has the launch row and is to launch
-	Asking     // its request has left
-	Told       // it knows of the worker, and is to write the handle
+	Holding    // it has the launch row and must launch
+	Asking     // its request was sent
+	Told       // it knows of the worker and must write the handle
 )
 
-// Object is what the target has of an attempt.
+// Object is what the target holds for an attempt.
 type Object uint8
 
-// The objects.
+// The states of an object.
 const (
 	None Object = iota
 	Running
@@ -50,17 +53,17 @@ const (
 	Removed
 )
 
-// Life is how far a worker has come.
+// Life is how far a worker is.
 type Life uint8
 
-// The lives.
+// The stages of a life.
 const (
 	Unborn  Life = iota
 	Born         // it was started
-	Checked      // without a gate: it has read the status, and goes on
+	Checked      // without a gate: it has read the status and will continue
 	Past         // past its gate
-	Working      // the row says so
-	Wrote        // its success stands in the log, and not yet in the row
+	Working      // the row is STARTED
+	Wrote        // its success is in the log, but not yet in the row
 	Dead
 )
 
@@ -68,61 +71,61 @@ const (
 	maxDaemons  = 4
 	maxAttempts = 2
 	maxWorkers  = 3
-	maxFlying   = 2 // at once, of one attempt
+	maxFlying   = 2 // at the same time, of one attempt
 )
 
 // Daemon is one process.
 type Daemon struct {
 	At      At
 	Attempt uint8
-	Epoch   uint8 // of its lead; 0 if it never led
+	Epoch   uint8 // of its leadership; 0 if it never led
 }
 
-// Worker is one worker.
+// Worker is the worker of an attempt.
 type Worker struct {
 	Attempt uint8
 	Life    Life
 }
 
-// State is everything.
+// State is the state of the whole model.
 type State struct {
 	Row     Row
 	Epoch   uint8 // of the leader row
-	Leader  int8  // who holds the lease; -1 is nobody
+	Leader  int8  // the daemon that holds the lease; -1: none
 	Daemons [maxDaemons]Daemon
 
-	Attempt      uint8 // of the newest launch row; 0 is none
+	Attempt      uint8 // of the newest launch row; 0: there is none
 	Taken, Void  bool
-	Resumes      bool // its worker goes on where another one ended
+	Resumes      bool // the worker of the attempt continues where another one ended
 	Handle       bool
 	Objects      [maxAttempts + 1]Object
-	Flying       [maxAttempts + 1]uint8 // requests on their way
+	Flying       [maxAttempts + 1]uint8 // requests that have not reached the target yet
 	Workers      [maxWorkers]Worker
-	Pasts        [maxAttempts + 1]uint8 // workers that passed their gate, ever
-	Success      bool                   // stands in the log
-	Forced, Gone bool                   // a user has canceled by force, or deleted
-	Begun        uint8                  // a user's cancel stands in the log, since this attempt; 0: none does
-	Canceled     bool                   // and in the row, as far as nobody has written over it
+	Pasts        [maxAttempts + 1]uint8 // how many workers have ever passed their gate
+	Success      bool                   // it is in the log
+	Forced, Gone bool                   // a user has canceled the run by force, or deleted it
+	Begun        uint8                  // the attempt in which a user's cancel was written to the log; 0: there is none
+	Canceled     bool                   // the cancel was also written to the row; it may have been overwritten since
 }
 
-// Rules are the world's.
+// Rules describe the world of a model.
 type Rules struct {
 	Daemons int
 	Epochs  int
-	Unique  bool // the target refuses a second worker of one name, as long as it keeps the first
+	Unique  bool // the target refuses a second worker with the same name while it keeps the first
 	Gate    bool // workers pass a gate
 	Removes bool // ended objects are removed
 	Foreign bool // the run is STARTED without a launch row
 	Calm    bool // no user cancels by force or deletes
 	Cancels bool // users cancel, in two writes
-	Resumes bool // a further worker goes on where one has ended
-	Blind   bool // nothing is done of a run that is canceled between two workers: a mistake that was made once
+	Resumes bool // another worker continues where one has ended
+	Blind   bool // a run that is canceled between two workers is ignored: a mistake that was made once
 }
 
 // Step is one transition.
 type Step struct {
 	What    string
-	Daemon  int // -1: nobody's
+	Daemon  int // -1: no daemon takes it
 	Attempt int
 }
 
@@ -133,7 +136,7 @@ func (s Step) String() string {
 	return fmt.Sprintf("daemon %d: %s %d", s.Daemon, s.What, s.Attempt)
 }
 
-// Begin is the first state.
+// Begin returns the first state.
 func Begin(r Rules) State {
 	s := State{Leader: -1}
 	if r.Foreign {
@@ -142,12 +145,12 @@ func Begin(r Rules) State {
 	return s
 }
 
-// alive says whether a worker lives and is past its gate.
+// past reports whether the worker is alive and past its gate.
 func (w Worker) past() bool { return w.Life == Past || w.Life == Working || w.Life == Wrote }
 
 func (w Worker) alive() bool { return w.Life != Unborn && w.Life != Dead }
 
-// norm is the state without what can no longer matter.
+// norm returns the state without parts that can no longer matter.
 func (s State) norm() State {
 	for d, me := range s.Daemons {
 		if me.At == Idle && me.Epoch != s.Epoch {
@@ -166,7 +169,7 @@ func (s State) norm() State {
 	return s
 }
 
-// Next calls f with every step and what it leads to.
+// Next calls f with every possible step and the state that it leads to.
 func Next(s State, r Rules, f func(Step, State)) {
 	say := f
 	f = func(step Step, n State) { say(step, n.norm()) }
@@ -186,7 +189,7 @@ func Next(s State, r Rules, f func(Step, State)) {
 	s.user(r, f)
 }
 
-// users are the steps by which nobody may count on a run's end.
+// users are the steps of users. A run must be able to end without them.
 var users = map[string]bool{"user cancels by force": true, "user begins to cancel": true, "user cancels": true, "user deletes": true}
 
 func (s State) user(r Rules, f func(Step, State)) {
@@ -195,7 +198,8 @@ func (s State) user(r Rules, f func(Step, State)) {
 		n.Row, n.Forced = Canceled, true
 		f(Step{"user cancels by force", -1, 0}, n)
 	}
-	// A cancel is two writes, the event and the row; much may happen in between, and the second one looks at nothing.
+	// A cancel is two writes, the event and the row. Much may happen between them, and the second
+	// write checks nothing.
 	if r.Cancels && s.Begun == 0 && (s.Row == Starting || s.Row == Started) && !r.Foreign {
 		n := s
 		n.Begun = s.Attempt
@@ -213,7 +217,7 @@ func (s State) user(r Rules, f func(Step, State)) {
 	}
 }
 
-// crash is the state after a daemon's death.
+// crash returns the state after the death of a daemon.
 func (s State) crash(d int) State {
 	s.Daemons[d] = Daemon{}
 	if s.Leader == int8(d) {
@@ -222,12 +226,13 @@ func (s State) crash(d int) State {
 	return s
 }
 
-// leads says whether a daemon's writes pass the fence.
+// leads reports whether writes of a daemon pass the fence.
 func (s State) leads(d int) bool { return s.Daemons[d].Epoch == s.Epoch && s.Epoch > 0 }
 
 func (s State) daemon(d int, r Rules, f func(Step, State)) {
 	me := s.Daemons[d]
-	if s.Leader != int8(d) && int(s.Epoch) < r.Epochs { // the lease of the other one has ended, whether it knows or not
+	// The lease of the other daemon has ended, whether that daemon knows it or not.
+	if s.Leader != int8(d) && int(s.Epoch) < r.Epochs {
 		n := s
 		n.Epoch++
 		n.Leader, n.Daemons[d] = int8(d), Daemon{Epoch: n.Epoch}
@@ -244,11 +249,12 @@ func (s State) daemon(d int, r Rules, f func(Step, State)) {
 		}
 	case Holding:
 		n := s
-		if s.Objects[a] == Running || s.Objects[a] == Ended { // looked for, and found
+		if s.Objects[a] == Running || s.Objects[a] == Ended { // it searched and found the worker
 			n.Daemons[d].At = Told
 			f(Step{"finds", d, a}, n)
 		}
-		if r.Unique || s.Objects[a] == None || s.Objects[a] == Removed { // who looks at a target without unique names may look too early
+		// Without unique names, a search may come too early.
+		if r.Unique || s.Objects[a] == None || s.Objects[a] == Removed {
 			n = s
 			n.Daemons[d].At = Asking
 			n.Flying[a] = min(n.Flying[a]+1, maxFlying)
@@ -276,7 +282,7 @@ func (s State) daemon(d int, r Rules, f func(Step, State)) {
 	}
 }
 
-// idle is what a leader does that has nothing at hand.
+// idle adds the steps of a leader that works on no launch.
 func (s State) idle(d int, r Rules, f func(Step, State)) {
 	a := int(s.Attempt)
 	if s.Row == Queued && a < maxAttempts {
@@ -293,7 +299,7 @@ func (s State) idle(d int, r Rules, f func(Step, State)) {
 		f(Step{"cancels what has no worker", d, a}, n)
 	}
 	if a == 0 || s.Void || s.Row == Deleted {
-		return // foreign, or nothing of ours
+		return // a foreign run, or one that has no worker of ours
 	}
 	if !s.Handle && (s.Row == Starting || s.Row == Started && s.Resumes) {
 		n := s
@@ -352,7 +358,7 @@ func (s State) idle(d int, r Rules, f func(Step, State)) {
 	}
 }
 
-// settled says whether no request for an attempt's worker can arrive any more.
+// settled reports whether no more request for a worker of the attempt can arrive.
 func (s State) settled(a int) bool {
 	busy := s.Flying[a] > 0
 	for _, other := range s.Daemons {
@@ -361,7 +367,8 @@ func (s State) settled(a int) bool {
 	return !busy
 }
 
-// remove takes away ended objects that no run needs. They are kept longer than any call takes, so that no request for the name is on its way.
+// remove removes ended objects that no run needs. They are kept longer than any call takes, so no
+// request for the name is on its way.
 func (s State) remove(d int, f func(Step, State)) {
 	for a := 1; a <= maxAttempts; a++ {
 		if s.Objects[a] == Ended && s.settled(a) && (s.Row.finished() || a < int(s.Attempt)) {
@@ -372,7 +379,7 @@ func (s State) remove(d int, f func(Step, State)) {
 	}
 }
 
-// arrive is a request that reaches the target.
+// arrive returns the state after a request reaches the target.
 func (s State) arrive(a int, r Rules) State {
 	s.Flying[a]--
 	if r.Unique && (s.Objects[a] == Running || s.Objects[a] == Ended) {
@@ -425,17 +432,17 @@ func (s State) worker(i int, r Rules, f func(Step, State)) {
 	case Checked:
 		say("worker starts", pass)
 	case Past:
-		if s.Row == Canceling { // Dagster's worker looks, before it begins
+		if s.Row == Canceling { // Dagster's worker checks that before it begins
 			say("worker leaves, canceled", func(n *State) { die(n); n.Row = Canceled })
 			return
 		}
-		if s.Row == Deleted || s.Row == Canceled && r.Gate { // a gated worker of ours names the status it expects
+		if s.Row == Deleted || s.Row == Canceled && r.Gate { // a gated worker of ours names the status that it expects
 			say("worker leaves", die)
 			return
 		}
 		say("worker works", func(n *State) { n.Workers[i].Life, n.Row = Working, Started })
 	case Working:
-		if s.Row == Canceling && s.Handle { // it was asked to stop
+		if s.Row == Canceling && s.Handle { // the worker was asked to stop
 			say("worker stops", func(n *State) { die(n); n.Row = Canceled })
 		}
 		say("worker writes its success", func(n *State) { n.Workers[i].Life, n.Success = Wrote, true })
@@ -449,7 +456,7 @@ func (s State) worker(i int, r Rules, f func(Step, State)) {
 	}
 }
 
-// Broken says which rule a state breaks; "" for none.
+// Broken returns the rule that a state breaks, or "".
 func Broken(s State, r Rules) string {
 	past := 0
 	for _, w := range s.Workers {
@@ -471,12 +478,12 @@ func Broken(s State, r Rules) string {
 	return ""
 }
 
-// Found is what [Explore] has found.
+// Found is the result of [Explore].
 type Found struct {
 	States int
-	Broken string // the first rule that is broken, with the way there
+	Broken string // the first broken rule; Trace leads to it
 	Trace  []Step
-	Lost   *State // a state from which the run can never end; nil if there is none
+	Lost   *State // a state from which the run can never end; nil: there is none
 }
 
 // Explore visits every state.
@@ -519,7 +526,7 @@ func Explore(r Rules) Found {
 	if r.Foreign {
 		return Found{States: len(came)}
 	}
-	// Whatever has happened, the run can still end, unless there are no more leaders to come.
+	// Whatever has happened, the run can still end, unless no more leader can follow.
 	can := map[State]bool{}
 	for _, s := range ends {
 		can[s] = true
@@ -543,10 +550,11 @@ func Explore(r Rules) Found {
 	return Found{States: len(came)}
 }
 
-// visible are the steps that a daemon records.
+// visible are the steps that daemons record.
 var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "handle": true, "again": true, "end": true}
 
-// Replay says whether the machine can take the steps that were recorded, in their order, with any others in between; if not, it gives how many it could.
+// Replay reports whether the machine can take the recorded steps in their order, with any other
+// steps between them. If it cannot, it returns how many it could take.
 func Replay(r Rules, steps []Step) (int, bool) {
 	states := closure(map[State]bool{Begin(r): true}, r)
 	for i, want := range steps {
@@ -566,7 +574,7 @@ func Replay(r Rules, steps []Step) (int, bool) {
 	return len(steps), true
 }
 
-// closure adds what can be reached by steps that nobody records.
+// closure adds the states that are reached by steps that are not recorded.
 func closure(states map[State]bool, r Rules) map[State]bool {
 	var todo []State
 	for s := range states {
@@ -585,13 +593,14 @@ func closure(states map[State]bool, r Rules) map[State]bool {
 	return states
 }
 
-// Trace is what real daemons have recorded of one run.
+// Trace is what real daemons recorded about one run.
 type Trace struct {
 	Steps   []Step
 	Daemons int
 }
 
-// Traces reads what daemons record where package failpoint asks them to, by run. The daemons of a run are counted in the order in which they come.
+// Traces reads the text that daemons record through package failpoint, by run. The daemons of a run
+// are numbered in the order in which they appear.
 func Traces(text string) (map[string]Trace, error) {
 	traces, pids := map[string]Trace{}, map[string][]int{}
 	for line := range strings.Lines(text) {
@@ -613,8 +622,9 @@ func Traces(text string) (map[string]Trace, error) {
 	return traces, nil
 }
 
-// reorder puts commits before what can only have come after them. A daemon records one when it has its answer, and may have been stopped before that, while
-// another daemon went on. The order of a daemon's own steps is certain, and stays.
+// reorder moves commits before the steps that can only have followed them. A daemon records a
+// commit when it has the answer. It may have been stopped before that while another daemon
+// continued. The order of one daemon's own steps is certain, so it is kept.
 func reorder(steps []Step) {
 	for i, c := range steps {
 		for j, s := range steps[:i] {
@@ -637,7 +647,7 @@ func reorder(steps []Step) {
 	}
 }
 
-// precedes says whether a step is a commit without which the other one could not have been.
+// precedes reports whether s is a commit without which other would have been impossible.
 func (s Step) precedes(other Step) bool {
 	switch s.What {
 	case "claim":
@@ -650,7 +660,8 @@ func (s Step) precedes(other Step) bool {
 	return false
 }
 
-// Rules are those under which a trace is replayed; false if more daemons or workers were at the run than the model has.
+// Rules returns the rules under which to replay the trace. It returns false if the run had more
+// daemons or workers than the model has.
 func (t Trace) Rules() (Rules, bool) {
 	attempts, leads := 0, 1
 	for i, s := range t.Steps {

@@ -7,8 +7,10 @@ import (
 	"github.com/slipway-run/slipway/test/model"
 )
 
-// Two daemons, three leads, crashes and lost answers at every step: no attempt has two workers past their gate, no two are past theirs at once, no run is lost,
-// no foreign one touched; also where users cancel in two writes and dead workers' runs are resumed. Without a gate, a target that can hold two workers of one name breaks that: the model shows how.
+// Two daemons, three leads, crashes and lost answers at every step. No attempt has two workers past
+// their gate, and no two workers are past their gates at once. No run is lost, no foreign run is
+// touched. Without a gate, a target that can hold two workers with the same name breaks these
+// rules: the model shows how.
 func TestEveryState(t *testing.T) {
 	explore(t, map[string]world{
 		"unique names, gate":                 {model.Rules{Unique: true, Gate: true, Removes: true}, ""},
@@ -19,13 +21,13 @@ func TestEveryState(t *testing.T) {
 	})
 }
 
-// world is a set of rules, and what they break.
+// world is a set of rules and the rule that they break.
 type world struct {
 	rules  model.Rules
 	broken string
 }
 
-// explore goes through every state of some worlds.
+// explore visits every state of some worlds.
 func explore(t *testing.T, worlds map[string]world) {
 	t.Helper()
 	for name, c := range worlds {
@@ -65,14 +67,15 @@ func TestReplay(t *testing.T) {
 		swapped := append([]model.Step{}, good...)
 		swapped[i], swapped[i+1] = swapped[i+1], swapped[i]
 		n, ok := model.Replay(rules, swapped)
-		// Two daemons' requests may come in either order.
+		// Requests of two daemons may come in either order.
 		if free := good[i].What == "launch" && good[i+1].What == "launch"; ok != free {
 			t.Errorf("with %v and %v swapped: taken %v, as far as step %d", good[i], good[i+1], ok, n)
 		}
 	}
 }
 
-// What a daemon that was stopped after a commit records late counts from before what came after that commit; a step that it did itself in between does not.
+// A daemon that was stopped after a commit records it late. The record is moved before the steps
+// that followed the commit, except if the same daemon recorded a step in between.
 func TestLateRecords(t *testing.T) {
 	for _, c := range []struct {
 		text string

@@ -9,7 +9,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Most of the states are those of users who cancel in two writes, and of dead workers whose runs are resumed.
+// The rules of TestEveryState also hold if users cancel in two writes and runs of dead workers are
+// resumed. Most states of the model are in these worlds.
 func TestEveryStateOfCancels(t *testing.T) {
 	testenv.Faults(t)
 	explore(t, map[string]world{
