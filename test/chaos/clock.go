@@ -16,7 +16,8 @@ import (
 	"github.com/slipway-run/slipway/test/chaos/check"
 )
 
-// clockEnv names the file with the seconds by which a process built with [overlay] is off.
+// clockEnv names the environment variable with a file. The file has the seconds by which the clock
+// of a process built with [overlay] is off.
 const clockEnv = "SLIPWAY_TEST_CLOCK"
 
 const now = "sec, nsec, mono := runtimeNow()\n\tif mono == 0 {\n\t\treturn Time{uint64(nsec), sec + unixToInternal, Local}"
@@ -47,8 +48,9 @@ func init() {
 }
 `
 
-// overlay makes what go build needs for programs the wall clock of which can be stepped, as the machine's can: Go's own package time with an offset that a
-// file names. The monotonic clock goes on. It gives the file for -overlay.
+// overlay makes the input of go build for programs whose wall clock can be stepped, as the clock of
+// a machine can. It is Go's own package time, with an offset that it reads from a file. The
+// monotonic clock is not affected. overlay returns the file for -overlay.
 func overlay(ctx context.Context, dir string) (string, error) {
 	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
 	if err != nil {
@@ -79,7 +81,8 @@ func overlay(ctx context.Context, dir string) (string, error) {
 	return file, os.WriteFile(file, text, 0o600)
 }
 
-// clock is the file of a daemon's clock. Two daemons of one storage in files are on one machine.
+// clock returns the file of a daemon's clock. Two daemons on one SQLite storage are on one machine,
+// so they share a clock.
 func (w *world) clock(i int) string {
 	if w.storage == "sqlite" {
 		i = 0
@@ -87,7 +90,8 @@ func (w *world) clock(i int) string {
 	return filepath.Join(w.dir, fmt.Sprintf("clock-%d", i))
 }
 
-// steps sets a daemon's clock off, by up to an hour, for good or until the next step.
+// steps sets a daemon's clock off by up to an hour. It stays off until the next step, if there is
+// one.
 func (w *world) steps(i int, r *rand.Rand) {
 	offsets := []time.Duration{0, time.Second, 5 * time.Second, time.Minute, time.Hour}
 	by := offsets[r.IntN(len(offsets))]
@@ -100,7 +104,7 @@ func (w *world) steps(i int, r *rand.Rand) {
 	}
 }
 
-// setClock replaces the file at once, for it is read all the time.
+// setClock replaces the file atomically, because it is read all the time.
 func (w *world) setClock(i int, by time.Duration) error {
 	file := w.clock(i)
 	return errors.Join(os.WriteFile(file+".new", []byte(strconv.Itoa(int(by.Seconds()))), 0o600), os.Rename(file+".new", file))

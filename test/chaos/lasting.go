@@ -22,14 +22,16 @@ import (
 	"github.com/slipway-run/slipway/test/chaos/check"
 )
 
-// With -lasting one daemon leads from the beginning to the end. Nothing is healed by a take-over, so what goes wrong in a small way
-// must be healed by the daemon that leads: single answers that are lost, targets that hang, refuse or forget, rows and shards that
-// somebody has locked, workers that die and are resumed, runs that take too long.
+// With -lasting one daemon leads from the beginning to the end. No take-over heals anything, so the
+// leading daemon must heal small faults itself: single answers that are lost, targets that hang,
+// refuse or forget, rows and shards that another program has locked, workers that die and are
+// resumed, runs that take too long.
 
-// moodsEnv is that of test/chaos/slipway.
+// moodsEnv is the same as in test/chaos/slipway.
 const moodsEnv = "SLIPWAY_TEST_MOODS"
 
-// lastingSettings are those of one daemon with three launchers: one that works, one with moods, and one with moods that proves nothing.
+// lastingSettings are the settings of one daemon with three launchers: one that works, one with
+// moods, and one with moods that proves nothing.
 const lastingSettings = `queue: {max_concurrent_runs: 40}
 terminate: {local_only: true}
 allow_secrets_in_argv: true
@@ -53,28 +55,30 @@ routes:
   - {when: {tags: {on: either}}, to: [moody, local]}
 `
 
-// where is the tag by which a run goes to one of the launchers.
+// where returns the tag that sends a run to one of the launchers.
 func where(r *rand.Rand) map[string]string {
 	return []map[string]string{nil, nil, {"on": "moody"}, {"on": "moody"}, {"on": "blunt"}, {"on": "either"}}[r.IntN(6)]
 }
 
-// moods is the file that gives the launchers their moods.
+// moods returns the file that switches the moods of the launchers on.
 func (w *world) moods() string { return filepath.Join(w.dir, "moods") }
 
-// answers are the writes whose answers are lost: two texts that a client says within one transaction. No question holds the first.
+// answers are the writes whose answers are lost. Each has two texts that a client sends within one
+// transaction. No query that only reads contains the first text.
 var answers = [][2]string{
 	{`"event_type_value": "PIPELINE_STARTING"`, "commit"}, {"Launched the run worker", "commit"}, {`"event_type_value": "PIPELINE_FAILURE"`, "commit"},
 	{"goes back to the queue", "commit"}, {"Launching a new run worker to resume run", "commit"}, {`"event_type_value": "PIPELINE_CANCELED"`, "commit"},
 	{`"event_type_value": "PIPELINE_ENQUEUED"`, "commit"}, {"slipway/lease", "commit"},
 }
 
-// troubles begins the faults that a lead outlives, each kind by itself, so that they meet.
+// troubles starts the faults that a leader survives, each kind in its own goroutine, so that they
+// overlap.
 func (w *world) troubles(ctx context.Context, wg *sync.WaitGroup) {
 	kinds := []func(r *rand.Rand){
 		func(r *rand.Rand) {
 			w.during(ctx, r, "moods", func(on bool) {
 				if on {
-					_ = os.WriteFile(w.moods(), nil, 0o600) // without it there are no moods
+					_ = os.WriteFile(w.moods(), nil, 0o600) // without the file there are no moods
 				} else {
 					_ = os.Remove(w.moods())
 				}
@@ -86,7 +90,8 @@ func (w *world) troubles(ctx context.Context, wg *sync.WaitGroup) {
 	if w.proxy != nil {
 		kinds = append(kinds, func(r *rand.Rand) { w.lose(ctx, r) }, func(r *rand.Rand) {
 			w.during(ctx, r, "delay", func(on bool) {
-				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(1+r.IntN(9)) * time.Millisecond}[on]) // a lease takes five answers, or ten on a new connection, and must last
+				// A lease takes five answers, or ten on a new connection, and must last.
+				w.proxy.Delay(map[bool]time.Duration{true: time.Duration(1+r.IntN(9)) * time.Millisecond}[on])
 			})
 		})
 	}
@@ -108,12 +113,13 @@ func (w *world) lose(ctx context.Context, r *rand.Rand) {
 	case <-w.proxy.LoseAnswer(a[0], a[1], r.IntN(2) == 0):
 		w.note(check.Entry{Do: "lose_one_answer", Note: a[0]})
 	case <-ctx.Done():
-	case <-time.After(time.Second): // nobody said it
-		w.proxy.LoseAnswer("a text that nobody says", "", false) // none, so that each that is lost is written down
+	case <-time.After(time.Second): // no client sent it
+		// Lose nothing any more, so that every lost answer is in the journal.
+		w.proxy.LoseAnswer("a text that nobody says", "", false)
 	}
 }
 
-// vanish takes a worker, its supervisor and what its target knows of it.
+// vanish removes a worker, its supervisor and everything that its target knows about it.
 func (w *world) vanish(r *rand.Rand) {
 	victims := w.victims("\x00dagster-run-")
 	ids := slices.Sorted(maps.Values(victims))
@@ -124,20 +130,22 @@ func (w *world) vanish(r *rand.Rand) {
 	w.note(check.Entry{Do: "vanish", Run: id})
 	w.note(check.Entry{Do: "kill_supervisor", Run: id})
 	w.note(check.Entry{Do: "kill_worker", Run: id})
-	for _, text := range []string{"\x00dagster-run-", "execute_run", "resume_run"} { // the supervisor first, so that it records no end
+	// The supervisor first, so that it does not record the end.
+	for _, text := range []string{"\x00dagster-run-", "execute_run", "resume_run"} {
 		for pid, of := range w.victims(text) {
 			if of == id {
-				_ = errors.Join(syscall.Kill(pid, syscall.SIGKILL), syscall.Kill(-pid, syscall.SIGKILL)) // with its steps; it may have ended
+				// Kill its steps as well. The process may have ended.
+				_ = errors.Join(syscall.Kill(pid, syscall.SIGKILL), syscall.Kill(-pid, syscall.SIGKILL))
 			}
 		}
 	}
-	files, _ := filepath.Glob(filepath.Join(w.home, "slipway", "*", "*", "*", "*"+id+"*")) // the pattern is good
+	files, _ := filepath.Glob(filepath.Join(w.home, "slipway", "*", "*", "*", "*"+id+"*")) // the pattern is valid
 	for _, dir := range files {
 		_ = os.RemoveAll(dir)
 	}
 }
 
-// locks holds the row, or the shard, of some runs as an open transaction of somebody does.
+// locks locks the row or the shard of some runs, as an open transaction of another program does.
 func (w *world) locks(ctx context.Context, r *rand.Rand) {
 	ids := map[string]bool{}
 	for range 3 {
@@ -149,7 +157,7 @@ func (w *world) locks(ctx context.Context, r *rand.Rand) {
 	for id := range ids {
 		end, err := w.lock(ctx, id)
 		if err != nil {
-			continue // somebody else has it
+			continue // another transaction has it
 		}
 		open = append(open, end)
 	}
@@ -164,12 +172,12 @@ func (w *world) locks(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// lock gives what ends it.
+// lock returns a function that ends the lock.
 func (w *world) lock(ctx context.Context, id string) (func() error, error) {
 	driver, location, statement, args := "pgx", w.location, "SELECT status FROM runs WHERE run_id = $1 FOR UPDATE", []any{id}
 	if w.proxy == nil {
 		file := filepath.Join(w.home, "history", "runs", id+".db")
-		if _, err := os.Stat(file); err != nil { // it has none yet
+		if _, err := os.Stat(file); err != nil { // it has no shard yet
 			return nil, err
 		}
 		driver, location, statement, args = "sqlite", "file:"+file+"?_txlock=immediate&_pragma=busy_timeout(100)", "UPDATE event_logs SET step_key = step_key WHERE 0", nil
@@ -189,13 +197,13 @@ func (w *world) lock(ctx context.Context, id string) (func() error, error) {
 	return end, nil
 }
 
-// expires is a run that takes longer than it may.
+// expires makes a run take longer than it may.
 func expires(run dagster.Run) dagster.Run {
 	run.Tags["dagster/max_runtime"] = "2"
 	return run
 }
 
-// lasted reports what contradicts a lead that lasted.
+// lasted reports what shows that the lead did not last.
 func (w *world) lasted() ([]string, error) {
 	log, err := os.ReadFile(filepath.Join(w.dir, "daemon-0.log"))
 	if err != nil {

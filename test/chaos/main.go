@@ -1,13 +1,24 @@
-// Chaos runs an instance while it breaks everything around it, and then has an independent checker look at what is left:
+// Chaos runs an instance and breaks everything around it. Then an independent checker examines what
+// is left:
 //
 //	go run ./test/chaos -storage sqlite -runs 1000
-//	hack/with-postgres hack/with-docker go run ./test/chaos -storage postgres -runs 1000 -dagster 50 -seed 7
+//	hack/with-postgres hack/with-docker go run ./test/chaos -storage postgres -runs 1000 \
+//		-dagster 50 -seed 7
 //	hack/with-postgres go run ./test/chaos -storage postgres -runs 500 -lasting
 //
-// Two daemons, random command jobs on the process launcher, some runs of Dagster's own workers (-dagster), and, with hack/with-docker on Postgres, a fifth in containers; and, at random: daemons killed or stopped for
-// longer than their lease, their clocks stepped, workers and supervisors killed, runs canceled, canceled by force and deleted, connections to Postgres cut, delayed, swallowed or without their answers, notices made up, Postgres
-// crashed, Docker's engine killed, the disk full (-disk). What the daemons did is replayed through the model of the protocol. The exit code is 1 if the checker finds anything, or the model
-// cannot do what they did. A seed repeats the choices, not the moments.
+// The instance has two daemons and random command jobs on the process launcher. With -dagster,
+// Dagster's own workers execute some runs. With hack/with-docker on Postgres, a fifth of the runs
+// is in containers.
+//
+// These faults happen at random. Daemons are killed, or stopped for longer than their lease, and
+// their clocks are stepped. Workers and supervisors are killed. Runs are canceled, canceled by
+// force and deleted. Connections to Postgres are cut or delayed, lose their answers, or lose
+// everything. There are false notices. Postgres crashes, Docker's engine is killed, the disk is
+// full (-disk).
+//
+// What the daemons did is replayed through the model of the protocol. The exit code is 1 if the
+// checker finds anything, or if the model cannot do what the daemons did. A seed repeats the
+// choices, but not their moments.
 package main
 
 import (
@@ -66,12 +77,12 @@ func main() {
 
 type options struct {
 	storage, dir string
-	disk         string // size of a file system of its own for the instance; "": none
+	disk         string // size of a separate file system for the instance; "": none
 	lasting      bool
 	runs         int
-	dagster      int           // one run of so many is for Dagster's own worker; 0: none
-	containers   int           // one run of so many is for a container; 0: none
-	engine       time.Duration // between two of its deaths, beside those among the faults
+	dagster      int           // one run in this many is for Dagster's own worker; 0: none
+	containers   int           // one run in this many is for a container; 0: none
+	engine       time.Duration // between two deaths of the engine, in addition to those among the faults
 	seed         uint64
 	settle       time.Duration
 }
@@ -80,7 +91,7 @@ type options struct {
 type world struct {
 	options
 	home, location, witness string
-	image, instance         string // of containers; "": there are none
+	image, instance         string // of containers; "": there are no containers
 	bin, python             string
 	d                       *storagetest.Dagster
 	proxy                   *faultproxy.Proxy
@@ -93,7 +104,7 @@ type world struct {
 	counts  map[string]int
 }
 
-// diskOfRun is what a run leaves on the disk at most, in bytes: some 55 kB on average.
+// diskOfRun is the most that a run leaves on the disk, in bytes. The average is about 55 kB.
 const diskOfRun = 100 << 10
 
 const settings = `queue: {max_concurrent_runs: 40}
@@ -115,7 +126,8 @@ func (w *world) settings() string {
 	return settings + w.inContainers()
 }
 
-// inContainers is what is added where there is an image with slipway-worker: a part of the runs goes into containers.
+// inContainers returns the settings that are added if there is an image with slipway-worker: part
+// of the runs goes into containers.
 func (w *world) inContainers() string {
 	if w.image == "" {
 		return ""
@@ -191,8 +203,8 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	}
 	wg.Go(func() { w.meddles(faults, rand.New(rand.NewPCG(w.seed, 2))) })
 	err := w.enqueues(ctx, rand.New(rand.NewPCG(w.seed, 3)))
-	if err == nil { // the faults go on while the last ones are at work
-		_ = w.wait(ctx, 30*time.Second, w.options.runs/50) // else they end here
+	if err == nil { // the faults continue while the last runs execute
+		_ = w.wait(ctx, 30*time.Second, w.options.runs/50) // if not, they end in the wait below
 	}
 	heal()
 	wg.Wait()
@@ -203,10 +215,11 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 	if werr := w.wait(ctx, w.settle, 0); werr != nil {
 		fmt.Println("chaos:", werr)
 	}
-	time.Sleep(8 * time.Second) // what comes late: places in pools, workers of runs that were ended by force
+	time.Sleep(8 * time.Second) // late effects: slots in pools, workers of runs that were ended by force
 	testedAt := time.Now()
 	bad, err := w.check()
-	for err == nil && slices.ContainsFunc(bad, check.MayPass) && time.Since(testedAt) < 3*time.Minute { // a worker that no run needs is found by the next sweep, and has its grace
+	// A worker that no run needs is found by the next sweep, and has a grace period.
+	for err == nil && slices.ContainsFunc(bad, check.MayPass) && time.Since(testedAt) < 3*time.Minute {
 		time.Sleep(time.Second)
 		bad, err = w.check()
 	}
@@ -227,7 +240,7 @@ func (w *world) check() ([]string, error) {
 
 func (w *world) prepare(ctx context.Context) (err error) {
 	w.home, w.witness = filepath.Join(w.dir, "home"), filepath.Join(w.dir, "witness")
-	if w.storage == "postgres" && !w.lasting { // which containers reach
+	if w.storage == "postgres" && !w.lasting { // containers can reach it
 		w.image, w.instance = os.Getenv("SLIPWAY_TEST_IMAGE"), "chaos-"+uuid.NewString()[:8]
 	}
 	for _, dir := range []string{w.home, w.witness, filepath.Join(w.dir, "bin")} {
@@ -244,7 +257,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 			return err
 		}
 		if needs := uint64(w.options.runs) * diskOfRun; fs.Blocks*uint64(fs.Bsize) < needs {
-			_ = exec.CommandContext(ctx, "umount", w.home).Run() // there is nothing on it
+			_ = exec.CommandContext(ctx, "umount", w.home).Run() // it is empty
 			return fmt.Errorf("-disk %s is full for good before the end: %d runs need %dm", w.disk, w.options.runs, needs>>20+1)
 		}
 	}
@@ -274,7 +287,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	w.location = w.home
-	reached := w.location // by the daemons
+	reached := w.location // the address that the daemons use
 	if w.storage == "postgres" {
 		if reached, err = w.database(ctx); err != nil {
 			return err
@@ -286,7 +299,7 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	if w.d, err = storagetest.Connect(w.location); err != nil {
 		return err
 	}
-	for range 5 { // runs of somebody else
+	for range 5 { // foreign runs
 		r := dagster.NewCommandRun(uuid.NewString(), "foreign", dagster.Encode(map[string]any{}), nil)
 		err := errors.Join(w.d.EnqueueRun(r), w.d.Event(dagster.NewEvent(r, dagster.RunStarting, time.Now(), "")), w.d.Event(dagster.NewEvent(r, dagster.RunStart, time.Now(), "")))
 		if err != nil {
@@ -297,14 +310,16 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	return nil
 }
 
-// database makes one on the server, and a proxy before it; it gives the address through that.
+// database makes a database on the server and a proxy in front of it. It returns the address
+// through the proxy.
 func (w *world) database(ctx context.Context) (string, error) {
 	server := os.Getenv(testenv.PostgresEnv)
 	if server == "" {
 		return "", errors.New("SLIPWAY_TEST_PG names no server: hack/with-postgres starts one")
 	}
 	var err error
-	if w.location, _, err = testenv.Database(ctx, server); err != nil { // it is kept: what was found is looked at in it
+	// The database is kept, so that people can examine what was found.
+	if w.location, _, err = testenv.Database(ctx, server); err != nil {
 		return "", err
 	}
 	admin, err := storagetest.Connect(server)
@@ -315,7 +330,8 @@ func (w *world) database(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The test server commits before it writes; what a crash must not take back has to be written.
+	// The test server commits before it writes. These commits must survive a crash, so they have to
+	// be written.
 	if err := admin.Exec("ALTER DATABASE " + strings.TrimPrefix(u.Path, "/") + " SET synchronous_commit = on"); err != nil {
 		return "", err
 	}
@@ -326,7 +342,7 @@ func (w *world) database(ctx context.Context) (string, error) {
 	return u.String(), nil
 }
 
-// note writes down what was done, before it is done.
+// note writes to the journal what is about to be done.
 func (w *world) note(e check.Entry) {
 	e.At = time.Now().UTC().Format("15:04:05.000")
 	text, _ := json.Marshal(e) // it has nothing that cannot be marshaled
@@ -336,7 +352,7 @@ func (w *world) note(e check.Entry) {
 	if e.Do == "cancel" || e.Do == "force" || e.Do == "delete" {
 		w.ends[e.Run] = append(w.ends[e.Run], e.Do)
 	}
-	_, _ = w.journal.Write(append(text, '\n')) // a journal that is not whole shows as violations
+	_, _ = w.journal.Write(append(text, '\n')) // an incomplete journal shows as violations
 }
 
 func (w *world) start(i int) error {
@@ -350,14 +366,14 @@ func (w *world) start(i int) error {
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return err
 	}
-	go func() { _ = cmd.Wait() }() // reaped; its fate is looked at by signals
+	go func() { _ = cmd.Wait() }() // reaps it; signals show whether it is alive
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.daemons[i] = cmd
 	return nil
 }
 
-// leads waits until a daemon leads, so that one that cannot even start is no riddle.
+// leads waits until a daemon leads. Its error has the log of a daemon that cannot even start.
 func (w *world) leads(ctx context.Context) error {
 	for range 300 {
 		if text, err := w.d.Text("SELECT value FROM kvs WHERE key = 'slipway/leader'"); err == nil && text != "" {
@@ -365,7 +381,7 @@ func (w *world) leads(ctx context.Context) error {
 		}
 		pause(ctx, 100*time.Millisecond)
 	}
-	log, _ := os.ReadFile(filepath.Join(w.dir, "daemon-0.log")) // only for the message
+	log, _ := os.ReadFile(filepath.Join(w.dir, "daemon-0.log")) // for the message only
 	return fmt.Errorf("no daemon leads: %s", log)
 }
 
@@ -402,7 +418,7 @@ func (w *world) stopAll() {
 	}
 }
 
-// again tries until the storage takes it: it may be down.
+// again repeats f until the storage accepts it, because the storage may be down.
 func again(ctx context.Context, f func() error) {
 	for range 600 {
 		if f() == nil || ctx.Err() != nil {
@@ -412,11 +428,11 @@ func again(ctx context.Context, f func() error) {
 	}
 }
 
-// enqueues puts the runs into the queue, some at a time.
+// enqueues puts the runs into the queue, a few at a time.
 func (w *world) enqueues(ctx context.Context, r *rand.Rand) error {
-	most := 120 // unfinished at once
+	most := 120 // unfinished at the same time
 	if w.lasting {
-		most = 30 // so that the faults meet more of them
+		most = 30 // so that the faults hit more of them
 	}
 	for n := 0; n < w.options.runs && ctx.Err() == nil; {
 		if open, err := w.unfinished(); err != nil || open > most {
@@ -466,7 +482,7 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	w.note(check.Entry{Do: "enqueue", Run: id, Fate: fate})
 	again(ctx, func() error {
 		err := w.d.EnqueueRun(run)
-		if err != nil { // it may have come half way
+		if err != nil { // it may have been written in part
 			_ = errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
 		}
 		return err
@@ -474,7 +490,8 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	w.mu.Lock()
 	w.runs[id] = true
 	w.mu.Unlock()
-	if r.IntN(20) == 0 { // a place in a pool, as a step of Dagster's takes it and a killed one leaves it
+	// A slot in a pool, as a step of Dagster takes it and leaves it when it is killed.
+	if r.IntN(20) == 0 {
 		again(ctx, func() error {
 			return errors.Join(
 				w.d.ExecIndex("INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('chaos', ?, 'only', false)", id),
@@ -484,7 +501,8 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// step is the script of a run's step. It writes down when it begins and ends, and before that whether another one of the same run lives.
+// step returns the script of a run's step. It records when it begins and ends, and first whether
+// another step of the same run is alive.
 func step(file string, seconds float64, code int) string {
 	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
 	return fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file, seconds, code)
@@ -506,7 +524,7 @@ func (w *world) unfinished() (int, error) {
 	return strconv.Atoi(text)
 }
 
-// wait waits until at most so many runs are unfinished.
+// wait waits until no more than most runs are unfinished.
 func (w *world) wait(ctx context.Context, within time.Duration, most int) error {
 	ends := time.Now().Add(within)
 	for {
@@ -521,9 +539,9 @@ func (w *world) wait(ctx context.Context, within time.Duration, most int) error 
 	}
 }
 
-// victims are processes of this world whose command lines hold a text, with their runs.
+// victims returns the processes of this world whose command line contains text, with their runs.
 func (w *world) victims(text string) map[int]string {
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is good
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is valid
 	found := map[int]string{}
 	for _, f := range files {
 		line, err := os.ReadFile(f)
@@ -542,14 +560,16 @@ func (w *world) victims(text string) map[int]string {
 		}
 		w.mu.Unlock()
 	}
-	maps.DeleteFunc(found, func(pid int, _ string) bool { // its child, which is not another program yet: killed, it would be a step that fails
+	// Leave out the child of a victim that has not become another program yet. If it were killed,
+	// that would look like a step that fails.
+	maps.DeleteFunc(found, func(pid int, _ string) bool {
 		_, ofVictim := found[parent(pid)]
 		return ofVictim
 	})
 	return found
 }
 
-// parent is a process's parent; 0 if it has ended.
+// parent returns the parent of a process, or 0 if the process has ended.
 func parent(pid int) int {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
 	_, rest, _ := strings.Cut(string(text), ") ")
@@ -594,14 +614,17 @@ func (w *world) killOne(r *rand.Rand, do, text string) {
 
 var containerID = regexp.MustCompile("[0-9a-f]{64}")
 
-// lost says whether a process is of a container of which Docker's engine does not know that it runs, as it may be if it was killed amid its start: nobody would learn of its end.
+// lost reports whether a process belongs to a container that Docker's engine does not know to be
+// running. That happens if the engine was killed while it started the container. No one would learn
+// of the end of such a process.
 func lost(pid int) bool {
 	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // it may have ended
 	id := containerID.Find(groups)
 	if id == nil {
 		return false
 	}
-	out, _ := exec.Command("docker", "inspect", "-f", "{{.State.Running}}", string(id)).Output() // while the engine is away, it does not know either
+	// While the engine is away, it does not know either.
+	out, _ := exec.Command("docker", "inspect", "-f", "{{.State.Running}}", string(id)).Output()
 	return strings.TrimSpace(string(out)) != "true"
 }
 
@@ -619,10 +642,11 @@ func (w *world) end(ctx context.Context, r *rand.Rand, n int) {
 	switch {
 	case n < 7:
 		w.note(check.Entry{Do: "cancel", Run: id})
-		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceling, time.Now(), "")) // as Dagster writes it, in two steps; it may fail
+		// In two steps, as Dagster writes it. It may fail.
+		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceling, time.Now(), ""))
 	case n < 9:
 		w.note(check.Entry{Do: "force", Run: id})
-		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceled, time.Now(), "")) // likewise
+		_ = w.d.Event(dagster.NewEvent(run, dagster.RunCanceled, time.Now(), "")) // as above
 	default:
 		w.note(check.Entry{Do: "delete", Run: id})
 		again(ctx, func() error {
@@ -638,7 +662,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// own is a run that Dagster's own worker executes.
+// own returns a run that Dagster's own worker executes.
 func (w *world) own(id, file string, seconds float64) dagster.Run {
 	run := dagster.NewSampleRun(id, "command_job", "witness", "", nil)
 	text := func(v any) string { return string(dagster.Encode(v)) }
@@ -653,7 +677,7 @@ func (w *world) own(id, file string, seconds float64) dagster.Run {
 		body = strings.Replace(body, was, is, 1)
 	}
 	run, err := dagster.ParseRun(body)
-	if err != nil { // it was made just now
+	if err != nil { // it was made just above
 		panic(err)
 	}
 	return run
@@ -670,7 +694,7 @@ func (w *world) breaks(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// faults are those that can befall this instance; i is a daemon.
+// faults returns the faults that are possible for this instance. i is a daemon.
 func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 	all := []func(int){
 		func(i int) {
@@ -708,7 +732,7 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 		func(int) {
 			w.during(ctx, r, "lose_answers", func(on bool) {
 				w.proxy.LoseAnswers(on)
-				if !on { // what was asked has been done, and nobody knows
+				if !on { // requests were carried out without the clients knowing
 					w.proxy.Cut(true)
 					w.proxy.Cut(false)
 				}
@@ -720,9 +744,10 @@ func (w *world) faults(ctx context.Context, r *rand.Rand) []func(i int) {
 			})
 		},
 		func(int) {
-			w.note(check.Entry{Do: "notices"}) // again, late, and of runs that there are not
+			w.note(check.Entry{Do: "notices"}) // repeated, late, and about runs that do not exist
 			for range 50 {
-				id, _ := w.d.Text("SELECT run_id FROM runs ORDER BY random() LIMIT 1") // a notice of nothing is one as well
+				// A notice without a run is one as well.
+				id, _ := w.d.Text("SELECT run_id FROM runs ORDER BY random() LIMIT 1")
 				_ = w.d.Exec("SELECT pg_notify('run_events', ?)", fmt.Sprintf("%s_%d", id, r.IntN(1000)))
 			}
 		},
@@ -750,10 +775,10 @@ func (w *world) crashes(ctx context.Context, what, command string) {
 	}
 }
 
-// ballast is what fills the disk.
+// ballast is the file that fills the disk.
 const ballast = "ballast"
 
-// fill leaves no room in the instance's file system, or gives it back.
+// fill leaves no space in the file system of the instance, or frees it.
 func (w *world) fill(on bool) {
 	file := filepath.Join(w.home, ballast)
 	if !on {
@@ -773,7 +798,7 @@ func (w *world) fill(on bool) {
 	_ = f.Close()
 }
 
-// during has a fault hold for a time.
+// during switches a fault on for some time.
 func (w *world) during(ctx context.Context, r *rand.Rand, what string, set func(bool)) {
 	w.note(check.Entry{Do: what})
 	set(true)
@@ -784,7 +809,7 @@ func (w *world) during(ctx context.Context, r *rand.Rand, what string, set func(
 // mend ends every fault.
 func (w *world) mend() {
 	w.fill(false)
-	_ = os.Remove(w.moods()) // there may be none
+	_ = os.Remove(w.moods()) // the file may not exist
 	if w.proxy != nil {
 		w.proxy.Swallow(false)
 		w.proxy.LoseAnswers(false)
@@ -799,7 +824,7 @@ func (w *world) mend() {
 			fmt.Println("chaos: clock:", err)
 		}
 		_ = w.daemon(i).Signal(syscall.SIGCONT)
-		if w.daemon(i).Signal(syscall.Signal(0)) != nil { // it has ended
+		if w.daemon(i).Signal(syscall.Signal(0)) != nil { // the daemon has ended
 			if err := w.start(i); err != nil {
 				fmt.Println("chaos:", err)
 			}

@@ -12,13 +12,14 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// A step sees another one of its run that lives, whoever has been killed beside it, and none that has ended.
+// A step notices another step of its run that is alive, even if others beside it were killed. It
+// does not notice one that has ended.
 func TestStepSeesTheOneBesideIt(t *testing.T) {
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
 		t.Skip("no /proc: steps cannot see each other")
 	}
 	file := filepath.Join(t.TempDir(), "run")
-	read := func() string { b, _ := os.ReadFile(file); return string(b) } // there is none before the first
+	read := func() string { b, _ := os.ReadFile(file); return string(b) } // there is no file before the first step
 	first := exec.CommandContext(t.Context(), "sh", "-c", step(file, 600, 0))
 	first.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	first.Cancel = func() error { return syscall.Kill(-first.Process.Pid, syscall.SIGKILL) }

@@ -11,10 +11,12 @@ import (
 	"github.com/slipway-run/slipway/test/model"
 )
 
-// replayTime bounds how long traces are replayed: those of runs that a user ended may be in hundreds of thousands of states at once.
+// replayTime limits how long traces are replayed. A trace of a run that a user ended may be in
+// hundreds of thousands of states at once.
 const replayTime = 30 * time.Second
 
-// replays has the model of the protocol do what the daemons have recorded. It gives what the model cannot do.
+// replays replays through the model of the protocol what the daemons recorded. It returns what the
+// model cannot do.
 func (w *world) replays() ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(w.dir, "trace"))
 	if err != nil {
@@ -27,7 +29,8 @@ func (w *world) replays() ([]string, error) {
 	var bad []string
 	fit, large, late := 0, 0, 0
 	began := time.Now()
-	for _, id := range slices.SortedFunc(maps.Keys(traces), func(a, b string) int { return len(w.ends[a]) - len(w.ends[b]) }) { // those that were left alone first
+	// Runs that no user touched come first.
+	for _, id := range slices.SortedFunc(maps.Keys(traces), func(a, b string) int { return len(w.ends[a]) - len(w.ends[b]) }) {
 		t := traces[id]
 		rules, ok := t.Rules()
 		ended := w.ends[id]

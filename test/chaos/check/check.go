@@ -1,5 +1,6 @@
-// Package check looks at what a chaos run has left, and says what must not be there. It shares no code with Slipway: its own SQL, what the steps of the
-// workers themselves wrote, the list of processes, and a journal of what was done to whom.
+// Package check examines what a chaos run left behind, and reports what must not be there. It
+// shares no code with Slipway. It uses its own SQL, what the steps of the workers wrote themselves,
+// the list of processes, and a journal of what was done to which run.
 package check
 
 import (
@@ -20,23 +21,28 @@ import (
 
 // Entry is one line of the journal: something that was done.
 type Entry struct {
-	Do   string `json:"do"`             // enqueue, foreign, kill_worker, kill_supervisor, cancel, force, delete; others are not looked at
-	Run  string `json:"run,omitempty"`  // to which run
-	Fate string `json:"fate,omitempty"` // of enqueue: ok, fail, expire, which takes longer than it may, or dagster, whose own worker executes it, and would succeed if its storage were always there
-	Note string `json:"note,omitempty"` // of foreign: what its row was; else for people
-	At   string `json:"at,omitempty"`   // for people, beside the daemons' logs
+	// Do is enqueue, foreign, kill_worker, kill_supervisor, cancel, force or delete. Others are
+	// ignored.
+	Do  string `json:"do"`
+	Run string `json:"run,omitempty"` // the run to which it was done
+	// Fate belongs to enqueue. ok and fail are how the step ends; expire takes longer than it may.
+	// dagster is executed by Dagster's own worker, and would succeed if its storage were always
+	// there.
+	Fate string `json:"fate,omitempty"`
+	Note string `json:"note,omitempty"` // of foreign: the status of its row; otherwise for people
+	At   string `json:"at,omitempty"`   // for people, who compare it with the logs of the daemons
 }
 
-// World is what a chaos run has left.
+// World is what a chaos run left behind.
 type World struct {
 	Location string // folder of SQLite files, or a Postgres address
-	Witness  string // folder in which each run's step writes "begin PID" and "end"
+	Witness  string // folder in which the step of each run writes "begin PID" and "end"
 	Journal  string // file
-	Mark     string // stands in the command line of every worker and step of this world
+	Mark     string // text in the command line of every worker and step of this world
 	Proc     string // /proc
 }
 
-// run is what is known of one.
+// run is everything that is known about one run.
 type run struct {
 	fate, foreign                         string
 	killed, orphaned                      int
@@ -47,10 +53,10 @@ type run struct {
 	epochs                                []int64
 	begins, ends                          int
 	byDagster                             bool // Dagster's own worker wrote that the run failed
-	expired                               bool // it was canceled since it had taken longer than it may
+	expired                               bool // it was canceled because it had taken longer than it may
 }
 
-// Check gives every violation; an error is that it could not look.
+// Check returns every violation. An error means that it could not look.
 func Check(w World) ([]string, error) {
 	runs, err := w.journal()
 	if err != nil {
@@ -88,13 +94,14 @@ func Check(w World) ([]string, error) {
 	return bad, nil
 }
 
-// Texts of what may pass by itself.
+// Texts of violations that may pass by themselves.
 const (
 	livesOn = "a worker lives on: "
 	holds   = " holds a place of a pool "
 )
 
-// MayPass reports whether a violation may be over when the checker looks again: the next sweep may find it.
+// MayPass reports whether a violation may be gone when the checker looks again, for example after
+// the next sweep.
 func MayPass(violation string) bool {
 	return strings.HasPrefix(violation, livesOn) || strings.Contains(violation, holds)
 }
@@ -108,7 +115,7 @@ func sorted(runs map[string]*run) []string {
 	return ids
 }
 
-// judge says what is wrong with one run.
+// judge reports what is wrong with one run.
 func judge(id string, r *run, say func(string, ...any)) {
 	if r.foreign != "" {
 		if r.status != r.foreign || r.attempts > 0 {
@@ -131,7 +138,8 @@ func judge(id string, r *run, say func(string, ...any)) {
 		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
 	case r.status == "FAILURE" && r.fate == "dagster" && !r.canceled && !r.byDagster:
 		say("run %s of Dagster's own worker is FAILURE, which that worker has not written", id)
-	case r.status != "CANCELED" && r.cancels > 0 && !r.expired: // CANCELED stays; only of an expired run is it the worker's word alone
+	// CANCELED stays. Only for an expired run is it just the word of its worker.
+	case r.status != "CANCELED" && r.cancels > 0 && !r.expired:
 		say("run %s is %s, and its log has %d CANCELED", id, r.status, r.cancels)
 	case r.status == "SUCCESS" && r.fate == "expire":
 		say("run %s is SUCCESS, and takes longer than it may", id)
@@ -146,7 +154,7 @@ func judge(id string, r *run, say func(string, ...any)) {
 	if r.starts > r.attempts {
 		say("run %s was started %d times with %d launch rows", id, r.starts, r.attempts)
 	}
-	if r.begins > 1+hurt && r.fate != "dagster" { // Dagster's worker also ends where its storage is away
+	if r.begins > 1+hurt && r.fate != "dagster" { // Dagster's worker also ends if its storage is away
 		say("run %s: %d workers past their gate, of which %d were killed", id, r.begins, hurt)
 	}
 	if !slices.IsSorted(r.epochs) {
@@ -200,7 +208,7 @@ func open(location string) (*sql.DB, error) {
 	return sql.Open("sqlite", "file:"+filepath.Join(location, "history/runs.db")+"?mode=ro&_pragma=busy_timeout(30000)")
 }
 
-// index is the database of pools and events of all runs.
+// index returns the database with the pools and the events of all runs.
 func (w World) index(db *sql.DB) (*sql.DB, func(), error) {
 	if strings.HasPrefix(w.Location, "postgresql://") {
 		return db, func() {}, nil
@@ -215,7 +223,7 @@ func each(db *sql.DB, query string, f func(row []string)) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", query, err)
 	}
-	defer func() { _ = rows.Close() }() // Err tells
+	defer func() { _ = rows.Close() }() // Err reports errors
 	names, err := rows.Columns()
 	if err != nil {
 		return err
@@ -261,7 +269,7 @@ func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) 
 		}
 		r.attempts++
 		r.epochs = append(r.epochs, epoch)
-		if f[7] == "void" { // written anew by who ended it
+		if f[7] == "void" { // written again when the launch was ended
 			return
 		}
 		if epoch < last {
@@ -271,14 +279,15 @@ func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) 
 	})
 }
 
-// dagsterFailed are the texts with which Dagster's own worker fails a run. The second is for when it could not write the run's success to its end, because its
-// connection to the storage broke: then the log has both.
+// dagsterFailed are the texts with which Dagster's own worker fails a run. It writes the second one
+// if its connection to the storage broke before it had fully written the success of the run. The
+// log then has both.
 var dagsterFailed = []string{"Execution of run for", "marked as failed from outside the execution context"}
 
-// expiry is what the log says of a run that took longer than it may.
+// expiry is what the log says about a run that took longer than it may.
 const expiry = "Canceling due to exceeding maximum runtime of "
 
-// events counts what workers wrote, and on SQLite compares a run's row with its own log.
+// events counts what workers wrote. On SQLite it also compares the log of each run with index.db.
 func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)) error {
 	count := func(id, typ, event string) {
 		r := runs[id]
@@ -327,7 +336,7 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			return err
 		}
 		lacking := 0
-		if r.fate == "dagster" { // whose workers write to their own log first, and may be killed then
+		if r.fate == "dagster" { // its worker writes to its own log first, and may be killed then
 			lacking = r.killed
 		}
 		if missing := n - mirrored[id]; (missing < 0 || missing > lacking) && r.foreign == "" {
@@ -353,7 +362,8 @@ func (w World) witnesses(runs map[string]*run, say func(string, ...any)) error {
 			switch {
 			case strings.HasPrefix(line, "begin"):
 				r.begins++
-				if open != "" && r.killed+r.orphaned == 0 && r.fate != "dagster" { // whose workers look for another one themselves
+				// Dagster's workers write "beside" themselves if another one is alive.
+				if open != "" && r.killed+r.orphaned == 0 && r.fate != "dagster" {
 					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed", id, line, open)
 				}
 				open = line
@@ -390,7 +400,7 @@ func (w World) slots(db *sql.DB, runs map[string]*run, say func(string, ...any))
 	return nil
 }
 
-// alive gives the processes of workers and steps of this world.
+// alive returns the processes of workers and steps of this world.
 func (w World) alive() ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(w.Proc, "[0-9]*", "cmdline"))
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/slipway-run/slipway/test/chaos/check"
 )
 
-// world is one that is in order: a run that succeeded, one whose first worker was killed, one that fails by itself, one that was canceled, a foreign one.
+// world is one without violations. It has a run that succeeded, one whose first worker was killed,
+// one that fails by itself, one that was canceled, and a foreign one.
 type world struct {
 	t   *testing.T
 	dir string
@@ -100,7 +101,8 @@ func inOrder(t *testing.T) *world {
 	w.run("stopped", "CANCELED", "PIPELINE_CANCELED")
 	w.launch("stopped", 1, 1, "taken")
 	w.witness("stopped", "begin 3\n")
-	w.note(check.Entry{Do: "enqueue", Run: "theirs", Fate: "dagster"}, check.Entry{Do: "kill_worker", Run: "theirs"}) // when it had written its success to its own log
+	// Its worker was killed when it had written its success to its own log.
+	w.note(check.Entry{Do: "enqueue", Run: "theirs", Fate: "dagster"}, check.Entry{Do: "kill_worker", Run: "theirs"})
 	w.run("theirs", "SUCCESS", "PIPELINE_SUCCESS")
 	w.launch("theirs", 1, 1, "open")
 	w.witness("theirs", "begin 6\nend\n")
@@ -116,14 +118,15 @@ func inOrder(t *testing.T) *world {
 	w.note(check.Entry{Do: "enqueue", Run: "slow", Fate: "expire"})
 	w.run("slow", "FAILURE", "")
 	w.eventOf("slow", "PIPELINE_CANCELING", `{"user_message": "Canceling due to exceeding maximum runtime of 2 seconds."}`)
-	w.event("slow", "PIPELINE_CANCELED") // its worker took it for a user's cancel
+	w.event("slow", "PIPELINE_CANCELED") // its worker took the cancel for a user's
 	w.event("slow", "PIPELINE_FAILURE")
 	w.launch("slow", 1, 2, "taken")
 	w.witness("slow", "begin 7\n")
 	return w
 }
 
-// The checker finds nothing where everything is in order, and each kind of violation where it was planted.
+// The checker finds nothing in a world without violations, and it finds each kind of violation that
+// was planted.
 func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 	for name, c := range map[string]struct {
 		plant func(w *world)
@@ -208,7 +211,7 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 	}
 }
 
-// A worker that lives on is found among the real processes.
+// A worker that is still alive is found among the real processes.
 func TestCheckerFindsWorkers(t *testing.T) {
 	w := inOrder(t)
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", "sleep 60 # "+w.dir+" execute_run; :")

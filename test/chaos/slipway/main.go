@@ -1,6 +1,7 @@
 //go:build !windows
 
-// Slipway with the two launchers that chaos uses. It is built anew for each chaos, all its packages included, which clients of clouds would make long.
+// Slipway with only the launchers that chaos uses: process, docker, and two with moods. It is built
+// again for each chaos, with all its packages, so clients of clouds would make that slow.
 package main
 
 import (

@@ -16,19 +16,20 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// moodsEnv names a file. While it exists, calls to moody launchers go wrong at random.
+// moodsEnv names the environment variable with a file. While the file exists, calls to moody
+// launchers go wrong at random.
 const moodsEnv = "SLIPWAY_TEST_MOODS"
 
-// moody is a launcher each of whose calls may be lost on its way there or back, hang, or be refused.
+// moody is a launcher whose calls may be lost on the way there or back, hang, or be refused.
 type moody struct {
 	launcher.Launcher
 	file   string
-	proves bool     // it has a list of its workers
-	born   sync.Map // when it took a launch, by handle
+	proves bool     // it can list its workers
+	born   sync.Map // when it accepted a launch, by handle
 }
 
-// moodyKind is another kind of launcher with moods. One that proves nothing has no list and promises nothing of its answers, as
-// launchers by commands do by default.
+// moodyKind returns a kind of launcher with moods. One that proves nothing cannot list workers and
+// promises nothing about its answers. Launchers by commands are like that by default.
 func moodyKind(of *launcher.Kind, name string, proves bool) *launcher.Kind {
 	kind := *of
 	kind.Name, kind.Help = name, "For chaos."
@@ -40,7 +41,7 @@ func moodyKind(of *launcher.Kind, name string, proves bool) *launcher.Kind {
 	return &kind
 }
 
-// As gives the abilities of the launcher below.
+// As returns the abilities of the wrapped launcher.
 func (m *moody) As(ability any) bool {
 	switch to := ability.(type) {
 	case *launcher.Lister:
@@ -68,10 +69,11 @@ var errMood = errors.New("moody")
 // hang is how long a call may hang.
 const hang = 4 * time.Second
 
-// late is how long a target that proves nothing may not know a worker that it has taken.
+// late is how long a target that proves nothing may deny that it knows a worker which it accepted.
 const late = 2 * time.Second
 
-// mood is how a call goes: before tells whether it is done at all, after whether its answer arrives.
+// mood decides how a call goes. before is an error if the call is not made at all, after is an
+// error if its answer is lost.
 func (m *moody) mood(ctx context.Context, one int) (before, after error) {
 	if _, err := os.Stat(m.file); m.file == "" || err != nil || rand.IntN(one) > 0 {
 		return nil, nil
@@ -93,7 +95,7 @@ func (m *moody) mood(ctx context.Context, one int) (before, after error) {
 func (m *moody) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	if _, err := os.Stat(m.file); err == nil && m.file != "" {
 		switch rand.IntN(12) {
-		case 0: // which is looked at before the name, as a quota is
+		case 0: // a target checks its capacity before the name, as it does with a quota
 			return launcher.Launched{}, fmt.Errorf("%w: moody", launcher.ErrCapacity)
 		case 1:
 			return launcher.Launched{}, fmt.Errorf("%w: moody", launcher.ErrDenied)
