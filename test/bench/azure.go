@@ -22,10 +22,11 @@ import (
 	emulator "github.com/slipway-run/slipway/test/emulator/aci"
 )
 
-// callsBound is how many requests to Azure one run may cost, besides one GET for each look at its health.
+// callsBound is how many requests to Azure one run may cost, not counting a GET for each check of
+// its health.
 const callsBound = 7
 
-// azure measures many runs through one resource group of the emulator of Azure whose quota is small.
+// azure measures many runs in one resource group of the Azure emulator with a small quota.
 func azure(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench azure", flag.ContinueOnError)
 	n := flags.Int("n", 500, "how many runs are queued")
@@ -109,7 +110,7 @@ launchers:
 			accepted[r.Group] = r.At
 		}
 	}
-	var waits []time.Duration // of those for which there was room at once
+	var waits []time.Duration // of the runs for which there was room at once
 	for _, id := range ids {
 		for name, at := range accepted {
 			if len(name) > 48 && name[12:48] == id {
@@ -128,7 +129,7 @@ launchers:
 			others += calls[op]
 		}
 	}
-	// Two GETs are no looks at health: before the PUT, and before the removal.
+	// Two GETs are not health checks: the one before the PUT and the one before the removal.
 	perRun := float64(others)/float64(n) + 2
 	looks := math.Max(0, float64(calls["get"])/float64(n)-2)
 	fmt.Printf("%s: %.2f requests a run, bound %d, and %.2f looks at its health\n", kind, perRun, callsBound, looks)

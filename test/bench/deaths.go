@@ -25,10 +25,12 @@ import (
 	"github.com/slipway-run/slipway/launcher/process"
 )
 
-// deathBound is within what a killed worker's run must be FAILURE with its cause, in 99 of 100 cases.
+// deathBound is the time in which the run of a killed worker must be FAILURE with its cause, in 99
+// of 100 cases.
 const deathBound = time.Second
 
-// sleepPython is a launcher of processes that sleep, whose health stock Dagster can check.
+// sleepPython is a launcher whose workers are sleeping processes. Stock Dagster can check their
+// health.
 const sleepPython = launcherPython + `
 
 class SleepLauncher(Launcher):
@@ -50,7 +52,8 @@ class SleepLauncher(Launcher):
         return CheckRunHealthResult(WorkerStatus.FAILED, "exit code %d" % code)
 `
 
-// deaths measures the time from kill -9 of a worker to its run's FAILURE, beside stock Dagster.
+// deaths measures the time from kill -9 of a worker until its run is FAILURE, for Slipway and stock
+// Dagster.
 func deaths(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench deaths", flag.ContinueOnError)
 	n := flags.Int("n", 30, "how many workers of Slipway's are killed, on each target and storage")
@@ -135,7 +138,7 @@ func killContainer(_ *world, r storage.Run) error {
 	return nil
 }
 
-// slipwayDeaths kills workers of command jobs one after the other, each at some moment.
+// slipwayDeaths kills workers of command jobs one after the other, each at a random moment.
 func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launcher.Kind, worker []string, n int, kill func(*world, storage.Run) error) (result, error) {
 	w, err := newWorld(ctx, dir, kind, parkedYAML, "queue: {max_concurrent_runs: -1}\ncrash_loop: {deaths: 0}\n"+more)
 	if err != nil {
@@ -154,7 +157,7 @@ func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launche
 			if err != nil {
 				return err
 			}
-			time.Sleep(rand.N(200 * time.Millisecond)) // some moment
+			time.Sleep(rand.N(200 * time.Millisecond)) // a random moment
 			at := time.Now()
 			if err := kill(w, r); err != nil {
 				return err
@@ -173,7 +176,7 @@ func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launche
 	return summarize(name, times, deathBound), nil
 }
 
-// await reads a run until it is as wanted.
+// await reads a run until wanted accepts it.
 func (w *world) await(ctx context.Context, run string, wanted func(storage.Run) bool) (storage.Run, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -193,7 +196,8 @@ func (w *world) await(ctx context.Context, run string, wanted func(storage.Run) 
 	}
 }
 
-// stockDeaths kills the workers of a stock daemon's runs, each at some moment within one interval of its monitor.
+// stockDeaths kills the workers of a stock daemon's runs, each at a random moment within one
+// interval of its monitor.
 func stockDeaths(ctx context.Context, dir, name, poll string, n int) (result, error) {
 	if _, err := os.Stat(filepath.Join(bin, "dagster-daemon")); err != nil {
 		return result{}, fmt.Errorf("no Dagster in .venv: make venv installs it: %w", err)
@@ -210,11 +214,11 @@ func stockDeaths(ctx context.Context, dir, name, poll string, n int) (result, er
 	times, err := w.killStock(ctx, s, n)
 	stop()
 	if err = errors.Join(err, w.close()); err != nil {
-		text, _ := os.ReadFile(s.text) // only for the message
+		text, _ := os.ReadFile(s.text) // for the message only
 		return result{}, fmt.Errorf("%w\n%s", err, text)
 	}
 	r := summarize(name, times, 0)
-	r.OK = true // it is what it is
+	r.OK = true // there is no bound for stock Dagster
 	return r, nil
 }
 
@@ -240,7 +244,7 @@ func (w *world) killStock(ctx context.Context, s *stockDaemon, n int) ([]time.Du
 		if _, err := w.await(ctx, run, func(r storage.Run) bool { return r.Status == dagster.Started }); err != nil {
 			return nil, err
 		}
-		time.Sleep(rand.N(time.Second)) // some moment
+		time.Sleep(rand.N(time.Second)) // a random moment
 		killed[run] = time.Now()
 		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
 			return nil, err

@@ -24,7 +24,7 @@ import (
 // world is a fresh instance on one of the storages.
 type world struct {
 	home, location string
-	writer         *storagetest.Dagster // as Dagster's webserver writes
+	writer         *storagetest.Dagster // writes as Dagster's webserver does
 	store          storage.Store
 	drop           func(context.Context) error
 	worker         []string // command of slipway-worker
@@ -42,7 +42,8 @@ func built(ctx context.Context, name string) (dir, bin string, err error) {
 	return dir, bin, nil
 }
 
-// storages are those that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG names a server.
+// storages returns the storages that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG
+// names a server.
 func storages() []string {
 	if os.Getenv("SLIPWAY_TEST_PG") == "" {
 		fmt.Println("no Postgres (SLIPWAY_TEST_PG): measuring on SQLite only; make bench starts one")
@@ -51,7 +52,7 @@ func storages() []string {
 	return []string{"sqlite", "postgres"}
 }
 
-// newWorld makes an instance. More is added to its dagster.yaml.
+// newWorld makes an instance. more is added to its dagster.yaml.
 func newWorld(ctx context.Context, dir, kind, more, slipwayYAML string) (*world, error) {
 	dir, err := os.MkdirTemp(dir, "home")
 	if err != nil {
@@ -77,7 +78,7 @@ func newWorld(ctx context.Context, dir, kind, more, slipwayYAML string) (*world,
 
 func (w *world) close() error { return errors.Join(w.store.Close(), w.drop(context.Background())) }
 
-// enqueue puts n runs into the queue and gives when each could be read as QUEUED.
+// enqueue puts n runs into the queue. It returns when each could be read as QUEUED.
 func (w *world) enqueue(n int, pause time.Duration) (map[string]time.Time, error) {
 	at := map[string]time.Time{}
 	next := time.Now()
@@ -93,7 +94,7 @@ func (w *world) enqueue(n int, pause time.Duration) (map[string]time.Time, error
 	return at, nil
 }
 
-// slipway runs a daemon while f does.
+// slipway runs a daemon while f runs.
 func (w *world) slipway(ctx context.Context, kind *launcher.Kind, f func(context.Context) error) error {
 	in, err := instance.Load(w.home, []*launcher.Kind{kind}, os.LookupEnv)
 	if err != nil {
@@ -110,7 +111,7 @@ func (w *world) slipway(ctx context.Context, kind *launcher.Kind, f func(context
 	err = f(ctx)
 	stop()
 	if err = errors.Join(err, <-done, log.Close()); err != nil {
-		text, _ := os.ReadFile(log.Name()) // only for the message
+		text, _ := os.ReadFile(log.Name()) // for the message only
 		err = fmt.Errorf("%w; the daemon's log:\n%s", err, text)
 	}
 	return err

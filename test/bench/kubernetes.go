@@ -34,10 +34,11 @@ import (
 	"github.com/slipway-run/slipway/launcher/k8s"
 )
 
-// jobCallsBound is how many requests a run may cost, watches apart.
+// jobCallsBound is how many requests a run may cost, not counting watches.
 const jobCallsBound = 3
 
-// jobs measures how fast queued runs become pods of a cluster, beside Dagster's K8sRunLauncher under the stock daemon.
+// jobs measures how fast queued runs become pods of a cluster, for Slipway and for Dagster's
+// K8sRunLauncher under the stock daemon.
 func jobs(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench kubernetes", flag.ContinueOnError)
 	n := flags.Int("n", 200, "how many runs are queued at once")
@@ -85,12 +86,13 @@ type jobBench struct {
 	n      int
 }
 
-// jobWorld is a namespace of a cluster behind a proxy that counts, and what was seen there.
+// jobWorld is a namespace of a cluster behind a proxy that counts requests, and what was seen
+// there.
 type jobWorld struct {
 	namespace, kubeconfig string
 	mu                    sync.Mutex
 	calls                 map[string]int
-	jobs, pods            map[string]time.Time // by run, when they were seen
+	jobs, pods            map[string]time.Time // when they were seen, by run
 	queued                map[string]time.Time
 }
 
@@ -110,7 +112,8 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 		return none, err
 	}
 	defer func() {
-		_ = client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), w.namespace, metav1.DeleteOptions{}) // the cluster is a test's
+		// The cluster is only for tests.
+		_ = client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), w.namespace, metav1.DeleteOptions{})
 	}()
 	transport, err := rest.TransportFor(b.access)
 	if err != nil {
@@ -123,7 +126,7 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	proxy := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, ErrorHandler: func(http.ResponseWriter, *http.Request, error) {}, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.count(r)
-		defer func() { _ = recover() }() // a watch that its client has left
+		defer func() { _ = recover() }() // a watch whose client has left
 		proxy.ServeHTTP(rw, r)
 	}))
 	defer server.CloseClientConnections()
@@ -146,7 +149,7 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	return w.result(system, b.n)
 }
 
-// count counts a request by what it asks for.
+// count counts a request by its verb and resource.
 func (w *jobWorld) count(r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	what, verb := "other", r.Method
@@ -166,7 +169,8 @@ func (w *jobWorld) count(r *http.Request) {
 	w.calls[verb+" "+what]++
 }
 
-// watch notes when Jobs and pods of runs appear, past the proxy, until ctx ends.
+// watch records when Jobs and pods of runs appear, until ctx ends. It does not go through the
+// proxy.
 func (w *jobWorld) watch(ctx context.Context, client kubernetes.Interface) error {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(w.namespace))
 	for informer, into := range map[cache.SharedIndexInformer]map[string]time.Time{f.Batch().V1().Jobs().Informer(): w.jobs, f.Core().V1().Pods().Informer(): w.pods} {
@@ -226,7 +230,7 @@ func (w *jobWorld) result(system string, n int) (jobResult, error) {
 	return out, nil
 }
 
-// slipway runs command jobs to their end: launched, watched and removed.
+// slipway runs command jobs to their end: they are launched, watched and removed.
 func (b *jobBench) slipway(ctx context.Context, j *jobWorld) error {
 	w, err := newWorld(ctx, b.dir, "postgres", parkedYAML, fmt.Sprintf(`
 queue: {max_concurrent_runs: -1}
@@ -278,7 +282,8 @@ launchers:
 	return errors.Join(err, w.close())
 }
 
-// remove removes all Jobs as the daemon would, which keeps them for ten minutes at least.
+// remove removes all Jobs as the daemon does, but at once: the daemon keeps them for at least ten
+// minutes.
 func (w *jobWorld) remove(ctx context.Context, in *instance.Instance) error {
 	l, err := k8s.Kind().Open(ctx, in.Launchers["k8s"].Config, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -303,7 +308,8 @@ func (w *jobWorld) remove(ctx context.Context, in *instance.Instance) error {
 	return ctx.Err()
 }
 
-// stock has the stock daemon launch runs by K8sRunLauncher. Their pods end at once, where Slipway's execute their run.
+// stock lets the stock daemon launch runs with K8sRunLauncher. Their pods end at once, while
+// Slipway's pods execute their run.
 func (b *jobBench) stock(ctx context.Context, j *jobWorld, v stockVariant) error {
 	packages, err := filepath.Abs(".venvs/launchers")
 	if err != nil {
@@ -330,7 +336,7 @@ run_launcher:
 	if err != nil {
 		return err
 	}
-	first, err := w.enqueue(1, 0) // until the daemon is up
+	first, err := w.enqueue(1, 0) // until the daemon is ready
 	if err == nil {
 		err = j.wait(ctx, 1)
 	}
@@ -341,7 +347,7 @@ run_launcher:
 	}
 	stop()
 	if err = errors.Join(err, w.close()); err != nil {
-		text, _ := os.ReadFile(s.text) // only for the message
+		text, _ := os.ReadFile(s.text) // for the message only
 		return fmt.Errorf("%w\n%s", err, text)
 	}
 	return nil

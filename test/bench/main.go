@@ -1,7 +1,13 @@
-// Bench measures what Slipway promises in figures, prints it as a table and as JSON, and exits 1 if a bound is
-// missed: go run ./test/bench, or make bench. Beside stock Dagster: go run ./test/bench stock, or make bench-stock. From a worker's death to its run's FAILURE, beside stock
-// Dagster: go run ./test/bench deaths, or make bench-deaths. Thousands of queued runs canceled: go run ./test/bench terminate. Many runs through a small quota of Azure's
-// emulator: go run ./test/bench azure. How long an instance is without a leader: go run ./test/bench takeover.
+// Bench measures what Slipway promises in figures. It prints the results as a table and as JSON,
+// and exits with 1 if a bound is missed:
+//
+//	go run ./test/bench             or make bench: Slipway alone
+//	go run ./test/bench stock       or make bench-stock: Slipway and stock Dagster
+//	go run ./test/bench deaths      or make bench-deaths: from a kill to the run's FAILURE
+//	go run ./test/bench terminate   thousands of queued runs canceled
+//	go run ./test/bench azure       many runs within a small quota of the Azure emulator
+//	go run ./test/bench takeover    how long an instance is without a leader
+//	go run ./test/bench kubernetes  queued runs become pods, Slipway and K8sRunLauncher
 package main
 
 import (
@@ -27,7 +33,7 @@ import (
 	"github.com/slipway-run/slipway/launcher/process"
 )
 
-// exitBound is within what a worker's exit must be known, in 99 of 100 cases.
+// exitBound is the time in which the exit of a worker must be known, in 99 of 100 cases.
 const exitBound = 100 * time.Millisecond
 
 // samples is how many workers are measured.
@@ -40,7 +46,7 @@ type result struct {
 	P50      float64 `json:"p50_ms"`
 	P99      float64 `json:"p99_ms"`
 	Max      float64 `json:"max_ms"`
-	BoundMS  float64 `json:"bound_ms,omitempty"` // on p99
+	BoundMS  float64 `json:"bound_ms,omitempty"` // for p99
 	BoundP50 float64 `json:"bound_p50_ms,omitempty"`
 	OK       bool    `json:"ok"`
 }
@@ -142,7 +148,8 @@ func open(agent, dir string) (launcher.Launcher, error) {
 	return process.Kind(agent).Open(context.Background(), config.Values{Dir: filepath.Join(dir, "workers")}, slog.New(slog.DiscardHandler))
 }
 
-// launch starts a worker that sleeps until somebody writes to the pipe go.NAME, and then notes the time as its last act.
+// launch starts a worker that sleeps until the pipe go.NAME is written to. As its last act it
+// records the time.
 func launch(ctx context.Context, l launcher.Launcher, dir string) error {
 	id := launcher.ID{Run: uuid.NewString(), Attempt: 1}
 	if err := syscall.Mkfifo(filepath.Join(dir, "go."+id.String()), 0o600); err != nil {
@@ -208,7 +215,7 @@ func exitKnownAfterRestart(ctx context.Context, agent, dir string) (result, erro
 	return watchEnds(ctx, l, dir, "the same, of workers that another process launched")
 }
 
-// watchEnds lets the workers end one after the other and measures when the watch tells.
+// watchEnds lets the workers end one after the other and measures when the watch reports it.
 func watchEnds(ctx context.Context, l launcher.Launcher, dir, name string) (result, error) {
 	w, ok := launcher.As[launcher.Watcher](l)
 	if !ok {

@@ -12,11 +12,11 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// null is a launcher that does nothing but note when it was asked. Its runs stay STARTING.
+// null is a launcher that only records when it was called. Its runs stay STARTING.
 type null struct {
 	mu    sync.Mutex
 	asked map[string]time.Time // by run
-	calls chan struct{}        // one for each
+	calls chan struct{}        // one value for each call
 }
 
 func newNull() *null { return &null{asked: map[string]time.Time{}, calls: make(chan struct{}, 1<<16)} }
@@ -40,7 +40,7 @@ func (n *null) Launch(_ context.Context, req *launcher.Request) (launcher.Launch
 	return launcher.Launched{Handle: launcher.Handle(req.ID.String())}, nil
 }
 
-// at is when a run was launched.
+// at returns when a run was launched.
 func (n *null) at(run string) (time.Time, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -48,7 +48,7 @@ func (n *null) at(run string) (time.Time, bool) {
 	return t, ok
 }
 
-// wait waits until so many launches were asked for.
+// wait waits until count launches were requested.
 func (n *null) wait(ctx context.Context, count int) error {
 	for range count {
 		select {

@@ -9,7 +9,8 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// The bounds on the time from when a run can be read as QUEUED until it is claimed, with ten new runs a second.
+// Bounds on the time from when a run can be read as QUEUED until it is claimed, with ten new runs a
+// second.
 const (
 	claimP50 = 15 * time.Millisecond
 	claimP99 = 60 * time.Millisecond
@@ -19,8 +20,8 @@ const nullYAML = "allow_secrets_in_argv: true\nlaunchers: {local: {kind: 'null'}
 
 const parkedYAML = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n"
 
-// claimTime measures how fast a run is claimed, with notices and without. It is taken when the launcher is asked, right after the
-// commit of STARTING.
+// claimTime measures how fast a run is claimed, with notices and without. The time ends when the
+// launcher is called, right after the commit of STARTING.
 func claimTime(ctx context.Context, dir string) ([]result, error) {
 	var results []result
 	for _, kind := range storages() {
@@ -59,7 +60,7 @@ func claimTimeOf(ctx context.Context, dir, kind, name string, notices bool) (res
 	n := newNull()
 	var times []time.Duration
 	err = w.slipway(ctx, n.kind(), func(ctx context.Context) error {
-		if _, err := w.enqueue(5, 0); err != nil { // warm
+		if _, err := w.enqueue(5, 0); err != nil { // to warm up
 			return err
 		}
 		if err := n.wait(ctx, 5); err != nil {

@@ -24,7 +24,8 @@ import (
 	"github.com/slipway-run/slipway/launcher/process"
 )
 
-// launcherPython is what launchers of ours for stock Dagster have in common: no settings, and nothing that they terminate.
+// launcherPython is what our launchers for stock Dagster have in common: they have no settings and
+// terminate nothing.
 const launcherPython = `import os, subprocess, time
 from dagster import DagsterEvent, DagsterEventType
 from dagster._core.launcher import RunLauncher
@@ -52,7 +53,7 @@ class Launcher(RunLauncher, ConfigurableClass):
         return False
 `
 
-// nullPython is a launcher that does nothing but note when it was asked.
+// nullPython is a launcher that only records when it was called.
 const nullPython = launcherPython + `
 
 class NullLauncher(Launcher):
@@ -63,7 +64,8 @@ class NullLauncher(Launcher):
         os.close(fd)
 `
 
-// comparison is one line of the comparison. Times are in milliseconds from when a run could be read as QUEUED.
+// comparison is one line of the comparison. Times are in milliseconds, from when a run could be
+// read as QUEUED.
 type comparison struct {
 	System    string  `json:"system"`
 	Storage   string  `json:"storage"`
@@ -76,7 +78,7 @@ type comparison struct {
 
 // stockVariant is a setting of the stock queue daemon.
 type stockVariant struct {
-	interval int // seconds between its looks
+	interval int // seconds between two looks at the queue
 	threads  bool
 }
 
@@ -88,7 +90,7 @@ func (v stockVariant) String() string {
 	return text
 }
 
-// yaml is its dagster.yaml.
+// yaml returns the dagster.yaml of the variant.
 func (v stockVariant) yaml(launcher string) string {
 	return fmt.Sprintf("run_queue: {max_concurrent_runs: -1, dequeue_interval_seconds: %d, dequeue_use_threads: %v}\nrun_monitoring: {enabled: false}\n%s", v.interval, v.threads, launcher)
 }
@@ -98,10 +100,10 @@ const nullSection = "run_launcher: {module: bench_null, class: NullLauncher}\n"
 // bin is the folder of Dagster's programs.
 const bin = ".venv/bin"
 
-// arrivals is how many runs come, ten a second, for the time that one run waits.
+// arrivals is how many runs are enqueued, ten a second, to measure how long one run waits.
 const arrivals = 60
 
-// compare measures Slipway beside stock Dagster, prints a table, and leaves JSON in a file.
+// compare measures Slipway beside stock Dagster, prints a table, and writes JSON to a file.
 func compare(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench stock", flag.ContinueOnError)
 	sizes := flags.String("runs", "200,1000", "how many runs wait in the queue, one size after the other")
@@ -161,7 +163,7 @@ func (b *bencher) add(c comparison) {
 	fmt.Println()
 }
 
-// backlog measures how fast runs go that wait when the daemon starts.
+// backlog measures how fast runs are launched that are queued when the daemon starts.
 func (b *bencher) backlog(ctx context.Context, kind string, n int) error {
 	what := fmt.Sprintf("%d queued, do-nothing launcher", n)
 	w, err := newWorld(ctx, b.dir, kind, parkedYAML, nullYAML)
@@ -199,7 +201,8 @@ func (b *bencher) backlog(ctx context.Context, kind string, n int) error {
 	return nil
 }
 
-// rate is launches a second between the first and the last, and the time from the first.
+// rate returns the launches per second between the first and the last, and the time since the
+// first.
 func rate(system, kind, what string, launched map[string]time.Time) comparison {
 	var at []time.Time
 	for _, t := range launched {
@@ -214,7 +217,7 @@ func rate(system, kind, what string, launched map[string]time.Time) comparison {
 	return comparison{System: system, Storage: kind, What: what, Runs: len(at), P50: r.P50, P99: r.P99, PerSecond: float64(len(at)-1) / since[len(since)-1].Seconds()}
 }
 
-// arriving measures how long a run waits that comes while the daemon runs.
+// arriving measures how long a run waits that is enqueued while the daemon runs.
 func (b *bencher) arriving(ctx context.Context, kind string) error {
 	const what = "QUEUED to launcher, 10 runs/s"
 	wait := func(queued, launched map[string]time.Time) comparison {
@@ -283,7 +286,7 @@ type stockDaemon struct {
 	done chan struct{}
 }
 
-// stock runs a dagster-daemon while f does, and gives when each run was launched.
+// stock runs a dagster-daemon while f runs. It returns when each run was launched.
 func (b *bencher) stock(ctx context.Context, w *world, f func(*stockDaemon) error) (map[string]time.Time, error) {
 	s, stop, err := b.startStock(w, filepath.Join(w.home, "workspace.yaml"))
 	if err != nil {
@@ -318,7 +321,7 @@ func (b *bencher) startStock(w *world, workspace string) (*stockDaemon, func(), 
 	}, nil
 }
 
-// launched reads what the launcher noted.
+// launched reads what the launcher recorded.
 func (s *stockDaemon) launched() (map[string]time.Time, error) {
 	f, err := os.Open(s.log)
 	if errors.Is(err, os.ErrNotExist) {
@@ -347,7 +350,7 @@ func (s *stockDaemon) wait(ctx context.Context, n int) error {
 		}
 		select {
 		case <-s.done:
-			text, _ := os.ReadFile(s.text) // only for the message
+			text, _ := os.ReadFile(s.text) // for the message only
 			return fmt.Errorf("dagster-daemon ended: %s", text)
 		case <-ctx.Done():
 			return fmt.Errorf("%d of %d runs were launched: %w", len(at), n, ctx.Err())
@@ -356,7 +359,8 @@ func (s *stockDaemon) wait(ctx context.Context, n int) error {
 	}
 }
 
-// workers measures runs with Dagster's own workers: until the worker's process is there, and until it has started the run.
+// workers measures runs with Dagster's own workers: until the process of the worker exists, and
+// until it has started the run.
 func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	agent := filepath.Join(b.dir, "slipway-agent")
 	if out, err := exec.Command("go", "build", "-o", agent, "github.com/slipway-run/slipway/cmd/slipway-agent").CombinedOutput(); err != nil {
@@ -377,7 +381,7 @@ func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	}
 	for _, v := range b.variants {
 		if v.threads {
-			continue // one run at a time: threads change nothing
+			continue // one run at a time: threads make no difference
 		}
 		w, err := newWorld(ctx, b.dir, kind, v.yaml(""), "")
 		if err != nil {
@@ -411,7 +415,7 @@ func start(ctx context.Context, w *world) (*webserver.Server, error) {
 	return webserver.Start(ctx, webserver.Options{Bin: folder, Home: w.home, Locations: []string{project}})
 }
 
-// real launches runs one after the other, each of which waits until it was looked at.
+// real launches runs one after the other. Each run waits until it was observed.
 func (b *bencher) real(ctx context.Context, w *world, server *webserver.Server, system, kind string, n int) error {
 	var execs, starts []time.Duration
 	for i := range n + 1 {
@@ -459,7 +463,8 @@ func until(ctx context.Context, s storage.Store, id string, ok func(dagster.Stat
 	}
 }
 
-// observe waits until a run has started and gives when it was queued, when its worker's process was made, and when it wrote PIPELINE_START.
+// observe waits until a run has started. It returns when the run was queued, when the process of
+// its worker was created, and when that wrote PIPELINE_START.
 func observe(ctx context.Context, s storage.Store, id string) (queued, exec, start time.Time, err error) {
 	if err = until(ctx, s, id, func(st dagster.Status) bool { return st == dagster.Started || st.Finished() }); err != nil {
 		return queued, exec, start, err
@@ -483,7 +488,7 @@ func observe(ctx context.Context, s storage.Store, id string) (queued, exec, sta
 	return queued, exec, start, err
 }
 
-// processStart is when a process was made, to a hundredth of a second.
+// processStart returns when a process was created, to a hundredth of a second.
 func processStart(pid string) (time.Time, error) {
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
@@ -506,7 +511,7 @@ func processStart(pid string) (time.Time, error) {
 	return now.Add(-time.Duration((up - ticks/100) * float64(time.Second))), nil
 }
 
-// print sums up beside the best stock variant, and writes the JSON.
+// print prints a summary beside the best stock variant, and writes the JSON.
 func (b *bencher) print(file string) error {
 	fmt.Printf("\n%s/%s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), time.Now().Format(time.DateOnly))
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)

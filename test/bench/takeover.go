@@ -18,7 +18,8 @@ import (
 	"github.com/slipway-run/slipway/test/home"
 )
 
-// takeOverBound is within what a standby must lead: after a kill, and after the time of a lease, 2 s, and one more second where the leader's packets are dropped.
+// takeOverBound is the time in which a standby must lead, both after a kill of the leader and after
+// its packets are dropped. In the second case it is the time of a lease, 2 s, and one more second.
 const takeOverBound = 3 * time.Second
 
 // takeovers measures how long an instance is without a leader.
@@ -28,7 +29,7 @@ func takeovers(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	dir, bin, err := built(ctx, "slipway") // without its supervisor: nothing is launched
+	dir, bin, err := built(ctx, "slipway") // without its supervisor, because nothing is launched
 	if err != nil {
 		return err
 	}
@@ -57,7 +58,8 @@ func takeovers(ctx context.Context, args []string) error {
 	return errors.Join(missed...)
 }
 
-// takeOver has one daemon after the other lose its lead, by its death or because nothing of what it says arrives any more.
+// takeOver lets one daemon after the other lose its leadership: it dies, or nothing that it sends
+// arrives any more.
 func takeOver(ctx context.Context, dir, kind, bin string, n int, dropped bool) (r result, err error) {
 	w, err := newWorld(ctx, dir, kind, parkedYAML, "")
 	if err != nil {
@@ -106,7 +108,8 @@ func (w *world) behindProxy() (*faultproxy.Proxy, string, error) {
 	return p, dir, home.Write(dir, u.String(), parkedYAML+"telemetry: {enabled: false}\n", home.LocalOnly)
 }
 
-// loseLeader starts a daemon in a home, then another one that stands by, takes the lead from the first one, and says how long it was nobody's.
+// loseLeader starts a daemon in a home and then another one as a standby. It takes the leadership
+// from the first one, and returns how long no daemon led.
 func (w *world) loseLeader(ctx context.Context, bin, home string, cut func(*os.Process)) (time.Duration, error) {
 	before, err := w.epoch()
 	if err != nil {
@@ -142,20 +145,20 @@ func (w *world) loseLeader(ctx context.Context, bin, home string, cut func(*os.P
 	if err := start(w.home); err != nil {
 		return 0, err
 	}
-	time.Sleep(time.Second + rand.N(time.Second)) // it stands by, and asks for the lead at any moment
+	time.Sleep(time.Second + rand.N(time.Second)) // it is a standby and asks for leadership at any moment
 	at := time.Now()
 	cut(procs[0].Process)
 	_, err = w.leads(ctx, first)
 	return time.Since(at), err
 }
 
-// epoch is that of the last leader.
+// epoch returns the epoch of the last leader.
 func (w *world) epoch() (int64, error) {
 	text, err := w.writer.Text("SELECT value FROM kvs WHERE key = ?", storage.LeaderKey)
 	return storage.ParseFence(text).Epoch, err
 }
 
-// leads waits for a leader after that of an epoch.
+// leads waits for a leader with a later epoch.
 func (w *world) leads(ctx context.Context, after int64) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// terminateBound is within what thousands of queued runs must be canceled.
+// terminateBound is the time in which thousands of queued runs must be canceled.
 const terminateBound = 30 * time.Second
 
 // terminations measures how long slipway runs terminate takes for thousands of queued runs.
