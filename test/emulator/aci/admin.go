@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// admin answers below /_emulator/:
+// admin answers requests below /_emulator/:
 //
-//	GET    state       groups, with settings and the hits of faults
-//	GET    settings    PUT changes those that its body has
+//	GET    state       the groups, with settings and the hits of faults
+//	GET    settings    PUT changes the settings that its body has
 //	GET    requests    the journal; DELETE empties it
-//	POST   faults      adds one or a list; DELETE takes all away
+//	POST   faults      adds a fault or a list; DELETE removes all
 //	POST   groups/NAME/{evict,maintenance,oom,kill,vanish}
 func (e *Emulator) admin(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Origin") != "" || strings.HasPrefix(r.URL.Path, "/_emulator/exec/") {
@@ -26,7 +26,7 @@ func (e *Emulator) admin(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 	if err != nil {
-		return // whoever asked has gone
+		return // the client has gone
 	}
 	what := strings.TrimPrefix(r.URL.Path, "/_emulator/")
 	out := any(map[string]any{})
@@ -69,7 +69,7 @@ func (e *Emulator) admin(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(status)
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	_ = enc.Encode(out) // whoever asked may have gone
+	_ = enc.Encode(out) // the client may have gone
 }
 
 // injectJSON adds a fault or a list of faults.
@@ -89,7 +89,7 @@ func (e *Emulator) injectJSON(text []byte) error {
 	return errors.Join(errs...)
 }
 
-// state is everything that there is, but for secrets.
+// state returns everything except secrets.
 func (e *Emulator) state() any {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -100,7 +100,7 @@ func (e *Emulator) state() any {
 	return map[string]any{"groups": groups, "settings": e.settings, "faults": e.rules}
 }
 
-// Deployed is how often a group was deployed; 0 if it is not there.
+// Deployed returns how often a group was deployed, or 0 if it does not exist.
 func (e *Emulator) Deployed(name string) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -112,7 +112,7 @@ func (e *Emulator) Deployed(name string) int {
 	return 0
 }
 
-// Names are those of the groups that there are.
+// Names returns the names of all groups.
 func (e *Emulator) Names() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// deployment is a template with its parameters, as ARM takes it.
+// deployment is a template with its parameters, in the form that ARM accepts.
 type deployment struct {
 	Properties struct {
 		Template struct {
@@ -24,7 +24,8 @@ type deployment struct {
 
 var parameter = regexp.MustCompile(`^\[parameters\('([^']+)'\)\]$`)
 
-// resolve puts the values of parameters in their places. Of the other functions of templates it knows resourceGroup().location.
+// resolve replaces references to parameters by their values. The only other template function that
+// it knows is resourceGroup().location.
 func resolve(v any, values map[string]any) (any, *answer) {
 	switch t := v.(type) {
 	case string:
@@ -63,7 +64,7 @@ func resolve(v any, values map[string]any) (any, *answer) {
 	return v, nil
 }
 
-// deployTemplate makes the container groups of a template. As with ARM, what is refused is in details.
+// deployTemplate makes the container groups of a template. As with ARM, refusals are in details.
 func (e *Emulator) deployTemplate(r *http.Request, c call, body []byte) answer {
 	var d deployment
 	if a := decode(body, &d); a != nil {

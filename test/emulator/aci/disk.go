@@ -25,7 +25,7 @@ func (e *Emulator) file(g *group) string {
 	return filepath.Join(e.o.State, "groups", e.boxKey(g, "group")+".json")
 }
 
-// save writes a group, as a whole or not at all.
+// save writes a group completely or not at all.
 func (e *Emulator) save(g *group) {
 	err := os.MkdirAll(filepath.Dir(e.file(g)), 0o700)
 	text, jerr := json.Marshal(saved{g.sub, g.rg, g.name, g.at, g.deploy, e.view(g, true)})
@@ -45,7 +45,7 @@ func (e *Emulator) erase(g *group) {
 	}
 }
 
-// load finds the groups of an earlier emulator, and their containers.
+// load finds the groups of an earlier emulator and their containers.
 func (e *Emulator) load() error {
 	files, err := filepath.Glob(filepath.Join(e.o.State, "groups", "*.json"))
 	if err != nil {
@@ -67,8 +67,9 @@ func (e *Emulator) load() error {
 	return nil
 }
 
-// revive makes a group of what was saved. Containers that run are watched again; one that has gone, or was not started yet, has failed: what was sent as
-// secret is no longer known.
+// revive makes a group from what was saved. It watches running containers again. A container has
+// failed if it has gone or was not started yet, because values that were sent as secret are no
+// longer known.
 func (e *Emulator) revive(s saved) {
 	p := s.View.Properties
 	g := &group{sub: s.Sub, rg: s.RG, name: s.Name, at: s.At, deploy: s.Deploy, asked: *s.View, provisioning: val(p.ProvisioningState), state: "Pending"}

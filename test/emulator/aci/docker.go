@@ -18,18 +18,19 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Docker is a [Backend] of real containers.
+// Docker is a [Backend] with real containers.
 type Docker struct {
 	engine  *client.Client
 	network string
 	scale   float64
 }
 
-// keyLabel is on each container of an emulator.
+// keyLabel is a label on each container of an emulator.
 const keyLabel = "aci-emulator"
 
-// NewDocker connects to the engine that DOCKER_HOST names, or this machine's. Containers are in a network of it; "" is its default one. cpuScale divides the
-// processors that groups ask for, for small machines; 0 sets no limit.
+// NewDocker connects to the engine that DOCKER_HOST names, or to the engine of this machine.
+// Containers join network; "" is the engine's default network. cpuScale divides the processors that
+// groups request, for small machines; 0 sets no limit.
 func NewDocker(network string, cpuScale float64) (*Docker, error) {
 	engine, err := client.New(client.FromEnv, client.WithUserAgent("aci-emulator"))
 	if err != nil {
@@ -38,13 +39,13 @@ func NewDocker(network string, cpuScale float64) (*Docker, error) {
 	return &Docker{engine: engine, network: network, scale: cpuScale}, nil
 }
 
-// Ping says whether the engine answers.
+// Ping returns an error if the engine does not answer.
 func (d *Docker) Ping(ctx context.Context) error {
 	_, err := d.engine.Ping(ctx, client.PingOptions{})
 	return err
 }
 
-// Pull implements [Backend]. An image that is there is not pulled.
+// Pull implements [Backend]. It does not pull an image that is already there.
 func (d *Docker) Pull(ctx context.Context, image string, login *Login) error {
 	if _, err := d.engine.ImageInspect(ctx, image); err == nil {
 		return nil
@@ -133,9 +134,9 @@ func (c *dockerContainer) Wait(ctx context.Context) (Exit, error) {
 	}
 	s := got.Container.State
 	e := Exit{Code: s.ExitCode, OOM: s.OOMKilled && s.ExitCode == 137}
-	e.Started, _ = time.Parse(time.RFC3339Nano, s.StartedAt) // the engine's own
+	e.Started, _ = time.Parse(time.RFC3339Nano, s.StartedAt) // the engine wrote these times
 	e.Finished, _ = time.Parse(time.RFC3339Nano, s.FinishedAt)
-	if e.Finished.Before(e.Started) { // of one that ended at once
+	if e.Finished.Before(e.Started) { // of a container that ended at once
 		e.Finished = e.Started
 	}
 	return e, nil
@@ -182,7 +183,7 @@ func (c *dockerContainer) Exec(ctx context.Context, command []string, in io.Read
 	}
 	defer at.Close()
 	go func() {
-		_, _ = io.Copy(at.Conn, in) // until either side hangs up
+		_, _ = io.Copy(at.Conn, in) // until one side hangs up
 		_ = at.CloseWrite()
 	}()
 	_, err = io.Copy(out, at.Reader)

@@ -12,7 +12,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// With Docker the containers go on while there is no emulator.
+// With Docker, the containers keep running while there is no emulator.
 func TestDockerState(t *testing.T) {
 	image := testenv.DockerImage(t)
 	d, err := aci.NewDocker("none", 0)

@@ -25,7 +25,7 @@ import (
 	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
 )
 
-// Emulator is the service. It is an http.Handler, which may be used by many requests at once.
+// Emulator is the service. It is an http.Handler that can serve many requests at once.
 type Emulator struct {
 	o     Options
 	ctx   context.Context //nolint:containedctx // of the groups' lives
@@ -46,20 +46,20 @@ type Emulator struct {
 	ids      int
 }
 
-// Request is one in the journal.
+// Request is a request in the journal.
 type Request struct {
 	At        time.Time `json:"at"`
 	Method    string    `json:"method"`
 	Operation string    `json:"operation"`
 	Path      string    `json:"path"`
 	Group     string    `json:"group,omitempty"`
-	Body      string    `json:"body,omitempty"` // hash of it
+	Body      string    `json:"body,omitempty"` // hash of the body
 	Status    int       `json:"status"`         // 0: the connection was broken
 	Code      string    `json:"code,omitempty"`
 	Faults    []string  `json:"faults,omitempty"`
 }
 
-// New makes an emulator, with the groups that its state folder has.
+// New makes an emulator with the groups that its state folder has.
 func New(o Options) (*Emulator, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -75,7 +75,7 @@ func New(o Options) (*Emulator, error) {
 	return e, e.load()
 }
 
-// Close ends what the emulator does. Containers go on, processes end.
+// Close ends the work of the emulator. Containers keep running, processes end.
 func (e *Emulator) Close() error {
 	e.end()
 	e.lives.Wait()
@@ -95,21 +95,21 @@ func (e *Emulator) Close() error {
 	return errors.Join(errs...)
 }
 
-// Settings are those of now.
+// Settings returns the current settings.
 func (e *Emulator) Settings() Settings {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.settings
 }
 
-// Set changes the settings. Groups that are being made keep their timing.
+// Set changes the settings. Groups that are being created keep their timing.
 func (e *Emulator) Set(s Settings) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.settings = s
 }
 
-// Journal is what was asked so far.
+// Journal returns the requests so far.
 func (e *Emulator) Journal() []Request {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -128,14 +128,14 @@ func (e *Emulator) nextID() string {
 	return fmt.Sprintf("%d-%s", e.ids, rand.Text()[:12])
 }
 
-// call is a request to the service, understood.
+// call is a parsed request to the service.
 type call struct {
 	op                             string
 	sub, rg, name, container, rest string
 	location                       string
 }
 
-// understand reads a path.
+// understand parses a path.
 func understand(method, urlPath string) (call, bool) {
 	s := strings.Split(strings.Trim(urlPath, "/"), "/")
 	low := strings.Split(strings.ToLower(strings.Trim(urlPath, "/")), "/")
@@ -199,7 +199,7 @@ func understand(method, urlPath string) (call, bool) {
 	return c, c.op != ""
 }
 
-// answer is what a request gets.
+// answer is the response to a request.
 type answer struct {
 	status int
 	header http.Header
@@ -216,7 +216,7 @@ func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 8<<20))
 	if err != nil {
-		return // whoever asked has gone
+		return // the client has gone
 	}
 	c, known := understand(r.Method, r.URL.Path)
 	entry := Request{At: time.Now(), Method: r.Method, Operation: c.op, Path: r.URL.Path, Group: c.name}
@@ -230,7 +230,7 @@ func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		location = g.location()
 	} else if c.op == "put" {
 		var asked struct{ Location string }
-		_ = json.Unmarshal(body, &asked) // the handler says what is wrong
+		_ = json.Unmarshal(body, &asked) // the handler reports errors
 		location = place(asked.Location)
 	}
 	faults := e.strike(c, location, ofRequests)
@@ -301,10 +301,11 @@ func (e *Emulator) write(w http.ResponseWriter, c call, a answer, cut bool) {
 	if cut {
 		text = text[:len(text)/2]
 	}
-	_, _ = w.Write(text) // whoever asked may have gone
+	_, _ = w.Write(text) // the client may have gone
 }
 
-// refused says what is wrong with a request before it is looked at closer, or which fault befalls it; nil: nothing.
+// refused checks a request before it is examined further, and applies faults. It returns the
+// refusal, or nil.
 func (e *Emulator) refused(r *http.Request, c call, known bool, location string, faults []Fault) *answer {
 	wrong := func(status int, code, message string) *answer {
 		return &answer{status: status, header: http.Header{}, body: problem{Code: code, Message: message}}
@@ -360,7 +361,7 @@ func (e *Emulator) throttled(c call, seconds int) *answer {
 		"Number of requests for action 'Microsoft.ContainerInstance/containerGroups/%s' exceeded the limit for time interval '00:05:00'. Please try again after '%d' seconds.", c.op, seconds)}}
 }
 
-// limited counts a request, and refuses it if there were too many.
+// limited counts a request. It refuses the request if there were too many.
 func (e *Emulator) limited(c call) *answer {
 	e.mu.Lock()
 	l, now := e.settings.Limits, time.Now()
@@ -385,7 +386,7 @@ func (e *Emulator) limited(c call) *answer {
 		if o.limit == 0 {
 			continue
 		}
-		i := len(list) - o.limit // the one that must be out of the window first
+		i := len(list) - o.limit // this request must be out of the window first
 		if i >= 0 && now.Sub(list[i]) < o.in {
 			wait = max(wait, o.in-now.Sub(list[i]))
 		}
@@ -401,7 +402,7 @@ func (e *Emulator) limited(c call) *answer {
 	return nil
 }
 
-// remaining are the headers that tell what may still be asked.
+// remaining returns the headers with how many more requests are allowed.
 func (e *Emulator) remaining(c call) http.Header {
 	l, h, now := e.settings.Limits, http.Header{}, time.Now()
 	left := func(list []time.Time, limit, unlimited int, in time.Duration) string {
@@ -434,7 +435,7 @@ func notFound(c call) answer {
 	return wrong(404, "ResourceNotFound", "The Resource 'Microsoft.ContainerInstance/containerGroups/%s' under resource group '%s' was not found.", c.name, c.rg)
 }
 
-// serve carries a request out.
+// serve executes a request.
 func (e *Emulator) serve(r *http.Request, c call, body []byte, faults []Fault) answer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -504,7 +505,7 @@ func (e *Emulator) serve(r *http.Request, c call, body []byte, faults []Fault) a
 	return a
 }
 
-// seen is a group as a read shows it, which may be stale.
+// seen returns a group as a read shows it, which may be stale.
 func (e *Emulator) seen(key string, faults []Fault) *arm.ContainerGroup {
 	history := e.gone[key]
 	if g := e.groups[key]; g != nil {
@@ -550,7 +551,7 @@ func edited(v *arm.ContainerGroup, f func(*arm.ContainerGroupPropertiesPropertie
 	return &out
 }
 
-// listed is a group as lists show it.
+// listed returns a group as lists show it.
 func listed(v *arm.ContainerGroup) *arm.ContainerGroup {
 	return edited(v, func(p *arm.ContainerGroupPropertiesProperties) {
 		p.InstanceView = nil
@@ -563,7 +564,7 @@ func listed(v *arm.ContainerGroup) *arm.ContainerGroup {
 	})
 }
 
-// pageSize is of lists.
+// pageSize is how many groups a page of a list has.
 const pageSize = 100
 
 func (e *Emulator) list(r *http.Request, c call, faults []Fault) answer {
@@ -601,7 +602,7 @@ func (e *Emulator) list(r *http.Request, c call, faults []Fault) answer {
 	return answer{status: 200, body: out}
 }
 
-// base is the address by which a request came.
+// base returns the address that the request was sent to.
 func base(r *http.Request) string {
 	scheme := "http"
 	if r.TLS != nil {
@@ -610,7 +611,7 @@ func base(r *http.Request) string {
 	return scheme + "://" + r.Host
 }
 
-// usage sums up what a subscription has in a location.
+// usage returns the totals of a subscription in a location.
 func (e *Emulator) usage(sub, location string) (groups int, cores, spot float64) {
 	for _, g := range e.groups {
 		if !strings.EqualFold(g.sub, sub) || g.location() != location {
@@ -658,16 +659,16 @@ func (e *Emulator) capabilities(c call) []*arm.Capabilities {
 	return out
 }
 
-// keepGone is how long a deleted group may be seen by stale reads.
+// keepGone is how long stale reads may still show a deleted group.
 const keepGone = time.Minute
 
-// maxJournal is how many requests the journal has.
+// maxJournal is how many requests the journal holds.
 const maxJournal = 200_000
 
-// maxOperations is how many operations are known.
+// maxOperations is how many operations are remembered.
 const maxOperations = 20_000
 
-// changed notes how a group is seen from now on, on disk as well. The mutex is held.
+// changed records how a group looks from now on, and also saves it. The mutex is held.
 func (e *Emulator) changed(g *group) {
 	v := e.view(g, true)
 	if e.groups[g.key()] != g {

@@ -129,7 +129,7 @@ func (w *world) get(name string) *arm.ContainerGroup {
 	return &got.ContainerGroup
 }
 
-// state waits for a state of a group.
+// state waits until a group has a state.
 func (w *world) state(name, want string) *arm.ContainerGroup {
 	w.Helper()
 	var g *arm.ContainerGroup
@@ -158,7 +158,7 @@ func code(err error) string {
 
 const fast = 20 * time.Millisecond
 
-// Every style of long-running operation ends with the SDK's pollers.
+// Every style of long-running operation works with the pollers of the SDK.
 func TestOperations(t *testing.T) {
 	for _, style := range []string{"", "body", "location"} {
 		for _, status := range []int{0, 202, 204} {
@@ -206,7 +206,7 @@ func TestOperations(t *testing.T) {
 	}
 }
 
-// A group that fails to be provisioned fails its operation with the service's code.
+// If the provisioning of a group fails, its operation fails with the code of the service.
 func TestFailedOperation(t *testing.T) {
 	w := newWorld(t, nil)
 	if err := w.e.Inject(aci.Fault{Action: "provision_failed", Code: "ServiceUnavailable"}); err != nil {
@@ -221,7 +221,8 @@ func TestFailedOperation(t *testing.T) {
 	}
 }
 
-// What is read has no secrets, and nothing that the SDK's models do not know; the container had the secrets.
+// Answers have no secrets and nothing that the models of the SDK do not know. The container did get
+// the secrets.
 func TestAnswers(t *testing.T) {
 	w := newWorld(t, nil)
 	g := group("echo $PLAIN $PASSWORD; exit 3")
@@ -301,7 +302,7 @@ func (w *world) raw(method, path, body string) (int, string) {
 	return resp.StatusCode, string(text)
 }
 
-// What is wrong is refused with the service's codes.
+// Invalid requests are refused with the codes of the service.
 func TestRefusals(t *testing.T) {
 	w := newWorld(t, func(s *aci.Settings) { s.Quota = aci.Quota{Groups: 3, Cores: 2, SpotCores: 0} })
 	w.put("there", group("sleep 1000"))
@@ -378,7 +379,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// What a second PUT of one name does.
+// What a second PUT with the same name does.
 func TestUpdates(t *testing.T) {
 	for _, flipped := range []bool{false, true} {
 		t.Run(fmt.Sprint("flipped ", flipped), func(t *testing.T) {
@@ -482,7 +483,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// Logs have the service's limits, and a command can be run in a container over a web socket.
+// Logs have the limits of the service. A web socket can run a command in a container.
 func TestLogsAndExec(t *testing.T) {
 	w := newWorld(t, nil)
 	w.put("loud", group("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done"))
@@ -526,7 +527,7 @@ func TestLogsAndExec(t *testing.T) {
 	}
 }
 
-// Limits of requests are counted and told.
+// Requests are counted against the limits, and answers report what is left.
 func TestThrottling(t *testing.T) {
 	w := newWorld(t, func(s *aci.Settings) { s.Limits = aci.Limits{Writes5m: 2} })
 	var resp *http.Response
@@ -544,7 +545,7 @@ func TestThrottling(t *testing.T) {
 	}
 }
 
-// An emulator that is started again has the groups of the one before.
+// An emulator that is started again has the groups of the earlier one.
 func TestState(t *testing.T) {
 	s, err := aci.Preset("fast")
 	if err != nil {
@@ -570,7 +571,8 @@ func TestState(t *testing.T) {
 	w.gone("ended")
 }
 
-// The repository of a git volume is cloned at its revision, where that is asked of the emulator, and refused where it is not.
+// If the emulator may clone, the repository of a git volume is cloned at its revision. Otherwise it
+// is refused.
 func TestGitVolume(t *testing.T) {
 	repo := t.TempDir()
 	sh := exec.CommandContext(t.Context(), "sh", "-ec", `git init -q . && git config user.email a@example.com && git config user.name a
@@ -585,7 +587,7 @@ func TestGitVolume(t *testing.T) {
 	}
 	o := aci.Options{Backend: &aci.Processes{}, State: t.TempDir(), Settings: s, Token: "secret", Git: true}
 	w := open(t, o)
-	// A process has no mounts; the volume is found where the emulator keeps it.
+	// A process has no mounts, so the command reads the volume in the folder of the emulator.
 	g := group("cat " + o.State + "/volumes/*code/here/file; cat " + o.State + "/volumes/*latest/*/file; exit 3")
 	g.Properties.Volumes = []*arm.Volume{
 		{Name: to.Ptr("code"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo), Revision: to.Ptr("old"), Directory: to.Ptr("here")}},
@@ -606,10 +608,10 @@ func TestGitVolume(t *testing.T) {
 		}
 	}
 	refused(w, "../outside")
-	refused(newWorld(t, nil), "here") // it was not asked to clone
+	refused(newWorld(t, nil), "here") // it was not allowed to clone
 }
 
-// recorder notes the requests that the SDK makes of the vendor's own fake.
+// recorder records the requests that the SDK sends to the vendor's own fake.
 type recorder struct {
 	next policy.Transporter
 	seen []*http.Request
@@ -620,10 +622,11 @@ func (r *recorder) Do(req *http.Request) (*http.Response, error) {
 	return r.next.Do(req)
 }
 
-// Every request that the SDK can make, and that the vendor's fake takes, is one that the emulator knows.
+// The emulator knows every request that the SDK can make and that the vendor's fake accepts.
 func TestRoutes(t *testing.T) {
 	w := newWorld(t, nil)
-	r := &recorder{next: fake.NewServerFactoryTransport(&fake.ServerFactory{})} // without handlers it answers with errors, after it has taken the route
+	// Without handlers it matches the route and then answers with an error.
+	r := &recorder{next: fake.NewServerFactoryTransport(&fake.ServerFactory{})}
 	o := &azarm.ClientOptions{ClientOptions: azcore.ClientOptions{Transport: r, Retry: policy.RetryOptions{MaxRetries: -1}}}
 	f, err := arm.NewClientFactory(sub, &azfake.TokenCredential{}, o)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
 )
 
-// session is a command that was asked for and waits for its web socket.
+// session is a requested command that waits for its web socket.
 type session struct {
 	container Container
 	command   []string
@@ -41,8 +41,8 @@ func (e *Emulator) exec(r *http.Request, c call, g *group, body []byte) answer {
 	return answer{status: 200, body: arm.ContainerExecResponse{WebSocketURI: &uri, Password: &password}}
 }
 
-// socket bridges a web socket and the command that it was made for. The first message is the password, as Azure's clients send it; it may stand in the
-// header Authorization instead.
+// socket connects a web socket with the command that it was made for. Azure's clients send the
+// password as the first message. It may also be in the header Authorization.
 func (e *Emulator) socket(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	id := strings.TrimPrefix(r.URL.Path, "/_emulator/exec/")
@@ -53,7 +53,7 @@ func (e *Emulator) socket(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such session", http.StatusNotFound)
 		return
 	}
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true}) // the password is what counts
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true}) // only the password matters
 	if err != nil {
 		return
 	}

@@ -8,35 +8,38 @@ import (
 	"time"
 )
 
-// Fault is a rule: to which requests or groups something happens. Its zero fields match everything. Actions of a request:
+// Fault is a rule: which requests or groups it applies to, and what it does to them. Its zero
+// fields match everything. Actions on a request:
 //
-//	quota, capacity, fraud, inaccessible_image, registry_error, transitioning   the service's refusal of that name
+//	quota, capacity, fraud, inaccessible_image,
+//	registry_error, transitioning   the refusal of the service with that name
 //	throttle       429 with RetryAfter, in seconds
 //	status         Status, with Code and Message
 //	drop_before    the connection breaks before the request is read
-//	drop_after     it breaks after it was carried out: the answer is lost
+//	drop_after     it breaks after the request was executed: the answer is lost
 //	slow           the answer takes Delay longer
-//	stale_read     GET and list show what there was Delay ago
+//	stale_read     GET and list show what existed Delay ago
 //	bad_json       the answer is cut
 //	group_says_running, no_instance_view, truncate_logs   in the answer
 //
-// Actions that befall a group, decided when it is PUT:
+// Actions on a group, decided when it is PUT:
 //
-//	stuck_pending      nothing moves, for Delay or for ever
-//	provision_failed   provisioningState Failed; after Delay, if there is one, it starts all the same
-//	image_pull         the image cannot be pulled, for Delay or for ever
+//	stuck_pending      nothing changes, for Delay or forever
+//	provision_failed   provisioningState is Failed; with Delay the group starts after it all the
+//	                   same
+//	image_pull         the image cannot be pulled, for Delay or forever
 //	restart_on_failure a container that exits non-zero is started once more
-//	slow_delete        it takes Delay to go
-//	delete_ignored     DELETE and stop are answered, and nothing happens
+//	slow_delete        the deletion takes Delay
+//	delete_ignored     DELETE and stop are answered, but nothing happens
 type Fault struct {
 	ID          string        `json:"id,omitempty"`
 	Action      string        `json:"action"`
 	Operation   string        `json:"operation,omitempty"` // as in the journal: put, get, list, delete, stop, …
-	Group       string        `json:"group,omitempty"`     // glob of its name
+	Group       string        `json:"group,omitempty"`     // glob for its name
 	Location    string        `json:"location,omitempty"`
-	Skip        int           `json:"skip,omitempty"`        // so many matches first
-	Count       int           `json:"count,omitempty"`       // no more often than this; 0 is always
-	Probability float64       `json:"probability,omitempty"` // 0 is always
+	Skip        int           `json:"skip,omitempty"`        // how many matches to skip first
+	Count       int           `json:"count,omitempty"`       // at most so often; 0: always
+	Probability float64       `json:"probability,omitempty"` // 0: always
 	Status      int           `json:"status,omitempty"`
 	Code        string        `json:"code,omitempty"`
 	Message     string        `json:"message,omitempty"`
@@ -44,23 +47,23 @@ type Fault struct {
 	Delay       time.Duration `json:"delay,omitempty"` // nanoseconds
 }
 
-// ofGroups are the actions that befall a group.
+// ofGroups are the actions on groups.
 var ofGroups = map[string]bool{"stuck_pending": true, "provision_failed": true, "image_pull": true, "restart_on_failure": true, "slow_delete": true, "delete_ignored": true}
 
-// ofRequests are the others.
+// ofRequests are the actions on requests.
 var ofRequests = map[string]bool{
 	"quota": true, "capacity": true, "fraud": true, "inaccessible_image": true, "registry_error": true, "transitioning": true, "throttle": true, "status": true, "drop_before": true,
 	"drop_after": true, "slow": true, "stale_read": true, "bad_json": true, "group_says_running": true, "no_instance_view": true, "truncate_logs": true,
 }
 
-// rule is a fault with what it has done.
+// rule is a fault with its counters.
 type rule struct {
 	Fault
 	Matched int `json:"matched"`
 	Done    int `json:"done"`
 }
 
-// Inject adds a fault, after those that there are.
+// Inject adds a fault after the existing ones.
 func (e *Emulator) Inject(f Fault) error {
 	if !ofGroups[f.Action] && !ofRequests[f.Action] {
 		return problem{Status: 400, Code: "UnknownAction", Message: "there is no fault " + f.Action}
@@ -77,21 +80,21 @@ func (e *Emulator) Inject(f Fault) error {
 	return nil
 }
 
-// Calm takes all faults away.
+// Calm removes all faults.
 func (e *Emulator) Calm() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.rules = nil
 }
 
-// Seed makes what faults with a probability do repeatable.
+// Seed makes faults with a probability repeatable.
 func (e *Emulator) Seed(seed uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.random = rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // faults are no secret
 }
 
-// strike gives the faults of a request, of those that want accepts. The mutex is held.
+// strike returns the faults that apply to a request, with an action in of. The mutex is held.
 func (e *Emulator) strike(c call, location string, of map[string]bool) []Fault {
 	var out []Fault
 	for _, r := range e.rules {
@@ -109,7 +112,7 @@ func (e *Emulator) strike(c call, location string, of map[string]bool) []Fault {
 	return out
 }
 
-// problem is an error as ARM answers it.
+// problem is an error in the form in which ARM answers it.
 type problem struct {
 	Status  int    `json:"-"`
 	Code    string `json:"code"`
@@ -122,7 +125,7 @@ func (p problem) Error() string { return p.Code + ": " + p.Message }
 
 func (p problem) body() []byte {
 	text, err := json.Marshal(map[string]any{"error": p})
-	if err != nil { // texts do not fail
+	if err != nil { // texts can always be marshaled
 		panic(err)
 	}
 	return text

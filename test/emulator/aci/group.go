@@ -22,9 +22,9 @@ import (
 	arm "github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/containerinstance/armcontainerinstance/v2"
 )
 
-// group is one container group. What is not marked otherwise is guarded by the emulator's mutex.
+// group is one container group. The emulator's mutex guards it.
 type group struct {
-	sub, rg, name string // as first asked for
+	sub, rg, name string // as first requested
 	asked         arm.ContainerGroup
 	at            time.Time
 	provisioning  string
@@ -37,9 +37,9 @@ type group struct {
 	stopping      bool
 	deleting      bool
 	lives         bool
-	faults        []Fault // those that befall its life
+	faults        []Fault // faults of its life
 	end           context.CancelFunc
-	done          chan struct{} // of its life
+	done          chan struct{} // closed when its life has ended
 	history       []snapshot
 }
 
@@ -53,9 +53,9 @@ type box struct {
 	previous *arm.ContainerState
 	events   []*arm.Event
 	c        Container
-	moved    *move // it is to be started elsewhere
+	moved    *move // set if it must be started elsewhere
 	oom      bool
-	again    int // starts by the restart switch
+	again    int // restarts by the switch or the fault restart_on_failure
 }
 
 // move is an eviction or a maintenance.
@@ -64,13 +64,13 @@ type move struct {
 	wait time.Duration
 }
 
-// snapshot is a group as it was seen from some time on; nil: it was not there.
+// snapshot is a group as it was seen since at. A nil view means that the group did not exist.
 type snapshot struct {
 	at   time.Time
 	view *arm.ContainerGroup
 }
 
-// operation is a long-running one.
+// operation is a long-running operation.
 type operation struct {
 	id, group string
 	began     time.Time
@@ -88,7 +88,7 @@ func (g *group) id() string {
 
 func (g *group) location() string { return place(val(g.asked.Location)) }
 
-// place is a location's name in its plain form: West Europe is westeurope.
+// place returns the plain form of the name of a location: westeurope for West Europe.
 func place(s string) string { return strings.ToLower(strings.ReplaceAll(s, " ", "")) }
 
 func val[T any](p *T) T {
@@ -103,7 +103,7 @@ func (g *group) spot() bool {
 	return val(g.asked.Properties.Priority) == arm.ContainerGroupPrioritySpot
 }
 
-// cores and memory are the sums of its requests.
+// size returns the sums of what the containers request.
 func (g *group) size() (cores, memory float64) { return size(g.asked) }
 
 func size(g arm.ContainerGroup) (cores, memory float64) {
@@ -118,7 +118,7 @@ func (g *group) finished() bool {
 	return g.state == "Succeeded" || g.state == "Failed" || g.state == "Stopped"
 }
 
-// busy says whether an operation is going on.
+// busy reports whether an operation is in progress.
 func (g *group) busy() bool {
 	return g.provisioning == "Pending" || g.provisioning == "Creating" || g.provisioning == "Repairing" || g.stopping || g.deleting
 }
@@ -131,7 +131,7 @@ func (g *group) fault(action string) (Fault, bool) {
 	return g.faults[i], true
 }
 
-// event notes something that happened; one of the same name and text is counted.
+// event records an event. If there is one with the same name and text, it is counted instead.
 func event(list *[]*arm.Event, name, kind, message string) {
 	now := time.Now().UTC().Truncate(time.Second)
 	for _, e := range *list {
@@ -145,7 +145,7 @@ func event(list *[]*arm.Event, name, kind, message string) {
 	*list = append(*list, &arm.Event{Count: to.Ptr[int32](1), FirstTimestamp: &first, LastTimestamp: &now, Name: &name, Message: &message, Type: &kind})
 }
 
-// deploy begins the life of a group. The mutex is held.
+// deploy starts the life of a group. The mutex is held.
 func (e *Emulator) deploy(g *group, asked arm.ContainerGroup) {
 	g.asked, g.at = asked, time.Now()
 	g.deploy++
@@ -167,7 +167,7 @@ func (e *Emulator) deploy(g *group, asked arm.ContainerGroup) {
 	e.begin(g, e.live)
 }
 
-// begin starts what a group does by itself, until its end is called.
+// begin starts what a group does by itself, until the group's end function is called.
 func (e *Emulator) begin(g *group, life func(context.Context, *group)) {
 	ctx, cancel := context.WithCancel(e.ctx)
 	g.end, g.done, g.lives = cancel, make(chan struct{}), true
@@ -180,7 +180,8 @@ func (e *Emulator) begin(g *group, life func(context.Context, *group)) {
 	e.changed(g)
 }
 
-// change changes a group under the mutex, unless its life is over, and notes it.
+// change changes a group under the mutex and records that. It does nothing if the life of the group
+// has ended.
 func (e *Emulator) change(ctx context.Context, g *group, f func()) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -295,7 +296,7 @@ func (e *Emulator) provisioningFailed(g *group, p problem) {
 	event(&g.events, p.Code, "Warning", p.Message)
 }
 
-// pull pulls an image until it is there.
+// pull tries to pull an image until it is there.
 func (e *Emulator) pull(ctx context.Context, g *group, b *box) bool {
 	image, t := val(b.asked.Image), e.Settings().Timing
 	if !e.change(ctx, g, func() { b.current = &arm.ContainerState{State: to.Ptr("Waiting"), DetailStatus: to.Ptr("")} }) {
@@ -340,10 +341,11 @@ func (g *group) login(image string) *Login {
 	return nil
 }
 
-// run runs a container until it has ended and is not started again; false if the group's life is over. started is called when it runs, under the mutex.
+// run runs a container until it has ended and is not started again. It returns false if the life of
+// the group has ended. started is called under the mutex when the container runs.
 func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bool {
 	t := e.Settings().Timing
-	c := b.c // of one that an earlier emulator started
+	c := b.c // a container that an earlier emulator started
 	for {
 		if c == nil {
 			spec, err := e.spec(ctx, g, b)
@@ -372,7 +374,7 @@ func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bo
 					started()
 				}
 			})
-			if !alive { // stopped meanwhile
+			if !alive { // stopped in the meantime
 				_ = c.Remove(context.WithoutCancel(ctx))
 				return false
 			}
@@ -434,7 +436,8 @@ func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bo
 	}
 }
 
-// startsAgain says whether a container that ended is started again. The mutex is held.
+// startsAgain reports whether a container that ended is started again, and after what time. The
+// mutex is held.
 func (e *Emulator) startsAgain(g *group, b *box, code int32) (bool, time.Duration) {
 	if b.moved != nil {
 		return true, b.moved.wait
@@ -467,7 +470,7 @@ func (e *Emulator) boxKey(g *group, name string) string {
 	return notInName.ReplaceAllString(strings.ToLower("aci-"+g.sub[:min(8, len(g.sub))]+"-"+g.rg+"-"+g.name+"-"+name), "-")
 }
 
-// spec is what the backend is told of a container.
+// spec returns the description of a container for the backend.
 func (e *Emulator) spec(ctx context.Context, g *group, b *box) (Spec, error) {
 	s := Spec{Key: e.boxKey(g, b.name), Image: val(b.asked.Image)}
 	for _, c := range b.asked.Command {
@@ -503,7 +506,7 @@ func (e *Emulator) spec(ctx context.Context, g *group, b *box) (Spec, error) {
 	return s, nil
 }
 
-// volume makes the folder that stands for a volume.
+// volume makes the folder of a volume.
 func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string, error) {
 	folder := filepath.Join(e.o.State, "volumes", e.boxKey(g, val(v.Name)))
 	if f := v.AzureFile; f != nil {
@@ -525,7 +528,7 @@ func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string,
 		if err != nil {
 			return "", fmt.Errorf("secret volume %s: file %s: %w", val(v.Name), name, err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, filepath.Base(name)), value, 0o444); err != nil { //nolint:gosec // likewise
+		if err := os.WriteFile(filepath.Join(folder, filepath.Base(name)), value, 0o444); err != nil { //nolint:gosec // as above
 			return "", err
 		}
 	}
@@ -535,7 +538,8 @@ func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string,
 	return folder, nil
 }
 
-// clone has a repository in a volume, unless it is there: in the folder that was asked for, else in one of its name.
+// clone clones a repository into a volume, unless it is already there: into the requested folder,
+// or else into one with the name of the repository.
 func clone(ctx context.Context, folder string, r *arm.GitRepoVolume) error {
 	name := strings.TrimSuffix(path.Base(strings.TrimRight(val(r.Repository), "/")), ".git")
 	into := filepath.Join(folder, cmp.Or(val(r.Directory), name))
@@ -543,7 +547,7 @@ func clone(ctx context.Context, folder string, r *arm.GitRepoVolume) error {
 		return nil
 	}
 	git := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, "git", args...) //nolint:gosec // of who may run containers here
+		cmd := exec.CommandContext(ctx, "git", args...) //nolint:gosec // the caller may run containers here anyway
 		cmd.Env = append(os.Environ(), "GIT_TERMINAL_PROMPT=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(out))
@@ -551,7 +555,7 @@ func clone(ctx context.Context, folder string, r *arm.GitRepoVolume) error {
 		return nil
 	}
 	fresh := folder + ".clone"
-	defer func() { _ = os.RemoveAll(fresh) }() // of one that failed; it is tried again
+	defer func() { _ = os.RemoveAll(fresh) }() // of a clone that failed; it is tried again
 	err := errors.Join(os.RemoveAll(fresh), git("clone", "-q", "--", val(r.Repository), fresh))
 	if err == nil && val(r.Revision) != "" {
 		err = git("-C", fresh, "checkout", "-q", "--detach", val(r.Revision), "--")
@@ -559,10 +563,11 @@ func clone(ctx context.Context, folder string, r *arm.GitRepoVolume) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.MkdirAll(filepath.Dir(into), 0o777), os.Rename(fresh, into)) //nolint:gosec // any user of the container may write
+	return errors.Join(os.MkdirAll(filepath.Dir(into), 0o777), os.Rename(fresh, into)) //nolint:gosec // as in volume
 }
 
-// halt ends a group's life and stops its containers, in the background; then is called under the mutex when all have ended. The mutex is held.
+// halt ends the life of a group and stops its containers, in the background. When all have ended,
+// it calls then under the mutex. The caller holds the mutex.
 func (e *Emulator) halt(g *group, grace time.Duration, then func()) {
 	g.end()
 	done := g.done
@@ -571,7 +576,7 @@ func (e *Emulator) halt(g *group, grace time.Duration, then func()) {
 		<-done
 		ctx := context.WithoutCancel(e.ctx)
 		var stopping sync.WaitGroup
-		e.mu.Lock() // another halt of the group may drop the containers meanwhile
+		e.mu.Lock() // another halt of the group may drop the containers in the meantime
 		for _, b := range boxes {
 			if c := b.c; c != nil {
 				stopping.Go(func() {
@@ -590,7 +595,7 @@ func (e *Emulator) halt(g *group, grace time.Duration, then func()) {
 	})
 }
 
-// drop removes the containers of a group and what it had on disk.
+// drop removes the containers of a group and its files on disk.
 func (e *Emulator) drop(g *group) {
 	for _, b := range g.boxes {
 		if b.c != nil {
@@ -602,12 +607,14 @@ func (e *Emulator) drop(g *group) {
 	}
 	for _, v := range g.asked.Properties.Volumes {
 		if v.AzureFile == nil {
-			_ = os.RemoveAll(filepath.Join(e.o.State, "volumes", e.boxKey(g, val(v.Name)))) // what is left is made anew
+			// Files that remain are made again.
+			_ = os.RemoveAll(filepath.Join(e.o.State, "volumes", e.boxKey(g, val(v.Name))))
 		}
 	}
 }
 
-// view is a group as a GET shows it: no secrets, and, in a list, no instance view.
+// view returns a group as a GET shows it: without secrets, and with the instance view only if
+// whole.
 func (e *Emulator) view(g *group, whole bool) *arm.ContainerGroup {
 	p := *g.asked.Properties
 	out := &arm.ContainerGroup{
@@ -697,7 +704,7 @@ func plainEnv(vars []*arm.EnvironmentVariable) []*arm.EnvironmentVariable {
 	return out
 }
 
-// identity is answered with made-up principals.
+// identity returns an identity with invented principals.
 func identity(i *arm.ContainerGroupIdentity) *arm.ContainerGroupIdentity {
 	if i == nil {
 		return nil

@@ -16,12 +16,13 @@ import (
 	"time"
 )
 
-// Processes is a [Backend] for machines without a container engine: a container is a process of this machine, with the environment of its container
-// and nothing else; images, sizes and volumes are ignored. Its containers end with the emulator.
+// Processes is a [Backend] for machines without a container engine. A container is a process of
+// this machine, with only the environment of its container. Images, sizes and volumes are ignored.
+// Its containers end with the emulator.
 type Processes struct {
-	// Images are those that can be pulled; nil: all.
+	// Images are the images that can be pulled; nil: all.
 	Images []string
-	// Path is the PATH of processes; "" is the emulator's.
+	// Path is the PATH of the processes; "" is the PATH of the emulator.
 	Path string
 }
 
@@ -67,7 +68,7 @@ func (p *Processes) Start(_ context.Context, s Spec) (Container, error) {
 	return c, nil
 }
 
-// find looks a program up in a PATH that is not this process's.
+// find looks up a program in a PATH other than that of this process.
 func find(name, path string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
@@ -88,7 +89,7 @@ type line struct {
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
-	exit Exit // after done
+	exit Exit // valid after done is closed
 
 	mu    sync.Mutex
 	lines []line
@@ -111,8 +112,8 @@ func (c *process) wait(r *os.File) {
 			}
 		}
 	}()
-	_ = c.cmd.Wait()                                      // its state says it
-	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // a container's processes end with its first one
+	_ = c.cmd.Wait()                                      // ProcessState has the result
+	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // the processes of a container end with its first one
 	<-copied
 	_ = r.Close()
 	c.exit.Finished = time.Now()

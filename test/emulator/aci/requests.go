@@ -22,7 +22,7 @@ var (
 	validVar  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 )
 
-// check says what is wrong with a group that is asked for.
+// check returns what is wrong with a requested group.
 func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 	bad := func(code, format string, args ...any) *answer {
 		a := wrong(400, code, format, args...)
@@ -119,7 +119,7 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 	return nil
 }
 
-// checkVariables says what is wrong with the environment variables of a container.
+// checkVariables returns what is wrong with the environment variables of a container.
 func checkVariables(container string, variables []*arm.EnvironmentVariable) *answer {
 	for _, v := range variables {
 		what := ""
@@ -137,7 +137,7 @@ func checkVariables(container string, variables []*arm.EnvironmentVariable) *ans
 	return nil
 }
 
-// overQuota says which quota a new group is over.
+// overQuota returns which quota a new group would exceed.
 func (e *Emulator) overQuota(c call, g arm.ContainerGroup) *answer {
 	groups, cores, spot := e.usage(c.sub, place(val(g.Location)))
 	want, _ := size(g)
@@ -218,7 +218,7 @@ func immutable(a, b arm.ContainerGroup) bool {
 	return ac != bc || am != bm || val(a.Properties.RestartPolicy) != val(b.Properties.RestartPolicy) || val(a.Properties.OSType) != val(b.Properties.OSType)
 }
 
-// accepted answers with a group and how its operation is polled.
+// accepted answers with a group and with how to poll its operation.
 func (e *Emulator) accepted(r *http.Request, g *group, status int) answer {
 	a := answer{status: status, header: http.Header{}, body: e.view(g, true)}
 	kind, header := "operations", "Azure-Asyncoperation"
@@ -248,7 +248,7 @@ func (e *Emulator) operation(_ *http.Request, c call) answer {
 	return answer{status: 200, body: out}
 }
 
-// operationResult is 202 until the operation has ended, and then the group.
+// operationResult answers 202 until the operation has ended, and then with the group.
 func (e *Emulator) operationResult(c call) answer {
 	op := e.ops[c.rest]
 	if op == nil {
@@ -426,7 +426,7 @@ func (e *Emulator) logs(r *http.Request, c call, g *group, faults []Fault) answe
 	return answer{status: 200, body: arm.Logs{Content: &text}}
 }
 
-// Befall has something happen to a running group: evict, maintenance, oom, kill or vanish.
+// Befall does something to a running group: evict, maintenance, oom, kill or vanish.
 func (e *Emulator) Befall(sub, rg, name, what string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
