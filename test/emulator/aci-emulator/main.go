@@ -1,6 +1,7 @@
 //go:build !windows
 
-// Aci-emulator is a stand-in for Azure Container Instances on this machine: container groups become containers of the local Docker engine, or processes.
+// Aci-emulator takes the place of Azure Container Instances on this machine. Container groups
+// become containers of the local Docker engine, or processes.
 package main
 
 import (
@@ -149,7 +150,7 @@ func readJSON(file string, into any) error {
 	return nil
 }
 
-// choose sets what runs containers, and says what that is.
+// choose sets what runs the containers, and returns a description of it.
 func choose(o *aci.Options, backend, network string, scale float64) (string, error) {
 	if backend != "" && backend != "docker" && backend != "process" {
 		return "", fmt.Errorf("%q is none of docker and process", backend)
@@ -174,7 +175,8 @@ func choose(o *aci.Options, backend, network string, scale float64) (string, err
 	return "processes of this machine", nil
 }
 
-// certificate makes a certificate for this machine by an authority that the folder keeps, so that clients need to be told of it once.
+// certificate makes a certificate for this machine. It is signed by an authority that is kept in
+// folder, so clients have to trust that authority only once.
 func certificate(folder, host string) (tls.Certificate, error) {
 	var none tls.Certificate
 	caFile, keyFile := filepath.Join(folder, "ca.pem"), filepath.Join(folder, "ca.key")
