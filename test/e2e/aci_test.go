@@ -25,7 +25,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// azure is an emulator of Azure whose containers are the local engine's, and what it was sent.
+// azure is an Azure emulator whose containers are in the local engine, with a record of what it was
+// sent.
 type azure struct {
 	*aci.Emulator
 	url string
@@ -38,7 +39,7 @@ func (a *azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPut {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			return // whoever asked has gone
+			return // the client has gone
 		}
 		a.mu.Lock()
 		a.puts = append(a.puts, string(body))
@@ -80,7 +81,7 @@ func newAzure(t *testing.T, files string) *azure {
 	return a
 }
 
-// group is the name of the group of a run's attempt; "" if there is none.
+// group returns the name of the group of a run's attempt, or "" if there is none.
 func (a *azure) group(run string, attempt int) string {
 	for _, name := range a.Names() {
 		if strings.HasPrefix(name, fmt.Sprintf("dagster-run-%s-%d-", run, attempt)) {
@@ -90,8 +91,8 @@ func (a *azure) group(run string, attempt int) string {
 	return ""
 }
 
-// The block of the guides for Dagster, beside a stock dagster.yaml, on an emulator of Azure whose containers are real: real workers end as they should,
-// and each end is told in words.
+// The settings that guides for Dagster show, beside a stock dagster.yaml, with an Azure emulator
+// whose containers are real. Real workers end as they should, and the log of each run says how.
 func TestDockerAzure(t *testing.T) {
 	image := testenv.DockerImage(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -174,7 +175,7 @@ launchers:
 	forever := waitsFor(filepath.Join(w.home, "never"))
 	good := launch("light", nil, nil)
 	bad := launch("fails", nil, nil)
-	big := launch("eats", map[string]string{"slipway/memory": "400Mi"}, nil) // more than that
+	big := launch("eats", map[string]string{"slipway/memory": "400Mi"}, nil) // it needs more than that
 	missing := launch("light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
 	canceled := launch("waits", nil, forever.Config)
 	oom := launch("waits", nil, forever.Config)
@@ -255,7 +256,7 @@ launchers:
 	p.stop()
 }
 
-// onlySecure checks that a password was sent as secureValue and in no other place.
+// onlySecure checks that a password was sent only as secureValue.
 func (a *azure) onlySecure(t *testing.T, password string) {
 	t.Helper()
 	a.mu.Lock()
@@ -299,10 +300,12 @@ func (a *azure) onlySecure(t *testing.T, password string) {
 	}
 }
 
-// azurePostgresEnv is the variable with a Postgres server that both this machine and container groups reach.
+// azurePostgresEnv names the environment variable with a Postgres server that this machine and
+// container groups can reach.
 const azurePostgresEnv = "SLIPWAY_TEST_AZURE_PG"
 
-// Real Dagster on a real subscription, or on any emulator of one. What cannot be asked of Azure, as an eviction, has its test on our own emulator alone.
+// Real Dagster with a real subscription, or with any emulator of one. Faults that Azure cannot be
+// asked for, such as an eviction, are tested on our own emulator only.
 func TestRealAzure(t *testing.T) {
 	settings, server := os.Getenv(testenv.AzureEnv), os.Getenv(azurePostgresEnv)
 	if settings == "" || server == "" {
@@ -320,7 +323,7 @@ default: azure
 launchers:
   azure: {kind: aci, python: {"*": python}, allow: {images: ["*"]}, remove: 1s, config: %s}
 `, uuid.NewString()[:8], settings))
-	// Files by the names that they have in the image as well.
+	// The image has files with these names too.
 	servers := map[string]string{}
 	for _, name := range []string{"fates", "containers"} {
 		text, err := os.ReadFile(filepath.Join(testenv.Root(t), "test/fates", name+".py"))
@@ -341,7 +344,7 @@ launchers:
 		}
 		return id
 	}
-	const long = 20 * time.Minute // Azure takes minutes for a pull
+	const long = 20 * time.Minute // a pull on Azure takes minutes
 	good := launch("fates", "light", nil, nil)
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("containers", "eats", map[string]string{"slipway/memory": "500Mi"}, nil)
@@ -370,7 +373,7 @@ launchers:
 		t.Errorf("launchers check --from-target = %v\n%s", err, out)
 	}
 	p.stop()
-	testenv.Eventually(t, long, func() (bool, string) { // no group is left
+	testenv.Eventually(t, long, func() (bool, string) { // until no group is left
 		out, err := w.command("sweep", "azure", "--grace", "0s")
 		if err != nil {
 			t.Errorf("sweep = %v\n%s", err, out)

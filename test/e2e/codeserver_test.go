@@ -19,8 +19,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Without a word in slipway.yaml, runs of a location with a code server of its own are executed by that server, as Dagster's
-// DefaultRunLauncher has it, and the others by processes of this machine.
+// If slipway.yaml does not mention them, code servers execute the runs of their own location, as
+// with Dagster's DefaultRunLauncher. Processes of this machine execute the other runs.
 func TestCodeServers(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	w := newWorld(t, "", "queue: {max_concurrent_runs: 20}\n")
@@ -55,16 +55,17 @@ func TestCodeServers(t *testing.T) {
 	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
 		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
 	}
-	p.stop() // the code server's worker goes on
+	p.stop() // the worker of the code server continues
 	p = w.slipway()
 	w.write("adopted", "")
 	w.ended(2*time.Minute, p, managed, good, bad, crashed, canceled, adopted)
 
-	// The server is started anew: what is launched meanwhile waits for it, and what it executed goes on without it.
+	// The server is restarted. A run that is launched in the meantime waits for it. A run that it
+	// already executed continues without it.
 	orphan := launch("served", "waits", "orphan")
 	w.status(p, orphan, dagster.Started)
 	p.stop()
-	waiting := launch("served", "light", "") // while the server is there, which the webserver asks about it
+	waiting := launch("served", "light", "") // while the server is there, because the webserver asks it about the job
 	first.killOne()
 	p = w.slipway()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
@@ -102,9 +103,10 @@ func TestCodeServers(t *testing.T) {
 	}
 }
 
-// A code server that is down, and one that hangs, hold up nobody but their own runs, under a limit of which these alone would take all. They
-// wait in the queue, where they can be canceled, their logs say for what, and they go when the server is back. Status, doctor and
-// metrics name it.
+// One code server is down and one hangs. They hold up only their own runs, although these runs
+// alone would fill the limit. Their runs wait in the queue, where they can be canceled, and their
+// logs say what they wait for. They are launched when the server is back. Status, doctor and
+// metrics name the server.
 func TestCodeServersFailOneByOne(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -175,7 +177,7 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 	}
 	text, _ = w.command("status")
 	sees("status", text, "code-server at "+servers["down"], "sick since ")
-	text, _ = w.command("doctor") // whose exit code says that something must be done
+	text, _ = w.command("doctor") // its exit code says that something must be done
 	sees("doctor", text, "launcher code-server at "+servers["down"]+" is sick since ", "launcher code-server at "+servers["hung"])
 	if strings.Contains(text, "launcher code-server: nothing was found against it") {
 		t.Errorf("doctor found nothing against a launcher that is sick:\n%s", text)

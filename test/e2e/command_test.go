@@ -41,7 +41,7 @@ func (w *world) create() {
 	}
 }
 
-// cli runs a command of the built program and decodes its JSON.
+// cli runs a command of the built program and decodes its JSON output.
 func (w *world) cli(into any, args ...string) {
 	w.t.Helper()
 	out, err := exec.Command(testenv.Build(w.t, "slipway"), append([]string{"--home", w.home, "--json"}, args...)...).Output()
@@ -67,8 +67,9 @@ const etlSteps = `{steps: {
   flaky: {command: [sh, -c, "test $DAGSTER_STEP_ATTEMPT = 2"], retries: 1, needs: [extract]},
   load: {command: [sh, -c, "echo $MODE"], env: {MODE: full}, needs: [flaky]}}}`
 
-// A storage that Slipway made, with runs that it added and its own worker executed, is Dagster's own: its pages show them without
-// error, its live log has our events, and it goes on to launch runs there.
+// Slipway makes a storage, adds runs to it, and executes them with its own worker. Dagster treats
+// it as its own: its pages show the runs without error, its live log has our events, and it
+// launches further runs there.
 func TestDagsterReadsWhatWeWrote(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
@@ -96,7 +97,7 @@ func TestDagsterReadsWhatWeWrote(t *testing.T) {
 				seen <- m
 			}
 		})
-		await(t, seen, "STEP_START") // the webserver follows the log from here
+		await(t, seen, "STEP_START") // from here the webserver follows the log
 		w.write("go", "")
 		await(t, seen, "RUN_SUCCESS")
 		stop()
@@ -144,7 +145,7 @@ func TestDagsterReadsWhatWeWrote(t *testing.T) {
 	})
 }
 
-// await takes messages until one begins with a text.
+// await reads messages until one begins with prefix.
 func await(t *testing.T, seen <-chan string, prefix string) {
 	t.Helper()
 	deadline := time.After(time.Minute)
@@ -164,7 +165,7 @@ func await(t *testing.T, seen <-chan string, prefix string) {
 	}
 }
 
-// Two workers of one launch row, started at the same moment: one executes, the other leaves.
+// Two workers of one launch row start at the same moment. One executes, the other leaves.
 func TestGateLetsOneWorkerPass(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")

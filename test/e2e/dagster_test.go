@@ -18,7 +18,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// realStorages runs a test on the storages that real Dagster makes itself: "" is SQLite in the home.
+// realStorages runs a test on the storages that real Dagster makes itself. The location "" is
+// SQLite in the home.
 func realStorages(t *testing.T, f func(t *testing.T, location string)) {
 	t.Parallel()
 	testenv.DagsterBin(t)
@@ -26,8 +27,8 @@ func realStorages(t *testing.T, f func(t *testing.T, location string)) {
 	t.Run("postgres", func(t *testing.T) { onPostgres(t, f) })
 }
 
-// halves is realStorages for a test that costs much processor time, most of it Dagster's own: make test runs it on SQLite,
-// make test-faults on Postgres.
+// halves is realStorages for a test that needs much processor time, most of it for Dagster itself:
+// make test runs it on SQLite, make test-faults on Postgres.
 func halves(t *testing.T, f func(t *testing.T, location string)) {
 	t.Parallel()
 	testenv.DagsterBin(t)
@@ -53,8 +54,8 @@ func onPostgres(t *testing.T, f func(t *testing.T, location string)) {
 
 const maxAtOnce = 8
 
-// queuedRuns is how many runs are queued at once. Each costs seconds of a processor, most of it Dagster's own start, so that only the long form,
-// which CI runs by itself, has 50.
+// queuedRuns returns how many runs are queued at once. Each run needs seconds of a processor, most
+// of it for the start of Dagster. So only the long form, which CI runs separately, has 50.
 func queuedRuns() int {
 	if os.Getenv("SLIPWAY_SOAK") == "" {
 		return 8
@@ -62,8 +63,8 @@ func queuedRuns() int {
 	return 50
 }
 
-// Runs that are launched in Dagster's own UI end as they should, with nothing of ours in Python and the stock
-// dagster-daemon parked beside.
+// Runs that are launched in Dagster's own UI end as they should. Their Python has no code of ours,
+// and the stock dagster-daemon runs beside, parked.
 func TestLaunchRunInDagstersUI(t *testing.T) {
 	realStorages(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, fmt.Sprintf("queue: {max_concurrent_runs: %d}\n", maxAtOnce))
@@ -117,7 +118,7 @@ func TestLaunchRunInDagstersUI(t *testing.T) {
 	})
 }
 
-// endedWell checks one run's end, and that it was started once.
+// endedWell checks that a run ended as wanted and was started once.
 func (w *world) endedWell(id, job string, want dagster.Status) {
 	w.t.Helper()
 	r := w.run(id)
@@ -142,7 +143,7 @@ func (w *world) endedWell(id, job string, want dagster.Status) {
 	}
 }
 
-// story is a run's log for messages.
+// story returns the log of a run, for messages.
 func (w *world) story(id string) string {
 	var b strings.Builder
 	for _, e := range w.events(id) {
@@ -151,7 +152,7 @@ func (w *world) story(id string) string {
 	return b.String()
 }
 
-// atOnce is how many runs were between claim and end at one moment, at most.
+// atOnce returns how many runs at most were between claim and end at the same moment.
 func (w *world) atOnce(ids []string) int {
 	w.t.Helper()
 	type edge struct {
@@ -172,7 +173,7 @@ func (w *world) atOnce(ids []string) int {
 	return peak
 }
 
-// diedInWords checks that a dead worker's run says how it died.
+// diedInWords checks that the log of a dead worker's run says how the worker died.
 func (w *world) diedInWords(id string) {
 	w.t.Helper()
 	failure := w.events(id, dagster.RunFailure)
@@ -184,7 +185,7 @@ func (w *world) diedInWords(id string) {
 	}
 }
 
-// readable asks what Dagster's pages ask, for every run.
+// readable requests for every run what Dagster's pages request.
 func readable(t *testing.T, server *webserver.Server, ids []string, want func(int) dagster.Status) {
 	t.Helper()
 	runs, err := server.Runs(t.Context(), 100)
@@ -229,7 +230,7 @@ func readable(t *testing.T, server *webserver.Server, ids []string, want func(in
 	}
 }
 
-// noErrors checks that the stock daemon lived through it and complained of nothing.
+// noErrors checks that the stock daemon is still running and logged no errors.
 func noErrors(t *testing.T, stock *process) {
 	t.Helper()
 	select {
@@ -242,8 +243,8 @@ func noErrors(t *testing.T, stock *process) {
 	}
 }
 
-// A run is terminated in the UI although Dagster's own launcher knows nothing of its worker: the status
-// CANCELING is seen in storage.
+// A run is terminated in the UI although Dagster's own launcher does not know its worker: Slipway
+// sees the status CANCELING in storage.
 func TestCancelInDagstersUI(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "")
@@ -267,7 +268,7 @@ func TestCancelInDagstersUI(t *testing.T) {
 	})
 }
 
-// noPasswordInProcessList looks at the arguments of the workers, as any user of the machine can.
+// noPasswordInProcessList examines the arguments of the workers, as any user of the machine can.
 func noPasswordInProcessList(t *testing.T, location string) {
 	t.Helper()
 	u, err := url.Parse(location)
@@ -314,7 +315,7 @@ func (w *world) status(p *process, id string, want dagster.Status) {
 	})
 }
 
-// A worker of Dagster's outlives a restart of the daemon and its end is seen by the next one.
+// A worker of Dagster's survives a restart of the daemon, and the next daemon sees its end.
 func TestWorkerOutlivesRestart(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
@@ -349,15 +350,15 @@ with DagsterInstance.get() as instance:
     defs.resolve_job_def("waits").execute_in_process(run_config=config, instance=instance)
 `
 
-// Runs that Slipway did not claim are left alone, whatever becomes of them: one that a Python process executes itself,
-// and one of Dagster's own DefaultRunLauncher.
+// Runs that Slipway did not claim are left alone, whatever happens to them: one that a Python
+// process executes itself, and one of Dagster's own DefaultRunLauncher.
 func TestForeignRunsAreLeftAlone(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "queue: {max_concurrent_runs: 4}\n")
 		server := w.webserver("test/fates/fates.py")
 		file := filepath.Join(w.home, "go")
 
-		// A second webserver on the same storage whose coordinator launches at once.
+		// A second webserver on the same storage, with a coordinator that launches at once.
 		other := &world{t: t, home: t.TempDir(), location: w.location}
 		storageYAML := fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.location)
 		if location != "" {
@@ -409,9 +410,10 @@ func TestForeignRunsAreLeftAlone(t *testing.T) {
 	})
 }
 
-// A dagster-daemon that no file of ours parks is watched. While it dequeues nothing is claimed, everybody who asks is told, and its runs
-// go on. When it is replaced by one that leaves runs alone, runs are claimed again. That one reads a folder of its own; the webserver and
-// Slipway keep their dagster.yaml, with the true limits.
+// Slipway watches a dagster-daemon that none of our files parks. While that daemon dequeues,
+// Slipway claims nothing, status and log say so, and the runs of the daemon continue. When a daemon
+// replaces it that leaves runs alone, Slipway claims runs again. The new daemon reads a separate
+// folder. The webserver and Slipway keep their dagster.yaml with the true limits.
 func TestStockDequeuer(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -463,7 +465,7 @@ func TestStockDequeuer(t *testing.T) {
 	}
 	p.stop()
 
-	again := w.slipway() // which takes the one that is running for parked once it has left a run alone
+	again := w.slipway() // dagster-daemon counts as parked once it has left a run alone
 	again.says("waiting to see whether dagster-daemon dequeues runs")
 	id, err := server.Launch(t.Context(), job)
 	if err != nil {
@@ -472,7 +474,7 @@ func TestStockDequeuer(t *testing.T) {
 	again.says("it is parked; runs are claimed")
 	w.ended(2*time.Minute, again, id)
 	again.stop()
-	last := w.slipway() // and so does the next one, without waiting
+	last := w.slipway() // so does the next one, without waiting
 	last.says("msg=leading")
 	if id, err = server.Launch(t.Context(), job); err != nil {
 		t.Fatal(err)

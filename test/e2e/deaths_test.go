@@ -15,15 +15,16 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// A run whose worker is killed in the middle goes on with another worker of Dagster's: resumed, it waits for the step that was under way, and no step runs
-// twice; begun anew, all run again.
+// A run whose worker is killed in the middle continues with another worker of Dagster's. If it is
+// resumed, it waits for the step that was being executed, and no step runs twice. If it begins
+// again, all steps run again.
 func TestDeadWorkersAreReplaced(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
 	for name, c := range map[string]struct {
 		monitoring   string
 		job, second  string
-		starts, runs int // PIPELINE_START, and of the first step
+		starts, runs int // PIPELINE_START events, and runs of the first step
 	}{
 		"resumed":    {"max_resume_run_attempts: 1", "dies_in_the_middle", "second_step", 1, 1},
 		"begun anew": {"deaths: [{causes: [exit], started: again}]", "dies_once", "once", 2, 2},
@@ -57,7 +58,8 @@ func TestDeadWorkersAreReplaced(t *testing.T) {
 	}
 }
 
-// Workers end whose runs are ended without them: marked as canceled by force, deleted, and those of a backfill that dagster-daemon cancels.
+// Workers end if their runs are ended without them: marked as canceled by force, deleted, or
+// canceled by dagster-daemon as part of a backfill.
 func TestStoppedFromEverywhere(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -132,8 +134,8 @@ func TestStoppedFromEverywhere(t *testing.T) {
 	p.stop()
 }
 
-// workersOf counts the supervisors of a run's workers, which end with them and are named after
-// them.
+// workersOf counts the supervisors of a run's workers. A supervisor ends with its worker and is
+// named after it.
 func workersOf(t *testing.T, run string) (n int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")

@@ -20,7 +20,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// dockerWorld is an instance on Postgres with a launcher "docker", whose workers see the test's files. More is further launchers, and routes.
+// dockerWorld returns an instance on Postgres with a launcher "docker", whose workers see the files
+// of the test. more has further launchers, and routes.
 func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
 	t.Helper()
 	image = testenv.DockerImage(t)
@@ -28,7 +29,8 @@ func dockerWorld(t *testing.T, more string) (w *world, instance, image string) {
 	testenv.DagsterBin(t)
 	location := testenv.Postgres(t)
 	w = newWorld(t, location, "")
-	w.env = []string{"E2E_PG_URL=" + strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)} // the workers have it by env_vars
+	// The workers get it through env_vars.
+	w.env = []string{"E2E_PG_URL=" + strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1)}
 	instance = "e2e-" + uuid.NewString()[:8]
 	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: {env: E2E_PG_URL}}}\n")
 	fates := filepath.Join(testenv.Root(t), "test", "fates")
@@ -52,7 +54,7 @@ launchers:
 	return w, instance, image
 }
 
-// docker runs a command on this machine that is about the engine.
+// docker runs a command on this machine that concerns the engine.
 func docker(t *testing.T, command ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(context.Background(), command[0], command[1:]...).CombinedOutput()
@@ -62,7 +64,7 @@ func docker(t *testing.T, command ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// says is the text of a run's events, with their metadata and errors.
+// says returns the text of a run's events, with their metadata and errors.
 func (w *world) says(id string) string {
 	var b strings.Builder
 	for _, e := range w.events(id) {
@@ -71,7 +73,7 @@ func (w *world) says(id string) string {
 	return b.String()
 }
 
-// Real workers of Dagster in containers end as they should, and each end is told in words.
+// Real workers of Dagster in containers end as they should, and the log of each run says how.
 func TestDockerFates(t *testing.T) {
 	w, _, image := dockerWorld(t, "")
 	address, _ := w.codeServer("containers")
@@ -106,7 +108,7 @@ func TestDockerFates(t *testing.T) {
 	}
 	docker(t, "docker", "kill", "--signal", "KILL", "dagster-run-"+killed+"-1")
 	w.ended(3*time.Minute, p, good, bad, big, missing, steps, canceled, killed)
-	p.stop() // a worker goes on while no daemon is there
+	p.stop() // a worker continues while there is no daemon
 	w.write("released", "")
 	p = w.slipway()
 	w.ended(time.Minute, p, restarted)
@@ -154,8 +156,8 @@ func TestDockerFates(t *testing.T) {
 	noErrors(t, stock)
 }
 
-// One instance has three launchers at once: processes, containers and a plug-in, the example of examples/spool. Each of 60 runs goes where its
-// rule says, is there and nowhere else, and explain says why.
+// One instance has three launchers at once: processes, containers and a plug-in, the one in
+// examples/spool. Each of 60 runs goes where its rule says and nowhere else, and explain says why.
 func TestThreeLaunchers(t *testing.T) {
 	const each = 20
 	image := testenv.DockerImage(t)
@@ -232,8 +234,9 @@ routes:
 	p.stop()
 }
 
-// Runs that Dagster's own DockerRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI, one is
-// killed and fails with its cause, one in flight is handed back to the stock daemon.
+// The stock daemon launches runs with Dagster's own DockerRunLauncher, and Slipway adopts them. One
+// ends well, one is canceled in the UI, one is killed and fails with its cause, and one in flight
+// is handed back to the stock daemon.
 func TestDockerTakeOver(t *testing.T) {
 	w, _, image := dockerWorld(t, "")
 	fates := filepath.Join(testenv.Root(t), "test", "fates")
@@ -245,7 +248,8 @@ run_launcher:
 `, image, fates, w.home)
 	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
 	w.write("dagster.yaml", unparked)
-	address, _ := w.codeServer("fates") // whose interpreter is the image's, as a deployment has it
+	// Its interpreter is that of the image, as in a deployment.
+	address, _ := w.codeServer("fates")
 	server := w.serves(webserver.Options{Servers: map[string]string{"fates": address}})
 	daemon := func() *process {
 		return w.stockDaemon()
@@ -296,7 +300,8 @@ run_launcher:
 	noErrors(t, stock)
 }
 
-// Runs with options that the engine refuses fail at once, in its words, and the runs behind them are launched as if they were not there.
+// Runs with options that the engine refuses fail at once, in the words of the engine. The runs
+// behind them are launched as if they did not exist.
 func TestDockerBadRunsHoldUpNobody(t *testing.T) {
 	kinds := []struct{ kwargs, says string }{
 		{"user: nobody2", "nobody2"},
@@ -344,7 +349,7 @@ func TestDockerBadRunsHoldUpNobody(t *testing.T) {
 	p.stop()
 }
 
-// A container that a killed daemon has made and not started is started by the next one.
+// The next daemon starts a container that a killed daemon has created but not started.
 func TestDockerMadeAndNotStarted(t *testing.T) {
 	w, _, _ := dockerWorld(t, "")
 	server := w.webserver("test/fates/fates.py")

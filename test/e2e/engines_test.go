@@ -21,12 +21,12 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// engine stands in for a Docker engine. It keeps containers, and runs nothing in them.
+// engine is a fake Docker engine. It keeps containers, but runs nothing in them.
 type engine struct {
 	t      *testing.T
 	id     string
 	server *httptest.Server
-	died   chan string // names of containers, for whoever follows the events
+	died   chan string // names of containers, for clients that follow the events
 
 	mu         sync.Mutex
 	away       bool
@@ -46,7 +46,7 @@ func newEngine(t *testing.T, id string) *engine {
 	return e
 }
 
-// settings are those of an instance whose launcher uses the engine.
+// settings returns the settings of an instance whose launcher uses the engine.
 func (e *engine) settings() string {
 	return fmt.Sprintf(`default: docker
 launchers: {docker: {kind: docker, settle: 2s, config: {host: "tcp://%s", image: image}}}
@@ -153,9 +153,10 @@ func (e *engine) answer(path string, r *http.Request) (status int, body any) {
 	return http.StatusOK, map[string]any{"Id": name, "Name": "/" + name, "State": state, "Config": map[string]any{"Labels": c.labels}}
 }
 
-// Two daemons on two hosts, each with its own Docker engine. The engine of the second one is down at its start. When it answers, it does not
-// know the worker of the first one: the run is left as it is, and neither failed nor doubled. A daemon that reaches the first engine by
-// another address looks after the run.
+// Two daemons on two hosts, each with its own Docker engine. The engine of the second daemon is
+// down when that starts. When the engine answers, it does not know the worker of the first daemon.
+// The run is left alone: it does not fail and gets no second worker. A daemon that reaches the
+// first engine by another address continues with the run.
 func TestTwoEngines(t *testing.T) {
 	testenv.Beside(t, testenv.Leads)
 	d := storagetest.NewPostgres(t)
@@ -180,7 +181,7 @@ func TestTwoEngines(t *testing.T) {
 	if err := d.Event(dagster.NewEvent(a.run(id).Run, dagster.RunCanceling, time.Now(), "")); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the time to settle
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the settle time
 		return strings.Contains(a.story(id), "could not be asked to stop"), "the run's log does not say why it goes on:\n" + second.output()
 	})
 	other := enqueueGo(t, d, 1, "true")[0]

@@ -25,19 +25,19 @@ type server struct {
 	dir, addr string
 }
 
-// pg runs a program of Postgres as the user whom it allows.
+// pg runs a program of Postgres as a user that Postgres accepts.
 func pg(t *testing.T, dir, program string, args ...string) {
 	t.Helper()
 	command := append(strings.Fields(os.Getenv("SLIPWAY_TEST_PG_RUN")), append([]string{filepath.Join(os.Getenv("SLIPWAY_TEST_PG_BIN"), program)}, args...)...)
 	cmd := exec.Command(command[0], command[1:]...) //nolint:gosec // what hack/with-postgres names
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		log, _ := os.ReadFile(filepath.Join(dir, "log")) // only for the message
+		log, _ := os.ReadFile(filepath.Join(dir, "log")) // for the message only
 		t.Fatalf("%s %s: %v\n%s\n%s", program, args, err, out, log)
 	}
 }
 
-// start starts it on a free port, with settings besides those of its folder.
+// start starts the server on a free port, with settings in addition to those of its folder.
 func (s *server) start(settings string) {
 	s.t.Helper()
 	s.addr = testenv.FreeAddress(s.t)
@@ -58,10 +58,10 @@ func (s *server) ctl(args ...string) {
 	pg(s.t, s.dir, "pg_ctl", append([]string{"-D", filepath.Join(s.dir, "data")}, args...)...)
 }
 
-// newServer has a folder that the user of Postgres owns.
+// newServer returns a server whose folder belongs to the user of Postgres.
 func newServer(t *testing.T) *server {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "slipway-pg-") // t.TempDir is in a folder that only this user enters
+	dir, err := os.MkdirTemp("", "slipway-pg-") // t.TempDir is in a folder that only this user can enter
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,8 @@ func newServer(t *testing.T) *server {
 	return &server{t: t, dir: dir}
 }
 
-// The server dies, its standby is promoted, and the address leads there: what was committed stands, and runs in flight, queued ones and their workers go on.
+// The server dies, its standby is promoted, and the address leads to the standby. Everything that
+// was committed is kept. Queued runs, runs in flight and their workers continue.
 func TestPostgresFailsOver(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Postgres(t)
@@ -110,8 +111,8 @@ func TestPostgresFailsOver(t *testing.T) {
 	for _, id := range running {
 		w.status(daemon, id, dagster.Started)
 	}
-	moving := enqueueGo(t, d, 40, "sleep 0.2") // some queued, some begun, when it dies
-	time.Sleep(300 * time.Millisecond)         // any moment will do
+	moving := enqueueGo(t, d, 40, "sleep 0.2") // some queued, some started, when the server dies
+	time.Sleep(300 * time.Millisecond)         // any moment is fine
 	primary.ctl("-m", "immediate", "-w", "stop")
 	w.write("go", "") // their workers end while there is no storage
 	standby.ctl("-w", "promote")

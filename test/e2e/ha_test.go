@@ -23,8 +23,9 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// A leader that is stopped between any two steps for longer than its lease, and goes on when a standby has taken over and done its work: it
-// commits nothing any more, and what it had begun on the target leaves one worker.
+// A leader is stopped between any two steps for longer than its lease. It continues when a standby
+// has taken over and done its work. It commits nothing any more, and what it had begun on the
+// target leaves one worker.
 func TestStoppedAtEveryFailpoint(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
@@ -37,11 +38,13 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				ids, attempts, want := w.fated(d, point)
 				old := w.armed("stop " + point)
 				old.sleeps()
-				// What the old one is about to start nobody else starts: the launcher's lock is held.
+				// No other daemon starts what the old one is about to start, because the lock of
+				// the launcher is held.
 				starting := point == failpoint.LaunchBefore || point == failpoint.LaunchDir || point == failpoint.LaunchSpawned
 				old.letsGo(func() bool {
 					writing := !d.Postgres() && old.locks("POSIX", filepath.Join(d.Location, "history"))
-					return writing || !starting && old.locks("FLOCK", filepath.Join(w.home, "slipway", "process")) // of another of the runs
+					// The FLOCK may be that of another of the runs.
+					return writing || !starting && old.locks("FLOCK", filepath.Join(w.home, "slipway", "process"))
 				})
 				young := w.slipway()
 				young.says("msg=leading")
@@ -61,8 +64,8 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				w.ended(time.Minute, young, append(last, ids...)...)
 				old.stop()
 				young.stop()
-				// On a busy machine the young one may lose its lead, to the old one as well: with a new epoch.
-				// What the next leader then writes is no fault.
+				// On a busy machine the young daemon may lose its lead, even to the old one, but
+				// with a new epoch. It is no fault if the next leader then writes.
 				leads := w.leader(d)
 				if leads != leader && epochOf(t, leads) <= epochOf(t, leader) {
 					t.Errorf("the leader is %s, was %s", leads, leader)
@@ -80,7 +83,7 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 	}
 }
 
-// sleeps waits until a process is stopped.
+// sleeps waits until the process is stopped.
 func (p *process) sleeps() {
 	p.t.Helper()
 	testenv.Eventually(p.t, time.Minute, func() (bool, string) {
@@ -90,20 +93,23 @@ func (p *process) sleeps() {
 	})
 }
 
-// letsGo lets a stopped process go on for a moment as long as it holds a lock: of a SQLite file, where until it lets go nobody can write, Dagster
-// included, and no other daemon can lead; or of a worker that it is about to start.
+// letsGo lets a stopped process continue for short moments while it holds a lock. It may be the
+// lock of a SQLite file: until that is released no other process can write, not even Dagster, and
+// no other daemon can lead. Or it is the lock of a worker that the process is about to start.
 func (p *process) letsGo(holds func() bool) {
 	p.t.Helper()
 	for holds() {
 		_ = p.cmd.Process.Signal(syscall.SIGCONT)
-		time.Sleep(rand.N(3 * time.Millisecond)) // any moment will do
+		time.Sleep(rand.N(3 * time.Millisecond)) // any moment is fine
 		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
 		p.sleeps()
 	}
 }
 
-// locks says whether the process alone holds a lock of a kind, POSIX as SQLite's or FLOCK, of a file or folder below a folder. It asks the kernel, which
-// knows at once: whoever opens a SQLite file that is locked in an unlucky moment, workers too, is refused after 10 s ("locking protocol").
+// locks reports whether the process holds an exclusive lock on a file or folder below folder. kind
+// is POSIX, as SQLite uses, or FLOCK. It asks the kernel, because that answers at once. Time
+// matters: a process, even a worker, that opens a locked SQLite file at the wrong moment is refused
+// after 10 s ("locking protocol").
 func (p *process) locks(kind, folder string) bool {
 	p.t.Helper()
 	table, err := os.ReadFile("/proc/locks")
@@ -138,7 +144,7 @@ func (p *process) locks(kind, folder string) bool {
 	return found
 }
 
-// epochOf reads the epoch of a leader row.
+// epochOf returns the epoch in a leader row.
 func epochOf(t *testing.T, leader string) int {
 	t.Helper()
 	text, _, _ := strings.Cut(leader, " ")
@@ -149,7 +155,7 @@ func epochOf(t *testing.T, leader string) int {
 	return epoch
 }
 
-// leader is the leader row.
+// leader returns the leader row.
 func (w *world) leader(d *storagetest.Dagster) string {
 	w.t.Helper()
 	text, err := d.Text("SELECT value FROM kvs WHERE key = ?", storage.LeaderKey)
@@ -159,7 +165,7 @@ func (w *world) leader(d *storagetest.Dagster) string {
 	return text
 }
 
-// rows is everything that stands about runs, with the epoch of each launch row.
+// rows returns everything that is stored about runs, with the epoch of each launch row.
 func (w *world) rows(d *storagetest.Dagster, ids ...string) string {
 	w.t.Helper()
 	var b strings.Builder
@@ -173,12 +179,13 @@ func (w *world) rows(d *storagetest.Dagster, ids ...string) string {
 	return b.String()
 }
 
-// A standby leads within 3 s of the leader's death, and within a second after the lease of one has ended that cannot reach the storage any more; what was in flight
-// is adopted, and no worker notices.
+// A standby leads within 3 s after the leader has died. If instead the leader cannot reach the
+// storage any more, a standby leads within a second after the leader's lease has ended. Runs in
+// flight are adopted, and no worker notices.
 func TestTakeOver(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
-	const most = 30 * time.Second // ten times what it takes at most: a machine may be slow
+	const most = 30 * time.Second // ten times the maximum, because a machine may be slow
 	for name, s := range storages() {
 		t.Run(name, func(t *testing.T) {
 			testenv.Beside(t, testenv.Leads)
@@ -208,7 +215,8 @@ func TestTakeOver(t *testing.T) {
 			if since := time.Since(at); since > most {
 				t.Errorf("the standby led %s after the leader was killed", since)
 			}
-			if p != nil { // the third one reaches the storage through a proxy that then swallows everything
+			// The third daemon reaches the storage through a proxy, which then swallows everything.
+			if p != nil {
 				second.stop()
 				u, err := url.Parse(d.Location)
 				if err != nil {
@@ -235,7 +243,7 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
-// A standby whose question about the lease was lost asks again: it leads when it has to.
+// A standby whose request for the lease was lost asks again, so it leads when that is necessary.
 func TestStandbyAsksAgain(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Light)
@@ -253,7 +261,7 @@ func TestStandbyAsksAgain(t *testing.T) {
 	standby := w.slipway()
 	standby.says("standing by")
 	p.Swallow(true)
-	time.Sleep(3 * time.Second / 2) // it asks each half second
+	time.Sleep(3 * time.Second / 2) // it asks every half second
 	p.Swallow(false)
 	leader.killOne()
 	standby.says("msg=leading")

@@ -22,7 +22,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// lightWorld is an instance whose workers are light ones, with a writer that enqueues runs for them.
+// lightWorld returns an instance with light workers. Runs for them are enqueued through d.
 func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	self, err := os.Executable()
 	if err != nil {
@@ -30,7 +30,7 @@ func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	}
 	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nweb: {listen: 'off'}\ncrash_loop: {deaths: 0}\n", self))
 	w.env = []string{storagetest.LightStorage + "=" + d.Location}
-	if !d.Postgres() { // real Dagster's queued runs are not for light workers
+	if !d.Postgres() { // the queued runs of real Dagster are not for light workers
 		if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
 			t.Fatal(err)
 		}
@@ -38,8 +38,8 @@ func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	return w
 }
 
-// storages are the two kinds, each with how many random kills it gets: a daemon on Postgres takes over only when the
-// lease of the killed one has ended, 2 s later.
+// storages returns the two kinds of storage, each with its number of random kills. It is smaller on
+// Postgres, where a daemon takes over only when the lease of the killed one has ended, 2 s later.
 func storages() map[string]struct {
 	make  func(testing.TB) *storagetest.Dagster
 	kills int
@@ -51,7 +51,7 @@ func storages() map[string]struct {
 	return map[string]s{"sqlite": {storagetest.NewSQLite, 35}, "postgres": {storagetest.NewPostgres, 15}}
 }
 
-// enqueueGo puts n runs of command jobs into the queue, whose workers are slipway's own.
+// enqueueGo puts n runs of command jobs into the queue. Slipway's own workers execute them.
 func enqueueGo(t *testing.T, d *storagetest.Dagster, n int, script string) []string {
 	t.Helper()
 	var ids []string
@@ -80,14 +80,14 @@ func enqueue(t *testing.T, d *storagetest.Dagster, n int, tags map[string]string
 	return ids
 }
 
-// exactlyOnce fails the test unless every run has ended as it should, with one start, one launch row and one end. A
-// run that ended while no daemon led need not have a handle row.
+// exactlyOnce fails the test unless every run has ended as wanted, with one start, one launch row
+// and one end. A run that ended while no daemon led need not have a handle row.
 func (w *world) exactlyOnce(want dagster.Status, ids ...string) {
 	w.t.Helper()
 	w.exactly(1, want, ids...)
 }
 
-// exactly is exactlyOnce for runs of which all workers but the last one of so many attempts died.
+// exactly is exactlyOnce for runs with attempts workers, of which all but the last one died.
 func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 	w.t.Helper()
 	end := map[dagster.Status]dagster.EventType{dagster.Success: dagster.RunSuccess, dagster.Failure: dagster.RunFailure}[want]
@@ -105,7 +105,7 @@ func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 			}
 		}
 		if s, ok := w.open().(*sqlite.Store); ok {
-			// A worker commits the end of its run first, and then writes it to index.db.
+			// A worker first commits the end of its run, and then writes it to index.db.
 			testenv.Eventually(w.t, time.Minute, func() (bool, string) {
 				index, err := s.Mirrored(w.t.Context(), id)
 				want := 3*attempts + 1
@@ -116,7 +116,8 @@ func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 	}
 }
 
-// fated enqueues runs that pass a failpoint, with how many attempts they take and how they end.
+// fated enqueues runs that reach a failpoint. It returns how many attempts they take and how they
+// end.
 func (w *world) fated(d *storagetest.Dagster, point failpoint.Point) (ids []string, attempts int, want dagster.Status) {
 	w.t.Helper()
 	policy := "monitoring: {deaths: []}\n"
@@ -155,7 +156,9 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 				ids, attempts, want := w.fated(d, point)
 				w.armed(point).killed()
 				p := w.slipway()
-				p.says("msg=leading") // the runs may have ended without it, and until then a signal ends it as any program
+				// The runs may have ended without the daemon. Until it leads, a signal ends it like
+				// any other program.
+				p.says("msg=leading")
 				w.ended(time.Minute, p, ids...)
 				p.stop()
 				w.exactly(attempts, want, ids...)
@@ -188,7 +191,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 				bad = append(bad, enqueue(t, d, 1, map[string]string{"fate": "die"})...)
 				bad = append(bad, enqueueGo(t, d, 1, "kill -9 $PPID")...)
 				good = append(good, enqueue(t, d, 1, nil)...)
-				time.Sleep(rand.N(120 * time.Millisecond)) // the random moment
+				time.Sleep(rand.N(120 * time.Millisecond)) // a random moment
 				p.kill()
 			}
 			p := w.slipway()
@@ -218,7 +221,7 @@ func TestKilledWithDagstersWorkers(t *testing.T) {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)
-		time.Sleep(rand.N(3 * time.Second)) // the random moment
+		time.Sleep(rand.N(3 * time.Second)) // a random moment
 		p.kill()
 	}
 	p := w.slipway()
@@ -228,7 +231,7 @@ func TestKilledWithDagstersWorkers(t *testing.T) {
 	w.exactlyOnce(dagster.Success, ids...)
 }
 
-// A second daemon stands by and takes over; both together launch every run once.
+// A second daemon is a standby and takes over. Together the two launch every run once.
 func TestStandbyTakesOver(t *testing.T) {
 	t.Parallel()
 	for name, s := range storages() {
@@ -253,7 +256,8 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 }
 
-// A launch row that another instance, or nobody, wrote is not ours: its run is never touched, whereas one that stands just so for ours is given a new worker.
+// A run whose launch row another instance wrote, or that has none, is not ours and is never
+// touched. A run with the same row from our instance gets a new worker.
 func TestForeignLaunchRowsAreLeftAlone(t *testing.T) {
 	testenv.Beside(t, testenv.Light)
 	d := storagetest.NewSQLite(t)

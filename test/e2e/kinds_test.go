@@ -15,8 +15,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Every way in which runs come about in Dagster: partitions in a pool, tag limits, a retry by dagster-daemon, re-execution,
-// tags that somebody forged, and cancelled while they waited.
+// All the ways in which Dagster creates runs: partitions in a pool, tag limits, a retry by
+// dagster-daemon, re-execution, forged tags, and a run that is canceled while it waits.
 func TestRunsOfEveryKind(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
 		w := newWorld(t, location, "queue: {max_concurrent_runs: 8, tag_concurrency_limits: [{key: db, value: main, limit: 1}, {key: hold, limit: 0}]}\n")
@@ -33,7 +33,8 @@ func TestRunsOfEveryKind(t *testing.T) {
 			return id
 		}
 		db := storagetest.Open(t, w.location)
-		testenv.Eventually(t, time.Minute, func() (bool, string) { // events before its first look are not for it
+		// It ignores events from before its first look.
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			cursor, err := db.Text("SELECT value FROM kvs WHERE key = 'EVENT_LOG_CONSUMER_CURSOR-PIPELINE_FAILURE'")
 			return cursor != "", fmt.Sprint("dagster-daemon has not begun to look for runs to retry: ", err, stock.output())
 		})
@@ -89,7 +90,7 @@ func TestRunsOfEveryKind(t *testing.T) {
 			t.Errorf("the run that was canceled in the queue is %s, launch row %v", r.Status, r.Launch)
 		}
 		p.stop()
-		born, err := server.Reexecute(t.Context(), dies) // and nobody claims it
+		born, err := server.Reexecute(t.Context(), dies) // and no daemon claims it
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +101,7 @@ func TestRunsOfEveryKind(t *testing.T) {
 	})
 }
 
-// retried checks the run that the real dagster-daemon made to retry one whose worker died.
+// retried checks the run that the real dagster-daemon created to retry a run whose worker died.
 func (w *world) retried(p *process, id string) {
 	w.t.Helper()
 	w.endedWell(id, "kills_itself", dagster.Failure)
@@ -123,7 +124,8 @@ func (w *world) retried(p *process, id string) {
 	}
 }
 
-// Part of production: dagster-daemon launches the runs of one location, Slipway those of the other.
+// Slipway for a part of production: dagster-daemon launches the runs of one location, Slipway those
+// of the other.
 func TestOnlyOneLocation(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)

@@ -29,7 +29,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// cluster is an instance on Postgres with a launcher "k8s", in a namespace of its own, whose workers see the test's files.
+// cluster is an instance on Postgres with a launcher "k8s" in a separate namespace. Its workers see
+// the files of the test.
 type cluster struct {
 	*world
 	api       *kubernetes.Clientset
@@ -64,7 +65,7 @@ func newCluster(t *testing.T, config, more string) *cluster {
 			t.Error(err)
 		}
 	})
-	// Workers whose steps are Jobs make them.
+	// Workers may create Jobs, because some run their steps in Jobs.
 	_, err = api.RbacV1().RoleBindings(c.namespace).Create(ctx, &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "workers"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: "edit"},
 		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "default", Namespace: c.namespace}},
@@ -106,7 +107,7 @@ launchers:
 	return c
 }
 
-// pod waits until a Job has a pod that runs, and gives the pod.
+// pod waits until a Job has a running pod, and returns the pod.
 func (c *cluster) pod(job string) *corev1.Pod {
 	c.t.Helper()
 	var found *corev1.Pod
@@ -125,7 +126,7 @@ func (c *cluster) pod(job string) *corev1.Pod {
 	return found
 }
 
-// part stops or starts a part of the tests' cluster.
+// part stops or starts a part of the cluster for tests.
 func part(t *testing.T, do, name string, more ...string) {
 	t.Helper()
 	out, err := exec.Command(filepath.Join(testenv.Root(t), "hack/kubernetes"), append([]string{do, name}, more...)...).CombinedOutput()
@@ -134,7 +135,7 @@ func part(t *testing.T, do, name string, more ...string) {
 	}
 }
 
-// logs shows the daemon's log if the test has failed.
+// logs shows the log of the daemon if the test has failed.
 func (c *cluster) logs(p **process) {
 	if c.t.Failed() {
 		c.t.Logf("the daemon's log:\n%s", (*p).output())
@@ -151,7 +152,7 @@ func (c *cluster) servers(names ...string) *webserver.Server {
 	return server
 }
 
-// Real workers of Dagster in pods end as they should, and each end is told in words.
+// Real workers of Dagster in pods end as they should, and the log of each run says how.
 func TestKubernetesFates(t *testing.T) {
 	testenv.Kubernetes(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -195,7 +196,7 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
 		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
 	}
-	// A worker that is asked to go writes itself that its run was interrupted.
+	// A worker that is asked to stop writes itself that its run was interrupted.
 	pod := c.pod("dagster-run-" + evicted)
 	err := c.api.PolicyV1().Evictions(c.namespace).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Namespace: c.namespace}})
 	if err != nil {
@@ -204,12 +205,13 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 	if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), c.pod("dagster-run-"+deleted).Name, metav1.DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
-	if out, err := exec.Command("pkill", "-KILL", "-f", "execute_run.*"+killed).CombinedOutput(); err != nil { // pods are processes of this machine
+	// Pods are processes of this machine.
+	if out, err := exec.Command("pkill", "-KILL", "-f", "execute_run.*"+killed).CombinedOutput(); err != nil {
 		t.Errorf("pkill: %v\n%s", err, out)
 	}
-	c.pod("dagster-run-" + killed + "-1") // as Dagster names the Job of a first resume
+	c.pod("dagster-run-" + killed + "-1") // Dagster gives this name to the Job of a first resume
 	c.ended(5*time.Minute, p, good, bad, big, missing, never, secret, nowhere, wrong, steps, canceled, evicted, deleted)
-	p.stop() // workers go on while no daemon is there
+	p.stop() // workers continue while there is no daemon
 	c.write("released", "")
 	p = c.slipway()
 	c.ended(2*time.Minute, p, restarted, killed)
@@ -266,8 +268,9 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 	p.stop()
 }
 
-// The API server is killed for a minute while 30 runs are running, and the node's agent is stopped while others are: none fails, none is doubled.
-// It breaks the cluster, so it runs alone.
+// The API server is killed for a minute while 30 runs are running, and the agent of the node is
+// stopped while others are running. No run fails, and none gets a second worker. The test breaks
+// the cluster, so it runs alone.
 func TestKubernetesOutages(t *testing.T) {
 	testenv.Faults(t)
 	if _, err := os.Stat(os.Getenv("SLIPWAY_KUBERNETES")); err != nil || os.Getenv("SLIPWAY_KUBERNETES") == "" {
@@ -296,7 +299,7 @@ func TestKubernetesOutages(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-time.After(20 * time.Second)
-	c.write("released", "") // they end while nobody can tell
+	c.write("released", "") // they end while no component can report it
 	<-time.After(time.Minute - time.Since(began))
 	part(t, "start", "apiserver")
 	ids = append(ids, late)
@@ -326,9 +329,10 @@ func TestKubernetesOutages(t *testing.T) {
 	p.stop()
 }
 
-// The chart's objects, applied to a cluster beside an instance whose dagster.yaml is a stock one with K8sRunLauncher: a run goes through them, and
-// when the daemon that leads is killed, the next run goes through the other one. There is no DNS and there are no Services in this cluster, so
-// nothing is shown of the Service, the NetworkPolicy and the ServiceMonitor, which are only rendered.
+// The objects of the chart are applied to a cluster, beside an instance whose dagster.yaml is a
+// stock one with K8sRunLauncher. A run goes through them. When the leading daemon is killed, the
+// next run goes through the other one. The cluster has no DNS and no Services, so the test shows
+// nothing about the Service, the NetworkPolicy and the ServiceMonitor. These are only rendered.
 func TestKubernetesChart(t *testing.T) {
 	kubeconfig, image := testenv.Kubernetes(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -352,7 +356,7 @@ func TestKubernetesChart(t *testing.T) {
 			t.Fatalf("%s %v: %v\n%s", command, args, err, out)
 		}
 	}
-	ui := c.servers("fates") // makes the tables
+	ui := c.servers("fates") // creates the tables
 	run("hack/image", tag)
 	t.Cleanup(func() { docker(t, "docker", "rmi", "-f", tag) })
 	run("sh", "-c", "docker save "+tag+" | hack/kubernetes load")
@@ -421,7 +425,7 @@ env: [{name: E2E_PG_URL, value: %[4]q}]
 	if _, err := c.api.BatchV1().Jobs(c.namespace).Get(t.Context(), "dagster-run-"+first, metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
-	for _, pod := range names() { // one after the other: whichever leads is among them
+	for _, pod := range names() { // one after the other, so the leader is among them
 		if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 			t.Error(err)
 		}
@@ -429,7 +433,8 @@ env: [{name: E2E_PG_URL, value: %[4]q}]
 	}
 }
 
-// forward lets a Postgres server be reached at another address of this machine, and gives the URL for Dagster.
+// forward makes a Postgres server reachable at another address of this machine, and returns the URL
+// for Dagster.
 func forward(t *testing.T, host, location string) string {
 	t.Helper()
 	u, err := url.Parse(location)
@@ -462,8 +467,10 @@ func forward(t *testing.T, host, location string) string {
 	return u.String()
 }
 
-// Runs that Dagster's own K8sRunLauncher has launched, by the stock daemon, go on under Slipway: they are adopted, one ends well, one is canceled in the UI by
-// the stock launcher of the webserver, one is killed and fails with its cause, one in flight is handed back to the stock daemon. So is one that Slipway itself launched.
+// The stock daemon launches runs with Dagster's own K8sRunLauncher, and Slipway adopts them. One
+// ends well. One is canceled in the UI by the stock launcher of the webserver. One is killed and
+// fails with its cause. One in flight is handed back to the stock daemon, and so is one that
+// Slipway itself launched.
 func TestKubernetesTakeOver(t *testing.T) {
 	kubeconfig, image := testenv.Kubernetes(t)
 	testenv.Beside(t, testenv.Dagster)

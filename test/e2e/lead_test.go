@@ -23,9 +23,10 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Tests of a lead that lasts: what goes wrong while one daemon leads is healed by that daemon, without a restart or a take-over.
+// Tests of a leadership that lasts: the leading daemon itself heals what goes wrong, without a
+// restart or a take-over.
 
-// lasts fails the test unless a daemon has led all the time.
+// lasts fails the test unless the daemon has led all the time.
 func (p *process) lasts() {
 	p.t.Helper()
 	if out := p.output(); strings.Count(out, "msg=leading") != 1 || strings.Contains(out, "standing by") {
@@ -33,9 +34,10 @@ func (p *process) lasts() {
 	}
 }
 
-// The answer to a claim's COMMIT is lost, and the connection stays open. The run is launched, once, by the same leader.
+// The answer to the COMMIT of a claim is lost, and the connection stays open. The same leader
+// launches the run, once.
 func TestClaimAnswerLost(t *testing.T) {
-	testenv.Beside(t, testenv.Alone) // a lead must last
+	testenv.Beside(t, testenv.Alone) // the leadership must last
 	w, d, p, daemon := behindProxy(t)
 	lost := p.LoseAnswer("PIPELINE_STARTING", "commit", false)
 	ids := enqueue(t, d, 2, nil)
@@ -46,9 +48,10 @@ func TestClaimAnswerLost(t *testing.T) {
 	w.exactlyOnce(dagster.Success, ids...)
 }
 
-// The answer to the COMMIT that renews the lease is lost, and the connection stays open. The lead lasts.
+// The answer to the COMMIT that renews the lease is lost, and the connection stays open. The
+// leadership lasts.
 func TestLeaseAnswerLost(t *testing.T) {
-	testenv.Beside(t, testenv.Alone) // likewise
+	testenv.Beside(t, testenv.Alone) // as above
 	_, d, p, daemon := behindProxy(t)
 	lease := func() time.Time {
 		text, err := d.Text("SELECT value FROM kvs WHERE key = ?", storage.LeaseKey)
@@ -63,7 +66,7 @@ func TestLeaseAnswerLost(t *testing.T) {
 	}
 	<-p.LoseAnswer(storage.LeaseKey, "commit", false)
 	was := lease()
-	testenv.Eventually(t, time.Minute, func() (bool, string) { // by then it leads still, or again
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // by then it still leads, or leads again
 		is := lease()
 		return is.Sub(was) > 2*time.Second, fmt.Sprintf("the lease ended at %s, and ends at %s", was, is)
 	})
@@ -71,10 +74,11 @@ func TestLeaseAnswerLost(t *testing.T) {
 	daemon.stop()
 }
 
-// The answer to the COMMIT that gives a run another worker is lost. The worker is launched by the same leader.
+// The answer to the COMMIT that gives a run another worker is lost. The same leader launches the
+// worker.
 func TestResumeAnswerLost(t *testing.T) {
 	testenv.Faults(t)
-	testenv.Beside(t, testenv.Alone) // likewise
+	testenv.Beside(t, testenv.Alone) // as above
 	w, _, p, daemon := behindProxy(t)
 	daemon.stop()
 	self, err := os.Executable()
@@ -100,7 +104,8 @@ func TestResumeAnswerLost(t *testing.T) {
 	daemon.stop()
 }
 
-// Somebody claims a run for the leader and forgets it. The leader finds it by itself and launches it.
+// The test claims a run in the name of the leader and does nothing more. The leader finds the run
+// by itself and launches it.
 func TestForgottenClaimIsTakenUp(t *testing.T) {
 	testenv.Faults(t)
 	for name, s := range storages() {
@@ -114,7 +119,7 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 			hold := filepath.Join(w.home, "hold")
 			first := enqueueGo(t, d, 1, "while [ ! -e "+hold+" ]; do sleep 0.05; done")[0]
 			w.status(daemon, first, dagster.Started)
-			id := enqueue(t, d, 1, nil)[0] // it waits for its place
+			id := enqueue(t, d, 1, nil)[0] // it waits for a free slot
 			store := w.open()
 			kv, err := store.Entries(t.Context(), storage.LeaderKey)
 			if err != nil {
@@ -142,8 +147,9 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 	}
 }
 
-// batch is the example of a batch system, for which SPOOL.away is a time in which it does not answer, and SPOOL.lost one in
-// which it starts a worker and is away before it has said so. It writes what it was asked to SPOOL.asked and SPOOL.missed.
+// batch is the batch system of the example, with faults. While SPOOL.away exists it does not
+// answer. With SPOOL.lost it starts a worker, and is away before it has answered. It records its
+// calls in SPOOL.asked and SPOOL.missed.
 const batch = `#!/bin/sh
 [ ! -e "$SPOOL.away" ] || { echo "$1" >>"$SPOOL.missed"; echo "the batch system is away" >&2; exit 1; }
 code=0
@@ -153,8 +159,9 @@ echo "$1 $2 $code" >>"$SPOOL.asked"
 exit $code
 `
 
-// A target is away while a run is canceled, forgets a worker that writes on and dies, and loses one before its launch is
-// answered. The daemon that leads brings each run to its end, and stops no worker without its grace.
+// A target is away while a run is canceled. It forgets a worker that continues to write and then
+// dies. It loses another worker before the launch of that is answered. The leading daemon brings
+// each run to its end, and stops no worker without its grace period.
 func TestTargetInTrouble(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Light)
@@ -182,7 +189,8 @@ launchers:
 	daemon := w.slipway()
 	daemon.says("msg=leading")
 
-	begun := func(name string) string { // a run of two steps, which wait for NAME.first and NAME.second
+	// begun starts a run of two steps, which wait for NAME.first and NAME.second.
+	begun := func(name string) string {
 		step := func(file string) map[string]any {
 			wait := `trap 'touch "$0.stopped"; exit 1' TERM; while [ ! -e "$0" ] && [ -d "${0%/*}" ]; do sleep 0.05; done`
 			return map[string]any{"command": []string{"sh", "-c", wait, filepath.Join(w.home, file)}}
@@ -243,7 +251,7 @@ launchers:
 	}
 	remove("spool.away")
 	w.ended(2*time.Minute, daemon, canceled)
-	remove("canceled.first.stopped") // which a worker that is killed does not write
+	remove("canceled.first.stopped") // a killed worker does not write it
 
 	w.write("spool.lost", "")
 	vanished := begun("vanished")
@@ -273,8 +281,9 @@ launchers:
 	daemon.stop()
 }
 
-// Two daemons on two hosts, with the process launcher: the second one does not see the worker of the first, and so leaves its run
-// alone, says so, and neither fails nor doubles it. Two homes stand for two hosts.
+// Two daemons on two hosts, with the process launcher. The second daemon does not see the worker of
+// the first. So it leaves the run alone and says so. The run does not fail and gets no second
+// worker. Two homes take the place of two hosts.
 func TestTwoHosts(t *testing.T) {
 	testenv.Beside(t, testenv.Leads)
 	d := storagetest.NewPostgres(t)
@@ -295,7 +304,7 @@ func TestTwoHosts(t *testing.T) {
 	if err := d.Event(dagster.NewEvent(a.run(id).Run, dagster.RunCanceling, time.Now(), "")); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the time to settle
+	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the settle time
 		return strings.Contains(a.story(id), "could not be asked to stop"), "the run's log does not say why it goes on:\n" + second.output()
 	})
 	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 {

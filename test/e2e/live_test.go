@@ -13,7 +13,8 @@ import (
 	"github.com/slipway-run/slipway/internal/webserver"
 )
 
-// liveLog yields the events of a run as the webserver sends them to the run's page, until ctx ends.
+// liveLog yields the events of a run as the webserver sends them to the page of the run, until ctx
+// ends.
 func liveLog(ctx context.Context, s *webserver.Server, run string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		url := strings.Replace(s.URL, "http", "ws", 1) + "/graphql"

@@ -21,7 +21,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// newProxy is a proxy before a server, closed with the test.
+// newProxy returns a proxy in front of a server. It is closed with the test.
 func newProxy(t *testing.T, server string) *faultproxy.Proxy {
 	t.Helper()
 	p, err := faultproxy.New(server)
@@ -32,7 +32,8 @@ func newProxy(t *testing.T, server string) *faultproxy.Proxy {
 	return p
 }
 
-// behindProxy is an instance on Postgres whose daemon, which leads, and whose workers reach it through a proxy.
+// behindProxy returns an instance on Postgres. Its daemon, which leads, and its workers reach the
+// database through a proxy.
 func behindProxy(t *testing.T) (*world, *storagetest.Dagster, *faultproxy.Proxy, *process) {
 	t.Helper()
 	d := storagetest.NewPostgres(t)
@@ -49,7 +50,8 @@ func behindProxy(t *testing.T) (*world, *storagetest.Dagster, *faultproxy.Proxy,
 	return w, d, p, daemon
 }
 
-// While the storage is away nothing is lost and no run fails: workers go on, and the daemon goes on where it was when the storage is back.
+// While the storage is away, nothing is lost and no run fails. Workers continue, and so does the
+// daemon when the storage is back.
 func TestStorageIsAwayForSomeSeconds(t *testing.T) {
 	testenv.Beside(t, testenv.Light)
 	w, d, p, daemon := behindProxy(t)
@@ -66,7 +68,8 @@ func TestStorageIsAwayForSomeSeconds(t *testing.T) {
 	w.exactlyOnce(dagster.Failure, after...)
 }
 
-// Whatever the storage does for some seconds, the daemon goes on when it has ended, and so do workers: nothing crashes, no run is lost, none runs twice.
+// Whatever the storage does for some seconds, the daemon and the workers continue afterwards.
+// Nothing crashes, no run is lost, none runs twice.
 func TestStorageTrouble(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
@@ -82,7 +85,7 @@ func TestStorageTrouble(t *testing.T) {
 			d := storagetest.NewPostgres(t)
 			w := lightWorld(t, d)
 			w.troubled(d, func() {
-				for _, q := range []string{c.begin, away} { // new sessions have it
+				for _, q := range []string{c.begin, away} { // new sessions have the setting
 					if err := d.Exec(q); err != nil {
 						t.Fatal(err)
 					}
@@ -153,12 +156,12 @@ sys.stdin.read()
 				t.Fatal(err)
 			}
 		}, func() {
-			*d = *storagetest.Open(t, d.Location) // of the file that is there now
+			*d = *storagetest.Open(t, d.Location) // of the file that now has this name
 		})
 	})
 }
 
-// troubled runs a daemon through a trouble of the storage that is longer than its lease.
+// troubled runs a daemon while the storage has a fault for longer than the lease.
 func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 	w.t.Helper()
 	p := w.slipway()
@@ -169,7 +172,7 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 		w.status(p, id, dagster.Started)
 	}
 	begin()
-	w.write("go", "")           // their workers end in the middle of it
+	w.write("go", "")           // their workers end during the fault
 	time.Sleep(4 * time.Second) // longer than the lease
 	end()
 	after := enqueue(w.t, d, 2, nil)
@@ -178,7 +181,8 @@ func (w *world) troubled(d *storagetest.Dagster, begin, end func()) {
 	w.exactlyOnce(dagster.Success, append(after, held...)...)
 }
 
-// The shard of one run is locked, as by a worker of Dagster's that is frozen within a write: no other run waits for it.
+// The shard of one run is locked, as if a worker of Dagster's froze during a write. No other run
+// waits for it.
 func TestLockedShardHoldsUpNoOtherRun(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Light)
@@ -216,7 +220,8 @@ func TestLockedShardHoldsUpNoOtherRun(t *testing.T) {
 	}
 }
 
-// The gate's answer to a worker is lost, with the connection or without: the worker asks again, learns that it had passed, and executes.
+// The answer of the gate to a worker is lost, with the connection or without. The worker asks
+// again, learns that it has passed, and executes.
 func TestGateAnswerIsLost(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)
@@ -241,7 +246,7 @@ func TestGateAnswerIsLost(t *testing.T) {
 	command := func() string { return w.enqueued("--", "true") }
 	for _, c := range []struct {
 		enqueue func() string
-		last    string // what the worker says when the row is about to be taken
+		last    string // what the worker sends when it is about to take the row
 	}{
 		{command, "commit"}, {python, "taken/"},
 	} {
@@ -260,7 +265,8 @@ func TestGateAnswerIsLost(t *testing.T) {
 	daemon.stop()
 }
 
-// A worker that begins while everything it says to Postgres is swallowed goes on when that has ended, although some of its connections never get an answer.
+// A worker starts while everything that it sends to Postgres is swallowed. It continues when that
+// has ended, although some of its connections never get an answer.
 func TestWorkersBehindAHole(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Light)
@@ -268,7 +274,7 @@ func TestWorkersBehindAHole(t *testing.T) {
 	var all []string
 	for range 4 {
 		ids := enqueueGo(t, d, 8, "true")
-		time.Sleep(rand.N(250 * time.Millisecond)) // any moment will do
+		time.Sleep(rand.N(250 * time.Millisecond)) // any moment is fine
 		p.Swallow(true)
 		time.Sleep(time.Second)
 		p.Swallow(false)

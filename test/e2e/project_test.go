@@ -16,8 +16,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// definitions is a job that succeeds in the folder of its code server only, with the variables of
-// .env there.
+// definitions is a job that succeeds only in the folder of its code server, with the variables of
+// the .env there.
 const definitions = `
 import os
 import dagster as dg
@@ -35,9 +35,9 @@ def looks():
 defs = dg.Definitions(jobs=[looks])
 `
 
-// A project with relative folders, modules, packages and a .env file, whose storage too is named in
-// .env: every run succeeds under stock Dagster, under a daemon that is started in the project's
-// folder, and under one that is started elsewhere.
+// A project with relative folders, modules, packages and a .env file, which also names the storage.
+// Every run succeeds under stock Dagster, under a daemon that is started in the folder of the
+// project, and under one that is started elsewhere.
 func TestRelativeProjectWithDotEnv(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Dagster)

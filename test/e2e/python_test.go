@@ -15,8 +15,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Launchers that others wrote for Dagster launch, watch and stop real runs, as they are: dagster-docker's DockerRunLauncher and
-// dagster-multihost-launcher.
+// Launchers that others wrote for Dagster launch, watch and stop real runs without changes: the
+// DockerRunLauncher of dagster-docker, and dagster-multihost-launcher.
 func TestHostedDockerLaunchers(t *testing.T) {
 	image := testenv.DockerImage(t)
 	others := filepath.Join(testenv.Root(t), ".venvs/launchers")

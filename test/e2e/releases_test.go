@@ -15,7 +15,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// One run of each fate with each release of Dagster, on both storages: its webserver and workers, our daemon.
+// One run of each fate with each release of Dagster, on both storages. The webserver and the
+// workers are of that release, the daemon is ours.
 func TestReleases(t *testing.T) {
 	t.Parallel()
 	for version, bin := range testenv.Releases(t) {
@@ -79,8 +80,8 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// Two code locations with Pythons of their own, of different releases of Dagster: each run's worker is that of its location. A third
-// one's Python is gone when its run is launched.
+// Two code locations, each with its own Python and another release of Dagster. The worker of each
+// run is that of its location. The Python of a third location is gone when its run is launched.
 func TestEachLocationHasItsPython(t *testing.T) {
 	older, ok := testenv.Releases(t)["1.12"]
 	if !ok {
@@ -120,7 +121,7 @@ func TestEachLocationHasItsPython(t *testing.T) {
 	if err := os.Remove(gone); err != nil {
 		t.Fatal(err)
 	}
-	p := w.slipway("PATH=/usr/bin:/bin") // without a dagster
+	p := w.slipway("PATH=/usr/bin:/bin") // there is no dagster in it
 	w.ended(time.Minute, p, moved)
 	if f := w.story(moved); w.run(moved).Status != dagster.Failure || !strings.Contains(fmt.Sprint(w.errors(moved)), "launchers.local.python.moved in slipway.yaml") {
 		t.Errorf("the run whose Python is gone is %s: %s %v", w.run(moved).Status, f, w.errors(moved))
@@ -146,7 +147,7 @@ func TestEachLocationHasItsPython(t *testing.T) {
 	p.stop()
 }
 
-// errors are the messages of the errors in a run's log.
+// errors returns the messages of the errors in a run's log.
 func (w *world) errors(id string) []string {
 	w.t.Helper()
 	var all []string

@@ -31,8 +31,8 @@ class Logs(LocalComputeLogManager):
         return cls(base_dir=config_value["base_dir"], inst_data=inst_data)
 `
 
-// Nothing that stands in dagster.yaml shows in the process list, wherever in it a secret is:
-// worker, supervisor and the processes of steps.
+// Secrets in dagster.yaml do not show in the process list, wherever they are in that file. The test
+// examines the worker, its supervisor and the processes of steps.
 func TestSecretsDoNotShowInTheProcessList(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	w := newWorld(t, testenv.Postgres(t), "launchers: {local: {kind: process}}\n")
@@ -43,7 +43,9 @@ func TestSecretsDoNotShowInTheProcessList(t *testing.T) {
 	w.env = []string{"PG=" + w.location, "PYTHONPATH=" + w.home}
 	w.write("planted.py", planted)
 	w.write("dagster.yaml", parked+"storage: {postgres: {postgres_url: {env: PG}}}\n")
-	server := w.webserver("test/fates/fates.py") // of the real password, which it shows itself, it knows the name alone
+	// The webserver knows the real password only by the name of its variable, because it shows it
+	// itself.
+	server := w.webserver("test/fates/fates.py")
 	user, at := u.User.Username(), u.Host+u.Path
 	for i, form := range []string{
 		fmt.Sprintf("storage: {postgres: {postgres_url: 'postgresql://%s@%s?password=TOPSECRET'}}\n", user, at),
@@ -58,7 +60,8 @@ func TestSecretsDoNotShowInTheProcessList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // a step is at work, so that all processes are there
+		// A step is executed, so all processes exist.
+		testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
 			return w.count(id, "STEP_START") > 0, "no step has begun:\n" + w.story(id) + p.output()
 		})
 		worker := false
@@ -89,7 +92,7 @@ func TestSecretsDoNotShowInTheProcessList(t *testing.T) {
 	}
 }
 
-// ofHome reports whether a process has a home in its environment. File is its cmdline in /proc.
+// ofHome reports whether a process has home in its environment. file is its cmdline in /proc.
 func ofHome(file, home string) bool {
 	env, err := os.ReadFile(filepath.Join(filepath.Dir(file), "environ"))
 	return err == nil && strings.Contains("\x00"+string(env), "\x00DAGSTER_HOME="+home+"\x00")

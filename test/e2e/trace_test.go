@@ -17,7 +17,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// What real daemons do, killed at random moments, the model of the protocol can do as well; with two of their steps swapped, it cannot.
+// The model of the protocol can do what real daemons do when they are killed at random moments. It
+// cannot do it with two of their steps swapped.
 func TestTracesFitTheModel(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Beside(t, testenv.Light)
@@ -32,7 +33,7 @@ func TestTracesFitTheModel(t *testing.T) {
 		ids = append(ids, enqueue(t, d, 2, map[string]string{"fate": "die once"})...)
 		p := w.traced(file)
 		p.says("msg=leading")
-		time.Sleep(rand.N(300 * time.Millisecond)) // the random moment
+		time.Sleep(rand.N(300 * time.Millisecond)) // a random moment
 		p.kill()
 	}
 	p := w.traced(file)
@@ -50,7 +51,7 @@ func TestTracesFitTheModel(t *testing.T) {
 	for _, id := range ids {
 		rules, ok := traces[id].Rules()
 		if !ok {
-			continue // more leaders in one run's life than the model is small for
+			continue // more leaders in the life of one run than the small model has
 		}
 		if rules.Daemons > 1 {
 			several++
@@ -63,7 +64,7 @@ func TestTracesFitTheModel(t *testing.T) {
 		accepted++
 		for i := range len(trace) - 1 {
 			if trace[i].Daemon != trace[i+1].Daemon || trace[i].What != "claim" && trace[i+1].What != "handle" {
-				continue // what two daemons do, and two requests, may come in either order
+				continue // steps of two daemons, and two requests, may come in either order
 			}
 			swapped := slices.Clone(trace)
 			swapped[i], swapped[i+1] = swapped[i+1], swapped[i]
@@ -80,7 +81,7 @@ func TestTracesFitTheModel(t *testing.T) {
 	w.everyRun(dagster.Success, ids...)
 }
 
-// everyRun fails the test unless every run has that status.
+// everyRun fails the test unless every run has the wanted status.
 func (w *world) everyRun(want dagster.Status, ids ...string) {
 	w.t.Helper()
 	for _, id := range ids {

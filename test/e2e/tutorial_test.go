@@ -19,8 +19,9 @@ import (
 
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
-// TestTutorial runs the shell commands of docs/tutorial.md in order, as one session. A program that the page leaves
-// running is interrupted when the page starts it again, as a reader would do with Ctrl-C.
+// TestTutorial runs the shell commands of docs/tutorial.md in order, as one session. If the page
+// leaves a program running and starts it again later, the test interrupts it first, as a reader
+// would do with Ctrl-C.
 func TestTutorial(t *testing.T) {
 	testenv.Faults(t) // because it takes long
 	testenv.Beside(t, testenv.Dagster)
@@ -68,7 +69,7 @@ func TestTutorial(t *testing.T) {
 	launched := 0
 	for _, m := range shellBlock.FindAllStringSubmatchIndex(page, -1) {
 		block := page[m[2]:m[3]]
-		// CI runs these with the clone itself.
+		// CI runs these in the clone itself.
 		block = strings.ReplaceAll(block, "make build\n", "")
 		if block == "make demo\n" {
 			continue

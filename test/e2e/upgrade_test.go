@@ -15,10 +15,10 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// older is how many commits ago the older Slipway was, if there is no tag.
+// older is how many commits back the older Slipway is, if there is no tag.
 const older = "50"
 
-// before builds the newest tag, or what there was some commits ago.
+// before builds the newest tag, or the state of some commits ago.
 func before(t *testing.T) string {
 	t.Helper()
 	if os.Getenv(testenv.OlderEnv) == "" {
@@ -58,7 +58,8 @@ func before(t *testing.T) string {
 	return bin
 }
 
-// A new Slipway takes over from an older one, and the older one from the new, with runs in flight; no worker notices.
+// A new Slipway takes over from an older one, and the older one from the new, with runs in flight.
+// No worker notices.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	bin := before(t)
@@ -71,7 +72,7 @@ func TestRollingUpgrade(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Only what both know.
+			// Only settings that both know.
 			w.write("slipway.yaml", "launchers: {local: {kind: process, python: {\"*\": \""+self+"\"}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nterminate: {local_only: true}\n")
 			old := w.start("old", nil, bin, "daemon", "--log-level", "debug")
 			old.says("msg=leading")

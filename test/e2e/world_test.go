@@ -1,6 +1,6 @@
 //go:build real
 
-// Package e2e_test runs real Dagster beside the built program, and kills the program everywhere.
+// Package e2e_test runs real Dagster beside the built program, and kills the program at every step.
 package e2e_test
 
 import (
@@ -27,14 +27,14 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 
-// world is one instance: a DAGSTER_HOME and what runs on it.
+// world is one instance: a DAGSTER_HOME and the programs that run on it.
 type world struct {
 	t        *testing.T
 	home     string
 	location string // of the storage: the home, or a Postgres address
 	store    storage.Store
-	env      []string // of what runs on it, besides this process's
-	bin      string   // folder of Dagster's programs; "": those of .venv
+	env      []string // environment of the programs, in addition to that of this process
+	bin      string   // folder of Dagster's programs; "": the one in .venv
 }
 
 const parked = home.Parked
@@ -53,7 +53,7 @@ func newWorld(t *testing.T, location, slipwayYAML string) *world {
 	return w
 }
 
-// storageYAML is the storage section of dagster.yaml; "" for Dagster's default.
+// storageYAML returns the storage section of dagster.yaml, or "" for Dagster's default.
 func (w *world) storageYAML() string { return home.Storage(w.home, w.location) }
 
 func (w *world) read(name string) string {
@@ -72,7 +72,7 @@ func (w *world) write(name, text string) {
 	}
 }
 
-// open opens the storage once it is there.
+// open opens the storage as soon as it exists.
 func (w *world) open() storage.Store {
 	w.t.Helper()
 	if w.store != nil {
@@ -109,7 +109,7 @@ func (w *world) events(id string, types ...dagster.EventType) []dagster.Event {
 	return events
 }
 
-// count is how many events of a type a run has.
+// count returns how many events of a type a run has.
 func (w *world) count(id string, typ dagster.EventType) int {
 	w.t.Helper()
 	return len(w.events(id, typ))
@@ -121,7 +121,7 @@ func (w *world) webserver(locations ...string) *webserver.Server {
 	return w.serves(webserver.Options{Locations: w.files(locations...)})
 }
 
-// files are files of this module.
+// files returns the paths of files of this module.
 func (w *world) files(names ...string) (paths []string) {
 	w.t.Helper()
 	root := testenv.Root(w.t)
@@ -143,7 +143,7 @@ func (w *world) serves(o webserver.Options) *webserver.Server {
 	return s
 }
 
-// dagster is the folder of Dagster's programs.
+// dagster returns the folder of Dagster's programs.
 func (w *world) dagster() string {
 	w.t.Helper()
 	if w.bin == "" {
@@ -152,13 +152,13 @@ func (w *world) dagster() string {
 	return w.bin
 }
 
-// stockDaemon starts a real dagster-daemon on the workspace of the webserver.
+// stockDaemon starts a real dagster-daemon with the workspace of the webserver.
 func (w *world) stockDaemon() *process {
 	w.t.Helper()
 	return w.start("dagster-daemon", nil, filepath.Join(w.dagster(), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
 }
 
-// command runs a command of slipway on the instance, and gives what it printed.
+// command runs a command of slipway on the instance. It returns what the command printed.
 func (w *world) command(args ...string) (string, error) {
 	w.t.Helper()
 	cmd := exec.CommandContext(w.t.Context(), testenv.Build(w.t, "slipway"), append([]string{"--home", w.home}, args...)...)
@@ -167,7 +167,8 @@ func (w *world) command(args ...string) (string, error) {
 	return string(out), err
 }
 
-// codeServer starts a code server of test/fates/NAME.py, as a deployment does that runs them by itself, and gives its address.
+// codeServer starts a code server for test/fates/NAME.py, as a deployment with separate code
+// servers does. It returns its address.
 func (w *world) codeServer(name string) (string, *process) {
 	w.t.Helper()
 	address := testenv.FreeAddress(w.t)
@@ -179,7 +180,7 @@ func (w *world) codeServerAt(address, location, name string) *process {
 	return w.codeServerOf(address, location, filepath.Join(testenv.Root(w.t), "test/fates", name+".py"))
 }
 
-// codeServerOf starts a code server of a file, which may be named from the home.
+// codeServerOf starts a code server for a file. The path of the file may be relative to the home.
 func (w *world) codeServerOf(address, location, file string) *process {
 	w.t.Helper()
 	host, port, _ := strings.Cut(address, ":")
@@ -229,13 +230,14 @@ func (w *world) slipway(env ...string) *process {
 	return w.start("slipway", env, testenv.Build(w.t, "slipway"), "daemon", "--log-level", "debug")
 }
 
-// armed starts a daemon that is killed at a failpoint, or stopped, with "stop " before its name.
+// armed starts a daemon that is killed at a failpoint. With "stop " before the name of the
+// failpoint it is stopped instead.
 func (w *world) armed(point failpoint.Point) *process {
 	w.t.Helper()
 	return w.withFailpoints(failpoint.Env + "=" + string(point))
 }
 
-// traced starts a daemon that adds its steps to a file.
+// traced starts a daemon that appends its steps to a file.
 func (w *world) traced(file string) *process {
 	w.t.Helper()
 	return w.withFailpoints(failpoint.TraceEnv + "=" + file)
@@ -251,13 +253,14 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// killOne kills the process alone; those that it started go on.
+// killOne kills only this process. The processes that it started continue.
 func (p *process) killOne() {
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
 
-// ends waits until it has ended by itself; otherwise is what the test says if it does not.
+// ends waits until the process has ended by itself. If it does not, the test fails with the text
+// otherwise.
 func (p *process) ends(otherwise string) {
 	p.t.Helper()
 	select {
@@ -267,7 +270,7 @@ func (p *process) ends(otherwise string) {
 	}
 }
 
-// stop ends it as a user would, and fails the test if it does not end well.
+// stop ends the process as a user would, and fails the test if the exit code is not 0.
 func (p *process) stop() {
 	p.t.Helper()
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM)
@@ -285,7 +288,7 @@ func (p *process) output() string {
 	return string(text)
 }
 
-// says waits until it has written a text.
+// says waits until the process has written a text.
 func (p *process) says(text string) {
 	p.t.Helper()
 	testenv.Eventually(p.t, time.Minute, func() (bool, string) {
@@ -293,7 +296,7 @@ func (p *process) says(text string) {
 	})
 }
 
-// killed waits until it has died of SIGKILL.
+// killed waits until the process has died of SIGKILL.
 func (p *process) killed() {
 	p.t.Helper()
 	p.ends("the failpoint was not passed")

@@ -21,8 +21,9 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Real Dagster writes times of the database's zone, without the zone. Beside it, in one zone west and one east of UTC, the guard tells a live
-// daemon from one that has ended, heartbeats of others are left alone, and ages are right.
+// Real Dagster writes times in the zone of the database, without the zone. Slipway runs beside it
+// in one zone west and one east of UTC. The guard distinguishes a live daemon from one that has
+// ended, heartbeats of others are left alone, and ages are right.
 func TestDatabaseInAnotherZone(t *testing.T) {
 	testenv.Faults(t)
 	t.Parallel()
@@ -71,7 +72,7 @@ func TestDatabaseInAnotherZone(t *testing.T) {
 			if age := time.Since(w.run(id).Created); age.Abs() > 10*time.Minute {
 				t.Errorf("a run that was just created is %v old", age)
 			}
-			doctor, _ := w.command("doctor") // fails, for no daemon leads
+			doctor, _ := w.command("doctor") // fails, because no daemon leads
 			if strings.Contains(doctor, "waited for longer") || !regexp.MustCompile(`ok +dagster-daemon was last heard of \d+s ago`).MatchString(doctor) {
 				t.Errorf("doctor takes a young run or heartbeat for an old one:\n%s", doctor)
 			}
@@ -107,7 +108,7 @@ func (w *world) beats(daemonType string) (beat storage.Heartbeat) {
 	return beat
 }
 
-// queueSeconds is what the daemon's metrics say that its runs have waited in all.
+// queueSeconds returns how long runs have waited in total, according to the metrics of the daemon.
 func queueSeconds(t *testing.T, address string) float64 {
 	t.Helper()
 	resp, err := http.Get("http://" + address + "/metrics")
