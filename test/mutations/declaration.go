@@ -60,8 +60,8 @@ func find(root, in string, read func(file string) (string, error)) (declaration,
 	return declaration{}, fmt.Errorf("%s: package %s has no declaration %q", in, folder, name)
 }
 
-// named returns the top-level declaration of that name, or nil. Of a declaration of several types,
-// variables or constants it returns the part of the one that is named.
+// named returns the top-level declaration with that name, or nil. If the declaration has several
+// types, variables or constants, it returns only the named part.
 func named(file *ast.File, name string) ast.Node {
 	for _, d := range file.Decls {
 		switch d := d.(type) {

@@ -1,14 +1,14 @@
 // Mutations shows that the tests of faults can fail. It copies the last commit to a temporary
 // folder, applies the mutations of mutations.yaml one after the other, and runs the test that each
-// of them names. A mutation takes the handling of one fault away, so its test must fail:
+// of them names. A mutation removes the handling of one fault, so its test must fail:
 //
 //	hack/mutations                  all of them
-//	hack/mutations fence gate       those two
-//	hack/mutations -quick           those that need only Go and a few seconds
+//	hack/mutations fence gate       these two
+//	hack/mutations -quick           the mutations that need only Go and a few seconds
 //	hack/mutations -check           apply and vet each one, run no test
 //
-// A mutation names the declaration that it changes, not lines, so most refactorings leave it as it
-// is. The test of this package reports each mutation that no longer applies.
+// A mutation names the declaration that it changes, not lines, so most refactorings do not affect
+// it. The test of this package reports each mutation that no longer applies.
 //
 // The exit code is 1 unless every test fails as it should.
 package main
@@ -28,7 +28,7 @@ import (
 	"time"
 )
 
-// tags are the build tags, separated by commas, with which the tests and what they build are built.
+// tags are the build tags of the tests and of the programs that they build, separated by commas.
 const tags = "real,failpoints"
 
 func main() {
@@ -50,7 +50,7 @@ type options struct {
 	names        []string // empty: all
 }
 
-// run is called in the root of the repository.
+// run must be called in the root of the repository.
 func run(ctx context.Context, o options) error {
 	all, err := load("test/mutations/mutations.yaml")
 	if err != nil {
@@ -151,8 +151,8 @@ func try(ctx context.Context, tree string, m mutation) (v verdict, detail string
 	if err != nil {
 		return "", "", err
 	}
-	// A test that builds a program fails if that does not compile. This must not look like a mutation
-	// that is seen.
+	// A test that builds a program fails if that does not compile. This must not look like a
+	// mutation that is seen.
 	if out, err := compile(ctx, tree, "build", mutated); err != nil {
 		return broken, out, ctx.Err()
 	}
@@ -261,8 +261,8 @@ func overwrite(tree string, files map[string]string) (restore func() error, err 
 	return restore, nil
 }
 
-// hasFailed reports whether go test printed that a test failed. It prints something else if it could
-// not run the test.
+// hasFailed reports whether go test printed that a test failed. It prints something else if it
+// could not run the test.
 func hasFailed(out string) bool {
 	return strings.Contains(out, "--- FAIL") || strings.Contains(out, "panic: test timed out")
 }

@@ -51,8 +51,9 @@ func load(file string) ([]mutation, error) {
 	return all, nil
 }
 
-// apply puts the text of each file that m changes into changed, by its path from root. A file that
-// is there already is changed further. It writes no file. After an error changed is as it was.
+// apply puts the text of each file that m changes into changed, by its path from root. If a file is
+// already in changed, that text is changed further. apply writes no file. After an error changed is
+// as it was.
 func (m mutation) apply(root string, changed map[string]string) error {
 	texts := maps.Clone(changed)
 	read := func(file string) (string, error) {

@@ -134,7 +134,7 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// A later edit of a mutation sees what the earlier ones changed.
+// A later edit of a mutation applies to the text that the earlier edits changed.
 func TestEditsOfOneFile(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "p.go"), []byte(goFile), 0o644); err != nil {
