@@ -26,8 +26,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// mayImport lists, for each package, which packages of this module it may import. Packages of tests and of
-// internal/ may import what they test and are not listed.
+// mayImport lists, for each package, which packages of this module it may import. Packages of tests
+// and of internal/ may import what they test and are not listed.
 var mayImport = map[string]string{
 	"internal/agent":             "",
 	"internal/execute":           "internal/dagster config launcher internal/instance internal/storage internal/storage/sqlite internal/storage/postgres",
@@ -125,8 +125,8 @@ func TestImportsGoOneWay(t *testing.T) {
 	}
 }
 
-// The programs that users get read no environment variable of a test. One that is built with the tag
-// shows that the names would be found.
+// The programs that users get read no environment variable of a test. A program that is built with
+// the tag shows that the test would find the names.
 func TestProgramsHaveNoFailpoints(t *testing.T) {
 	for file, want := range map[string]bool{
 		testenv.Build(t, "slipway"):                  false,
@@ -145,7 +145,7 @@ func TestProgramsHaveNoFailpoints(t *testing.T) {
 	}
 }
 
-// NOTICE names every module that is in the programs.
+// NOTICE names every module whose code is in the programs.
 func TestNoticeIsWhole(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/...").Output()
 	if err != nil {
@@ -155,7 +155,7 @@ func TestNoticeIsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var named []string // a/b, from a/{b,c}
+	var named []string // a/b, also from a/{b,c}
 	for _, line := range strings.Split(string(text), "\n") {
 		first, _, _ := strings.Cut(strings.TrimSpace(line), " ")
 		before, rest, several := strings.Cut(first, "{")

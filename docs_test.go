@@ -21,7 +21,8 @@ var (
 	notSlug = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
-// Every link of a page to a file of this project leads somewhere, also to the heading that it names.
+// Every link of a page to a file of this project leads to an existing file, and to an existing
+// heading if it names one.
 func TestLinksInDocs(t *testing.T) {
 	checked := 0
 	err := filepath.WalkDir(".", func(page string, e fs.DirEntry, err error) error {
@@ -64,7 +65,8 @@ func TestLinksInDocs(t *testing.T) {
 	}
 }
 
-// hasHeading reports whether a page has a heading with the anchor that GitHub makes of it.
+// hasHeading reports whether a page has a heading with an anchor, in the form that GitHub derives
+// from headings.
 func hasHeading(t *testing.T, page, anchor string) bool {
 	t.Helper()
 	text, err := os.ReadFile(page)
@@ -85,7 +87,8 @@ var (
 	whereLine = regexp.MustCompile("(?m)^\\| .*`")
 )
 
-// Every file, function and test that docs/where-is-it-decided.md names exists, and each of its questions names some.
+// Every file, function and test that docs/where-is-it-decided.md names exists. Each of its
+// questions names some.
 func TestWhereIsItDecided(t *testing.T) {
 	text, err := os.ReadFile("docs/where-is-it-decided.md")
 	if err != nil {
@@ -122,7 +125,8 @@ func TestWhereIsItDecided(t *testing.T) {
 	}
 }
 
-// saidBySuites reports whether one of the two suites, of storages and of launchers, has a subtest of this name.
+// saidBySuites reports whether one of the two suites, that of storages and that of launchers, has a
+// subtest with this name.
 func saidBySuites(t *testing.T, name string) bool {
 	t.Helper()
 	for _, file := range []string{"test/storagetest/suite.go", "launcher/launchertest/launchertest.go"} {
@@ -137,8 +141,8 @@ func saidBySuites(t *testing.T, name string) bool {
 	return false
 }
 
-// declared returns what a Go file declares: names of types, variables, constants and functions, and methods as
-// Type.Method or (*Type).Method.
+// declared returns the names that a Go file declares: types, variables, constants and functions,
+// and methods as Type.Method or (*Type).Method.
 func declared(t *testing.T, file string) (names []string) {
 	t.Helper()
 	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
