@@ -4,8 +4,10 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +17,18 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// One run of each fate with each release of Dagster, on both storages. The webserver and the
-// workers are of that release, the daemon is ours.
+// One run of each fate with each release of Dagster. The webserver and the workers are of that
+// release, the daemon is ours. Releases take turns on the two storages; make soak has each on both.
 func TestReleases(t *testing.T) {
 	t.Parallel()
-	for version, bin := range testenv.Releases(t) {
-		for _, storage := range []string{"sqlite", "postgres"} {
+	releases := testenv.Releases(t)
+	for i, version := range slices.Sorted(maps.Keys(releases)) {
+		bin := releases[version]
+		for j, storage := range []string{"sqlite", "postgres"} {
 			t.Run(version+"/"+storage, func(t *testing.T) {
+				if i%2 != j {
+					testenv.Soak(t)
+				}
 				testenv.Beside(t, testenv.Dagster)
 				location := ""
 				if storage == "postgres" {

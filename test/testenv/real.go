@@ -38,6 +38,15 @@ func NotFaults(t testing.TB) {
 	}
 }
 
+// Soak skips the test except in the long form of the suites.
+func Soak(t testing.TB) {
+	t.Helper()
+	if !long() {
+		t.Skip("make soak runs it")
+	}
+}
+
+// long reports whether the suites run in their long form.
 func long() bool { return os.Getenv("SLIPWAY_SOAK") != "" }
 
 // Postgres makes an empty database for the test and returns its address.
