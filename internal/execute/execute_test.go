@@ -48,20 +48,21 @@ func TestReplacedWorkerEndsNothing(t *testing.T) {
 	if err != nil || !moved.Done {
 		t.Fatal(moved, err)
 	}
-	for name, end := range map[string]func() (dagster.Status, error){
-		"it succeeds":        func() (dagster.Status, error) { return w.end(t.Context(), &plan{worker: w}) },
-		"it is told to stop": func() (dagster.Status, error) { return w.interrupted(t.Context()) },
-		"the run is canceling": func() (dagster.Status, error) {
-			if err := d.Event(dagster.NewEvent(r, dagster.RunCanceling, time.Now(), "")); err != nil {
-				return "", err
-			}
-			return w.interrupted(t.Context())
-		},
-	} {
-		if status, err := end(); err != nil || status.Finished() {
-			t.Errorf("%s: it leaves the run %s, %v", name, status, err)
+	ends := func(how string, status dagster.Status, err error) {
+		t.Helper()
+		if err != nil || status.Finished() {
+			t.Errorf("%s: it leaves the run %s, %v", how, status, err)
 		}
 	}
+	status, err := w.end(t.Context(), &plan{worker: w})
+	ends("it succeeds", status, err)
+	status, err = w.interrupted(t.Context())
+	ends("it is told to stop", status, err)
+	if err := d.Event(dagster.NewEvent(r, dagster.RunCanceling, time.Now(), "")); err != nil {
+		t.Fatal(err)
+	}
+	status, err = w.interrupted(t.Context())
+	ends("the run is canceling", status, err)
 	events, err := s.Events(t.Context(), r.ID, dagster.RunSuccess, dagster.RunFailure, dagster.RunCanceled)
 	if err != nil || len(events) != 0 {
 		t.Errorf("the run's log has %v, %v", events, err)
