@@ -25,13 +25,17 @@ func TraceMove(t Transition, out Outcome) {
 	if !failpoint.Enabled || !out.Done {
 		return
 	}
-	fails := func(e dagster.Event) bool { return e.Type == dagster.RunFailure }
+	has := func(typ dagster.EventType) bool {
+		return slices.ContainsFunc(t.Events, func(e dagster.Event) bool { return e.Type == typ })
+	}
 	switch {
 	case t.Handle != "":
 		failpoint.Trace(failpoint.StepHandle, t.Run, out.Launch.Attempt)
 	case t.Death != nil && t.Void:
 		failpoint.Trace(failpoint.StepAgain, t.Run, out.Launch.Attempt)
-	case slices.ContainsFunc(t.Events, fails):
+	case t.Void && has(dagster.RunEnqueued):
+		failpoint.Trace(failpoint.StepRequeue, t.Run, out.Launch.Attempt)
+	case has(dagster.RunFailure):
 		failpoint.Trace(failpoint.StepEnd, t.Run, out.Launch.Attempt)
 	}
 }

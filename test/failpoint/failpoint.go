@@ -65,5 +65,6 @@ const (
 	StepLaunched Step = "launched" // the launcher has returned a worker
 	StepHandle   Step = "handle"   // the handle of the worker was written
 	StepAgain    Step = "again"    // the attempt was closed and the run put back into the queue
+	StepRequeue  Step = "requeue"  // the run was put back into the queue, because it certainly has no worker
 	StepEnd      Step = "end"      // the run was failed
 )

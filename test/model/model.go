@@ -260,10 +260,24 @@ func (s State) daemon(d int, r Rules, f func(Step, State)) {
 			n.Flying[a] = min(n.Flying[a]+1, maxFlying)
 			f(Step{"launch", d, a}, n)
 		}
+		// The target has no worker and takes none: it is full, sick, or refused every request.
+		if s.leads(d) && int(s.Attempt) == a && a < maxAttempts && s.Row == Starting && !s.Void && s.Objects[a] == None {
+			n = s
+			n.Daemons[d] = Daemon{Epoch: me.Epoch}
+			if n.settled(a) {
+				n.Row, n.Void = Queued, true
+				f(Step{"requeue", d, a}, n)
+				f(Step{"puts the run back and crashes", d, a}, n.crash(d))
+			}
+		}
 	case Asking:
 		n := s
 		n.Daemons[d].At = Holding
 		f(Step{"loses the answer", d, a}, n)
+		if s.Flying[a] > 0 && s.Flying[a] < maxFlying { // maxFlying may stand for more
+			n.Flying[a]--
+			f(Step{"is refused", d, a}, n)
+		}
 		if s.Objects[a] != None {
 			n = s
 			n.Daemons[d].At = Told
@@ -551,7 +565,7 @@ func Explore(r Rules) Found {
 }
 
 // visible are the steps that daemons record.
-var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "handle": true, "again": true, "end": true}
+var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "handle": true, "again": true, "requeue": true, "end": true}
 
 // Replay reports whether the machine can take the recorded steps in their order, with any other
 // steps between them. If it cannot, it returns how many it could take.
@@ -654,7 +668,7 @@ func (s Step) precedes(other Step) bool {
 		return other.Attempt > s.Attempt || other.Attempt == s.Attempt && other.What != "claim"
 	case "handle":
 		return other.Attempt > s.Attempt || other.Attempt == s.Attempt && other.What == "again"
-	case "again":
+	case "again", "requeue":
 		return other.Attempt > s.Attempt
 	}
 	return false
@@ -665,7 +679,7 @@ func (s Step) precedes(other Step) bool {
 func (t Trace) Rules() (Rules, bool) {
 	attempts, leads := 0, 1
 	for i, s := range t.Steps {
-		if s.What == "again" {
+		if s.What == "again" || s.What == "requeue" {
 			s.Attempt++
 		}
 		if i > 0 && s.Daemon != t.Steps[i-1].Daemon {

@@ -74,6 +74,26 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// A run is put back while it certainly has no worker, and not while a request may still arrive.
+func TestReplayOfRequeues(t *testing.T) {
+	rules := model.Rules{Daemons: 2, Epochs: 3, Unique: true}
+	for text, fits := range map[string]bool{
+		"1 claim r 1\n1 requeue r 1\n1 claim r 2\n1 launch r 2\n1 launched r 2\n":                             true,
+		"1 claim r 1\n1 launch r 1\n1 launch r 1\n1 requeue r 1\n1 claim r 2\n":                               true,
+		"1 claim r 1\n1 launch r 1\n1 launched r 1\n1 requeue r 1\n1 claim r 2\n":                             false,
+		"1 claim r 1\n1 launch r 1\n1 requeue r 1\n1 launched r 1\n":                                          false,
+		"1 claim r 1\n1 launch r 1\n2 launch r 1\n2 requeue r 1\n2 claim r 2\n1 launched r 1\n1 launch r 1\n": false,
+	} {
+		traces, err := model.Traces(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, ok := model.Replay(rules, traces["r"].Steps); ok != fits {
+			t.Errorf("%q: the model takes it: %v, as far as step %d; want %v", text, ok, n, fits)
+		}
+	}
+}
+
 // A daemon that was stopped after a commit records it late. The record is moved before the steps
 // that followed the commit, except if the same daemon recorded a step in between.
 func TestLateRecords(t *testing.T) {
