@@ -41,7 +41,8 @@ test-releases: .tools/gotestsum ## Run one run of each fate with older releases 
 .PHONY: test-faults
 test-faults: .tools/gotestsum ## Run the long tests of faults: daemons killed and stopped at every step, workers that die and are replaced, every state of the model, the tutorial
 	@hack/venv .venv hack/python/constraints.txt
-	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestStorageTrouble|TestTakeOver|TestStandbyAsks|TestTraces|TestKilledAtRandom|TestWorkersBehind|TestPostgresFailsOver|TestEveryState|TestResumeAnswerLost|TestForgottenClaim|TestStockDequeuer|TestCodeServersFail|TestRelativeProject|TestDatabaseInAnotherZone|TestDagsterReads|TestGateLets|TestCancelInDagsters|TestForeignRuns|TestRunsOfEveryKind|TestOnlyOneLocation|TestKilledAtEvery|TestTutorial' ./test/e2e ./test/model
+	@SLIPWAY_TEST_FAULTS=1 go test -tags real,failpoints -run TestEveryState ./test/model
+	@SLIPWAY_TEST_FAULTS=1 hack/with-postgres hack/test -run 'TestDeadWorkers|TestStopped|TestStorageTrouble|TestTakeOver|TestStandbyAsks|TestTraces|TestKilledAtRandom|TestWorkersBehind|TestPostgresFailsOver|TestResumeAnswerLost|TestForgottenClaim|TestStockDequeuer|TestCodeServersFail|TestRelativeProject|TestDatabaseInAnotherZone|TestDagsterReads|TestGateLets|TestCancelInDagsters|TestForeignRuns|TestRunsOfEveryKind|TestOnlyOneLocation|TestKilledAtEvery|TestTutorial' ./test/e2e
 
 .PHONY: test-targets
 test-targets: .tools/gotestsum ## Run the tests of container targets: a Docker engine, a Kubernetes of one node, real workers in containers and pods
