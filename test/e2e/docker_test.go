@@ -184,7 +184,7 @@ routes:
 		tags                   map[string]string
 		there                  func(id string) bool
 	}{
-		{"near", "local", `tag team "nearby" fits "near*"`, map[string]string{"team": "nearby"}, func(id string) bool {
+		{"near", "local", `tag team "nearby" matches "near*"`, map[string]string{"team": "nearby"}, func(id string) bool {
 			found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
 			return err == nil && len(found) == 1
 		}},

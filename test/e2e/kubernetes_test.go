@@ -221,7 +221,7 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 		starts int
 		says   []string
 	}{
-		{good, dagster.Success, 1, []string{"[K8sRunLauncher] Creating Kubernetes run worker job", "dagster-run-" + good, "default: no rule fits"}},
+		{good, dagster.Success, 1, []string{"[K8sRunLauncher] Creating Kubernetes run worker job", "dagster-run-" + good, "default: no rule matches"}},
 		{bad, dagster.Failure, 1, nil},
 		{big, dagster.Failure, 1, []string{"Cause oom", "ran out of memory"}},
 		{missing, dagster.Failure, 0, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "connection refused"}},
