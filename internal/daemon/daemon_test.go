@@ -337,13 +337,15 @@ func TestStockDaemonIsRefused(t *testing.T) {
 	t.Run("one that may dequeue, whose limits stand elsewhere", func(t *testing.T) {
 		w := newWorld(t, "run_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "")
 		beat(w, "QUEUED_RUN_COORDINATOR", "stock", time.Second)
-		if err := w.run(idle(w)); err != nil {
-			t.Errorf("Run = %v", err)
-		}
-		for _, text := range []string{"waiting to see whether dagster-daemon dequeues", "write max_concurrent_runs: 0 under run_coordinator.config in ", "write queue: {max_concurrent_runs: 6} in ", "restart dagster-daemon and dagster-webserver"} {
-			if !strings.Contains(w.output(), text) {
-				t.Errorf("the log lacks %q:\n%s", text, w.output())
+		err := w.run(func() {
+			for _, text := range []string{"waiting to see whether dagster-daemon dequeues", "write max_concurrent_runs: 0 under run_coordinator.config in ", "write queue: {max_concurrent_runs: 6} in ", "restart dagster-daemon and dagster-webserver"} {
+				testenv.Eventually(t, time.Minute, func() (bool, string) {
+					return strings.Contains(w.output(), text), fmt.Sprintf("the log lacks %q:\n%s", text, w.output())
+				})
 			}
+		})
+		if err != nil {
+			t.Errorf("Run = %v", err)
 		}
 		for _, s := range daemon.Doctor(t.Context(), w.in, w.store, slog.New(slog.DiscardHandler)) {
 			if strings.Contains(s.What+s.Fix, "run_queue") {
