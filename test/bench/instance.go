@@ -45,7 +45,7 @@ func built(ctx context.Context, name string) (dir, bin string, err error) {
 // storages returns the storages that can be measured here: sqlite, and postgres if SLIPWAY_TEST_PG
 // names a server.
 func storages() []string {
-	if os.Getenv("SLIPWAY_TEST_PG") == "" {
+	if os.Getenv(testenv.PostgresEnv) == "" {
 		fmt.Println("no Postgres (SLIPWAY_TEST_PG): measuring on SQLite only; make bench starts one")
 		return []string{"sqlite"}
 	}
