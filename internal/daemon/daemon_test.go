@@ -97,7 +97,7 @@ func (w *world) Write(b []byte) (int, error) {
 // newWorld is the first call of a test: it waits until the test fits beside others.
 func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *world {
 	t.Helper()
-	testenv.Beside(t, testenv.Light)
+	testenv.Beside(t, testenv.Leads) // a busy machine must not end a lead
 	testenv.GoroutinesEnd(t)
 	w := &world{t: t, d: storagetest.NewSQLite(t), moody: &moody{moods: moods}, log: &strings.Builder{}}
 	testenv.WorkersGone(t, w.d.Location)
