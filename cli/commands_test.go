@@ -213,11 +213,7 @@ func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	made := map[string]bool{} // runs
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := func(code int, format string, args ...any) {
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(code)
-			if _, err := fmt.Fprintf(w, format, args...); err != nil {
-				t.Error(err)
-			}
+			testenv.Reply(w, code, fmt.Appendf(nil, format, args...))
 		}
 		const status = `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": %d, "reason": %q, "message": %q}`
 		body, err := io.ReadAll(r.Body)

@@ -46,7 +46,5 @@ func TestReloadAmidLaunches(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Run = %v", err)
 	}
-	if strings.Contains(w.output(), "lead lost") {
-		t.Errorf("the lead was lost:\n%s", w.output())
-	}
+	testenv.LeadLasts(t, w.output())
 }

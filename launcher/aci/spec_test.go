@@ -77,10 +77,7 @@ func TestRequest(t *testing.T) {
 		if body, err = io.ReadAll(r.Body); err != nil {
 			t.Error(err)
 		}
-		w.WriteHeader(http.StatusCreated)
-		if _, err := w.Write([]byte(`{"properties": {"provisioningState": "Succeeded"}}`)); err != nil {
-			t.Error(err)
-		}
+		testenv.Reply(w, http.StatusCreated, []byte(`{"properties": {"provisioningState": "Succeeded"}}`))
 	}))
 	t.Cleanup(server.Close)
 	a := &azure{url: server.URL}

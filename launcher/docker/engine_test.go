@@ -302,9 +302,7 @@ func TestLoginIsForItsRegistry(t *testing.T) {
 	address := server.Listener.Addr().String()
 	server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		write := func(text string) {
-			if _, err := io.WriteString(w, text); err != nil {
-				t.Error(err)
-			}
+			_, _ = io.WriteString(w, text) // the client may have left
 		}
 		w.Header().Set("Content-Type", "application/json")
 		user, password, ok := r.BasicAuth()

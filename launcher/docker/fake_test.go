@@ -68,14 +68,11 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer e.mu.Unlock()
 	w.Header().Set("Api-Version", "1.41")
 	reply := func(status int, body any) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
 		if body == nil {
+			w.WriteHeader(status)
 			return
 		}
-		if err := json.NewEncoder(w).Encode(body); err != nil {
-			e.t.Error(err)
-		}
+		testenv.Reply(w, status, body)
 	}
 	refuse := func(by refusal) {
 		if by.text == "" {

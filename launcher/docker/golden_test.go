@@ -88,12 +88,7 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for k := range r.URL.Query() {
 		call.Query[k] = r.URL.Query().Get(k)
 	}
-	answer := func(status int, body any) {
-		w.WriteHeader(status)
-		if err := json.NewEncoder(w).Encode(body); err != nil {
-			e.t.Error(err)
-		}
-	}
+	answer := func(status int, body any) { testenv.Reply(w, status, body) }
 	missing := map[string]string{"message": "no such thing"}
 	if path == "/_ping" {
 		return

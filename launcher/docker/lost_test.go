@@ -1,7 +1,6 @@
 package docker_test
 
 import (
-	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/slipway-run/slipway/launcher"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // An engine that was killed during a start reports the container as "created" and cannot start it,
@@ -29,7 +29,7 @@ func TestLostInItsStart(t *testing.T) {
 		said := "" // by an earlier start
 		engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Api-Version", "1.41")
-			var out any
+			code, out := http.StatusOK, any(nil)
 			switch {
 			case strings.HasSuffix(r.URL.Path, "/json"):
 				out = map[string]any{
@@ -38,12 +38,10 @@ func TestLostInItsStart(t *testing.T) {
 				}
 			case strings.HasSuffix(r.URL.Path, "/start"):
 				said = text
-				w.WriteHeader(http.StatusInternalServerError)
+				code = http.StatusInternalServerError
 				out = map[string]string{"message": text}
 			}
-			if err := json.NewEncoder(w).Encode(out); err != nil {
-				t.Error(err)
-			}
+			testenv.Reply(w, code, out)
 		}))
 		l := must(t, "{host: 'tcp://"+strings.TrimPrefix(engine.URL, "http://")+"', network: none}")
 		for range 2 { // the second call finds the container of the first

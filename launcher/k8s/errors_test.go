@@ -22,6 +22,7 @@ import (
 	"github.com/slipway-run/slipway/config"
 	"github.com/slipway-run/slipway/launcher"
 	"github.com/slipway-run/slipway/launcher/k8s"
+	"github.com/slipway-run/slipway/test/testenv"
 )
 
 // against opens a launcher for an API server that the test implements.
@@ -47,15 +48,6 @@ func against(t *testing.T, settings map[string]any, server http.HandlerFunc) *k8
 
 func request() *launcher.Request {
 	return &launcher.Request{ID: launcher.ID{Run: "1e9a2c34-0000-4000-8000-000000000001", Attempt: 1}, Instance: "prod", Image: "image:1", Command: []string{"dagster"}, Job: "nightly"}
-}
-
-func reply(t *testing.T, w http.ResponseWriter, code int, body any) {
-	t.Helper()
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	if err := json.NewEncoder(w).Encode(body); err != nil {
-		t.Error(err)
-	}
 }
 
 func status(code int, reason, message string) map[string]any {
@@ -104,10 +96,10 @@ func TestLaunchErrors(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			l := against(t, c.settings, func(w http.ResponseWriter, r *http.Request) {
 				if r.Method == http.MethodGet {
-					reply(t, w, 404, status(404, "NotFound", "not found"))
+					testenv.Reply(w, 404, status(404, "NotFound", "not found"))
 					return
 				}
-				reply(t, w, c.code, about(status(c.code, c.reason, c.message), c.object, c.reasons))
+				testenv.Reply(w, c.code, about(status(c.code, c.reason, c.message), c.object, c.reasons))
 			})
 			req := request()
 			if c.override != "" {
@@ -135,9 +127,9 @@ func TestLostAnswers(t *testing.T) {
 			panic(http.ErrAbortHandler) // the answer is lost
 		case r.Method == http.MethodPost:
 			posts++
-			reply(t, w, 409, status(409, "AlreadyExists", "exists"))
+			testenv.Reply(w, 409, status(409, "AlreadyExists", "exists"))
 		default:
-			reply(t, w, 200, made)
+			testenv.Reply(w, 200, made)
 		}
 	})
 	if _, err := l.Launch(t.Context(), request()); !errors.Is(err, launcher.ErrTransient) {
@@ -183,11 +175,11 @@ func TestRefusedAfterALostAnswer(t *testing.T) {
 					}
 					panic(http.ErrAbortHandler) // the answer is lost
 				case r.Method == http.MethodPost:
-					reply(t, w, refusal["code"].(int), refusal)
+					testenv.Reply(w, refusal["code"].(int), refusal)
 				case !answers:
-					reply(t, w, 500, status(500, "InternalError", "etcdserver: leader changed"))
+					testenv.Reply(w, 500, status(500, "InternalError", "etcdserver: leader changed"))
 				default:
-					reply(t, w, 200, made)
+					testenv.Reply(w, 200, made)
 				}
 			})
 			if _, err := l.Launch(t.Context(), request()); !errors.Is(err, launcher.ErrTransient) {
@@ -211,20 +203,17 @@ func TestForbiddenNamespace(t *testing.T) {
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.Contains(r.URL.Path, "/namespaces/other/"):
-			reply(t, w, 403, status(403, "Forbidden", `User "slipway" cannot do this in the namespace "other"`))
+			testenv.Reply(w, 403, status(403, "Forbidden", `User "slipway" cannot do this in the namespace "other"`))
 		case r.URL.Query().Has("sendInitialEvents"):
-			reply(t, w, 422, status(422, "Invalid", "this server lists before it watches"))
+			testenv.Reply(w, 422, status(422, "Invalid", "this server lists before it watches"))
 		case r.URL.Query().Has("watch"):
-			w.Header().Set("Content-Type", "application/json")
-			if err := http.NewResponseController(w).Flush(); err != nil {
-				t.Error(err)
-			}
+			testenv.Reply(w, http.StatusOK, []byte{})
 			<-r.Context().Done()
 		case strings.HasSuffix(r.URL.Path, "s"):
 			kind := map[string]string{"jobs": "JobList", "pods": "PodList"}[path.Base(r.URL.Path)]
-			reply(t, w, 200, map[string]any{"kind": kind, "apiVersion": map[string]string{"JobList": "batch/v1", "PodList": "v1"}[kind], "metadata": map[string]any{"resourceVersion": "1"}, "items": []any{}})
+			testenv.Reply(w, 200, map[string]any{"kind": kind, "apiVersion": map[string]string{"JobList": "batch/v1", "PodList": "v1"}[kind], "metadata": map[string]any{"resourceVersion": "1"}, "items": []any{}})
 		default:
-			reply(t, w, 404, status(404, "NotFound", "not found"))
+			testenv.Reply(w, 404, status(404, "NotFound", "not found"))
 		}
 	})
 	const name = "dagster-run-1e9a2c34-0000-4000-8000-000000000001"
@@ -279,16 +268,13 @@ func TestSecretRefused(t *testing.T) {
 					t.Error(err)
 				}
 				if strings.HasSuffix(r.URL.Path, "/secrets") {
-					reply(t, w, c.answer["code"].(int), c.answer)
+					testenv.Reply(w, c.answer["code"].(int), c.answer)
 					return
 				}
 				if r.Method == http.MethodPatch {
 					patch = string(body)
 				}
-				w.Header().Set("Content-Type", "application/json")
-				if _, err := w.Write(body); err != nil {
-					t.Error(err)
-				}
+				testenv.Reply(w, http.StatusOK, body)
 			})
 			req := request()
 			req.Env = []launcher.Env{{Name: "PASSED", Value: "hunter2", Secret: true}}
@@ -313,10 +299,10 @@ func TestSecretAfterABrokenLaunch(t *testing.T) {
 		}
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/secrets") && broken:
-			reply(t, w, 500, status(500, "InternalError", "etcdserver: leader changed"))
+			testenv.Reply(w, 500, status(500, "InternalError", "etcdserver: leader changed"))
 			return
 		case strings.HasSuffix(r.URL.Path, "/secrets") && secret != "":
-			reply(t, w, 409, status(409, "AlreadyExists", "exists"))
+			testenv.Reply(w, 409, status(409, "AlreadyExists", "exists"))
 			return
 		case strings.HasSuffix(r.URL.Path, "/secrets"):
 			secret = string(body)
@@ -331,10 +317,7 @@ func TestSecretAfterABrokenLaunch(t *testing.T) {
 			}
 			body = fmt.Appendf(nil, `{"kind": "JobList", "apiVersion": "batch/v1", "items": [%s]}`, job)
 		}
-		w.Header().Set("Content-Type", "application/json")
-		if _, err := w.Write(body); err != nil {
-			t.Error(err)
-		}
+		testenv.Reply(w, http.StatusOK, body)
 	}
 	req := request()
 	req.Env = []launcher.Env{{Name: "PASSED", Value: "hunter2", Secret: true}}
@@ -371,18 +354,14 @@ func TestThrottled(t *testing.T) {
 	l := against(t, nil, func(w http.ResponseWriter, r *http.Request) {
 		if asked++; asked == 1 {
 			w.Header().Set("Retry-After", "1")
-			reply(t, w, 429, status(429, "TooManyRequests", "please wait"))
+			testenv.Reply(w, 429, status(429, "TooManyRequests", "please wait"))
 			return
 		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(201)
-		if _, err := w.Write(body); err != nil {
-			t.Error(err)
-		}
+		testenv.Reply(w, 201, body)
 	})
 	if _, err := l.Launch(t.Context(), request()); err != nil || asked != 2 {
 		t.Errorf("Launch = %v after %d requests, want success after 2", err, asked)
@@ -403,7 +382,7 @@ func TestSecretValues(t *testing.T) {
 			t.Error(err)
 		}
 		object["metadata"].(map[string]any)["uid"] = "the-uid"
-		reply(t, w, 201, object)
+		testenv.Reply(w, 201, object)
 	})
 	req := request()
 	req.Env = []launcher.Env{{Name: "PLAIN", Value: "shows"}, {Name: "PASSED", Value: "hunter2", Secret: true}}
@@ -552,7 +531,7 @@ func TestExecCredentials(t *testing.T) {
 	var seen atomic.Value
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen.Store(r.Header.Get("Authorization"))
-		reply(t, w, http.StatusNotFound, status(404, "NotFound", "not found"))
+		testenv.Reply(w, http.StatusNotFound, status(404, "NotFound", "not found"))
 	}))
 	t.Cleanup(api.Close)
 	dir := t.TempDir()

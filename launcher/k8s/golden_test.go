@@ -76,11 +76,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.t.Errorf("%s %s: %v", r.Method, r.URL, err)
 	}
 	a.path, a.job = r.URL.Path, body
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusCreated)
-	if _, err := w.Write(body); err != nil {
-		a.t.Error(err)
-	}
+	testenv.Reply(w, http.StatusCreated, body)
 }
 
 // differs lists the cases in which Slipway differs from Dagster on purpose. docs/launchers/k8s.md

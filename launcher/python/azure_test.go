@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -134,13 +133,7 @@ func (a *azure) connect(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
-	reply := func(code int, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		if err := json.NewEncoder(w).Encode(v); err != nil {
-			a.t.Error(err)
-		}
-	}
+	reply := func(code int, v any) { testenv.Reply(w, code, v) }
 	if host == "login.microsoftonline.com" {
 		at := "https://" + host + "/00000000-0000-0000-0000-00000000000a"
 		if strings.HasSuffix(r.URL.Path, "/token") {

@@ -124,11 +124,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	code, answer := s.answer(r, body)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	if err := json.NewEncoder(w).Encode(answer); err != nil {
-		s.t.Error(err)
-	}
+	testenv.Reply(w, code, answer)
 }
 
 // answer handles one request. A worker is named in the path or in the filter of a list.
