@@ -29,8 +29,9 @@ func TestMain(m *testing.M) {
 // mayImport lists, for each package, which packages of this module it may import. Packages of tests
 // and of internal/ may import what they test and are not listed.
 var mayImport = map[string]string{
-	"internal/agent":             "",
-	"internal/execute":           "internal/dagster config launcher internal/instance internal/storage internal/storage/sqlite internal/storage/postgres",
+	"internal/agent": "",
+	"internal/execute": "internal/dagster config launcher internal/instance internal/storage " +
+		"internal/storage/sqlite internal/storage/postgres",
 	"test/failpoint":             "",
 	"config":                     "",
 	"internal/dagster":           "",
@@ -56,25 +57,32 @@ var mayImport = map[string]string{
 	"internal/monitor":           "internal/dagster internal/storage launcher internal/dispatch test/failpoint",
 	"proto/dagster":              "",
 	"proto/launcher":             "",
-	"internal/daemon":            "internal/dagster internal/storage internal/instance launcher internal/worker internal/dispatch internal/queue internal/monitor internal/web proto/dagster",
-	"internal/web":               "internal/queue",
-	"cli":                        "internal/agent cli/scaffold launcher/python internal/dagster config internal/storage internal/storage/sqlite internal/storage/postgres internal/instance launcher launcher/plugin launcher/launchertest internal/daemon internal/queue internal/web internal/dispatch internal/monitor internal/worker internal/execute internal/webserver",
-	"cli/scaffold":               "",
-	"cmd/slipway":                "cli launcher/all",
-	"cmd/slipway-agent":          "internal/agent",
-	"cmd/slipway-worker":         "internal/execute",
-	"internal/webserver":         "",
-	"test/testenv":               "test/failpoint",
-	"test/home":                  "config internal/storage internal/storage/postgres internal/storage/sqlite",
-	"test/storagetest":           "internal/dagster internal/storage test/testenv",
-	"launcher/launchertest":      "launcher config",
-	"test/faultproxy":            "",
-	"test/chaos":                 "internal/dagster test/chaos/check test/home test/model test/failpoint test/faultproxy test/storagetest test/testenv",
-	"test/chaos/slipway":         "cli config launcher launcher/docker launcher/process",
-	"test/model":                 "",
-	"test/mutations":             "",
-	"test/chaos/check":           "", // it shares no code with what it checks
-	"test/bench":                 "internal/agent test/emulator/aci launcher launcher/aci launcher/k8s launcher/process launcher/docker config internal/daemon internal/dagster internal/instance internal/storage test/storagetest test/faultproxy internal/webserver test/home test/testenv",
+	"internal/daemon": "internal/dagster internal/storage internal/instance launcher internal/worker " +
+		"internal/dispatch internal/queue internal/monitor internal/web proto/dagster",
+	"internal/web": "internal/queue",
+	"cli": "internal/agent cli/scaffold launcher/python internal/dagster config " +
+		"internal/storage internal/storage/sqlite internal/storage/postgres internal/instance launcher " +
+		"launcher/plugin launcher/launchertest internal/daemon internal/queue internal/web internal/dispatch " +
+		"internal/monitor internal/worker internal/execute internal/webserver",
+	"cli/scaffold":          "",
+	"cmd/slipway":           "cli launcher/all",
+	"cmd/slipway-agent":     "internal/agent",
+	"cmd/slipway-worker":    "internal/execute",
+	"internal/webserver":    "",
+	"test/testenv":          "test/failpoint",
+	"test/home":             "config internal/storage internal/storage/postgres internal/storage/sqlite",
+	"test/storagetest":      "internal/dagster internal/storage test/testenv",
+	"launcher/launchertest": "launcher config",
+	"test/faultproxy":       "",
+	"test/chaos": "internal/dagster test/chaos/check test/home test/model test/failpoint " +
+		"test/faultproxy test/storagetest test/testenv",
+	"test/chaos/slipway": "cli config launcher launcher/docker launcher/process",
+	"test/model":         "",
+	"test/mutations":     "",
+	"test/chaos/check":   "", // it shares no code with what it checks
+	"test/bench": "internal/agent test/emulator/aci launcher launcher/aci launcher/k8s " +
+		"launcher/process launcher/docker config internal/daemon internal/dagster internal/instance internal/storage " +
+		"test/storagetest test/faultproxy internal/webserver test/home test/testenv",
 }
 
 // anyLauncher is what a launcher may import that is not in the table.
@@ -110,7 +118,10 @@ func TestImportsGoOneWay(t *testing.T) {
 		}
 		for _, i := range p.Imports {
 			ours, isOurs := strings.CutPrefix(i, module)
-			if isOurs && !slices.ContainsFunc(strings.Fields(allowed), func(pattern string) bool { fits, _ := path.Match(pattern, ours); return fits }) {
+			if isOurs && !slices.ContainsFunc(strings.Fields(allowed), func(pattern string) bool {
+				fits, _ := path.Match(pattern, ours)
+				return fits
+			}) {
 				t.Errorf("%s imports %s, which it may not", name, ours)
 			}
 			if !isOurs && slices.Contains(standardOnly, name) && strings.Contains(i, ".") {
@@ -170,7 +181,9 @@ func TestNoticeIsWhole(t *testing.T) {
 	modules := strings.Fields(string(out))
 	slices.Sort(modules)
 	for _, m := range slices.Compact(modules) {
-		if m+"/" != module && !slices.ContainsFunc(named, func(n string) bool { return n != "" && (m == n || strings.HasPrefix(m, n+"/")) }) {
+		if m+"/" != module && !slices.ContainsFunc(named, func(n string) bool {
+			return n != "" && (m == n || strings.HasPrefix(m, n+"/"))
+		}) {
 			t.Errorf("NOTICE does not name %s", m)
 		}
 	}

@@ -11,7 +11,8 @@ import (
 )
 
 // errNotAdopted is the error of slipway adopt while an edit is missing.
-var errNotAdopted = errors.New("not set up yet: make the edits above, restart dagster-daemon and dagster-webserver, and run slipway adopt again")
+var errNotAdopted = errors.New(
+	"not set up yet: make the edits above, restart dagster-daemon and dagster-webserver, and run slipway adopt again")
 
 func (p *program) adoptCommand() *cobra.Command {
 	var locations []string
@@ -31,7 +32,8 @@ The command changes no file. Its exit code is 0 only if everything is in place.`
 			return p.adopt(in, locations)
 		},
 	}
-	cmd.Flags().StringSliceVar(&locations, "location", nil, "hand over only the runs of this code location; may be repeated")
+	cmd.Flags().StringSliceVar(&locations, "location", nil,
+		"hand over only the runs of this code location; may be repeated")
 	return cmd
 }
 
@@ -61,11 +63,15 @@ func adoptText(edits []instance.Edit, ok bool) string {
 		if e.Done {
 			state = "done: in"
 		}
-		fmt.Fprintf(&b, "%-9s %s\n\n  %s\n\n         to undo: %s\n\n", state, e.File, strings.ReplaceAll(e.Add, "\n", "\n  "), e.Undo)
+		fmt.Fprintf(&b, "%-9s %s\n\n  %s\n\n         to undo: %s\n\n", state, e.File,
+			strings.ReplaceAll(e.Add, "\n", "\n  "), e.Undo)
 	}
-	b.WriteString("These are the files that dagster-daemon and slipway daemon read on this machine. If your dagster-daemon reads another dagster.yaml, edit that one.\n")
-	b.WriteString("Restart dagster-daemon and dagster-webserver after an edit of dagster.yaml. To see first what Slipway would do: slipway daemon --observe.\n")
-	b.WriteString("To go back: slipway drain, stop Slipway, undo the edits, restart dagster-daemon and dagster-webserver. In any other order both launch runs.\n")
+	b.WriteString("These are the files that dagster-daemon and slipway daemon read on this machine. If your " +
+		"dagster-daemon reads another dagster.yaml, edit that one.\n")
+	b.WriteString("Restart dagster-daemon and dagster-webserver after an edit of dagster.yaml. To see first what " +
+		"Slipway would do: slipway daemon --observe.\n")
+	b.WriteString("To go back: slipway drain, stop Slipway, undo the edits, restart dagster-daemon and " +
+		"dagster-webserver. In any other order both launch runs.\n")
 	if ok {
 		b.WriteString("\nEverything is in place: slipway daemon\n")
 	}

@@ -48,10 +48,13 @@ their results.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&from, "from-target", "", "start a worker on each target that opens the storage from there: python uses the Python of the image, go uses slipway-worker")
+	f.StringVar(&from, "from-target",
+		"", "start a worker on each target that opens the storage from there: python uses the Python of the image, "+
+			"go uses slipway-worker")
 	f.Lookup("from-target").NoOptDefVal = "auto"
 	f.StringVar(&canary.Image, "image", "", "image of that worker (default: the launcher's image)")
-	f.StringVar(&canary.Location, "location", "", "code location whose Python that worker uses, if launchers.NAME.python has several")
+	f.StringVar(&canary.Location, "location",
+		"", "code location whose Python that worker uses, if launchers.NAME.python has several")
 	f.DurationVar(&canary.Within, "timeout", canaryTime, "how long that worker may take")
 	return cmd
 }

@@ -117,7 +117,8 @@ that folder, beside dagster.yaml.`,
 	flags.BoolVar(&p.logJSON, "log-json", false, "log as JSON")
 	flags.BoolVar(&p.json, "json", false, "print results as JSON")
 	root.AddCommand(
-		p.adoptCommand(), p.daemonCommand(), p.demoCommand(), p.doctorCommand(), p.drainCommand(), p.launchersCommand(), p.pauseCommand(), p.runsCommand(),
+		p.adoptCommand(), p.daemonCommand(), p.demoCommand(), p.doctorCommand(), p.drainCommand(), p.launchersCommand(),
+		p.pauseCommand(), p.runsCommand(),
 		p.statusCommand(), p.sweepCommand(), p.unpauseCommand(), p.versionCommand(),
 	)
 	return root
@@ -199,8 +200,11 @@ func sameInstance(ctx context.Context, in *instance.Instance, s storage.Store) e
 	}
 	ours, err := s.InstanceID(ctx)
 	if err == nil && ours != theirs {
-		problem := in.Problem("storage.direct_url", "it leads to another instance: run_storage_id is %s there and %s in the storage of dagster.yaml; write the address of the same database", ours, theirs)
-		err = storage.Setting(&storage.Fault{Code: string(daemon.CodeOtherInstance), Fix: "set it to the same server and database that dagster.yaml names, without the pooler", Err: problem})
+		problem := in.Problem("storage.direct_url",
+			"it leads to another instance: run_storage_id is %s there and %s in the storage of dagster.yaml; write "+
+				"the address of the same database", ours, theirs)
+		err = storage.Setting(&storage.Fault{Code: string(daemon.CodeOtherInstance),
+			Fix: "set it to the same server and database that dagster.yaml names, without the pooler", Err: problem})
 	}
 	return err
 }
@@ -228,7 +232,8 @@ func (p *program) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := map[string]string{"version": Version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
+			v := map[string]string{"version": Version, "go": runtime.Version(),
+				"platform": runtime.GOOS + "/" + runtime.GOARCH}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, s := range info.Settings {
 					if s.Key == "vcs.revision" {

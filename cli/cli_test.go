@@ -42,7 +42,8 @@ const success = "1a9ccfd4-76f3-4b5b-86b6-05a8869aa43f" // of real Dagster's runs
 func TestRuns(t *testing.T) {
 	home := storagetest.NewSQLite(t).Location
 	out, err := slipway(t, home, "runs", "list", "--status", "queued,failure", "--limit", "3")
-	if err != nil || strings.Count(out, "\n") != 4 || !strings.Contains(out, "QUEUED") || strings.Contains(out, "SUCCESS") {
+	if err != nil || strings.Count(out, "\n") != 4 || !strings.Contains(out, "QUEUED") ||
+		strings.Contains(out, "SUCCESS") {
 		t.Errorf("runs list = %v\n%s", err, out)
 	}
 	out, err = slipway(t, home, "runs", "list", "--json")
@@ -51,7 +52,8 @@ func TestRuns(t *testing.T) {
 		t.Errorf("runs list --json = %v\n%s", err, out)
 	}
 	out, err = slipway(t, home, "runs", "show", success[:8])
-	if err != nil || !strings.Contains(out, success) || !strings.Contains(out, `Started execution of run for "ok_job".`) || !strings.Contains(out, "remote_loc") {
+	if err != nil || !strings.Contains(out, success) ||
+		!strings.Contains(out, `Started execution of run for "ok_job".`) || !strings.Contains(out, "remote_loc") {
 		t.Errorf("runs show = %v\n%s", err, out)
 	}
 	out, err = slipway(t, home, "runs", "show", success, "--json")
@@ -103,13 +105,19 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home}},
 		"nothing to run: give a command":            {home, []string{"runs", "enqueue"}},
 		"either a command or --steps":               {home, []string{"runs", "enqueue", "--steps", "x", "--", "true"}},
-		"there is no step \"b\"":                    {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {command: [x], needs: [b]}}")}},
-		"steps wait for each other: a, b":           {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {command: [x], needs: [b]}, b: {command: [x], needs: [a]}}")}},
-		"did you mean command?":                     {home, []string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {comand: [x]}}")}},
-		"is already CANCELED":                       {home, []string{"runs", "terminate", "--json", "abcd", canceled(t, home)}},
-		"has no worker that Slipway started":        {home, []string{"runs", "logs", success}},
-		"there is no launcher of kind \"ecs\"":      {home, []string{"launchers", "schema", "ecs"}},
-		"there is no launcher \"spot\"":             {home, []string{"launchers", "preview", success, "--launcher", "spot"}},
+		"there is no step \"b\"": {home,
+			[]string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {command: [x], needs: [b]}}")}},
+		"steps wait for each other: a, b": {home,
+			[]string{"runs", "enqueue", "--steps", steps(t,
+				"steps: {a: {command: [x], needs: [b]}, b: {command: [x], needs: [a]}}")}},
+		"did you mean command?": {home,
+			[]string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {comand: [x]}}")}},
+		"is already CANCELED": {home,
+			[]string{"runs", "terminate", "--json", "abcd", canceled(t, home)}},
+		"has no worker that Slipway started":   {home, []string{"runs", "logs", success}},
+		"there is no launcher of kind \"ecs\"": {home, []string{"launchers", "schema", "ecs"}},
+		"there is no launcher \"spot\"": {home,
+			[]string{"launchers", "preview", success, "--launcher", "spot"}},
 	} {
 		if out, err := slipway(t, c.home, c.args...); err == nil || !strings.Contains(err.Error()+out, want) {
 			t.Errorf("slipway %v = %v\n%s\nwant %q", c.args, err, out, want)
@@ -126,7 +134,8 @@ func TestErrorsShowNoPassword(t *testing.T) {
 		"a bad escape":               "postgresql://u:hunter2%@h/d",
 	} {
 		home := t.TempDir()
-		if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte("storage: {postgres: {postgres_url: '"+url+"'}}\n"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(home, "dagster.yaml"),
+			[]byte("storage: {postgres: {postgres_url: '"+url+"'}}\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		out, err := slipway(t, home, "runs", "list")

@@ -50,7 +50,8 @@ func TestEmbeddedDemo(t *testing.T) {
 		t.Fatalf("demo = %v\n%s", err, out)
 	}
 	var runs []struct{ RunID, Job, Status, Handle string }
-	if out, err = built(t, home, "runs", "list", "--json"); err != nil || json.Unmarshal([]byte(strings.ReplaceAll(out, "run_id", "runid")), &runs) != nil || len(runs) != 12 {
+	if out, err = built(t, home, "runs", "list", "--json"); err != nil ||
+		json.Unmarshal([]byte(strings.ReplaceAll(out, "run_id", "runid")), &runs) != nil || len(runs) != 12 {
 		t.Fatalf("runs list = %v\n%s", err, out)
 	}
 	for _, r := range runs {
@@ -60,10 +61,12 @@ func TestEmbeddedDemo(t *testing.T) {
 		if out, err = built(t, home, "runs", "logs", r.RunID); err != nil || out != "no snow in July\n" {
 			t.Errorf("runs logs = %v\n%s", err, out)
 		}
-		if out, err = built(t, home, "runs", "logs", r.RunID, "--json"); err != nil || !strings.Contains(out, `"log": "no snow in July\n"`) {
+		if out, err = built(t, home, "runs", "logs", r.RunID, "--json"); err != nil ||
+			!strings.Contains(out, `"log": "no snow in July\n"`) {
 			t.Errorf("runs logs --json = %v\n%s", err, out)
 		}
-		if out, err = built(t, home, "launchers", "preview", r.RunID); err != nil || !strings.Contains(out, `"execute_run"`) || !strings.Contains(out, "SLIPWAY_GATE") {
+		if out, err = built(t, home, "launchers", "preview", r.RunID); err != nil ||
+			!strings.Contains(out, `"execute_run"`) || !strings.Contains(out, "SLIPWAY_GATE") {
 			t.Errorf("launchers preview = %v\n%s", err, out)
 		}
 	}
@@ -77,12 +80,15 @@ func parked(t *testing.T, daemon bool, slipwayYAML string) string {
 	t.Helper()
 	d := storagetest.NewSQLite(t)
 	testenv.WorkersGone(t, d.Location)
-	for _, q := range []string{"UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'", "DELETE FROM daemon_heartbeats"} {
+	for _, q := range []string{"UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'",
+		"DELETE FROM daemon_heartbeats"} {
 		if err := d.Exec(q); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, text := range map[string]string{"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n", "slipway.yaml": slipwayYAML} {
+	for name, text := range map[string]string{
+		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n",
+		"slipway.yaml": slipwayYAML} {
 		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +105,8 @@ func TestDotEnvInTheCurrentFolder(t *testing.T) {
 	home, dir := parked(t, false, ""), t.TempDir()
 	for file, text := range map[string]string{
 		filepath.Join(home, "dagster.yaml"): "storage: {sqlite: {base_dir: {env: STORE}}}\n",
-		filepath.Join(dir, ".env"):          "HOMES='" + filepath.Dir(home) + "'\nexport DAGSTER_HOME=${HOMES}/" + filepath.Base(home) + " # the instance\nSTORE=${DAGSTER_HOME}\n",
+		filepath.Join(dir, ".env"): "HOMES='" + filepath.Dir(home) + "'\nexport DAGSTER_HOME=${HOMES}/" +
+			filepath.Base(home) + " # the instance\nSTORE=${DAGSTER_HOME}\n",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -170,7 +177,8 @@ func (d *daemonProcess) output() string {
 func (d *daemonProcess) says(times int, text string) {
 	d.t.Helper()
 	testenv.Eventually(d.t, time.Minute, func() (bool, string) {
-		return strings.Count(d.output(), text) >= times, fmt.Sprintf("%q is not there %d times:\n%s", text, times, d.output())
+		return strings.Count(d.output(), text) >= times,
+			fmt.Sprintf("%q is not there %d times:\n%s", text, times, d.output())
 	})
 }
 
@@ -197,11 +205,13 @@ func TestTerminate(t *testing.T) {
 	running := enqueued(t, home, "--", "sleep", "600")
 	status(t, home, running, "STARTED")
 	waiting := enqueued(t, home, "--", "true")
-	if out, err := built(t, home, "runs", "terminate", waiting, running[:8]); err != nil || !strings.Contains(out, waiting+": CANCELED") || !strings.Contains(out, running+": CANCELING") {
+	if out, err := built(t, home, "runs", "terminate", waiting, running[:8]); err != nil ||
+		!strings.Contains(out, waiting+": CANCELED") || !strings.Contains(out, running+": CANCELING") {
 		t.Errorf("runs terminate = %v\n%s", err, out)
 	}
 	status(t, home, running, "CANCELED")
-	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil || !strings.Contains(out, "is already CANCELED") {
+	if out, err := built(t, home, "runs", "terminate", running, "--json"); err == nil ||
+		!strings.Contains(out, "is already CANCELED") {
 		t.Errorf("runs terminate of a canceled run = %v\n%s", err, out)
 	}
 }
@@ -215,21 +225,27 @@ func TestRefusedRunsHoldUpNobody(t *testing.T) {
 		answer := func(code int, format string, args ...any) {
 			testenv.Reply(w, code, fmt.Appendf(nil, format, args...))
 		}
-		const status = `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": %d, "reason": %q, "message": %q}`
+		const status = `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": %d, "reason": %q, ` +
+			`"message": %q}`
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
-		kind := map[string]string{"jobs": `"JobList", "apiVersion": "batch/v1"`, "pods": `"PodList", "apiVersion": "v1"`}[path.Base(r.URL.Path)]
+		kind := map[string]string{"jobs": `"JobList", "apiVersion": "batch/v1"`,
+			"pods": `"PodList", "apiVersion": "v1"`}[path.Base(r.URL.Path)]
 		switch {
 		case strings.Contains(r.URL.Path, "/namespaces/team-b/"):
-			answer(403, status, 403, "Forbidden", `User "slipway" cannot create resource "jobs" in the namespace "team-b"`)
+			answer(403, status, 403, "Forbidden",
+				`User "slipway" cannot create resource "jobs" in the namespace "team-b"`)
 		case r.Method == http.MethodPost && kind != "":
 			id := regexp.MustCompile("dagster-run-([0-9a-f-]{36})").FindSubmatch(body)[1]
 			mu.Lock()
 			made[string(id)] = true
 			mu.Unlock()
-			answer(201, `{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "dagster-run-%s", "namespace": "default"}, "spec": {"template": {"spec": {"containers": [{"name": "dagster", "image": "etl:1"}]}}}}`, id)
+			answer(201,
+				`{"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "dagster-run-%s", "namespace": `+
+					`"default"}, "spec": {"template": {"spec": {"containers": [{"name": "dagster", "image": `+
+					`"etl:1"}]}}}}`, id)
 		case r.URL.Query().Has("watch"):
 			answer(422, status, 422, "Invalid", "nothing is watched here")
 		case kind != "":
@@ -240,11 +256,15 @@ func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	}))
 	t.Cleanup(api.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "config")
-	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: %q}}], users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, api.URL)
+	text := fmt.Sprintf(
+		`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: %q}}], users: `+
+			`[{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, api.URL)
 	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	home := parked(t, false, fmt.Sprintf(`launchers: {k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}}
+	home := parked(t, false,
+		fmt.Sprintf(
+			`launchers: {k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}}
 routes: [{when: {tags: {team: b}}, to: [k8s], set: {config: {namespace: team-b}}}]
 default: k8s
 `, kubeconfig))
@@ -260,13 +280,15 @@ default: k8s
 		mu.Lock()
 		defer mu.Unlock()
 		text, err := os.ReadFile(log)
-		return made[good[0]] && made[good[1]], fmt.Sprintf("Jobs were made for %v, not for all of %v; %v, log:\n%s", made, good, err, text)
+		return made[good[0]] && made[good[1]],
+			fmt.Sprintf("Jobs were made for %v, not for all of %v; %v, log:\n%s", made, good, err, text)
 	})
 	for _, run := range refused {
 		status(t, home, run, "FAILURE")
 	}
 	text2, err := os.ReadFile(log)
-	if err != nil || !strings.Contains(string(text2), `cannot create resource \"jobs\" in the namespace \"team-b\"`) || strings.Contains(string(text2), "circuit breaker") {
+	if err != nil || !strings.Contains(string(text2), `cannot create resource \"jobs\" in the namespace \"team-b\"`) ||
+		strings.Contains(string(text2), "circuit breaker") {
 		t.Errorf("the daemon's log is %v\n%s\nwant the API server's words, and no sick launcher", err, text2)
 	}
 }
@@ -345,17 +367,31 @@ func TestAdopt(t *testing.T) {
 		ok               bool
 		want             string
 	}{
-		"nothing is done":                {"", "", nil, false, "to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
-		"the old limit is kept":          {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false, "queue: {max_concurrent_runs: 25}"},
-		"in the section that is there":   {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false, "  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
-		"all of it":                      {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", nil, true, "Everything is in place"},
-		"the monitor is on":              {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n", "queue: {max_concurrent_runs: 5}\n", nil, false, "to do: in HOME/dagster.yaml\n\n  run_monitoring:\n    enabled: false"},
-		"a location, not done":           {"", "", []string{"--location", "etl"}, false, "tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]"},
-		"a location, half":               {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, false, "to do: in HOME/dagster.yaml"},
-		"a location, all of it":          {"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
-		"as JSON":                        {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n", []string{"--json"}, true, `"adopted": true`},
-		"webservers are on this machine": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {local_only: true}\n", nil, false, "done: in  HOME/slipway.yaml\n\n  terminate: {local_only: true}\n"},
-		"webservers are told an address": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n", "terminate: {advertise: 'slipway:4001'}\n", nil, false, "terminate: {advertise: \"slipway:4001\"}\n"},
+		"nothing is done": {"", "", nil, false,
+			"to do: in HOME/dagster.yaml\n\n  run_queue:\n    max_concurrent_runs: 0\n"},
+		"the old limit is kept": {"run_queue: {max_concurrent_runs: 25}\n", "", nil, false,
+			"queue: {max_concurrent_runs: 25}"},
+		"in the section that is there": {"concurrency: {pools: {default_limit: 1}}\n", "", nil, false,
+			"  concurrency:\n    runs:\n      max_concurrent_runs: 0\n"},
+		"all of it": {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n",
+			nil, true, "Everything is in place"},
+		"the monitor is on": {"run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: true}\n",
+			"queue: {max_concurrent_runs: 5}\n", nil, false,
+			"to do: in HOME/dagster.yaml\n\n  run_monitoring:\n    enabled: false"},
+		"a location, not done": {"", "", []string{"--location", "etl"}, false,
+			"tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]"},
+		"a location, half": {"", "queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"},
+			false, "to do: in HOME/dagster.yaml"},
+		"a location, all of it": {
+			"run_queue: {tag_concurrency_limits: [{key: dagster/code_location, value: etl, limit: 0}]}\n",
+			"queue: {only: {locations: [etl]}}\n", []string{"--location", "etl"}, true, "Everything is in place"},
+		"as JSON": {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 5}\n",
+			[]string{"--json"}, true, `"adopted": true`},
+		"webservers are on this machine": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n",
+			"terminate: {local_only: true}\n", nil, false,
+			"done: in  HOME/slipway.yaml\n\n  terminate: {local_only: true}\n"},
+		"webservers are told an address": {"storage: {postgres: {postgres_url: 'postgresql://u@h/d'}}\n",
+			"terminate: {advertise: 'slipway:4001'}\n", nil, false, "terminate: {advertise: \"slipway:4001\"}\n"},
 	} {
 		home := t.TempDir()
 		for file, text := range map[string]string{"dagster.yaml": c.dagster, "slipway.yaml": c.slipway} {
@@ -381,12 +417,14 @@ func TestLaunchers(t *testing.T) {
 		Name, Kind string
 		Abilities  []string
 	}
-	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) != 2 || list[1].Name != "small" || len(list[0].Abilities) < 8 {
+	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) != 2 || list[1].Name != "small" ||
+		len(list[0].Abilities) < 8 {
 		t.Errorf("launchers list = %v\n%s", err, out)
 	}
 	for _, args := range [][]string{{"launchers", "schema"}, {"launchers", "schema", "process"}} {
 		var schema struct{ Properties map[string]any }
-		if out, err := slipway(t, home, args...); err != nil || json.Unmarshal([]byte(out), &schema) != nil || len(schema.Properties) < 5 {
+		if out, err := slipway(t, home, args...); err != nil || json.Unmarshal([]byte(out), &schema) != nil ||
+			len(schema.Properties) < 5 {
 			t.Errorf("%v = %v\n%s", args, err, out)
 		}
 	}
@@ -401,8 +439,10 @@ launchers:
 routes:
 - {when: {job: train*, memory: ">=4Gi"}, to: far, set: {env: {THREADS: "8"}}}
 `)
-	out, err := slipway(t, home, "launchers", "preview", "--job", "train_all", "--location", "ml", "--tag", "slipway/memory=8Gi", "--tag", "slipway/image=etl:2")
-	for _, want := range []string{`"Image": "etl:2"`, `"Memory": 8589934592`, `"THREADS=8"`, `"execute_run"`, `"DAGSTER_RUN_JOB_NAME=train_all"`} {
+	out, err := slipway(t, home, "launchers", "preview", "--job", "train_all", "--location", "ml",
+		"--tag", "slipway/memory=8Gi", "--tag", "slipway/image=etl:2")
+	for _, want := range []string{`"Image": "etl:2"`, `"Memory": 8589934592`, `"THREADS=8"`,
+		`"execute_run"`, `"DAGSTER_RUN_JOB_NAME=train_all"`} {
 		if err != nil || !strings.Contains(out, want) || strings.Contains(out, "hunter2") {
 			t.Errorf("launchers preview = %v, %q is missing, or a secret there, in\n%s", err, want, out)
 		}
@@ -410,7 +450,8 @@ routes:
 	if out, err := slipway(t, home, "launchers", "preview"); err != nil || !strings.Contains(out, `"/bin/sh"`) {
 		t.Errorf("launchers preview of any run = %v\n%s", err, out)
 	}
-	if out, err := slipway(t, home, "launchers", "preview", "1a", "--job", "x"); err == nil || !strings.Contains(err.Error(), "leave out either the flag or the run") {
+	if out, err := slipway(t, home, "launchers", "preview", "1a", "--job", "x"); err == nil ||
+		!strings.Contains(err.Error(), "leave out either the flag or the run") {
 		t.Errorf("launchers preview of a run with flags = %v\n%s", err, out)
 	}
 }
@@ -429,7 +470,8 @@ func TestPreviewShowsNoSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := slipway(t, home, "launchers", "preview", "--job", "x", "--location", "ml")
-	if err != nil || strings.Contains(out, "TOPSECRET") || !strings.Contains(out, `"DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS=[redacted]"`) {
+	if err != nil || strings.Contains(out, "TOPSECRET") ||
+		!strings.Contains(out, `"DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS=[redacted]"`) {
 		t.Errorf("launchers preview = %v\n%s", err, out)
 	}
 }
@@ -449,8 +491,10 @@ routes:
 	}
 	text := strings.Join(strings.Fields(out), " ")
 	for _, want := range []string{
-		"launcher other", `route at launch data: tag team "data" matches "data"`, "launchers other, then local", `does not match nightly: job "command" matches none of "night*"`,
-		"memory 1073741824 data", "env.MODE fast data", "env.PASSWORD [redacted] data", "cpu 500m tag slipway/cpu", "stop_grace 30s launchers.other",
+		"launcher other", `route at launch data: tag team "data" matches "data"`, "launchers other, then local",
+		`does not match nightly: job "command" matches none of "night*"`,
+		"memory 1073741824 data", "env.MODE fast data", "env.PASSWORD [redacted] data", "cpu 500m tag slipway/cpu",
+		"stop_grace 30s launchers.other",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("runs explain: %q is missing in\n%s", want, out)
@@ -480,7 +524,8 @@ routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_
 		t.Fatalf("runs terminate = %v\n%s", err, out)
 	}
 	for run, want := range map[string][]string{
-		long: {"FAILURE", "PIPELINE_CANCELING", "Canceling due to exceeding maximum runtime of 1 seconds.", "Exceeded maximum runtime of 1 seconds."},
+		long: {"FAILURE", "PIPELINE_CANCELING", "Canceling due to exceeding maximum runtime of 1 seconds.",
+			"Exceeded maximum runtime of 1 seconds."},
 		late: {"FAILURE", "Its worker is asked to stop", "Run timed out due to taking longer than 1 seconds to start."},
 		deaf: {"CANCELED", "The run was canceled: its worker ended"},
 	} {
@@ -505,14 +550,17 @@ func TestSweep(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // the worker of the done run may still be there
 		out, err := built(t, home, "sweep", "--dry-run", "--grace", "0s")
-		return err == nil && strings.Count(out, "\n") == 2 && strings.Contains(out, "dagster-run-"+deleted+"-1") && strings.Contains(out, "its run is no longer in the storage"), fmt.Sprintf("sweep --dry-run = %v\n%s", err, out)
+		return err == nil && strings.Count(out, "\n") == 2 && strings.Contains(out, "dagster-run-"+deleted+"-1") &&
+				strings.Contains(out, "its run is no longer in the storage"),
+			fmt.Sprintf("sweep --dry-run = %v\n%s", err, out)
 	})
 	if out, err := built(t, home, "sweep", "--dry-run"); err != nil || strings.Contains(out, deleted) {
 		t.Errorf("sweep --dry-run within the grace = %v\n%s", err, out)
 	}
 	var swept []sweptView
 	out, err := built(t, home, "sweep", "local", "--grace", "0s", "--json")
-	if jerr := json.Unmarshal([]byte(out), &swept); err != nil || jerr != nil || len(swept) != 1 || swept[0].Do != "stop" || swept[0].RunID != deleted {
+	if jerr := json.Unmarshal([]byte(out), &swept); err != nil || jerr != nil || len(swept) != 1 ||
+		swept[0].Do != "stop" || swept[0].RunID != deleted {
 		t.Fatalf("sweep = %v, %v\n%s", err, jerr, out)
 	}
 
@@ -528,10 +576,12 @@ func TestSweep(t *testing.T) {
 	id := launcher.ID{Run: done, Attempt: 1}
 	act := daemon.Sweeper(in, "", nil, targets, slog.New(slog.DiscardHandler)).Act
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // its supervisor may write yet
-		err := act(t.Context(), monitor.Finding{Launcher: "local", Worker: launcher.Worker{ID: id, Handle: launcher.Handle(id.String())}})
+		err := act(t.Context(), monitor.Finding{Launcher: "local",
+			Worker: launcher.Worker{ID: id, Handle: launcher.Handle(id.String())}})
 		return err == nil, fmt.Sprint(err)
 	})
-	if left, err := filepath.Glob(filepath.Join(home, "slipway/process/local/*/*"+done+"*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(home, "slipway/process/local/*/*"+done+"*")); err != nil ||
+		len(left) > 0 {
 		t.Errorf("the removed worker left %v, %v", left, err)
 	}
 	if out, err := built(t, home, "runs", "logs", done); err != nil || out != "so it was\n" {
@@ -541,11 +591,13 @@ func TestSweep(t *testing.T) {
 
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
-		if out, err := slipway(t, "", "completion", shell); err != nil || !strings.Contains(out, "slipway") || len(out) < 500 {
+		if out, err := slipway(t, "", "completion", shell); err != nil || !strings.Contains(out, "slipway") ||
+			len(out) < 500 {
 			t.Errorf("completion %s = %v, %d bytes", shell, err, len(out))
 		}
 	}
-	if out, err := slipway(t, "", "__complete", "runs", ""); err != nil || !strings.Contains(out, "enqueue") || !strings.Contains(out, "terminate") {
+	if out, err := slipway(t, "", "__complete", "runs", ""); err != nil || !strings.Contains(out, "enqueue") ||
+		!strings.Contains(out, "terminate") {
 		t.Errorf("completion of runs = %v\n%s", err, out)
 	}
 }
@@ -609,8 +661,9 @@ launchers:
 default: batch
 `)
 	for name, text := range map[string]string{
-		"spool":  string(files["spool"].Text),
-		"launch": "#!/bin/sh\n" + filepath.Join(home, "spool") + " launch \"$@\" && echo '{\"tags\": {\"batch/session\": \"7\"}}'\n",
+		"spool": string(files["spool"].Text),
+		"launch": "#!/bin/sh\n" + filepath.Join(home, "spool") +
+			" launch \"$@\" && echo '{\"tags\": {\"batch/session\": \"7\"}}'\n",
 	} {
 		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o700); err != nil {
 			t.Fatal(err)
@@ -618,7 +671,8 @@ default: batch
 	}
 	tags := func(run string) string {
 		t.Helper()
-		text, err := storagetest.Open(t, home).Text("SELECT group_concat(key || '=' || value, ' ') FROM run_tags WHERE run_id = ?", run)
+		text, err := storagetest.Open(t, home).Text(
+			"SELECT group_concat(key || '=' || value, ' ') FROM run_tags WHERE run_id = ?", run)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -632,7 +686,8 @@ default: batch
 	}
 	daemon.stop() // else it would launch the copy
 	copied := tags(enqueued(t, home, "--like", run))
-	for text, want := range map[string]bool{"team=a": true, "slipway/cpu=500m": true, "batch/session": false, "slipway-put": false} {
+	for text, want := range map[string]bool{"team=a": true, "slipway/cpu=500m": true, "batch/session": false,
+		"slipway-put": false} {
 		if strings.Contains(copied, text) != want {
 			t.Errorf("the copy's tags have %q: %v, want %v; they are %s", text, !want, want, copied)
 		}
@@ -644,29 +699,38 @@ default: batch
 func TestLaunchersTest(t *testing.T) {
 	home := t.TempDir()
 	out, err := built(t, home, "launchers", "test", "local")
-	if err != nil || strings.Count(out, "\npass ") < 30 || !strings.Contains(out, " passed, 0 failed, 0 not promised in ") {
+	if err != nil || strings.Count(out, "\npass ") < 30 ||
+		!strings.Contains(out, " passed, 0 failed, 0 not promised in ") {
 		t.Errorf("launchers test local = %v\n%s", err, out)
 	}
-	if left, err := filepath.Glob(filepath.Join(home, "slipway", "process", "local", "*", "*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(home, "slipway", "process", "local", "*", "*")); err != nil ||
+		len(left) > 0 {
 		t.Errorf("the kit left %v behind, %v", left, err)
 	}
 	var report struct {
 		Passed, Failed int
 		Results        []struct{ Sentence, Outcome, Text string }
 	}
-	out, err = withKinds(t.Context(), (&changed{terminate: func() bool { return true }}).kind(t), home, "launchers", "test", "local", "--json", "--only", "unknown worker")
-	if jerr := json.Unmarshal([]byte(out), &report); !errors.Is(err, errContract) || jerr != nil || report.Failed != 1 || len(report.Results) != 2 {
+	out, err = withKinds(t.Context(), (&changed{terminate: func() bool { return true }}).kind(t), home, "launchers",
+		"test", "local", "--json", "--only", "unknown worker")
+	if jerr := json.Unmarshal([]byte(out), &report); !errors.Is(err, errContract) || jerr != nil ||
+		report.Failed != 1 || len(report.Results) != 2 {
 		t.Fatalf("launchers test of one that breaks the contract = %v, %v\n%s", err, jerr, out)
 	}
 	for _, r := range report.Results {
-		if broken := strings.HasPrefix(r.Sentence, "Terminate of an unknown"); broken != (r.Outcome == "failed") || broken && !strings.Contains(r.Text, "want false") {
+		if broken := strings.HasPrefix(r.Sentence, "Terminate of an unknown"); broken != (r.Outcome == "failed") ||
+			broken && !strings.Contains(r.Text, "want false") {
 			t.Errorf("result = %+v", r)
 		}
 	}
-	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil || !strings.Contains(err.Error(), "there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; to test a program: slipway launchers test -- nobody") {
+	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil ||
+		!strings.Contains(err.Error(),
+			"there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; to test a program: "+
+				"slipway launchers test -- nobody") {
 		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
 	}
-	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {
+	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil ||
+		!strings.Contains(err.Error(), "/bin/false") {
 		t.Errorf("launchers test of a program that is no launcher = %v\n%s", err, out)
 	}
 }
@@ -691,7 +755,8 @@ func TestKitForms(t *testing.T) {
 		return suite
 	}
 	out, err := test(&changed{}, "--quick", "--report", "junit="+file)
-	if got := written(); err != nil || !strings.Contains(out, "12 passed, 0 failed, 0 not promised in ") || got.Tests != 12 || got.Failures+got.Skipped != 0 || len(got.Cases) != 12 || got.Seconds <= 0 {
+	if got := written(); err != nil || !strings.Contains(out, "12 passed, 0 failed, 0 not promised in ") ||
+		got.Tests != 12 || got.Failures+got.Skipped != 0 || len(got.Cases) != 12 || got.Seconds <= 0 {
 		t.Errorf("launchers test --quick = %v, %+v\n%s", err, got, out)
 	}
 
@@ -706,7 +771,8 @@ func TestKitForms(t *testing.T) {
 		}
 		return fmt.Errorf("%w: 3 of 3 places are taken", launcher.ErrCapacity)
 	}}
-	if out, err := test(small, "--many", "5", "--only", "many at once starts as many"); err != nil || !strings.Contains(out, "1 passed") || len(taken) != 3 {
+	if out, err := test(small, "--many", "5", "--only", "many at once starts as many"); err != nil ||
+		!strings.Contains(out, "1 passed") || len(taken) != 3 {
 		t.Errorf("launchers test --many 5 with room for three = %v, %v were launched\n%s", err, taken, out)
 	}
 	asked := 0
@@ -725,10 +791,12 @@ func TestKitForms(t *testing.T) {
 	}}
 	out, err = test(denied, "--report", "junit="+file)
 	got := written()
-	if !errors.Is(err, errContract) || strings.Count(out, "the key has expired") != 1 || !strings.Contains(out, "0 passed, 1 failed, 0 not promised, 34 not run (the first sentence failed") {
+	if !errors.Is(err, errContract) || strings.Count(out, "the key has expired") != 1 ||
+		!strings.Contains(out, "0 passed, 1 failed, 0 not promised, 34 not run (the first sentence failed") {
 		t.Errorf("launchers test of one that starts no worker = %v\n%s", err, out)
 	}
-	if got.Tests != 35 || got.Failures != 1 || got.Skipped != 34 || got.Cases[0].Failure == nil || !strings.Contains(got.Cases[0].Failure.Text, "the key has expired") {
+	if got.Tests != 35 || got.Failures != 1 || got.Skipped != 34 || got.Cases[0].Failure == nil ||
+		!strings.Contains(got.Cases[0].Failure.Text, "the key has expired") {
 		t.Errorf("its report is %+v", got)
 	}
 	for flag, value := range map[string]string{"--report": "html=x", "--many": "0"} {

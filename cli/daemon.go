@@ -27,7 +27,8 @@ daemon reads dagster.yaml and slipway.yaml again; if one of them has an error, n
 dagster-daemon is still needed for schedules, sensors and backfills, with its own launching turned
 off. slipway adopt prints the edits of dagster.yaml and slipway.yaml for your instance, or for some
 of its code locations, and checks them.`,
-		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  slipway daemon --observe",
+		Example: "  DAGSTER_HOME=/opt/dagster slipway daemon\n  slipway daemon --home /opt/dagster --log-json\n  " +
+			"slipway daemon --observe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.daemon(cmd.Context(), observe)
 		},
@@ -58,7 +59,8 @@ func (p *program) daemon(ctx context.Context, observe bool) error {
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	d := &daemon.Daemon{
-		Instance: in, Log: log, Worker: goWorker(), Metrics: web.NewMetrics(Version), Systemd: daemon.NewSystemd(), Reloads: hangups, Load: p.instance,
+		Instance: in, Log: log, Worker: goWorker(), Metrics: web.NewMetrics(Version), Systemd: daemon.NewSystemd(),
+		Reloads: hangups, Load: p.instance,
 		Reloaded: setLevel, Open: func(ctx context.Context) (storage.Store, error) { return open(ctx, in) },
 	}
 	if observe {

@@ -32,9 +32,11 @@ type demoRun struct {
 }
 
 func demoRuns() []demoRun {
-	runs := []demoRun{{job: "yearly", want: dagster.Success}, {job: "forecast", want: dagster.Success}, {job: "snow_in_july", want: dagster.Failure}}
+	runs := []demoRun{{job: "yearly", want: dagster.Success}, {job: "forecast", want: dagster.Success},
+		{job: "snow_in_july", want: dagster.Failure}}
 	for month := 1; month <= 8; month++ {
-		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month), want: dagster.Success})
+		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month),
+			want: dagster.Success})
 	}
 	return append(runs, demoRun{job: "yearly", want: dagster.Success})
 }
@@ -54,12 +56,17 @@ func commandRuns() []demoRun {
 	flaky := sh(`test "$DAGSTER_STEP_ATTEMPT" = 2 || { echo not yet; exit 75; }; echo now`)
 	flaky["retries"] = 2
 	runs := []demoRun{
-		{job: "report", want: dagster.Success, steps: map[string]any{"left": sh("sleep 0.4; echo l"), "right": sh("sleep 0.4; echo r"), "join": after(sh("echo both"), "left", "right")}},
+		{job: "report", want: dagster.Success,
+			steps: map[string]any{"left": sh("sleep 0.4; echo l"), "right": sh("sleep 0.4; echo r"),
+				"join": after(sh("echo both"), "left", "right")}},
 		{job: "flaky", want: dagster.Success, steps: map[string]any{"ask": flaky}},
-		{job: "snow_in_july", want: dagster.Failure, steps: map[string]any{"measure": sh("echo 'no snow in July' >&2; exit 3"), "publish": after(sh("true"), "measure")}},
+		{job: "snow_in_july", want: dagster.Failure,
+			steps: map[string]any{"measure": sh("echo 'no snow in July' >&2; exit 3"),
+				"publish": after(sh("true"), "measure")}},
 	}
 	for month := 1; month <= 9; month++ {
-		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month), want: dagster.Success, steps: etl(month)})
+		runs = append(runs, demoRun{job: "monthly", partition: fmt.Sprintf("2014-%02d-01", month),
+			want: dagster.Success, steps: etl(month)})
 	}
 	return runs
 }
@@ -132,7 +139,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	if d.dagster {
 		if _, err := os.Stat(filepath.Join(d.bin, "dagster-webserver")); err != nil {
-			return fmt.Errorf("there is no dagster-webserver in %s: run make demo in Slipway's source, which installs it there (it needs Python 3.10 or newer), or name its folder with --bin", d.bin)
+			return fmt.Errorf(
+				"there is no dagster-webserver in %s: run make demo in Slipway's source, which installs it there (it "+
+					"needs Python 3.10 or newer), or name its folder with --bin", d.bin)
 		}
 	}
 	if err := d.prepare(); err != nil {
@@ -140,7 +149,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	if d.dagster {
 		d.say("starting dagster-webserver on %s (log: %s)", d.project, filepath.Join(d.home, "webserver.log"))
-		if d.server, err = webserver.Start(ctx, webserver.Options{Bin: d.bin, Home: d.home, Locations: []string{d.project}}); err != nil {
+		if d.server, err = webserver.Start(ctx,
+			webserver.Options{Bin: d.bin, Home: d.home, Locations: []string{d.project}}); err != nil {
 			return err
 		}
 		defer d.server.Stop()
@@ -158,7 +168,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 		ctx, stop := context.WithCancel(ctx)
 		g.Go(func() error {
 			defer stop()
-			return (&daemon.Daemon{Instance: in, Store: s, Log: slog.New(slog.NewTextHandler(log, nil)), Worker: goWorker()}).Run(ctx)
+			return (&daemon.Daemon{Instance: in, Store: s, Log: slog.New(slog.NewTextHandler(log, nil)),
+				Worker: goWorker()}).Run(ctx)
 		})
 		g.Go(func() error {
 			defer stop()
@@ -183,7 +194,8 @@ func (d *demo) prepare() error {
 	}
 	for name, text := range map[string]string{
 		demoMarker: "made by slipway demo; removed by the next one\n",
-		"dagster.yaml": "# So that a dagster-daemon, if you start one, leaves launching to Slipway:\nrun_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n" +
+		"dagster.yaml": "# So that a dagster-daemon, if you start one, leaves launching to Slipway:\nrun_queue: " +
+			"{max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n" +
 			"telemetry: {enabled: false}\nnux: {enabled: false}\n",
 		"slipway.yaml": fmt.Sprintf("queue: {max_concurrent_runs: %d}\n", demoLimit),
 	} {
@@ -243,7 +255,8 @@ func (d *demo) show(ctx context.Context, in *instance.Instance, s storage.Store)
 		}
 		if time.Now().After(deadline) {
 			d.table(d.out, rows)
-			return fmt.Errorf("%d of %d runs have not ended after %v; see %s", len(rows)-done, len(rows), demoTime, filepath.Join(d.home, "slipway.log"))
+			return fmt.Errorf("%d of %d runs have not ended after %v; see %s", len(rows)-done, len(rows), demoTime,
+				filepath.Join(d.home, "slipway.log"))
 		}
 		select {
 		case <-ctx.Done():
@@ -359,7 +372,8 @@ func (d *demo) summary(ctx context.Context, rows []*row) error {
 	if len(wrong) > 0 {
 		otherwise = fmt.Sprintf(", %d did not end as expected", len(wrong))
 	}
-	d.say("\n%d runs: %d succeeded, %d failed as expected%s; from claim to the worker's exec %s to %s", len(rows), ends[dagster.Success], ends[dagster.Failure], otherwise, short(fastest), short(slowest))
+	d.say("\n%d runs: %d succeeded, %d failed as expected%s; from claim to the worker's exec %s to %s", len(rows),
+		ends[dagster.Success], ends[dagster.Failure], otherwise, short(fastest), short(slowest))
 	if d.dagster {
 		d.say("  runs:       %s/runs", d.server.URL)
 		d.say("  the failed: %s/runs/%s", d.server.URL, rows[2].id)

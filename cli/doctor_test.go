@@ -57,7 +57,9 @@ func beat(t *testing.T, d *storagetest.Dagster, age time.Duration, types ...stri
 	t.Helper()
 	for _, typ := range types {
 		at := time.Now().Add(-age).UTC().Format("2006-01-02 15:04:05.000000")
-		if err := d.Exec("INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES (?, 'stock', ?, '{}')", typ, at); err != nil {
+		if err := d.Exec(
+			"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES (?, 'stock', ?, '{}')", typ,
+			at); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -75,7 +77,8 @@ func onSQLite(t *testing.T, slipwayYAML string) *storagetest.Dagster {
 func onPostgres(t *testing.T) (d *storagetest.Dagster, home string) {
 	t.Helper()
 	d, home = storagetest.NewPostgres(t), t.TempDir()
-	statements(t, d, "INSERT INTO instance_info (run_storage_id) VALUES ('"+uuid.NewString()+"')", "INSERT INTO alembic_version (version_num) VALUES ('7e2f3204cf8e')")
+	statements(t, d, "INSERT INTO instance_info (run_storage_id) VALUES ('"+uuid.NewString()+"')",
+		"INSERT INTO alembic_version (version_num) VALUES ('7e2f3204cf8e')")
 	beat(t, d, time.Second, "QUEUED_RUN_COORDINATOR", "SENSOR", "SCHEDULER", "BACKFILL")
 	opens(t, home, d.Location)
 	return d, home
@@ -103,7 +106,9 @@ func changedURL(t *testing.T, address string, change func(*url.URL)) string {
 func role(t *testing.T, d *storagetest.Dagster, options, rights string) string {
 	t.Helper()
 	name := "r_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	statements(t, d, "CREATE ROLE "+name+" LOGIN PASSWORD 'right' "+options, "GRANT "+rights+" ON ALL TABLES IN SCHEMA public TO "+name, "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "+name)
+	statements(t, d, "CREATE ROLE "+name+" LOGIN PASSWORD 'right' "+options,
+		"GRANT "+rights+" ON ALL TABLES IN SCHEMA public TO "+name,
+		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "+name)
 	t.Cleanup(func() { statements(t, d, "DROP OWNED BY "+name, "DROP ROLE "+name) })
 	return changedURL(t, d.Location, func(u *url.URL) { u.User = url.UserPassword(name, "wrong") })
 }
@@ -118,7 +123,8 @@ func queued(t *testing.T, d *storagetest.Dagster, change func(origin, code map[s
 	if err := json.Unmarshal([]byte(storagetest.Body(id, nil)), &body); err != nil {
 		t.Fatal(err)
 	}
-	change(body["external_pipeline_origin"].(map[string]any)["external_repository_origin"].(map[string]any)["repository_location_origin"].(map[string]any),
+	change(
+		body["external_pipeline_origin"].(map[string]any)["external_repository_origin"].(map[string]any)["repository_location_origin"].(map[string]any),
 		body["pipeline_code_origin"].(map[string]any)["repository_origin"].(map[string]any))
 	r, err := dagster.ParseRun(string(dagster.Encode(body)))
 	if err == nil {
@@ -159,7 +165,8 @@ func findings(t *testing.T, home string, command ...string) []daemon.Symptom {
 	if jerr := json.Unmarshal([]byte(out), &found); jerr != nil {
 		t.Fatalf("doctor = %v, %v:\n%s", err, jerr, out)
 	}
-	if bad := slices.ContainsFunc(found, func(s daemon.Symptom) bool { return s.Level == daemon.Bad }); bad == (err == nil) {
+	if bad := slices.ContainsFunc(found, func(s daemon.Symptom) bool { return s.Level == daemon.Bad }); bad ==
+		(err == nil) {
 		t.Errorf("doctor = %v with\n%s", err, report(found))
 	}
 	return found
@@ -194,19 +201,27 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				as := role(t, d, "", allRights)
 				u, _ := url.Parse(as) // role made it
 				// The server trusts every other role, so this one must be asked for its password.
-				statements(t, d, fmt.Sprintf(`DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %%L', 'sed -i "1i host all %s all scram-sha-256" ' || current_setting('hba_file')); END $$`, u.User.Username()), "SELECT pg_reload_conf()")
+				statements(t, d,
+					fmt.Sprintf(`DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %%L', 'sed -i "1i host all `+
+						`%s all scram-sha-256" ' || current_setting('hba_file')); END $$`, u.User.Username()),
+					"SELECT pg_reload_conf()")
 				opens(t, home, as)
 				return home
 			},
-			level: daemon.Bad, code: "storage_login", what: "FATAL: password authentication failed", fix: "correct the user and the password of storage.postgres in dagster.yaml",
+			level: daemon.Bad, code: "storage_login", what: "FATAL: password authentication failed",
+			fix: "correct the user and the password of storage.postgres in dagster.yaml",
 		},
 		"a variable that is not set": {
 			make: func(t *testing.T) string {
 				home := t.TempDir()
-				write(t, home, "storage: {postgres: {postgres_db: {username: u, password: {env: NO_SUCH_PASSWORD}, hostname: h, db_name: d}}}\n", "")
+				write(t, home,
+					"storage: {postgres: {postgres_db: {username: u, password: {env: NO_SUCH_PASSWORD}, hostname: h, "+
+						"db_name: d}}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "dagster.yaml:1:59: storage.postgres.postgres_db.password: environment variable NO_SUCH_PASSWORD is not set", fix: "correct the settings that are named",
+			level: daemon.Bad, code: daemon.CodeConfiguration,
+			what: "dagster.yaml:1:59: storage.postgres.postgres_db.password: environment variable NO_SUCH_PASSWORD " +
+				"is not set", fix: "correct the settings that are named",
 		},
 		"Postgres down, or a wrong port": {
 			make: func(t *testing.T) string {
@@ -214,7 +229,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, "postgresql://u:p@"+testenv.FreeAddress(t)+"/d")
 				return home
 			},
-			level: daemon.Bad, code: "storage_unreachable", what: "connection refused", fix: "start the Postgres server, or correct host and port",
+			level: daemon.Bad, code: "storage_unreachable", what: "connection refused",
+			fix: "start the Postgres server, or correct host and port",
 		},
 		"a wrong name of the database": {
 			make: func(t *testing.T) string {
@@ -222,27 +238,34 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, changedURL(t, testenv.Postgres(t), func(u *url.URL) { u.Path = "/no_such_database" }))
 				return home
 			},
-			level: daemon.Bad, code: "storage_database", what: `database "no_such_database" does not exist`, fix: "correct the database's name (db_name)",
+			level: daemon.Bad, code: "storage_database", what: `database "no_such_database" does not exist`,
+			fix: "correct the database's name (db_name)",
 		},
 		"DAGSTER_HOME is not set": {
 			make:  func(*testing.T) string { return "" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME is not set", fix: "no daemon starts before",
+			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME is not set",
+			fix: "no daemon starts before",
 		},
 		"DAGSTER_HOME is not there": {
 			make:  func(*testing.T) string { return "/no/such/folder" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME=/no/such/folder is not a folder", fix: "no daemon starts before",
+			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME=/no/such/folder is not a folder",
+			fix: "no daemon starts before",
 		},
 		"DAGSTER_HOME is relative": {
 			make:  func(*testing.T) string { return "relative" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "is not an absolute path", fix: "no daemon starts before",
+			level: daemon.Bad, code: daemon.CodeConfiguration, what: "is not an absolute path",
+			fix: "no daemon starts before",
 		},
 		"DAGSTER_HOME without dagster.yaml": {
 			make:  func(t *testing.T) string { return t.TempDir() },
-			level: daemon.Worth, code: daemon.CodeDagsterYAML, what: "dagster.yaml does not exist", fix: "the folder of the dagster.yaml that your webserver uses",
+			level: daemon.Worth, code: daemon.CodeDagsterYAML, what: "dagster.yaml does not exist",
+			fix: "the folder of the dagster.yaml that your webserver uses",
 		},
 		"DAGSTER_HOME of another instance": {
 			make:  func(t *testing.T) string { return parked(t, false, "") },
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon, what: "no dagster-daemon has ever written to this storage", fix: "compare its DAGSTER_HOME and storage with those here",
+			level: daemon.Worth, code: daemon.CodeDagsterDaemon,
+			what: "no dagster-daemon has ever written to this storage",
+			fix:  "compare its DAGSTER_HOME and storage with those here",
 		},
 		"an empty database": {
 			make: func(t *testing.T) string {
@@ -250,7 +273,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, testenv.Postgres(t))
 				return home
 			},
-			level: daemon.Bad, code: "storage_empty", what: `relation "runs" does not exist`, fix: "start dagster-webserver once",
+			level: daemon.Bad, code: "storage_empty", what: `relation "runs" does not exist`,
+			fix: "start dagster-webserver once",
 		},
 		"dagster-daemon is not parked": {
 			make: func(t *testing.T) string {
@@ -258,7 +282,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				write(t, home, "concurrency: {runs: {max_concurrent_runs: 6}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeDequeuer, what: "dagster-daemon may dequeue runs of this instance", fix: "set concurrency.runs.max_concurrent_runs: 0",
+			level: daemon.Bad, code: daemon.CodeDequeuer, what: "dagster-daemon may dequeue runs of this instance",
+			fix: "set concurrency.runs.max_concurrent_runs: 0",
 		},
 		"dagster-daemon was parked and not restarted": {
 			make: func(t *testing.T) string {
@@ -268,12 +293,14 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 					t.Fatal(err)
 				}
 				id := queued(t, d, noChange)
-				if err := d.Event(dagster.NewEvent(dagster.Run{ID: id, Job: "light"}, dagster.RunStarting, time.Now(), "")); err != nil {
+				if err := d.Event(dagster.NewEvent(dagster.Run{ID: id, Job: "light"}, dagster.RunStarting, time.Now(),
+					"")); err != nil {
 					t.Fatal(err)
 				}
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeSecondDequeuer, what: "left the queue at", fix: "restart dagster-daemon",
+			level: daemon.Bad, code: daemon.CodeSecondDequeuer, what: "left the queue at",
+			fix: "restart dagster-daemon",
 		},
 		"dagster-daemon does not run": {
 			make: func(t *testing.T) string {
@@ -281,7 +308,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 10*time.Minute, "QUEUED_RUN_COORDINATOR", "SENSOR")
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon, what: "dagster-daemon does not run: it was last heard of 10m", fix: "start dagster-daemon",
+			level: daemon.Worth, code: daemon.CodeDagsterDaemon,
+			what: "dagster-daemon does not run: it was last heard of 10m", fix: "start dagster-daemon",
 		},
 		"a part of dagster-daemon does not run": {
 			make: func(t *testing.T) string {
@@ -290,7 +318,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 10*time.Minute, "SENSOR")
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon, what: "dagster-daemon's SENSOR was last heard of 10m", fix: "start dagster-daemon",
+			level: daemon.Worth, code: daemon.CodeDagsterDaemon, what: "dagster-daemon's SENSOR was last heard of 10m",
+			fix: "start dagster-daemon",
 		},
 		"a daemon that waits for dagster-daemon's monitor": {
 			make: func(t *testing.T) string {
@@ -298,7 +327,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 30*time.Second, "MONITORING")
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeLeader, what: "no daemon leads", fix: "one that was started waits until dagster-daemon's run monitor, last heard of 30s ago",
+			level: daemon.Bad, code: daemon.CodeLeader, what: "no daemon leads",
+			fix: "one that was started waits until dagster-daemon's run monitor, last heard of 30s ago",
 		},
 		"no terminate.advertise": {
 			make: func(t *testing.T) string {
@@ -306,16 +336,20 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				write(t, home, isParked+"storage: {postgres: {postgres_url: '"+d.Location+"'}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.advertise: required with Postgres", fix: "set terminate in slipway.yaml",
+			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.advertise: required with Postgres",
+			fix: "set terminate in slipway.yaml",
 		},
 		"an address to advertise at which nobody is": {
 			make: func(t *testing.T) string {
-				d := onSQLite(t, fmt.Sprintf("terminate: {listen: %q, advertise: %q}\n", testenv.FreeAddress(t), testenv.FreeAddress(t)))
+				d := onSQLite(t, fmt.Sprintf("terminate: {listen: %q, advertise: %q}\n", testenv.FreeAddress(t),
+					testenv.FreeAddress(t)))
 				start(t, d.Location)
 				statusOf(t, d.Location)
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeTerminate, what: "the endpoint for Terminate in Dagster's UI does not answer at 127.0.0.1:", fix: "see terminate in slipway.yaml",
+			level: daemon.Worth, code: daemon.CodeTerminate,
+			what: "the endpoint for Terminate in Dagster's UI does not answer at 127.0.0.1:",
+			fix:  "see terminate in slipway.yaml",
 		},
 		"a port that another program has": {
 			make: func(t *testing.T) string {
@@ -326,13 +360,17 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				t.Cleanup(func() { _ = l.Close() })
 				return onSQLite(t, fmt.Sprintf("terminate: {listen: %q}\n", l.Addr())).Location
 			},
-			level: daemon.Worth, code: daemon.CodeTerminate, what: "another program listens on 127.0.0.1:", fix: "terminate.listen",
+			level: daemon.Worth, code: daemon.CodeTerminate, what: "another program listens on 127.0.0.1:",
+			fix: "terminate.listen",
 		},
 		"a certificate that is not there": {
 			make: func(t *testing.T) string {
-				return onSQLite(t, fmt.Sprintf("terminate: {listen: %q, tls_cert: /no/cert.pem, tls_key: /no/key.pem}\n", testenv.FreeAddress(t))).Location
+				return onSQLite(t,
+					fmt.Sprintf("terminate: {listen: %q, tls_cert: /no/cert.pem, tls_key: /no/key.pem}\n",
+						testenv.FreeAddress(t))).Location
 			},
-			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.tls_cert: open /no/cert.pem", fix: "name the files of the endpoint's certificate and key",
+			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.tls_cert: open /no/cert.pem",
+			fix: "name the files of the endpoint's certificate and key",
 		},
 		"a database whose clock is off": {
 			make: func(t *testing.T) string {
@@ -341,7 +379,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				statements(t, d, "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT pg_catalog.clock_timestamp() + interval ''40 s'''",
+				statements(t, d,
+					"CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT "+
+						"pg_catalog.clock_timestamp() + interval ''40 s'''",
 					"ALTER DATABASE "+name+" SET search_path = public, pg_catalog")
 				return home
 			},
@@ -353,13 +393,16 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, servedAt(t, testenv.FreeAddress(t)))
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeCodeServer, what: "of code location here does not work: connection error", fix: "start it (dagster code-server start",
+			level: daemon.Bad, code: daemon.CodeCodeServer,
+			what: "of code location here does not work: connection error", fix: "start it (dagster code-server start",
 		},
 		"an interpreter of slipway.yaml that is not there": {
 			make: func(t *testing.T) string {
 				return onSQLite(t, "launchers: {local: {kind: process, python: {etl: /no/such/python}}}\n").Location
 			},
-			level: daemon.Bad, code: daemon.CodeInterpreter, what: "/no/such/python of launchers.local.python.etl does not work", fix: "set launchers.local.python.etl in slipway.yaml",
+			level: daemon.Bad, code: daemon.CodeInterpreter,
+			what: "/no/such/python of launchers.local.python.etl does not work",
+			fix:  "set launchers.local.python.etl in slipway.yaml",
 		},
 		"an interpreter without Dagster": {
 			make: func(t *testing.T) string {
@@ -367,7 +410,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, func(_, code map[string]any) { code["executable_path"] = "/bin/false" })
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeInterpreter, what: "/bin/false of code location here does not work", fix: "set launchers.local.python.here in slipway.yaml",
+			level: daemon.Bad, code: daemon.CodeInterpreter, what: "/bin/false of code location here does not work",
+			fix: "set launchers.local.python.here in slipway.yaml",
 		},
 		"an interpreter of a code location that is not there": {
 			make: func(t *testing.T) string {
@@ -375,24 +419,30 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, func(_, code map[string]any) { code["entry_point"] = []any{"no-such-dagster"} })
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeRunRefused, what: "runs in /nowhere/python, which is not on this machine", fix: "slipway launchers preview",
+			level: daemon.Bad, code: daemon.CodeRunRefused,
+			what: "runs in /nowhere/python, which is not on this machine", fix: "slipway launchers preview",
 		},
 		"a relative folder": {
 			make: func(t *testing.T) string {
 				d := onSQLite(t, local)
 				queued(t, d, func(_, code map[string]any) {
 					code["executable_path"] = "/bin/true"
-					code["code_pointer"] = map[string]any{"__class__": "FileCodePointer", "fn_name": "defs", "python_file": "code/etl.py", "working_directory": "code"}
+					code["code_pointer"] = map[string]any{"__class__": "FileCodePointer", "fn_name": "defs",
+						"python_file": "code/etl.py", "working_directory": "code"}
 				})
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeRunRefused, what: "code/etl.py is in none of", fix: "slipway launchers preview",
+			level: daemon.Bad, code: daemon.CodeRunRefused, what: "code/etl.py is in none of",
+			fix: "slipway launchers preview",
 		},
 		"no Docker engine": {
 			make: func(t *testing.T) string {
-				return onSQLite(t, "launchers: {local: {kind: process}, far: {kind: docker, config: {host: 'unix:///no/such/socket'}}}\n").Location
+				return onSQLite(t,
+					"launchers: {local: {kind: process}, far: {kind: docker, config: {host: "+
+						"'unix:///no/such/socket'}}}\n").Location
 			},
-			level: daemon.Bad, code: daemon.CodeLauncher, what: "launcher far: the engine at unix:///no/such/socket does not answer", fix: "start it",
+			level: daemon.Bad, code: daemon.CodeLauncher,
+			what: "launcher far: the engine at unix:///no/such/socket does not answer", fix: "start it",
 		},
 		"a full disk": {
 			make: func(t *testing.T) string {
@@ -402,9 +452,14 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				if out, err := exec.Command("unshare", "--mount", "true").CombinedOutput(); err != nil {
 					t.Skipf("no file system can be mounted: %v %s", err, out)
 				}
-				return []string{"unshare", "--mount", "sh", "-c", `d=$(sed 's/.*dir: .\([^}]*\).}}}/\1/' "$1/slipway.yaml") && mount -t tmpfs -o size=64k none "$d" && mkdir "$d/workers" "$d/state" "$d/tmp" && echo here >"$d/host" && { head -c 1m /dev/zero >"$d/fill" 2>/dev/null; exec "$0" --home "$1" doctor --json; }`, testenv.Build(t, "slipway"), home}
+				return []string{"unshare", "--mount", "sh",
+					"-c", `d=$(sed 's/.*dir: .\([^}]*\).}}}/\1/' "$1/slipway.yaml") && mount -t tmpfs -o size=64k ` +
+						`none "$d" && mkdir "$d/workers" "$d/state" "$d/tmp" && echo here >"$d/host" && { head -c 1m ` +
+						`/dev/zero >"$d/fill" 2>/dev/null; exec "$0" --home "$1" doctor --json; }`,
+					testenv.Build(t, "slipway"), home}
 			},
-			level: daemon.Bad, code: daemon.CodeLauncher, what: "workers' files cannot be written: ", fix: "free space on the disk of",
+			level: daemon.Bad, code: daemon.CodeLauncher, what: "workers' files cannot be written: ",
+			fix: "free space on the disk of",
 		},
 		"a DAGSTER_HOME that cannot be written to": {
 			make: func(t *testing.T) string {
@@ -416,12 +471,15 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return home
 			},
 			command: asUser,
-			level:   daemon.Bad, code: daemon.CodeLauncherConfig, what: "launchers.local.config.dir: workers' files cannot be written: mkdir", fix: "correct the setting that is named",
+			level:   daemon.Bad, code: daemon.CodeLauncherConfig,
+			what: "launchers.local.config.dir: workers' files cannot be written: mkdir",
+			fix:  "correct the setting that is named",
 		},
 		"an SQLite storage that cannot be written to": {
 			make: func(t *testing.T) string {
 				d := onSQLite(t, local)
-				statements(t, d, "INSERT INTO instance_info (run_storage_id) VALUES ('x')", "PRAGMA wal_checkpoint(TRUNCATE)")
+				statements(t, d, "INSERT INTO instance_info (run_storage_id) VALUES ('x')",
+					"PRAGMA wal_checkpoint(TRUNCATE)")
 				for _, path := range []string{"history/runs.db", "history"} {
 					if err := os.Chmod(filepath.Join(d.Location, path), 0o555); err != nil {
 						t.Fatal(err)
@@ -431,7 +489,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return d.Location
 			},
 			command: asUser,
-			level:   daemon.Bad, code: "storage_rights", what: "history/runs.db cannot be written to", fix: "give the user of slipway the files in history",
+			level:   daemon.Bad, code: "storage_rights", what: "history/runs.db cannot be written to",
+			fix: "give the user of slipway the files in history",
 		},
 		"a schema that Slipway does not know": {
 			make: func(t *testing.T) string {
@@ -439,7 +498,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "UPDATE alembic_version SET version_num = 'ffffffffffff'")
 				return home
 			},
-			level: daemon.Worth, code: daemon.CodeRevision, what: "revision ffffffffffff is not one that Slipway knows", fix: "a newer Slipway",
+			level: daemon.Worth, code: daemon.CodeRevision, what: "revision ffffffffffff is not one that Slipway knows",
+			fix: "a newer Slipway",
 		},
 		"a column that is missing": {
 			make: func(t *testing.T) string {
@@ -447,7 +507,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "ALTER TABLE runs DROP COLUMN end_time")
 				return home
 			},
-			level: daemon.Bad, code: "storage_schema", what: `column "end_time" does not exist`, fix: "dagster instance migrate",
+			level: daemon.Bad, code: "storage_schema", what: `column "end_time" does not exist`,
+			fix: "dagster instance migrate",
 		},
 		"PgBouncer in transaction mode": {
 			make: func(t *testing.T) string {
@@ -462,12 +523,15 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				_, home := onPostgres(t)
 				other, _ := onPostgres(t)
 				file := filepath.Join(home, "slipway.yaml")
-				if err := os.WriteFile(file, []byte("terminate: {local_only: true}\nstorage: {direct_url: '"+other.Location+"'}\n"), 0o600); err != nil {
+				if err := os.WriteFile(file,
+					[]byte("terminate: {local_only: true}\nstorage: {direct_url: '"+other.Location+"'}\n"),
+					0o600); err != nil {
 					t.Fatal(err)
 				}
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeOtherInstance, what: "storage.direct_url: it leads to another instance", fix: "the same server and database",
+			level: daemon.Bad, code: daemon.CodeOtherInstance, what: "storage.direct_url: it leads to another instance",
+			fix: "the same server and database",
 		},
 		"a database that is read-only": {
 			make: func(t *testing.T) string {
@@ -479,7 +543,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "ALTER DATABASE "+name+" SET default_transaction_read_only = on")
 				return home
 			},
-			level: daemon.Bad, code: "storage_read_only", what: "in a read-only transaction", fix: "name the primary server",
+			level: daemon.Bad, code: "storage_read_only", what: "in a read-only transaction",
+			fix: "name the primary server",
 		},
 		"no rights on runs": {
 			make: func(t *testing.T) string {
@@ -487,7 +552,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, role(t, d, "", "SELECT"))
 				return home
 			},
-			level: daemon.Bad, code: "storage_rights", what: "permission denied for table runs (UPDATE)", fix: "GRANT SELECT, INSERT, UPDATE, DELETE",
+			level: daemon.Bad, code: "storage_rights", what: "permission denied for table runs (UPDATE)",
+			fix: "GRANT SELECT, INSERT, UPDATE, DELETE",
 		},
 		"a role that may have two connections": {
 			make: func(t *testing.T) string {
@@ -507,27 +573,33 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 		},
 		"a limit of zero": {
 			make:  func(t *testing.T) string { return onSQLite(t, "queue: {max_concurrent_runs: 0}\n").Location },
-			level: daemon.Bad, code: daemon.CodeLimit, what: "queue.max_concurrent_runs is 0: no run is launched", fix: "set queue.max_concurrent_runs in slipway.yaml",
+			level: daemon.Bad, code: daemon.CodeLimit, what: "queue.max_concurrent_runs is 0: no run is launched",
+			fix: "set queue.max_concurrent_runs in slipway.yaml",
 		},
 		"a run that has waited for long": {
 			make: func(t *testing.T) string {
 				d := onSQLite(t, local)
-				id := queued(t, d, func(_, code map[string]any) { code["executable_path"] = filepath.Join(testenv.DagsterBin(t), "python") })
-				if err := d.Exec("UPDATE runs SET create_timestamp = '2020-01-01 00:00:00.000000' WHERE run_id = ?", id); err != nil {
+				id := queued(t, d, func(_, code map[string]any) {
+					code["executable_path"] = filepath.Join(testenv.DagsterBin(t), "python")
+				})
+				if err := d.Exec("UPDATE runs SET create_timestamp = '2020-01-01 00:00:00.000000' WHERE run_id = ?",
+					id); err != nil {
 					t.Fatal(err)
 				}
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeQueue, what: "1 of 1 queued runs have waited for longer than 10m0s", fix: "slipway runs explain RUN",
+			level: daemon.Worth, code: daemon.CodeQueue, what: "1 of 1 queued runs have waited for longer than 10m0s",
+			fix: "slipway runs explain RUN",
 		},
 	}
 	for setting, text := range map[string][2]string{
-		"a typo":                                {"", "queeu: {}\n"},
-		"a wrong kind":                          {"", "launchers: {local: {kind: proces}}\n"},
-		"a tab":                                 {"", "queue:\n\tmax_concurrent_runs: 1\n"},
-		"a key that is there twice":             {"run_queue: {}\nrun_queue: {}\n", ""},
-		"MySQL":                                 {"storage: {mysql: {mysql_url: x}}\n", ""},
-		"DefaultRunCoordinator":                 {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", ""},
+		"a typo":                    {"", "queeu: {}\n"},
+		"a wrong kind":              {"", "launchers: {local: {kind: proces}}\n"},
+		"a tab":                     {"", "queue:\n\tmax_concurrent_runs: 1\n"},
+		"a key that is there twice": {"run_queue: {}\nrun_queue: {}\n", ""},
+		"MySQL":                     {"storage: {mysql: {mysql_url: x}}\n", ""},
+		"DefaultRunCoordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n",
+			""},
 		"an open port without a token":          {"", "web: {listen: '0.0.0.0:9870'}\n"},
 		"a limit that is none":                  {"", "queue: {max_concurrent_runs: many}\n"},
 		"charge of the queue that there is not": {isParked, "queue: {charge: free}\n"},
@@ -552,12 +624,16 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				command = p.command(t, home)
 			}
 			found := findings(t, home, command...)
-			i := slices.IndexFunc(found, func(s daemon.Symptom) bool { return s.Code == p.code && s.Level != daemon.Well })
-			if i < 0 || found[i].Level != p.level || !strings.Contains(found[i].What, p.what) || !strings.Contains(found[i].Fix, p.fix) {
+			i := slices.IndexFunc(found, func(s daemon.Symptom) bool {
+				return s.Code == p.code && s.Level != daemon.Well
+			})
+			if i < 0 || found[i].Level != p.level || !strings.Contains(found[i].What, p.what) ||
+				!strings.Contains(found[i].Fix, p.fix) {
 				t.Errorf("doctor does not find %s %s: %q, %q, but\n%s", p.level, p.code, p.what, p.fix, report(found))
 			}
 			for _, s := range found {
-				known := s.Code == p.code || s.Code == daemon.CodeLeader || s.Code == daemon.CodeMonitor || strings.HasPrefix(string(s.Code), "storage_") && p.code == daemon.CodeDagsterYAML
+				known := s.Code == p.code || s.Code == daemon.CodeLeader || s.Code == daemon.CodeMonitor ||
+					strings.HasPrefix(string(s.Code), "storage_") && p.code == daemon.CodeDagsterYAML
 				if s.Level == daemon.Bad && !known {
 					t.Errorf("doctor blames %s: %s", s.Code, s.What)
 				}
@@ -573,7 +649,8 @@ func asUser(t *testing.T, home string) []string {
 	if os.Getuid() != 0 {
 		return command
 	}
-	return append([]string{"setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"}, command...)
+	return append([]string{"setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"},
+		command...)
 }
 
 // The only finding of a healthy instance is that no daemon leads it, on both storages. A code
@@ -586,7 +663,8 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testenv.Server(t, address, filepath.Join(bin, "dagster"), "api", "grpc", "--python-file", filepath.Join(testenv.Root(t), "test/fates/fates.py"), "--host", "127.0.0.1", "--port", port)
+	testenv.Server(t, address, filepath.Join(bin, "dagster"), "api", "grpc",
+		"--python-file", filepath.Join(testenv.Root(t), "test/fates/fates.py"), "--host", "127.0.0.1", "--port", port)
 	queued(t, d, servedAt(t, address))
 	queued(t, d, func(origin, code map[string]any) {
 		origin["__class__"], origin["location_name"] = "ManagedGrpcPythonEnvRepositoryLocationOrigin", "managed"
@@ -602,7 +680,9 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 		if name != "Postgres" {
 			continue
 		}
-		for _, want := range []string{"the code server at dns:///" + address + " of code location here answers", "python of code location managed says its version", "the storage can be written to", "dagster-daemon was last heard of"} {
+		for _, want := range []string{"the code server at dns:///" + address + " of code location here answers",
+			"python of code location managed says its version", "the storage can be written to",
+			"dagster-daemon was last heard of"} {
 			if !strings.Contains(report(found), want) {
 				t.Errorf("doctor does not say %q:\n%s", want, report(found))
 			}
@@ -613,7 +693,9 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 // A sick launcher is not reported as well in the same report, and the runs that wait for it are
 // counted by reason.
 func TestDoctorOfASickLauncher(t *testing.T) {
-	home := parked(t, false, "launchers: {batch: {kind: command, config: {launch: [sh, -c, 'echo key expired >&2; exit 77'], health: [sh, -c, 'exit 66'], terminate: ['true']}}}\ndefault: batch\n")
+	home := parked(t, false,
+		"launchers: {batch: {kind: command, config: {launch: [sh, -c, 'echo key expired >&2; exit 77'], health: [sh, "+
+			"-c, 'exit 66'], terminate: ['true']}}}\ndefault: batch\n")
 	d := storagetest.Open(t, home)
 	start(t, home)
 	for range 3 {
@@ -624,12 +706,14 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 		return st.Launchers[0].Sick, fmt.Sprintf("%+v", st)
 	})
 	waiting := enqueued(t, home, "--", "true")
-	if err := d.Exec("UPDATE runs SET create_timestamp = '2020-01-01 00:00:00.000000' WHERE run_id = ?", waiting); err != nil {
+	if err := d.Exec("UPDATE runs SET create_timestamp = '2020-01-01 00:00:00.000000' WHERE run_id = ?",
+		waiting); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		out, _ := slipway(t, home, "doctor")
-		return strings.Contains(out, "launcher batch is sick") && !strings.Contains(out, "ok       launcher batch") && strings.Contains(out, "they wait for launcher_sick (") && !strings.Contains(out, "map["), out
+		return strings.Contains(out, "launcher batch is sick") && !strings.Contains(out, "ok       launcher batch") &&
+			strings.Contains(out, "they wait for launcher_sick (") && !strings.Contains(out, "map["), out
 	})
 }
 
@@ -643,14 +727,16 @@ func TestReadOnlyDatabaseIsToldOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := testenv.FreeAddress(t)
-	write(t, home, isParked+"storage: {postgres: {postgres_url: '"+d.Location+"'}}\n", "terminate: {local_only: true}\nweb: {listen: '"+address+"'}\n")
+	write(t, home, isParked+"storage: {postgres: {postgres_url: '"+d.Location+"'}}\n",
+		"terminate: {local_only: true}\nweb: {listen: '"+address+"'}\n")
 	log := start(t, home)
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		text, err := os.ReadFile(log)
 		return strings.Contains(string(text), "msg=leading"), fmt.Sprintf("%s%v", text, err)
 	})
 	statements(t, d, "ALTER DATABASE "+name+" SET default_transaction_read_only = on",
-		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "+
+			"pg_backend_pid()")
 	failed := regexp.MustCompile(`slipway_storage_seconds_count\{outcome="error"\} ([0-9]+)`)
 	var text []byte
 	told := -1 // failures when the warning was there

@@ -43,9 +43,12 @@ A command job is one command after --, or steps from a YAML file:
 
 The steps are stored in the run's config. Dagster's pages show the events and output of the run like
 those of any other run.`,
-		Example: "  slipway runs enqueue -- sh -c 'echo hello'\n  slipway runs enqueue --job nightly --steps nightly.yaml --tag team=data\n  slipway runs enqueue --like 1a9ccfd4",
+		Example: "  slipway runs enqueue -- sh -c 'echo hello'\n  slipway runs enqueue --job nightly --steps " +
+			"nightly.yaml --tag team=data\n  slipway runs enqueue --like 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.enqueue(cmd.Context(), s, e, args) })
+			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error {
+				return p.enqueue(cmd.Context(), s, e, args)
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -109,7 +112,9 @@ func (e enqueue) config(args []string) (json.RawMessage, error) {
 		}
 		return dagster.Encode(config.Tree(n)), nil
 	case len(args) == 0:
-		return nil, errors.New("nothing to run: give a command after --, a file with --steps, or a run to copy with --like; see slipway runs enqueue --help")
+		return nil,
+			errors.New("nothing to run: give a command after --, a file with --steps, or a run to copy with --like; " +
+				"see slipway runs enqueue --help")
 	}
 	return dagster.Encode(map[string]any{"steps": map[string]any{"run": map[string]any{"command": args}}}), nil
 }

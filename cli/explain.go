@@ -42,7 +42,9 @@ type fieldLayer struct {
 
 func (p *program) runsExplainCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "explain RUN", Short: "Show why a run waits, why it goes to its launcher, and what set each field of its worker", Args: cobra.ExactArgs(1),
+		Use:   "explain RUN",
+		Short: "Show why a run waits, why it goes to its launcher, and what set each field of its worker",
+		Args:  cobra.ExactArgs(1),
 		Long: `For a queued run, shows its place in the queue and everything that holds it back: limits, pools,
 pauses, a launcher that is full or sick.
 
@@ -51,7 +53,9 @@ and what sets each field of its worker: the launcher, the code location, the rul
 run. For a launched run, it also shows what was decided at its launch.`,
 		Example: "  slipway runs explain 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.explain(cmd.Context(), in, s, args[0]) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.explain(cmd.Context(), in, s, args[0])
+			})
 		},
 	}
 }
@@ -114,7 +118,8 @@ func (p *program) explain(ctx context.Context, in *instance.Instance, s storage.
 func layerTarget(in *instance.Instance, name string) worker.Target {
 	l := in.Launchers[name]
 	limit, _ := l.Allow.Max() // checked when the settings were read
-	t := worker.Target{Name: name, Grace: l.Grace, Context: l.Kind.Context, Allow: worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}}
+	t := worker.Target{Name: name, Grace: l.Grace, Context: l.Kind.Context,
+		Allow: worker.Allow{Images: l.Allow.Images, Forbid: l.Allow.Forbid, Max: limit}}
 	t.Tags, t.Denied = l.Allow.RawTags(l.Kind)
 	return t
 }

@@ -28,14 +28,15 @@ func snippets(t *testing.T, page string) (blocks [][2]string) {
 func sources(t *testing.T, extension string) string {
 	t.Helper()
 	var b strings.Builder
-	err := filepath.WalkDir(filepath.Join(testenv.Root(t), "examples/spool"), func(path string, e os.DirEntry, err error) error {
-		if err != nil || e.IsDir() || filepath.Ext(path) != extension {
+	err := filepath.WalkDir(filepath.Join(testenv.Root(t), "examples/spool"),
+		func(path string, e os.DirEntry, err error) error {
+			if err != nil || e.IsDir() || filepath.Ext(path) != extension {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			b.Write(text)
 			return err
-		}
-		text, err := os.ReadFile(path)
-		b.Write(text)
-		return err
-	})
+		})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,8 @@ import (
 
 func (p *program) launchersCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "launchers", Short: "Inspect, test and write launchers"}
-	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersNewCommand(), p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
+	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersNewCommand(),
+		p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
 	return cmd
 }
 
@@ -44,7 +45,8 @@ func openTargets(ctx context.Context, in *instance.Instance, names ...string) (m
 }
 
 func noLauncher(in *instance.Instance, name string) error {
-	return fmt.Errorf("there is no launcher %q in slipway.yaml%s", name, config.Suggest(name, slices.Sorted(maps.Keys(in.Launchers))))
+	return fmt.Errorf("there is no launcher %q in slipway.yaml%s", name,
+		config.Suggest(name, slices.Sorted(maps.Keys(in.Launchers))))
 }
 
 // closing closes launchers at the end of a command and joins any failure to *err.
@@ -79,7 +81,8 @@ func (p *program) launchersListCommand() *cobra.Command {
 			views := []launcherView{}
 			for _, name := range names {
 				l, t := in.Launchers[name], targets[name]
-				views = append(views, launcherView{name, l.Kind.Name, name == in.Settings.Default, t.Kind.Help, launcher.Abilities(t.Launcher), t.Kind.Traits})
+				views = append(views, launcherView{name, l.Kind.Name, name == in.Settings.Default, t.Kind.Help,
+					launcher.Abilities(t.Launcher), t.Kind.Traits})
 			}
 			if p.json {
 				return p.printJSON(views)
@@ -97,11 +100,13 @@ func (p *program) launchersListCommand() *cobra.Command {
 func (p *program) launchersSchemaCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
-		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema", Args: cobra.MaximumNArgs(1),
+		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema",
+		Args: cobra.MaximumNArgs(1),
 		Long: `Prints the settings of a kind of launcher as JSON schema. Without KIND, prints the schema of
 slipway.yaml with all kinds. With --launcher, prints the config of a launcher in slipway.yaml that is
 a separate program (a plug-in).`,
-		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json\n  slipway launchers schema --launcher mine",
+		Example: "  slipway launchers schema process\n  slipway launchers schema >slipway.schema.json\n  slipway " +
+			"launchers schema --launcher mine",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fields, err := p.settings(cmd.Context(), args, name)
 			if err != nil {
@@ -160,10 +165,12 @@ with --server: then the target checks the request without creating anything, if 
 
 Without RUN, the flags describe a sample run, as if from a code location with the entry point
 dagster.`,
-		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot\n  slipway launchers preview --job train --location ml --tag slipway/memory=8Gi",
+		Example: "  slipway launchers preview 1a9ccfd4\n  slipway launchers preview 1a9ccfd4 --launcher spot\n  " +
+			"slipway launchers preview --job train --location ml --tag slipway/memory=8Gi",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
-				r := storage.Run{Run: dagster.NewSampleRun("00000000-0000-4000-8000-000000000000", made.job, made.location, made.image, made.tags)}
+				r := storage.Run{Run: dagster.NewSampleRun("00000000-0000-4000-8000-000000000000", made.job,
+					made.location, made.image, made.tags)}
 				if len(args) > 0 {
 					for _, flag := range []string{"job", "location", "image", "tag"} {
 						if cmd.Flags().Changed(flag) {
@@ -189,7 +196,8 @@ dagster.`,
 	return cmd
 }
 
-func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run, name string, server bool) (err error) {
+func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run, name string,
+	server bool) (err error) {
 	if r.Broken != nil {
 		return r.Broken
 	}
@@ -221,7 +229,8 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	if server {
 		trier, ok := launcher.As[launcher.Trier](t.Launcher)
 		if !ok {
-			return fmt.Errorf("targets of kind %s cannot look at a launch without making it: leave out --server", t.Kind.Name)
+			return fmt.Errorf("targets of kind %s cannot look at a launch without making it: leave out --server",
+				t.Kind.Name)
 		}
 		if err := trier.Try(ctx, req); err != nil {
 			return err

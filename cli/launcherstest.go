@@ -33,7 +33,8 @@ var errContract = errors.New("the launcher breaks the contract")
 func (p *program) launchersTestCommand() *cobra.Command {
 	c := conformance{program: p}
 	cmd := &cobra.Command{
-		Use: "test NAME | -- COMMAND [ARG...]", Short: "Test whether a launcher keeps the launcher contract", Args: cobra.MinimumNArgs(1),
+		Use: "test NAME | -- COMMAND [ARG...]", Short: "Test whether a launcher keeps the launcher contract",
+		Args: cobra.MinimumNArgs(1),
 		Long: `Runs the conformance kit, one test for each sentence of the launcher contract, against a launcher of
 slipway.yaml or against a program that serves one (see docs/launchers/plugin.md). The kit starts real
 workers on the target, which are small shell scripts under a separate instance name, and removes them
@@ -44,11 +45,15 @@ if the launcher breaks a sentence that it promises.
 
 --quick is for a first look, and for targets whose workers cost money: it tests a dozen sentences,
 each with one or two workers.`,
-		Example: "  slipway launchers test batch\n  slipway launchers test aci --quick --report junit=kit.xml\n  slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- ./slipway-batch",
+		Example: "  slipway launchers test batch\n  slipway launchers test aci --quick --report junit=kit.xml\n  " +
+			"slipway launchers test docker --image busybox\n  slipway launchers test --config settings.yaml -- " +
+			"./slipway-batch",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			named := cmd.ArgsLenAtDash() < 0
 			if named && len(args) > 1 {
-				return fmt.Errorf("only one launcher can be tested at a time; to test a program: slipway launchers test -- %s", strings.Join(args, " "))
+				return fmt.Errorf(
+					"only one launcher can be tested at a time; to test a program: slipway launchers test -- %s",
+					strings.Join(args, " "))
 			}
 			file, isJUnit := strings.CutPrefix(c.report, "junit=")
 			if c.report != "" && (!isJUnit || file == "") {
@@ -100,7 +105,8 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 		}
 		l, ok := in.Launchers[args[0]]
 		if !ok {
-			return t, fmt.Errorf("%w; to test a program: slipway launchers test -- %s", noLauncher(in, args[0]), args[0])
+			return t, fmt.Errorf("%w; to test a program: slipway launchers test -- %s", noLauncher(in, args[0]),
+				args[0])
 		}
 		t.Kind = l.Kind
 		t.Open = func() (launcher.Launcher, error) { return l.Kind.Open(cmd.Context(), l.Config, log) }
@@ -118,7 +124,8 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 		}
 	}
 	t.Open = func() (launcher.Launcher, error) {
-		return plugin.Open(cmd.Context(), plugin.Options{Command: args, Env: os.Environ(), Plain: c.plain, Timeout: c.timeout, Dir: dir}, v, log)
+		return plugin.Open(cmd.Context(), plugin.Options{Command: args, Env: os.Environ(), Plain: c.plain,
+			Timeout: c.timeout, Dir: dir}, v, log)
 	}
 	return t, nil
 }
@@ -150,15 +157,17 @@ func (c *conformance) run(target launchertest.Target) error {
 	}
 	if c.json {
 		err = c.printJSON(map[string]any{
-			"results": results, "passed": count[launchertest.Passed], "failed": count[launchertest.Failed], "not_promised": count[launchertest.NotPromised],
-			"not_run": count[launchertest.NotRun],
+			"results": results, "passed": count[launchertest.Passed], "failed": count[launchertest.Failed],
+			"not_promised": count[launchertest.NotPromised],
+			"not_run":      count[launchertest.NotRun],
 		})
 	} else if err == nil {
 		left := ""
 		if n := count[launchertest.NotRun]; n > 0 {
 			left = fmt.Sprintf(", %d not run (%s)", n, results[len(results)-1].Text)
 		}
-		_, err = fmt.Fprintf(c.out, "%d passed, %d failed, %d not promised%s in %.1f s\n", count[launchertest.Passed], count[launchertest.Failed],
+		_, err = fmt.Fprintf(c.out, "%d passed, %d failed, %d not promised%s in %.1f s\n", count[launchertest.Passed],
+			count[launchertest.Failed],
 			count[launchertest.NotPromised], left, time.Since(began).Seconds())
 	}
 	if count[launchertest.Failed] > 0 {
@@ -174,7 +183,8 @@ func resultLine(r launchertest.Result) string {
 	case launchertest.NotPromised:
 		return fmt.Sprintf("not promised  %s: %s", r.Sentence, r.Text)
 	default:
-		return fmt.Sprintf("FAIL          %s (%.2f s)\n              %s", r.Sentence, r.Took.Seconds(), strings.ReplaceAll(r.Text, "\n", "\n              "))
+		return fmt.Sprintf("FAIL          %s (%.2f s)\n              %s", r.Sentence, r.Took.Seconds(),
+			strings.ReplaceAll(r.Text, "\n", "\n              "))
 	}
 }
 

@@ -29,11 +29,13 @@ written. Replace the calls of spool by calls of your target, and keep the confor
 docs/writing-a-launcher.md explains it step by step.
 
 ` + ways(),
-		Example: "  slipway launchers new my-batch --as go\n  slipway launchers new my-batch --as command --dir /etc/slipway/my-batch",
+		Example: "  slipway launchers new my-batch --as go\n  slipway launchers new my-batch --as command --dir " +
+			"/etc/slipway/my-batch",
 		RunE: func(_ *cobra.Command, args []string) error {
 			l.Name = args[0]
 			if way == "" {
-				return fmt.Errorf("--as is required: one of %s", strings.Join(slices.Sorted(maps.Keys(scaffold.Ways)), ", "))
+				return fmt.Errorf("--as is required: one of %s",
+					strings.Join(slices.Sorted(maps.Keys(scaffold.Ways)), ", "))
 			}
 			if dir == "" && way == "tree" {
 				dir = "."
@@ -45,9 +47,12 @@ docs/writing-a-launcher.md explains it step by step.
 	}
 	f := cmd.Flags()
 	f.StringVar(&way, "as", "", "how to write it, required: command, go, python or tree")
-	f.StringVar(&dir, "dir", "", "folder to write into (default: NAME; for tree: the current folder, which must have Slipway's sources)")
+	f.StringVar(&dir, "dir",
+		"", "folder to write into (default: NAME; for tree: the current folder, which must have Slipway's sources)")
 	f.StringVar(&l.Module, "module", "", "path of the Go module (default: example.com/slipway-NAME)")
-	f.StringVar(&l.Replace, "slipway", "", "folder with Slipway's sources, for the Go module (default: the sources that this program was built from, unless it is a release)")
+	f.StringVar(&l.Replace, "slipway",
+		"", "folder with Slipway's sources, for the Go module (default: the sources that this program was built "+
+			"from, unless it is a release)")
 	return cmd
 }
 
@@ -76,7 +81,8 @@ func released(info *debug.BuildInfo, near ...string) (version, sources string) {
 	}
 	for _, file := range near {
 		for dir := filepath.Dir(file); filepath.IsAbs(dir) && dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
-			if text, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && bytes.HasPrefix(text, []byte("module "+modulePath+"\n")) {
+			if text, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil &&
+				bytes.HasPrefix(text, []byte("module "+modulePath+"\n")) {
 				return "", dir
 			}
 		}
@@ -92,7 +98,9 @@ var release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[a-z]+\.?\d*)?$`)
 func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	if way == "tree" {
 		if _, err := os.Stat(filepath.Join(dir, "launcher", "all", "all.go")); err != nil {
-			return fmt.Errorf("%s has no Slipway sources (launcher/all/all.go): run this command in their folder, or name it with --dir", dir)
+			return fmt.Errorf(
+				"%s has no Slipway sources (launcher/all/all.go): run this command in their folder, or name it with "+
+					"--dir", dir)
 		}
 	}
 	if way == "go" && l.Replace == "" {
@@ -116,7 +124,8 @@ func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	paths := slices.Sorted(maps.Keys(files))
 	for _, path := range paths {
 		if _, err := os.Lstat(filepath.Join(dir, path)); !errors.Is(err, fs.ErrNotExist) {
-			return errors.Join(fmt.Errorf("%s already exists; nothing was written: choose another folder with --dir", filepath.Join(dir, path)), err)
+			return errors.Join(fmt.Errorf("%s already exists; nothing was written: choose another folder with --dir",
+				filepath.Join(dir, path)), err)
 		}
 	}
 	for _, path := range paths {
@@ -125,7 +134,8 @@ func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 			mode = 0o755
 		}
 		to := filepath.Join(dir, path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, files[path].Text, mode)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, files[path].Text, mode)); err !=
+			nil {
 			return err
 		}
 	}
@@ -139,7 +149,8 @@ func (p *program) scaffold(way, dir string, l scaffold.Launcher) error {
 	if p.json {
 		return p.printJSON(map[string]any{"dir": dir, "files": paths, "next": next})
 	}
-	_, err = fmt.Fprintf(p.out, "wrote into %s: %s\nnext:\n  %s\n", dir, strings.Join(paths, " "), strings.Join(next, "\n  "))
+	_, err = fmt.Fprintf(p.out, "wrote into %s: %s\nnext:\n  %s\n", dir, strings.Join(paths, " "),
+		strings.Join(next, "\n  "))
 	return err
 }
 
@@ -153,17 +164,21 @@ func nextSteps(way, dir string, l scaffold.Launcher) []string {
 			"# then copy the launcher into the slipway.yaml of your instance, and the program spool beside that file",
 		}
 	case "go":
-		steps := []string{cd + " && go mod tidy && go test .", "go build ./cmd/slipway-" + l.Name + " && " + settings + " && echo 'program: ./spool' >>settings.yaml", "slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
+		steps := []string{cd + " && go mod tidy && go test .",
+			"go build ./cmd/slipway-" + l.Name + " && " + settings + " && echo 'program: ./spool' >>settings.yaml",
+			"slipway launchers test --config settings.yaml -- ./slipway-" + l.Name}
 		if l.Version == "" && l.Replace == "" {
 			// This program is not a release, and the folder of its sources is unknown.
 			steps = slices.Insert(steps, 0, "git clone https://"+modulePath+" slipway-sources && go mod edit -replace "+modulePath+"=$PWD/slipway-sources '"+filepath.Join(dir, "go.mod")+"'")
 		}
 		return steps
 	case "python":
-		return []string{cd + " && python3 -m pip install grpcio protobuf # a Python with Dagster has both", settings, "slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
+		return []string{cd + " && python3 -m pip install grpcio protobuf # a Python with Dagster has both", settings,
+			"slipway launchers test --no-mtls --config settings.yaml -- python3 " + l.Name + ".py"}
 	}
 	pkg := l.Package()
 	return []string{
-		"# add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update", "go test ./launcher/" + pkg,
+		"# add " + pkg + ".Kind() to launcher/all/all.go", "go test ./launcher/all -update",
+		"go test ./launcher/" + pkg,
 	}
 }

@@ -38,7 +38,8 @@ func TestExamplesAreScaffolds(t *testing.T) {
 				if f.Program {
 					mode = 0o755
 				}
-				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, f.Text, mode)); err != nil {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, f.Text, mode)); err !=
+					nil {
 					t.Fatal(err)
 				}
 			}
@@ -66,16 +67,19 @@ func TestReleased(t *testing.T) {
 		near            string
 		version, folder string
 	}{
-		"a release":                         {module("v1.2.3", ""), nil, elsewhere, "v1.2.3", ""},
-		"a release candidate":               {module("v1.2.3-rc.1", ""), nil, elsewhere, "v1.2.3-rc.1", ""},
-		"a commit":                          {module("v0.0.0-20261127204512-a39b383a39b3", ""), nil, built, "", root},
-		"a commit after a release":          {module("v1.2.4-0.20261127204512-a39b383a39b3", ""), nil, built, "", root},
-		"changed files":                     {module("v1.2.3+dirty", ""), nil, built, "", root},
-		"sources without git":               {module("(devel)", ""), nil, built, "", root},
-		"sources that are elsewhere":        {module("(devel)", ""), nil, elsewhere, "", ""},
-		"sources without a path":            {module("(devel)", ""), nil, "github.com/slipway-run/slipway/cli/new.go", "", ""},
-		"a Slipway of one's own":            {&debug.Module{Path: "example.com/x"}, module("v1.2.3", ""), elsewhere, "v1.2.3", ""},
-		"a Slipway of one's own of sources": {&debug.Module{Path: "example.com/x"}, module("v0.0.0", "/src/slipway"), elsewhere, "", "/src/slipway"},
+		"a release":                  {module("v1.2.3", ""), nil, elsewhere, "v1.2.3", ""},
+		"a release candidate":        {module("v1.2.3-rc.1", ""), nil, elsewhere, "v1.2.3-rc.1", ""},
+		"a commit":                   {module("v0.0.0-20261127204512-a39b383a39b3", ""), nil, built, "", root},
+		"a commit after a release":   {module("v1.2.4-0.20261127204512-a39b383a39b3", ""), nil, built, "", root},
+		"changed files":              {module("v1.2.3+dirty", ""), nil, built, "", root},
+		"sources without git":        {module("(devel)", ""), nil, built, "", root},
+		"sources that are elsewhere": {module("(devel)", ""), nil, elsewhere, "", ""},
+		"sources without a path": {module("(devel)", ""), nil, "github.com/slipway-run/slipway/cli/new.go",
+			"", ""},
+		"a Slipway of one's own": {&debug.Module{Path: "example.com/x"}, module("v1.2.3", ""), elsewhere,
+			"v1.2.3", ""},
+		"a Slipway of one's own of sources": {&debug.Module{Path: "example.com/x"}, module("v0.0.0", "/src/slipway"),
+			elsewhere, "", "/src/slipway"},
 	} {
 		info := &debug.BuildInfo{Main: *c.main}
 		if c.dep != nil {

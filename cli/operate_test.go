@@ -48,17 +48,20 @@ func TestPause(t *testing.T) {
 		return err == nil && regexp.MustCompile(`tag team=a +\S+ \S+ +unpaused +ann +audit`).MatchString(out), out
 	})
 	status(t, home, free, "SUCCESS")
-	if st := statusOf(t, home); st.Runs["QUEUED"] != 1 || st.Waiting["paused"] != 1 || st.Leader.Lease != "held" || st.Launchers[1].Name != "local" || st.Launchers[1].Sick {
+	if st := statusOf(t, home); st.Runs["QUEUED"] != 1 || st.Waiting["paused"] != 1 || st.Leader.Lease != "held" ||
+		st.Launchers[1].Name != "local" || st.Launchers[1].Sick {
 		t.Errorf("status = %+v", st)
 	}
-	if out, err := built(t, home, "unpause"); err == nil || !strings.Contains(out, "launches of the instance are not paused; slipway status shows all pauses") {
+	if out, err := built(t, home, "unpause"); err == nil ||
+		!strings.Contains(out, "launches of the instance are not paused; slipway status shows all pauses") {
 		t.Errorf("unpause of what is not paused = %v\n%s", err, out)
 	}
 	if out, err := built(t, home, "unpause", "--tag", "team=a"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause = %v\n%s", err, out)
 	}
 	status(t, home, held, "SUCCESS")
-	for _, args := range [][]string{{"pause", "--launcher", "moon"}, {"pause", "--tag", "team"}, {"pause", "--job", "a", "--tag", "b=c"}} {
+	for _, args := range [][]string{{"pause", "--launcher", "moon"}, {"pause", "--tag", "team"},
+		{"pause", "--job", "a", "--tag", "b=c"}} {
 		if out, err := built(t, home, args...); err == nil {
 			t.Errorf("%v is taken: %s", args, out)
 		}
@@ -70,13 +73,15 @@ func TestDrain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "go")
 	run := enqueued(t, home, "--", "sh", "-c", "while [ ! -e "+file+" ]; do sleep 0.05; done")
 	status(t, home, run, "STARTED")
-	if out, err := built(t, home, "drain", "--launcher", "local", "--timeout", "1s"); err == nil || !strings.Contains(out, "1 run of launcher local still in flight after 1s; its launches stay paused") {
+	if out, err := built(t, home, "drain", "--launcher", "local", "--timeout", "1s"); err == nil ||
+		!strings.Contains(out, "1 run of launcher local still in flight after 1s; its launches stay paused") {
 		t.Errorf("drain while a run is in flight = %v\n%s", err, out)
 	}
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil || !strings.Contains(out, "no run of launcher local is in flight any more") {
+	if out, err := built(t, home, "drain", "--launcher", "local"); err != nil ||
+		!strings.Contains(out, "no run of launcher local is in flight any more") {
 		t.Errorf("drain = %v\n%s", err, out)
 	}
 	if out, err := built(t, home, "unpause", "--all"); err != nil || !strings.Contains(out, "1 pause ended") {
@@ -123,8 +128,11 @@ func TestSeenFromOutside(t *testing.T) {
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		_, text := get("/metrics", "sesame")
 		for _, line := range []string{
-			`slipway_leader 1`, `slipway_launch_seconds_count{launcher="local",outcome="launched"} 1`, `slipway_ended_runs_total{launcher="local",status="SUCCESS"} 1`,
-			`slipway_queue_seconds_count 1`, `slipway_queued_runs{reason="paused"} 0`, `slipway_launcher_sick{launcher="local",place=""} 0`, `slipway_epoch `, `slipway_storage_seconds_bucket{outcome="ok"`,
+			`slipway_leader 1`, `slipway_launch_seconds_count{launcher="local",outcome="launched"} 1`,
+			`slipway_ended_runs_total{launcher="local",status="SUCCESS"} 1`,
+			`slipway_queue_seconds_count 1`, `slipway_queued_runs{reason="paused"} 0`,
+			`slipway_launcher_sick{launcher="local",place=""} 0`, `slipway_epoch `,
+			`slipway_storage_seconds_bucket{outcome="ok"`,
 		} {
 			if !strings.Contains(text, "\n"+line) {
 				return false, line + " is not among the metrics:\n" + text
@@ -140,41 +148,52 @@ func TestSeenFromOutside(t *testing.T) {
 func TestDoctor(t *testing.T) {
 	home := parked(t, false, "")
 	out, err := built(t, home, "doctor")
-	if err == nil || !strings.Contains(out, "error    no daemon leads this instance: nothing is launched\n         next: start slipway daemon") {
+	if err == nil || !strings.Contains(out,
+		"error    no daemon leads this instance: nothing is launched\n         next: start slipway daemon") {
 		t.Errorf("doctor without a daemon = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "status"); err == nil || !strings.Contains(out, "no daemon leads this instance: start slipway daemon") {
+	if out, err := built(t, home, "status"); err == nil ||
+		!strings.Contains(out, "no daemon leads this instance: start slipway daemon") {
 		t.Errorf("status without a daemon = %v\n%s", err, out)
 	}
 	start(t, home)
 	statusOf(t, home)
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // the endpoint may take a moment
 		out, err = built(t, home, "doctor")
-		return err == nil && strings.Contains(out, "ok       the endpoint for Terminate in Dagster's UI answers at unix:"), out
+		return err == nil && strings.Contains(out,
+			"ok       the endpoint for Terminate in Dagster's UI answers at unix:"), out
 	})
-	for _, text := range []string{"ok       dagster.yaml and slipway.yaml in " + home + " can be read", "leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: nothing was found against it", "0 runs are queued", "the storage can be written to"} {
+	for _, text := range []string{"ok       dagster.yaml and slipway.yaml in " + home + " can be read",
+		"leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: nothing was found against it",
+		"0 runs are queued", "the storage can be written to"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("doctor does not say %q:\n%s", text, out)
 		}
 	}
 	db := storagetest.Open(t, home)
 	for _, q := range []string{
-		"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES ('MONITORING', 'stock', strftime('%Y-%m-%d %H:%M:%f', 'now'), '{}')",
-		"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES ('SENSOR', 'stock', '2020-01-01 00:00:00.000000', '{}')",
+		"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES ('MONITORING', 'stock', " +
+			"strftime('%Y-%m-%d %H:%M:%f', 'now'), '{}')",
+		"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES ('SENSOR', 'stock', " +
+			"'2020-01-01 00:00:00.000000', '{}')",
 	} {
 		if err := db.Exec(q); err != nil {
 			t.Fatal(err)
 		}
 	}
 	out, err = built(t, home, "doctor")
-	if err == nil || !strings.Contains(out, "error    dagster-daemon monitors runs of this instance") || !strings.Contains(out, "warning  dagster-daemon's SENSOR was last heard of") {
+	if err == nil || !strings.Contains(out, "error    dagster-daemon monitors runs of this instance") ||
+		!strings.Contains(out, "warning  dagster-daemon's SENSOR was last heard of") {
 		t.Errorf("doctor beside a stock monitor = %v\n%s", err, out)
 	}
-	if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte("queue: {max_concurrent_runs: many}\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte("queue: {max_concurrent_runs: many}\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	var found []daemon.Symptom
-	if out, err = built(t, home, "doctor", "--json"); err == nil || json.Unmarshal([]byte(out[:strings.LastIndex(out, "]")+1]), &found) != nil || len(found) != 1 || !strings.Contains(found[0].What, "queue.max_concurrent_runs") {
+	if out, err = built(t, home, "doctor", "--json"); err == nil ||
+		json.Unmarshal([]byte(out[:strings.LastIndex(out, "]")+1]), &found) != nil || len(found) != 1 ||
+		!strings.Contains(found[0].What, "queue.max_concurrent_runs") {
 		t.Errorf("doctor of settings that cannot be read = %v\n%s", err, out)
 	}
 }
@@ -189,17 +208,21 @@ func TestTerminateMany(t *testing.T) {
 		if i%3 == 0 {
 			team = "b"
 		}
-		if err := db.Enqueue("00000000-0000-4000-8000-"+strings.Repeat("0", 12-len(strconv.Itoa(i)))+strconv.Itoa(i), map[string]string{"team": team}); err != nil {
+		if err := db.Enqueue("00000000-0000-4000-8000-"+strings.Repeat("0", 12-len(strconv.Itoa(i)))+strconv.Itoa(i),
+			map[string]string{"team": team}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if out, err := built(t, home, "runs", "terminate"); err == nil || !strings.Contains(out, "either name runs or select them with flags") {
+	if out, err := built(t, home, "runs", "terminate"); err == nil ||
+		!strings.Contains(out, "either name runs or select them with flags") {
 		t.Errorf("terminate of nothing = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "runs", "terminate", "--tag", "team=b", "--status", "QUEUED", "--dry-run"); err != nil || !strings.Contains(out, "100 runs would be canceled; QUEUED: 100") {
+	if out, err := built(t, home, "runs", "terminate", "--tag", "team=b", "--status", "QUEUED", "--dry-run"); err !=
+		nil || !strings.Contains(out, "100 runs would be canceled; QUEUED: 100") {
 		t.Errorf("terminate --dry-run = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "runs", "terminate", "--tag", "team=a", "--job", "light"); err != nil || !strings.Contains(out, "200 runs canceled or asked to stop; CANCELED: 200") {
+	if out, err := built(t, home, "runs", "terminate", "--tag", "team=a", "--job", "light"); err != nil ||
+		!strings.Contains(out, "200 runs canceled or asked to stop; CANCELED: 200") {
 		t.Errorf("terminate = %v\n%s", err, out)
 	}
 	left, err := db.Text("SELECT count(*) FROM runs WHERE status = 'QUEUED'")
@@ -210,7 +233,9 @@ func TestTerminateMany(t *testing.T) {
 
 // The place of a queued run is shown, and everything that holds it back, not only the first rule.
 func TestWhyARunWaits(t *testing.T) {
-	home := parked(t, false, "queue: {max_concurrent_runs: 1, tag_concurrency_limits: [{key: team, value: a, limit: 1}]}\nmaintenance: [{cron: '* * * * *', for: 10m, job: light, why: nightly}]\n")
+	home := parked(t, false,
+		"queue: {max_concurrent_runs: 1, tag_concurrency_limits: [{key: team, value: a, limit: 1}]}\nmaintenance: "+
+			"[{cron: '* * * * *', for: 10m, job: light, why: nightly}]\n")
 	db := storagetest.Open(t, home)
 	var ids []string
 	for i := range 3 {
@@ -219,10 +244,12 @@ func TestWhyARunWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := db.Event(dagster.NewEvent(dagster.Run{ID: ids[0], Job: "light"}, dagster.RunStart, time.Now(), "")); err != nil {
+	if err := db.Event(dagster.NewEvent(dagster.Run{ID: ids[0], Job: "light"}, dagster.RunStart, time.Now(),
+		"")); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := slipway(t, home, "pause", "--launcher", "code-server", "--why", "quota talks", "--by", "ann"); err != nil {
+	if out, err := slipway(t, home, "pause", "--launcher", "code-server", "--why", "quota talks", "--by", "ann"); err !=
+		nil {
 		t.Fatal(out, err)
 	}
 	for _, command := range []string{"explain", "show"} {
@@ -231,8 +258,10 @@ func TestWhyARunWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, want := range []string{
-			`place +2 of 2 queued`, `waits for +max_concurrent_runs: max_concurrent_runs is reached: 1 of 1 in flight`, `waits for +tag_limit: tag_concurrency_limits, team=a: 1 of 1 in flight`,
-			`waits for +no_leader: no daemon leads this instance: start slipway daemon`, `waits for +paused: job light is paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
+			`place +2 of 2 queued`, `waits for +max_concurrent_runs: max_concurrent_runs is reached: 1 of 1 in flight`,
+			`waits for +tag_limit: tag_concurrency_limits, team=a: 1 of 1 in flight`,
+			`waits for +no_leader: no daemon leads this instance: start slipway daemon`,
+			`waits for +paused: job light is paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
 			`waits for +paused: launcher code-server is paused by ann since .*: quota talks`,
 		} {
 			if !regexp.MustCompile(want).MatchString(out) {
@@ -240,7 +269,8 @@ func TestWhyARunWaits(t *testing.T) {
 			}
 		}
 		var got struct{ Wait daemon.Wait }
-		if out, err = slipway(t, home, "runs", command, ids[1], "--json"); err != nil || json.Unmarshal([]byte(out), &got) != nil || got.Wait.Place != 1 || len(got.Wait.Rules) != 5 {
+		if out, err = slipway(t, home, "runs", command, ids[1], "--json"); err != nil ||
+			json.Unmarshal([]byte(out), &got) != nil || got.Wait.Place != 1 || len(got.Wait.Rules) != 5 {
 			t.Errorf("runs %s --json = %v\n%s", command, err, out)
 		}
 		if out, err = slipway(t, home, "runs", command, ids[0]); err != nil || strings.Contains(out, "waits for") {
@@ -258,15 +288,20 @@ func TestShowOfAFailedRun(t *testing.T) {
 		t.Fatal(id, err)
 	}
 	r := dagster.Run{ID: id, Job: "fail_job"}
-	texts := []dagster.Metadata{{Label: "Cause", Text: "oom"}, {Label: "Last lines of the worker", Text: "one\ttwo\nthree"}, {Label: "Debug info", Text: "{\"state\": \"Terminated\"}"}}
-	if err := db.Event(dagster.NewEngineEvent(r, time.Now(), "[Slipway] The run worker ended.\nIts second line", texts, errors.New("exit code 137"))); err != nil {
+	texts := []dagster.Metadata{{Label: "Cause", Text: "oom"},
+		{Label: "Last lines of the worker", Text: "one\ttwo\nthree"},
+		{Label: "Debug info", Text: "{\"state\": \"Terminated\"}"}}
+	if err := db.Event(dagster.NewEngineEvent(r, time.Now(), "[Slipway] The run worker ended.\nIts second line", texts,
+		errors.New("exit code 137"))); err != nil {
 		t.Fatal(err)
 	}
 	out, err := slipway(t, home, "runs", "show", id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Its second line", "  Cause: oom\n", "  Last lines of the worker: one    two\n", "  three\n", `  Debug info: {"state": "Terminated"}`, "  Error: exit code 137\n", "  Error: dagster._core.errors.DagsterExecutionStepExecutionError: ", "  caused by: "} {
+	for _, want := range []string{"Its second line", "  Cause: oom\n", "  Last lines of the worker: one    two\n",
+		"  three\n", `  Debug info: {"state": "Terminated"}`, "  Error: exit code 137\n",
+		"  Error: dagster._core.errors.DagsterExecutionStepExecutionError: ", "  caused by: "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("runs show does not say %q:\n%s", want, out)
 		}
@@ -283,11 +318,13 @@ func TestShowOfAFailedRun(t *testing.T) {
 			Error    *exception
 		}
 	}
-	if out, err = slipway(t, home, "runs", "show", id, "--json"); err != nil || json.Unmarshal([]byte(out), &got) != nil {
+	if out, err = slipway(t, home, "runs", "show", id, "--json"); err != nil ||
+		json.Unmarshal([]byte(out), &got) != nil {
 		t.Fatalf("runs show --json = %v\n%s", err, out)
 	}
 	last := got.Events[len(got.Events)-1]
-	if len(last.Metadata) != 3 || last.Metadata[1].Text != texts[1].Text || last.Error == nil || last.Error.Message != "exit code 137" {
+	if len(last.Metadata) != 3 || last.Metadata[1].Text != texts[1].Text || last.Error == nil ||
+		last.Error.Message != "exit code 137" {
 		t.Errorf("the last event is %+v", last)
 	}
 	for _, e := range got.Events {
@@ -301,11 +338,13 @@ func TestShowOfAFailedRun(t *testing.T) {
 func TestUnknownStatus(t *testing.T) {
 	home := parked(t, false, "")
 	for _, args := range [][]string{{"runs", "list", "--status", "BOGUS"}, {"runs", "terminate", "--status", "BOGUS"}} {
-		if out, err := slipway(t, home, args...); exitCode(err) != 2 || !strings.Contains(err.Error(), "--status BOGUS: runs have no such status; there are QUEUED, NOT_STARTED") {
+		if out, err := slipway(t, home, args...); exitCode(err) != 2 ||
+			!strings.Contains(err.Error(), "--status BOGUS: runs have no such status; there are QUEUED, NOT_STARTED") {
 			t.Errorf("%v = %v, exit code %d\n%s", args, err, exitCode(err), out)
 		}
 	}
-	if _, err := slipway(t, home, "runs", "list", "--status", "queud"); err == nil || !strings.Contains(err.Error(), "did you mean QUEUED?") {
+	if _, err := slipway(t, home, "runs", "list", "--status", "queud"); err == nil ||
+		!strings.Contains(err.Error(), "did you mean QUEUED?") {
 		t.Errorf("runs list --status queud = %v", err)
 	}
 	if exitCode(nil) != 0 || exitCode(errSick) != 1 {
@@ -321,7 +360,8 @@ func TestDurationsInTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if log.Info("worker launched", "dur", 47249752*time.Nanosecond); !strings.Contains(out.String(), `"dur":"47.249752ms"`) {
+	if log.Info("worker launched", "dur", 47249752*time.Nanosecond); !strings.Contains(out.String(),
+		`"dur":"47.249752ms"`) {
 		t.Errorf("the log has %s", out.String())
 	}
 }
@@ -335,7 +375,8 @@ func TestDemoCountsWhatIsWrong(t *testing.T) {
 		{demoRun: demoRun{job: "b", want: dagster.Success}, id: "00000000-b", status: dagster.Success},
 		{demoRun: demoRun{job: "c", want: dagster.Failure}, id: "00000000-c", status: dagster.Failure},
 	}
-	if err := d.summary(t.Context(), rows); err == nil || !strings.Contains(out.String(), "3 runs: 1 succeeded, 1 failed as expected, 1 did not end as expected;") {
+	if err := d.summary(t.Context(), rows); err == nil ||
+		!strings.Contains(out.String(), "3 runs: 1 succeeded, 1 failed as expected, 1 did not end as expected;") {
 		t.Errorf("summary = %v\n%s", err, out.String())
 	}
 }

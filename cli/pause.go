@@ -25,7 +25,8 @@ type what struct{ launcher, location, job, tag string }
 
 func (w *what) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&w.launcher, "launcher", "", "only launches on this launcher; its runs go to the next launcher of their route, if there is one")
+	f.StringVar(&w.launcher, "launcher",
+		"", "only launches on this launcher; its runs go to the next launcher of their route, if there is one")
 	f.StringVar(&w.location, "location", "", "only runs of this code location")
 	f.StringVar(&w.job, "job", "", "only runs of this job")
 	f.StringVar(&w.tag, "tag", "", "only runs with this tag, KEY=VALUE")
@@ -48,7 +49,8 @@ func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 		return p, errors.New("use at most one of --launcher, --location, --job and --tag: pause each part separately")
 	}
 	if _, ok := in.Launchers[w.launcher]; w.launcher != "" && !ok {
-		return p, fmt.Errorf("--launcher: slipway.yaml has no launcher %q; slipway launchers list shows its launchers", w.launcher)
+		return p, fmt.Errorf("--launcher: slipway.yaml has no launcher %q; slipway launchers list shows its launchers",
+			w.launcher)
 	}
 	if w.tag != "" && !strings.Contains(w.tag, "=") {
 		return p, fmt.Errorf("--tag %s: must be KEY=VALUE", w.tag)
@@ -73,7 +75,8 @@ func (p *program) pauseCommand() *cobra.Command {
 		Long: `Pauses the launches of an instance, or of a part of it, until slipway unpause. Waiting runs stay
 QUEUED; runs in flight continue. The pause is kept in Dagster's storage, so it survives restarts and
 holds for every daemon. It takes effect within a second or two.`,
-		Example: "  slipway pause --why 'database upgrade' --for 2h\n  slipway pause --launcher aci --why 'quota talks'\n  slipway pause --tag team=finance --why audit",
+		Example: "  slipway pause --why 'database upgrade' --for 2h\n  slipway pause --launcher aci --why 'quota " +
+			"talks'\n  slipway pause --tag team=finance --why audit",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				pause, err := p.setPause(cmd.Context(), in, s, w, by, why, long)
@@ -95,7 +98,8 @@ func pauseFlags(cmd *cobra.Command, by, why *string) {
 	cmd.Flags().StringVar(why, "why", "", "reason, which status and doctor show")
 }
 
-func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage.Store, w what, by, why string, long time.Duration) (queue.Pause, error) {
+func (p *program) setPause(ctx context.Context, in *instance.Instance, s storage.Store, w what, by, why string,
+	long time.Duration) (queue.Pause, error) {
 	pause, err := w.pause(in)
 	if err != nil {
 		return pause, err
@@ -126,7 +130,9 @@ ends all pauses. A maintenance window of slipway.yaml for the same part ends too
 its next time.`,
 		Example: "  slipway unpause\n  slipway unpause --launcher aci\n  slipway unpause --all",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.unpause(cmd.Context(), in, s, w, all) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.unpause(cmd.Context(), in, s, w, all)
+			})
 		},
 	}
 	w.flags(cmd)
@@ -175,7 +181,8 @@ func (p *program) drainCommand() *cobra.Command {
 		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: cobra.NoArgs,
 		Long: `Pauses launches as slipway pause does, and waits until none of the paused runs is in flight any more.
 The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
-		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && slipway unpause --launcher docker",
+		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && " +
+			"slipway unpause --launcher docker",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				pause, err := p.setPause(cmd.Context(), in, s, w, by, cmp.Or(why, "drain"), 0)
@@ -218,7 +225,8 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 		}
 		last = n
 		if timeout > 0 && time.Since(began) > timeout {
-			return fmt.Errorf("--timeout: %s of %s still in flight after %s; its launches stay paused", count(n, "run"), pause, timeout)
+			return fmt.Errorf("--timeout: %s of %s still in flight after %s; its launches stay paused", count(n, "run"),
+				pause, timeout)
 		}
 		select {
 		case <-ctx.Done():
@@ -292,7 +300,9 @@ func (p *program) showStatus(st daemon.Status, problem error) error {
 		t.row("claims", "none: "+st.Held)
 	}
 	if st.Elsewhere > 0 {
-		t.row("on other hosts", fmt.Sprintf("%d workers that the leader cannot see: run the leading daemon where it sees that host or Docker engine", st.Elsewhere))
+		t.row("on other hosts",
+			fmt.Sprintf("%d workers that the leader cannot see: run the leading daemon where it sees that host or "+
+				"Docker engine", st.Elsewhere))
 	}
 	for _, u := range st.Unwatched {
 		t.row("not watched", fmt.Sprintf("%s; %s", u, u.Fix()))

@@ -100,7 +100,8 @@ func TestReadmeNamesCommandsThatExist(t *testing.T) {
 // The table of launchers has each kind once, in the order of launcher/all.
 func TestReadmeListsTheLaunchers(t *testing.T) {
 	var got, want []string
-	for _, m := range regexp.MustCompile(`(?m)^\| \[(.+?)\]\((.+?)\) \|`).FindAllStringSubmatch(section(t, "Launchers"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| \[(.+?)\]\((.+?)\) \|`).FindAllStringSubmatch(section(t, "Launchers"),
+		-1) {
 		got = append(got, m[1]+" "+m[2])
 	}
 	for _, k := range all.Kinds() {
@@ -119,7 +120,8 @@ func TestReadmeSaysNotYet(t *testing.T) {
 		"Managed clusters": func() bool { return says("docs/launchers/k8s.md", `(?i)managed clusters[^.]*\bnot\b`) },
 		"MySQL": func() bool {
 			home := t.TempDir()
-			if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte("storage: {mysql: {mysql_url: x}}\n"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte("storage: {mysql: {mysql_url: x}}\n"),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 			_, err := instance.Load(home, all.Kinds(), os.LookupEnv)
@@ -127,7 +129,8 @@ func TestReadmeSaysNotYet(t *testing.T) {
 		},
 		"A release": func() bool { return strings.HasSuffix(Version, "-devel") },
 	}
-	for _, m := range regexp.MustCompile(`(?m)^- (?:\*\*(.+?)\.\*\*)?`).FindAllStringSubmatch(section(t, "Not yet"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^- (?:\*\*(.+?)\.\*\*)?`).FindAllStringSubmatch(section(t, "Not yet"),
+		-1) {
 		if missing[m[1]] == nil {
 			t.Errorf("README.md: Not yet: %q: nothing here checks that it is not there", m[0])
 		} else if !missing[m[1]]() {
@@ -185,11 +188,13 @@ func TestReadmeFiguresWereMeasured(t *testing.T) {
 // The versions and counts in README.md equal those in the files that define them.
 func TestReadmeNumbers(t *testing.T) {
 	text := strings.Join(strings.Fields(repoFile(t, "README.md")), " ")
-	if got, want := matched(t, text, `You need Go ([\d.]+),`)[0], matched(t, repoFile(t, "go.mod"), `(?m)^go (\d+\.\d+)`)[0]; got != want {
+	if got, want := matched(t, text, `You need Go ([\d.]+),`)[0],
+		matched(t, repoFile(t, "go.mod"), `(?m)^go (\d+\.\d+)`)[0]; got != want {
 		t.Errorf("README.md asks for Go %s, go.mod for %s", got, want)
 	}
 	python := matched(t, text, `Python (\d+)\.(\d+) or newer`)
-	if want := "sys.version_info < (" + python[0] + ", " + python[1] + ")"; !strings.Contains(repoFile(t, "hack/venv"), want) {
+	if want := "sys.version_info < (" + python[0] + ", " + python[1] + ")"; !strings.Contains(repoFile(t, "hack/venv"),
+		want) {
 		t.Errorf("README.md asks for Python %s.%s, hack/venv for another one", python[0], python[1])
 	}
 	releases := matched(t, text, `Dagster (1\.\d+) to (1\.\d+)\]`)
@@ -216,8 +221,10 @@ func TestReadmeNumbers(t *testing.T) {
 	if got := matched(t, text, `in (\d+) recorded cases`)[0]; got != strconv.Itoa(len(cases)) {
 		t.Errorf("README.md says %s recorded cases, there are %d", got, len(cases))
 	}
-	classes := regexp.MustCompile("(?m)^\\| `\\w+RunLauncher` \\|").FindAllString(repoFile(t, "docs/launchers/python.md"), -1)
-	if want := []string{"four", "five", "six", "seven"}[len(classes)-4]; matched(t, text, `\[(\w+) published classes\]`)[0] != want {
+	classes := regexp.MustCompile("(?m)^\\| `\\w+RunLauncher` \\|").FindAllString(
+		repoFile(t, "docs/launchers/python.md"), -1)
+	if want := []string{"four", "five", "six", "seven"}[len(classes)-4]; matched(t, text,
+		`\[(\w+) published classes\]`)[0] != want {
 		t.Errorf("README.md says that another number of classes ran than docs/launchers/python.md, which has %s", want)
 	}
 }

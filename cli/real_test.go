@@ -24,7 +24,8 @@ import (
 // ended.
 func TestFirstProcessReaps(t *testing.T) {
 	unshare := func(command ...string) *exec.Cmd {
-		return exec.Command("unshare", append([]string{"--pid", "--fork", "--mount-proc", "--kill-child"}, command...)...)
+		return exec.Command("unshare", append([]string{"--pid", "--fork", "--mount-proc", "--kill-child"},
+			command...)...)
 	}
 	if out, err := unshare("true").CombinedOutput(); err != nil {
 		t.Skipf("no PID namespace can be made: %v %s", err, out)
@@ -44,7 +45,8 @@ func TestFirstProcessReaps(t *testing.T) {
 	testenv.WorkersGone(t, d.Location)
 	for name, text := range map[string]string{
 		"dagster.yaml": "run_queue: {max_concurrent_runs: 0}\n",
-		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self + "\"}}}\nallow_secrets_in_argv: true\n",
+		"slipway.yaml": "launchers: {local: {kind: process, python: {\"*\": \"" + self +
+			"\"}}}\nallow_secrets_in_argv: true\n",
 	} {
 		if err := os.WriteFile(filepath.Join(d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -79,7 +81,8 @@ func TestFirstProcessReaps(t *testing.T) {
 		out, err := exec.Command("ps", "-eo", "stat,args").Output()
 		zombie := ""
 		for line := range strings.SplitSeq(string(out), "\n") {
-			if strings.HasPrefix(line, "Z") && (strings.Contains(line, "slipway") || strings.Contains(line, filepath.Base(self))) {
+			if strings.HasPrefix(line, "Z") &&
+				(strings.Contains(line, "slipway") || strings.Contains(line, filepath.Base(self))) {
 				zombie = line
 			}
 		}
@@ -88,7 +91,8 @@ func TestFirstProcessReaps(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	home := parked(t, false, "launchers: {local: {kind: process}, far: {kind: docker, config: {host: 'unix:///no/such/socket'}}}\n")
+	home := parked(t, false,
+		"launchers: {local: {kind: process}, far: {kind: docker, config: {host: 'unix:///no/such/socket'}}}\n")
 	out, err := built(t, home, "launchers", "check")
 	for _, want := range []string{"local", "far", "WRONG", "does not answer", "SQLite"} {
 		if err == nil || !strings.Contains(out, want) {
@@ -98,19 +102,24 @@ func TestCheck(t *testing.T) {
 	if out, err := built(t, home, "launchers", "check", "local"); err != nil {
 		t.Errorf("launchers check local = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "launchers", "check", "local", "--from-target"); err != nil || !strings.Contains(out, "a worker there opened the storage: the storage is open: run_storage_id ") {
+	if out, err := built(t, home, "launchers", "check", "local", "--from-target"); err != nil ||
+		!strings.Contains(out, "a worker there opened the storage: the storage is open: run_storage_id ") {
 		t.Errorf("launchers check local --from-target = %v\n%s", err, out)
 	}
-	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil || !strings.Contains(out, "must be go or python") {
+	if out, err := built(t, home, "launchers", "check", "local", "--from-target=perl"); err == nil ||
+		!strings.Contains(out, "must be go or python") {
 		t.Errorf("launchers check --from-target=perl = %v\n%s", err, out)
 	}
 	python := filepath.Join(testenv.DagsterBin(t), "python")
-	mine := parked(t, false, "launchers: {local: {kind: process, python: {'*': "+python+"}, config: {env: {PYTHONWARNINGS: ignore}}}}\n")
-	if out, err := built(t, mine, "launchers", "check", "--from-target=python"); err != nil || !strings.Contains(out, ", Dagster 1.") {
+	mine := parked(t, false, "launchers: {local: {kind: process, python: {'*': "+python+
+		"}, config: {env: {PYTHONWARNINGS: ignore}}}}\n")
+	if out, err := built(t, mine, "launchers", "check", "--from-target=python"); err != nil ||
+		!strings.Contains(out, ", Dagster 1.") {
 		t.Errorf("launchers check --from-target=python = %v\n%s", err, out)
 	}
 	bad := parked(t, false, "launchers: {local: {kind: process, python: {'*': /bin/false}}}\n")
-	if out, err := built(t, bad, "launchers", "check", "--from-target=python"); err == nil || !strings.Contains(out, "WRONG") || !strings.Contains(out, "exit code 1") {
+	if out, err := built(t, bad, "launchers", "check", "--from-target=python"); err == nil ||
+		!strings.Contains(out, "WRONG") || !strings.Contains(out, "exit code 1") {
 		t.Errorf("launchers check --from-target=python without Python = %v\n%s", err, out)
 	}
 	for _, home := range []string{home, mine, bad} {
@@ -159,7 +168,8 @@ func TestLauncherInPython(t *testing.T) {
 	if err := os.WriteFile(settings, []byte("folder: "+t.TempDir()+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := built(t, t.TempDir(), "launchers", "test", "--no-mtls", "--config", settings, "--", interpreter, filepath.Join(dir, "spool.py"))
+	out, err := built(t, t.TempDir(), "launchers", "test", "--no-mtls", "--config", settings, "--", interpreter,
+		filepath.Join(dir, "spool.py"))
 	if err != nil || strings.Count(out, "\npass ") < 28 {
 		t.Errorf("launchers test of the example in Python = %v\n%s", err, out)
 	}
@@ -194,14 +204,18 @@ func TestModuleOfAnOutsider(t *testing.T) {
 	if err := os.WriteFile(file, []byte(settings), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out := run(testenv.Build(t, "slipway"), "launchers", "test", "--config", file, "--only", "Launch twice", "--", filepath.Join(bin, "slipway-spool")); !strings.Contains(out, "1 passed, 0 failed") {
+	if out := run(testenv.Build(t, "slipway"), "launchers", "test", "--config", file, "--only", "Launch twice",
+		"--", filepath.Join(bin, "slipway-spool")); !strings.Contains(out, "1 passed, 0 failed") {
 		t.Errorf("the plug-in does not pass:\n%s", out)
 	}
-	home := parked(t, false, "launchers: {mine: {kind: spool, config: "+settings+"}, local: {kind: process}}\ndefault: mine\n")
-	if out := run(filepath.Join(bin, "slipway"), "--home", home, "launchers", "test", "mine", "--only", "Launch twice"); !strings.Contains(out, "1 passed, 0 failed") {
+	home := parked(t, false, "launchers: {mine: {kind: spool, config: "+settings+
+		"}, local: {kind: process}}\ndefault: mine\n")
+	if out := run(filepath.Join(bin, "slipway"), "--home", home, "launchers", "test", "mine",
+		"--only", "Launch twice"); !strings.Contains(out, "1 passed, 0 failed") {
 		t.Errorf("the launcher that is built in does not pass:\n%s", out)
 	}
-	if out := run(filepath.Join(bin, "slipway"), "--home", home, "launchers", "test", "local", "--only", "Launch twice"); !strings.Contains(out, "1 passed, 0 failed") {
+	if out := run(filepath.Join(bin, "slipway"), "--home", home, "launchers", "test", "local",
+		"--only", "Launch twice"); !strings.Contains(out, "1 passed, 0 failed") {
 		t.Errorf("the process launcher of that Slipway does not pass:\n%s", out)
 	}
 }
@@ -245,11 +259,14 @@ func TestScaffoldsFromAnEmptyFolder(t *testing.T) {
 			}
 			dir := filepath.Join(t.TempDir(), "new")
 			var wrote struct{ Next []string }
-			if err := json.Unmarshal(run("slipway launchers new my-batch --json --as "+way+" --dir '"+dir+"'"), &wrote); err != nil {
+			if err := json.Unmarshal(run("slipway launchers new my-batch --json --as "+way+" --dir '"+dir+"'"),
+				&wrote); err != nil {
 				t.Fatal(err)
 			}
-			script := strings.NewReplacer("go test .", "go test -run 'TestExitCode|TestContract/Launch_twice' .", "launchers test", "launchers test --only 'Launch twice'").Replace(strings.Join(wrote.Next, "\n"))
-			if out := string(run(script)); !strings.Contains(out, "1 passed, 0 failed") || way == "go" && !strings.Contains(out, "ok  \texample.com/slipway-my-batch") {
+			script := strings.NewReplacer("go test .", "go test -run 'TestExitCode|TestContract/Launch_twice' .",
+				"launchers test", "launchers test --only 'Launch twice'").Replace(strings.Join(wrote.Next, "\n"))
+			if out := string(run(script)); !strings.Contains(out, "1 passed, 0 failed") || way == "go" &&
+				!strings.Contains(out, "ok  \texample.com/slipway-my-batch") {
 				t.Errorf("%s\n= %s", script, out)
 			}
 		})
@@ -265,7 +282,8 @@ func TestLaunchersNew(t *testing.T) {
 		if out, err := slipway(t, "", args...); err != nil || !strings.Contains(out, "next:") {
 			t.Fatalf("%v = %v\n%s", args, err, out)
 		}
-		if _, err := slipway(t, "", args...); err == nil || !strings.Contains(err.Error(), "already exists; nothing was written") {
+		if _, err := slipway(t, "", args...); err == nil ||
+			!strings.Contains(err.Error(), "already exists; nothing was written") {
 			t.Errorf("%v again = %v", args, err)
 		}
 	}
@@ -274,7 +292,8 @@ func TestLaunchersNew(t *testing.T) {
 
 	// In the tree it is looked at by an overlay: its files stand elsewhere.
 	tree := filepath.Join(dir, "tree")
-	if err := errors.Join(os.MkdirAll(filepath.Join(tree, "launcher/all"), 0o755), os.WriteFile(filepath.Join(tree, "launcher/all/all.go"), nil, 0o644)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(tree, "launcher/all"), 0o755),
+		os.WriteFile(filepath.Join(tree, "launcher/all/all.go"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	newLauncher("tree", tree)
@@ -289,21 +308,26 @@ func TestLaunchersNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-o", os.DevNull, "-overlay", filepath.Join(dir, "overlay.json"), "./launcher/mybatch")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-o", os.DevNull,
+		"-overlay", filepath.Join(dir, "overlay.json"), "./launcher/mybatch")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Errorf("the package does not compile: %v\n%s", err, out)
 	}
-	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "tree", "--dir", module); err == nil || !strings.Contains(err.Error(), "has no Slipway sources") {
+	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "tree", "--dir", module); err == nil ||
+		!strings.Contains(err.Error(), "has no Slipway sources") {
 		t.Errorf("launchers new in a folder that is no Slipway = %v", err)
 	}
 
-	for name, want := range map[string]string{"My_Batch": "is not a valid name of a launcher", "": "is not a valid name of a launcher"} {
-		if _, err := slipway(t, "", "launchers", "new", name, "--as", "go", "--dir", filepath.Join(dir, "no")); err == nil || !strings.Contains(err.Error(), want) {
+	for name, want := range map[string]string{"My_Batch": "is not a valid name of a launcher",
+		"": "is not a valid name of a launcher"} {
+		if _, err := slipway(t, "", "launchers", "new", name, "--as", "go", "--dir", filepath.Join(dir, "no")); err ==
+			nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("launchers new %q = %v, want %q", name, err, want)
 		}
 	}
-	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil || !strings.Contains(err.Error(), "--as rust: unknown; use one of command, go, python, tree") {
+	if _, err := slipway(t, "", "launchers", "new", "x", "--as", "rust"); err == nil ||
+		!strings.Contains(err.Error(), "--as rust: unknown; use one of command, go, python, tree") {
 		t.Errorf("launchers new in a way that there is not = %v", err)
 	}
 }
@@ -321,12 +345,14 @@ func TestGuideShowsWhatWorks(t *testing.T) {
 		language, text := s[0], s[1]
 		switch {
 		case language == "go", language == "python", language == "yaml" && !strings.HasPrefix(text, "launchers:"):
-			if !strings.Contains(sources(t, map[string]string{"go": ".go", "python": ".py", "yaml": ".yaml"}[language]), text) {
+			if !strings.Contains(sources(t, map[string]string{"go": ".go", "python": ".py", "yaml": ".yaml"}[language]),
+				text) {
 				t.Errorf("this is not in examples/spool:\n%s", text)
 			}
 		case language == "yaml":
 			home := t.TempDir()
-			if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte(text+"default: batch\n"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(home, "slipway.yaml"), []byte(text+"default: batch\n"), 0o600); err !=
+				nil {
 				t.Fatal(err)
 			}
 			if _, err := instance.Load(home, kinds, os.LookupEnv); err != nil {
@@ -345,7 +371,8 @@ func TestGuideShowsWhatWorks(t *testing.T) {
 			cmd.Dir = dir
 			cmd.Env = append(os.Environ(), "PATH="+bin+":"+testenv.DagsterBin(t)+":"+os.Getenv("PATH"))
 			out, err := cmd.CombinedOutput()
-			if err != nil || strings.Contains(text, "launchers test") && !strings.Contains(string(out), "1 passed, 0 failed") {
+			if err != nil || strings.Contains(text, "launchers test") &&
+				!strings.Contains(string(out), "1 passed, 0 failed") {
 				t.Errorf("%s= %v\n%s", text, err, out)
 			}
 		default:

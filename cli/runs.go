@@ -18,7 +18,8 @@ import (
 
 func (p *program) runsCommand() *cobra.Command {
 	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs"}
-	runs.AddCommand(p.runsEnqueueCommand(), p.runsExplainCommand(), p.runsListCommand(), p.runsLogsCommand(), p.runsShowCommand(), p.runsTerminateCommand())
+	runs.AddCommand(p.runsEnqueueCommand(), p.runsExplainCommand(), p.runsListCommand(), p.runsLogsCommand(),
+		p.runsShowCommand(), p.runsTerminateCommand())
 	return runs
 }
 
@@ -126,7 +127,9 @@ func (p *program) runsListCommand() *cobra.Command {
 			if f.Statuses, err = parseStatuses(statuses); err != nil {
 				return err
 			}
-			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error { return p.listRuns(cmd.Context(), s, f) })
+			return p.withStore(cmd.Context(), func(_ *instance.Instance, s storage.Store) error {
+				return p.listRuns(cmd.Context(), s, f)
+			})
 		},
 	}
 	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
@@ -144,7 +147,8 @@ func parseStatuses(texts []string) ([]dagster.Status, error) {
 	for _, text := range texts {
 		s := dagster.Status(strings.ToUpper(text))
 		if !slices.Contains(dagster.Statuses(), s) {
-			return nil, usageError{fmt.Errorf("--status %s: runs have no such status%s", text, config.Suggest(string(s), known))}
+			return nil, usageError{fmt.Errorf("--status %s: runs have no such status%s", text,
+				config.Suggest(string(s), known))}
 		}
 		out = append(out, s)
 	}
@@ -187,7 +191,9 @@ errors. For a queued run, also shows its place in the queue and everything that 
 RUN is a run ID, or the beginning of one that is unique among the newest 1000 runs.`,
 		Example: "  slipway runs show 1a9ccfd4",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.showRun(cmd.Context(), in, s, args[0]) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.showRun(cmd.Context(), in, s, args[0])
+			})
 		},
 	}
 }
@@ -241,7 +247,8 @@ func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.
 	}
 	var t table
 	for _, f := range [][2]string{
-		{"run", v.RunID}, {"job", v.Job}, {"location", v.Location}, {"status", string(v.Status)}, {"launcher", v.Launcher}, {"worker", v.Handle},
+		{"run", v.RunID}, {"job", v.Job}, {"location", v.Location}, {"status", string(v.Status)},
+		{"launcher", v.Launcher}, {"worker", v.Handle},
 		{"created", v.Created}, {"started", v.Started}, {"ended", v.Ended},
 	} {
 		t.row(f[0], dash(f[1]))

@@ -21,7 +21,8 @@ import (
 func onThatPostgres(t *testing.T, address, slipwayYAML string) string {
 	t.Helper()
 	home := t.TempDir()
-	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\nstorage: {postgres: {postgres_url: '" + address + "'}}\n"
+	yaml := "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\nstorage: {postgres: " +
+		"{postgres_url: '" + address + "'}}\n"
 	if err := os.WriteFile(filepath.Join(home, "dagster.yaml"), []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +35,8 @@ func onThatPostgres(t *testing.T, address, slipwayYAML string) string {
 func TestStartWaitsForItsStorage(t *testing.T) {
 	address := testenv.Postgres(t)
 	d := storagetest.Open(t, address)
-	if err := d.Exec("CREATE ROLE slipway_limited LOGIN"); err != nil && !strings.Contains(err.Error(), "already exists") {
+	if err := d.Exec("CREATE ROLE slipway_limited LOGIN"); err != nil &&
+		!strings.Contains(err.Error(), "already exists") {
 		t.Fatal(err)
 	}
 	u, err := url.Parse(address)
@@ -61,12 +63,15 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 	p.says(1, "INSERT on kvs")
 	readOnly := func(change string) {
 		t.Helper()
-		if err := d.Exec("ALTER DATABASE " + database(t, address) + " " + change + " default_transaction_read_only" + map[string]string{"SET": " = on"}[change]); err != nil {
+		if err := d.Exec("ALTER DATABASE " + database(t, address) + " " + change + " default_transaction_read_only" +
+			map[string]string{"SET": " = on"}[change]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	readOnly("SET")
-	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'slipway_limited'"); err != nil { // it began before
+	// it began before
+	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'slipway_limited'"); err !=
+		nil {
 		t.Fatal(err)
 	}
 	p.says(1, "the database takes no writes")
@@ -112,7 +117,9 @@ func TestDirectURLOfAnotherInstance(t *testing.T) {
 	}
 	home := onThatPostgres(t, addresses[0], "storage: {direct_url: '"+addresses[1]+"'}\n")
 	for _, command := range []string{"daemon", "status", "doctor", "unpause"} {
-		if out, err := slipway(t, home, command); err == nil || !strings.Contains(err.Error()+out, "slipway.yaml:2:23: storage.direct_url: it leads to another instance: run_storage_id is ") {
+		if out, err := slipway(t, home, command); err == nil ||
+			!strings.Contains(err.Error()+out,
+				"slipway.yaml:2:23: storage.direct_url: it leads to another instance: run_storage_id is ") {
 			t.Errorf("%s = %v\n%s", command, err, out)
 		}
 	}
@@ -129,7 +136,8 @@ func TestUnitOfSystemd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", "Type=notify", "WatchdogSec=60", "KillMode=process", "EnvironmentFile=-/etc/slipway/environment"} {
+	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", "Type=notify", "WatchdogSec=60",
+		"KillMode=process", "EnvironmentFile=-/etc/slipway/environment"} {
 		if !strings.Contains(string(text), "\n"+line+"\n") {
 			t.Errorf("the unit has no line %s", line)
 		}
@@ -143,7 +151,8 @@ func TestUnitOfSystemd(t *testing.T) {
 	if err := os.WriteFile(unit, []byte(here), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput(); err != nil || strings.Contains(string(out), "slipway.service:") {
+	if out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput(); err != nil ||
+		strings.Contains(string(out), "slipway.service:") {
 		t.Errorf("systemd-analyze verify = %v\n%s", err, out)
 	}
 }

@@ -59,7 +59,8 @@ func TestReload(t *testing.T) {
 	for i, c := range []struct{ settings, says string }{
 		{"queue: {max_concurrent_runs: many}\n", "slipway.yaml:1:30: queue.max_concurrent_runs"},
 		{"queue: {max_concurrent_runs: 2}\nweb: {listen: off}\n", "web: only a restart of slipway daemon changes this"},
-		{"queue: {max_concurrent_runs: 2}\ninstance_id: other\n", "instance_id: only a restart of slipway daemon changes this"},
+		{"queue: {max_concurrent_runs: 2}\ninstance_id: other\n",
+			"instance_id: only a restart of slipway daemon changes this"},
 	} {
 		rewrite(t, home, c.settings)
 		d.hangup()
@@ -155,7 +156,8 @@ func TestStandbyOnOneAddress(t *testing.T) {
 				return false, err.Error()
 			}
 			text, err := io.ReadAll(resp.Body)
-			return err == nil && resp.Body.Close() == nil && strings.Contains(string(text), "\nslipway_leader "+want+"\n"), standby.output()
+			return err == nil && resp.Body.Close() == nil &&
+				strings.Contains(string(text), "\nslipway_leader "+want+"\n"), standby.output()
 		})
 	}
 	leads("1")
@@ -182,7 +184,8 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 		t.Helper()
 		var st daemon.Status
 		out, err := built(t, home, "status", "--json")
-		if end := strings.LastIndex(out, "}"); json.Unmarshal([]byte(out[:end+1]), &st) != nil || len(st.Unwatched) != 1 || st.Unwatched[0] != (daemon.Unwatched{Setting: setting, Name: name, Runs: 1}) {
+		if end := strings.LastIndex(out, "}"); json.Unmarshal([]byte(out[:end+1]), &st) != nil ||
+			len(st.Unwatched) != 1 || st.Unwatched[0] != (daemon.Unwatched{Setting: setting, Name: name, Runs: 1}) {
 			t.Errorf("status --json = %v, %+v\n%s", err, st.Unwatched, out)
 		}
 		for _, command := range []string{"status", "doctor"} {
@@ -197,7 +200,8 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 	named("instance_id", "old", orphans)
 	refused := launch(t, home)
 	<-refused.end
-	for _, text := range []string{"slipway.yaml:1:14: instance_id", orphans, "set instance_id: old", "former_instance_ids: [old]"} {
+	for _, text := range []string{"slipway.yaml:1:14: instance_id", orphans, "set instance_id: old",
+		"former_instance_ids: [old]"} {
 		refused.says(1, text)
 	}
 	rewrite(t, home, "instance_id: new\nformer_instance_ids: [old]\n")
@@ -217,11 +221,13 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 
 // unpause ends an open maintenance window, and status and doctor show that.
 func TestUnpauseEndsAWindow(t *testing.T) {
-	home := parked(t, true, "maintenance: [{cron: '0 0 * * *', for: 24h, why: upgrade}, {cron: '0 0 * * *', for: 24h, tag: team=b}]\n")
+	home := parked(t, true,
+		"maintenance: [{cron: '0 0 * * *', for: 24h, why: upgrade}, {cron: '0 0 * * *', for: 24h, tag: team=b}]\n")
 	free, held := enqueued(t, home, "--", "true"), enqueued(t, home, "--tag", "team=b", "--", "true")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		out, err := built(t, home, "status")
-		return err == nil && strings.Contains(out, "waiting for paused  2") && regexp.MustCompile(`the instance .*upgrade`).MatchString(out), out
+		return err == nil && strings.Contains(out, "waiting for paused  2") &&
+			regexp.MustCompile(`the instance .*upgrade`).MatchString(out), out
 	})
 	if out, err := built(t, home, "unpause"); err != nil || !strings.Contains(out, "1 pause ended") {
 		t.Errorf("unpause of a window = %v\n%s", err, out)
@@ -244,7 +250,8 @@ func TestTagLimitOfAVariable(t *testing.T) {
 	t.Setenv("SLIPWAY_TEST_TEAM", "etl")
 	for _, value := range []string{"{env: SLIPWAY_TEST_TEAM}", "'${SLIPWAY_TEST_TEAM}'"} {
 		home := parked(t, true, "queue: {tag_concurrency_limits: [{key: team, value: "+value+", limit: 0}]}\n")
-		held, free := enqueued(t, home, "--tag", "team=etl", "--", "true"), enqueued(t, home, "--tag", "team=web", "--", "true")
+		held, free := enqueued(t, home, "--tag", "team=etl", "--", "true"),
+			enqueued(t, home, "--tag", "team=web", "--", "true")
 		status(t, home, free, "SUCCESS")
 		status(t, home, held, "QUEUED")
 	}
@@ -253,7 +260,8 @@ func TestTagLimitOfAVariable(t *testing.T) {
 // Every command that reads the settings reports the mistakes that keep the daemon from starting.
 func TestSettingsThatNoCommandTakes(t *testing.T) {
 	for settings, want := range map[string]string{
-		"queue: {tag_concurrency_limits: [{key: team, limit: 1, value: {applyLimitPerUniqueVal: true}}]}\n": "did you mean applyLimitPerUniqueValue?",
+		"queue: {tag_concurrency_limits: [{key: team, limit: 1, value: {applyLimitPerUniqueVal: " +
+			"true}}]}\n": "did you mean applyLimitPerUniqueValue?",
 		"queue: {max_concurrent_runs: -2}\n": "queue.max_concurrent_runs: must be -1 (no limit), 0 or more",
 		"queue: {charge: free}\n":            `"free" is neither admitted nor dagster`,
 		"terminate: {advertise: nowhere}\n":  `"nowhere" is not a host:port`,

@@ -43,11 +43,13 @@ their output is saved. Only workers that carry the ID of this instance are touch
 		},
 	}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done, do nothing")
-	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace, "how long a worker may continue after the end of its run")
+	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace,
+		"how long a worker may continue after the end of its run")
 	return cmd
 }
 
-func (p *program) sweep(ctx context.Context, in *instance.Instance, s storage.Store, names []string, dry bool, grace time.Duration) (err error) {
+func (p *program) sweep(ctx context.Context, in *instance.Instance, s storage.Store, names []string, dry bool,
+	grace time.Duration) (err error) {
 	if len(names) == 0 {
 		names = slices.Sorted(maps.Keys(in.Launchers))
 	}
@@ -70,7 +72,8 @@ func (p *program) sweep(ctx context.Context, in *instance.Instance, s storage.St
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 		for _, f := range found {
-			v := sweptView{Launcher: name, RunID: f.Worker.ID.Run, Worker: string(f.Worker.Handle), Do: "remove", Why: f.Why}
+			v := sweptView{Launcher: name, RunID: f.Worker.ID.Run, Worker: string(f.Worker.Handle), Do: "remove",
+				Why: f.Why}
 			if f.Stop {
 				v.Do = "stop"
 			}

@@ -41,7 +41,9 @@ func (f *runFilter) wants(r dagster.Run) bool {
 			return false
 		}
 	}
-	status := len(f.statuses) == 0 || slices.ContainsFunc(f.statuses, func(s string) bool { return strings.EqualFold(s, string(r.Status)) })
+	status := len(f.statuses) == 0 || slices.ContainsFunc(f.statuses, func(s string) bool {
+		return strings.EqualFold(s, string(r.Status))
+	})
 	return status && part(f.jobs, r.Job) && part(f.locations, r.Remote.Location)
 }
 
@@ -54,7 +56,8 @@ canceled at once. A run in flight becomes CANCELING; the leading daemon sees tha
 worker. A run that Slipway did not launch is left alone: terminate it where it was launched.
 
 With flags, every unfinished run that matches all flags is canceled, thousands in seconds.`,
-		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway runs terminate --tag dagster/backfill=abcdef --dry-run",
+		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway " +
+			"runs terminate --tag dagster/backfill=abcdef --dry-run",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 == f.empty() {
 				return nil
@@ -81,7 +84,8 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 	flags.StringSliceVar(&f.statuses, "status", nil, "only runs with this status, for example QUEUED; may be repeated")
 	flags.StringSliceVar(&f.jobs, "job", nil, "only runs of this job; may be repeated")
 	flags.StringSliceVar(&f.locations, "location", nil, "only runs of this code location; may be repeated")
-	flags.StringArrayVar(&f.tags, "tag", nil, "only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
+	flags.StringArrayVar(&f.tags, "tag", nil,
+		"only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
 	flags.BoolVar(&f.all, "all", false, "every unfinished run")
 	flags.BoolVar(&f.dry, "dry-run", false, "only show which runs would be canceled")
 	return cmd
@@ -224,13 +228,16 @@ func cancellation(r storage.Run, instance string, now time.Time) (storage.Transi
 	switch {
 	case r.Status == dagster.Queued || r.Status == dagster.NotStarted:
 		canceling := dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Canceling run from the queue.")
-		t.Events = []dagster.Event{canceling, dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), "This run has been marked as canceled from outside the execution context.")}
+		t.Events = []dagster.Event{canceling,
+			dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond),
+				"This run has been marked as canceled from outside the execution context.")}
 	case r.Status.Finished() || r.Status == dagster.Canceling:
 		return t, fmt.Errorf("run %s is already %s", r.ID, r.Status)
 	case r.Launch == nil || r.Launch.Instance != instance || r.Launch.State == storage.Void:
 		return t, fmt.Errorf("run %s was not launched by this Slipway: terminate it where it was launched", r.ID)
 	default:
-		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, "Sending run termination request.")}
+		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now,
+			"Sending run termination request.")}
 	}
 	return t, nil
 }
@@ -244,7 +251,9 @@ if the worker was removed there, from slipway/logs in DAGSTER_HOME. The output o
 Dagster's own compute logs; slipway runs show prints the events of the run.`,
 		Example: "  slipway runs logs 1a9ccfd4 --tail 50\n  slipway runs logs 1a9ccfd4 --follow",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error { return p.logs(cmd.Context(), in, s, args[0], o) })
+			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
+				return p.logs(cmd.Context(), in, s, args[0], o)
+			})
 		},
 	}
 	cmd.Flags().IntVar(&o.Tail, "tail", 0, "show only the last lines, this many (0: all)")
@@ -252,7 +261,8 @@ Dagster's own compute logs; slipway runs show prints the events of the run.`,
 	return cmd
 }
 
-func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Store, id string, o launcher.LogOptions) (err error) {
+func (p *program) logs(ctx context.Context, in *instance.Instance, s storage.Store, id string,
+	o launcher.LogOptions) (err error) {
 	r, err := find(ctx, s, id)
 	if err != nil {
 		return err
@@ -300,7 +310,8 @@ func lastLines(text []byte, n int) []byte {
 func (p *program) showLog(r storage.Run, rc io.ReadCloser) error {
 	if p.json {
 		text, err := io.ReadAll(rc)
-		return errors.Join(err, rc.Close(), p.printJSON(map[string]string{"run_id": r.ID, "worker": r.Handle, "log": string(text)}))
+		return errors.Join(err, rc.Close(),
+			p.printJSON(map[string]string{"run_id": r.ID, "worker": r.Handle, "log": string(text)}))
 	}
 	_, err := io.Copy(p.out, rc)
 	if errors.Is(err, context.Canceled) {

@@ -34,7 +34,9 @@ func ParseBytes(s string) (int64, error) {
 func scaled(s string, by float64) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%q is no amount: write a number with or without a unit, as 2, 500m (of processors), 512Mi or 2G (of memory)", s)
+		return 0,
+			fmt.Errorf("%q is no amount: write a number with or without a unit, as 2, 500m (of processors), 512Mi or "+
+				"2G (of memory)", s)
 	}
 	if math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0 {
 		return 0, fmt.Errorf("%s is out of range", s)

@@ -241,13 +241,15 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 	n = resolve(n)
 	switch into.Interface().(type) {
 	case Values:
-		into.Set(reflect.ValueOf(Values{File: d.file, Path: strings.TrimPrefix(path, "."), Node: n, Env: d.env, Literal: d.literal, Unknown: d.unknown}))
+		into.Set(reflect.ValueOf(Values{File: d.file, Path: strings.TrimPrefix(path, "."), Node: n, Env: d.env,
+			Literal: d.literal, Unknown: d.unknown}))
 		return
 	case time.Duration:
 		d.duration(n, into, path)
 		return
 	case Text:
-		if d.scalar(n, into.Field(0), path); n.Kind == yaml.MappingNode || !d.literal && strings.Contains(n.Value, "${") {
+		if d.scalar(n, into.Field(0), path); n.Kind == yaml.MappingNode || !d.literal &&
+			strings.Contains(n.Value, "${") {
 			into.Field(1).SetBool(true)
 		}
 		return
@@ -390,7 +392,9 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 			val, ok = d.env(name)
 		}
 		if !ok && !hasFallback {
-			d.fail(n, path, "environment variable %s is not set: set it for this process, or give a default, as ${%[1]s:-value}", name)
+			d.fail(n, path,
+				"environment variable %s is not set: set it for this process, or give a default, as ${%[1]s:-value}",
+				name)
 			return nil, false
 		}
 		if !ok {
@@ -475,7 +479,8 @@ func suggest(name string, known []string) string {
 		}
 	}
 	if best == "" {
-		return fmt.Sprintf("; there are %s", strings.Join(slices.DeleteFunc(slices.Clone(known), func(n string) bool { return n == "" }), ", "))
+		return fmt.Sprintf("; there are %s",
+			strings.Join(slices.DeleteFunc(slices.Clone(known), func(n string) bool { return n == "" }), ", "))
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
 }

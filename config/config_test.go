@@ -60,12 +60,14 @@ on: no
 	if err == nil || !strings.Contains(err.Error(), "f.yaml:3:8: count: environment variable COUNT is not set") {
 		t.Errorf("Decode with an unset variable = %v", err)
 	}
-	want := settings{Name: "ann-x--${Y}", Wait: 90 * time.Second, Token: "hunter2", List: []string{"a", "ann"}, Map: map[string]string{"k": "1.10"}, Sub: sub{"y"}, Pointer: &seven}
+	want := settings{Name: "ann-x--${Y}", Wait: 90 * time.Second, Token: "hunter2", List: []string{"a", "ann"},
+		Map: map[string]string{"k": "1.10"}, Sub: sub{"y"}, Pointer: &seven}
 	if d := testenv.Diff(got, want); d != "" {
 		t.Errorf("Decode (-got +want):\n%s", d)
 	}
 	got, err = decode(t, "name: n\n")
-	if d := testenv.Diff(got, settings{Name: "n", Count: 3, On: true, Wait: time.Minute, Sub: sub{"x"}}); d != "" || err != nil {
+	if d := testenv.Diff(got, settings{Name: "n", Count: 3, On: true, Wait: time.Minute, Sub: sub{"x"}}); d != "" ||
+		err != nil {
 		t.Errorf("defaults: %v (-got +want):\n%s", err, d)
 	}
 }
@@ -73,8 +75,10 @@ on: no
 func TestEveryProblemIsReported(t *testing.T) {
 	_, err := decode(t, "nmae: x\ncount: many\nwait: soon\nlist: one\nsub: {deeep: 1}\n")
 	for _, want := range []string{
-		"f.yaml:1:1: nmae: unknown setting; did you mean name?", "f.yaml:1:1: name: required", `f.yaml:2:8: count: "many" is no integer`,
-		`f.yaml:3:7: wait: "soon" is no duration`, "f.yaml:4:7: list: a list is expected", "f.yaml:5:7: sub.deeep: unknown setting; did you mean deep?",
+		"f.yaml:1:1: nmae: unknown setting; did you mean name?", "f.yaml:1:1: name: required",
+		`f.yaml:2:8: count: "many" is no integer`,
+		`f.yaml:3:7: wait: "soon" is no duration`, "f.yaml:4:7: list: a list is expected",
+		"f.yaml:5:7: sub.deeep: unknown setting; did you mean deep?",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Decode = %v\nwant in it: %s", err, want)
@@ -89,14 +93,16 @@ func TestProblemsNameWhatWasRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for yaml, want := range map[string]string{
-		"count: many":                  `count: "many" is no integer`,
-		"count: {env: USER_NAME}":      `count: the value "ann" of environment variable USER_NAME is no integer`,
-		"count: '${USER_NAME}'":        `count: "ann", which is ${USER_NAME}, is no integer`,
-		"'on': {env: USER_NAME}":       `on: the value "ann" of environment variable USER_NAME is neither true nor false`,
+		"count: many":             `count: "many" is no integer`,
+		"count: {env: USER_NAME}": `count: the value "ann" of environment variable USER_NAME is no integer`,
+		"count: '${USER_NAME}'":   `count: "ann", which is ${USER_NAME}, is no integer`,
+		"'on': {env: USER_NAME}": `on: the value "ann" of environment variable USER_NAME is neither true nor ` +
+			`false`,
 		"wait: {env: USER_NAME}":       `wait: the value "ann" of environment variable USER_NAME is no duration`,
 		"wait: {file: " + secret + "}": "wait: the content of " + secret + " is no duration",
 	} {
-		if _, err := decode(t, "name: n\n"+yaml+"\n"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+		if _, err := decode(t, "name: n\n"+yaml+"\n"); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v, want %q", yaml, err, want)
 		}
 	}
@@ -125,14 +131,17 @@ func TestFileAndText(t *testing.T) {
 		List  []string               `config:"list"`
 		Opt   *int                   `config:"opt"`
 	}
-	n, err := config.Parse(file, []byte("token: {file: token}\nenv: {A: plain, B: '${USER_NAME}', C: {file: token}, D: {env: USER_NAME}}\nlist:\nopt: null\n"))
+	n, err := config.Parse(file,
+		[]byte("token: {file: token}\nenv: {A: plain, B: '${USER_NAME}', C: {file: token}, D: {env: "+
+			"USER_NAME}}\nlist:\nopt: null\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]config.Text{"A": {Value: "plain"}, "B": {Value: "ann", Secret: true}, "C": {Value: "hunter2", Secret: true}, "D": {Value: "ann", Secret: true}}
+	want := map[string]config.Text{"A": {Value: "plain"}, "B": {Value: "ann", Secret: true},
+		"C": {Value: "hunter2", Secret: true}, "D": {Value: "ann", Secret: true}}
 	if d := testenv.Diff(s.Env, want); d != "" || s.Token != "hunter2" || s.Opt != nil {
 		t.Errorf("token %q, opt %v, env (-got +want):\n%s", string(s.Token), s.Opt, d)
 	}
@@ -143,14 +152,16 @@ func TestFileAndText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err == nil || !strings.Contains(err.Error(), file+":1:8: token: stat "+dir+"/gone") {
+	if err := (config.Values{File: file, Node: n, Env: env}).Decode(&s); err == nil ||
+		!strings.Contains(err.Error(), file+":1:8: token: stat "+dir+"/gone") {
 		t.Errorf("a file that is missing: %v", err)
 	}
 }
 
 func TestTableNamesNestedSettings(t *testing.T) {
 	table := config.Table(config.Fields(settings{}))
-	for _, want := range []string{"| `name` | text | required | A name. |", "| `sub.deep` | text | `x` |", "| `map` | map of text |", "| `token` | secret |"} {
+	for _, want := range []string{"| `name` | text | required | A name. |", "| `sub.deep` | text | `x` |",
+		"| `map` | map of text |", "| `token` | secret |"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("the table lacks %q:\n%s", want, table)
 		}

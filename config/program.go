@@ -46,7 +46,9 @@ func onlyOurs(path string) error {
 		return err
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, who can change what is run here: let root own it, or the user that runs Slipway", path, s.Uid)
+		return fmt.Errorf(
+			"%s belongs to user %d, who can change what is run here: let root own it, or the user that runs Slipway",
+			path, s.Uid)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s can be changed by others (%v): chmod go-w %[1]s", path, info.Mode().Perm())
@@ -56,7 +58,8 @@ func onlyOurs(path string) error {
 
 // everyProgram lists the variables that every program gets that Slipway starts as a launcher.
 var everyProgram = []string{
-	"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
+	"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR",
+	"SSL_CERT_FILE", "SSL_CERT_DIR",
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 

@@ -27,7 +27,8 @@ func TestProgram(t *testing.T) {
 	}
 	refused := func(name, why string) {
 		t.Helper()
-		if _, err := v.Program("command", name); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "launchers.x.config.command") {
+		if _, err := v.Program("command", name); err == nil || !strings.Contains(err.Error(), why) ||
+			!strings.Contains(err.Error(), "launchers.x.config.command") {
 			t.Errorf("Program(%s) = %v, want %q", name, err, why)
 		}
 	}
@@ -70,7 +71,8 @@ func TestEnviron(t *testing.T) {
 }
 
 func TestEnvNames(t *testing.T) {
-	doc, err := config.Parse("x.yaml", []byte("a: {env: ONE}\nlist: [{b: {env: TWO}}, {env: THREE}]\nenv_vars: [FOUR, FIVE=5]\nnone: env\n"))
+	doc, err := config.Parse("x.yaml",
+		[]byte("a: {env: ONE}\nlist: [{b: {env: TWO}}, {env: THREE}]\nenv_vars: [FOUR, FIVE=5]\nnone: env\n"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,8 +20,10 @@ import (
 // Scalars are read as real Dagster's YAML library reads them.
 func TestScalarsAndDumpEqualPyYAML(t *testing.T) {
 	python := filepath.Join(testenv.DagsterBin(t), "python")
-	words := []string{"yes", "No", "on", "OFF", "y", "true", "~", "null", "Null", "''", "010", "0o10", "0x1F", "1_000", "1:30", "190:20:30", "1.5", "1e3", "1.0e+3", ".5", "1.",
-		".inf", "-.INF", ".nan", "0b101", "+12", "-0", "2026-11-23", "09", "abc", "'1'", "\"yes\"", "<<x", "a b", "1.2.3", "-", "1__0", "0.0", "100000000000"}
+	words := []string{"yes", "No", "on", "OFF", "y", "true", "~", "null", "Null", "''", "010", "0o10", "0x1F",
+		"1_000", "1:30", "190:20:30", "1.5", "1e3", "1.0e+3", ".5", "1.",
+		".inf", "-.INF", ".nan", "0b101", "+12", "-0", "2026-11-23", "09", "abc", "'1'", "\"yes\"", "<<x", "a b",
+		"1.2.3", "-", "1__0", "0.0", "100000000000"}
 	var doc strings.Builder
 	for _, w := range words {
 		fmt.Fprintf(&doc, "- %s\n", w)
@@ -31,7 +33,8 @@ func TestScalarsAndDumpEqualPyYAML(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := config.Tree(n).([]any)
-	list = append(list, map[string]any{"b": list[0], "a": map[string]any{}, "c": []any{}, "d": []any{map[string]any{"x": "1", "y": []any{"p"}}}, "e: f": "- x", "é": "tab\t"})
+	list = append(list, map[string]any{"b": list[0], "a": map[string]any{}, "c": []any{},
+		"d": []any{map[string]any{"x": "1", "y": []any{"p"}}}, "e: f": "- x", "é": "tab\t"})
 	script := `
 import sys, yaml
 from dagster_shared.yaml_utils import load_yaml_from_path
@@ -55,11 +58,15 @@ sys.stdout.write(yaml.dump(tree, default_flow_style=False))
 // A file .env is read, line by line, as the library that Dagster uses reads it.
 func TestDotEnvEqualsPythonDotenv(t *testing.T) {
 	texts := []string{
-		"A=1\nB = two words # remark\n#C=3\nexport D=4\nE='single $A ${A}'\nF=\"double\\n${A}-${NO:-other}\"\nG=\nH\nI=\"a\" b\n'J K'=5\n=6\nL=${A\n",
-		"\ufeffA=bom\r\nB='two\nlines'\rC=\"not closed\nD=after\nE=#no\nF= #remark\nG=a#b\nH=a #b\nI='it\\'s \\\\ \\n'\n", "export\tA=1\nexport=2\nexport B\n export C=3", "A=${X} ${FROM_ENV} ${FROM_ENV:-no} $FROM_ENV ${}\nFROM_ENV=file\nB=${FROM_ENV}\nA\nC=<${A}>", "A=1\nA", "",
+		"A=1\nB = two words # remark\n#C=3\nexport D=4\nE='single $A " +
+			"${A}'\nF=\"double\\n${A}-${NO:-other}\"\nG=\nH\nI=\"a\" b\n'J K'=5\n=6\nL=${A\n",
+		"\ufeffA=bom\r\nB='two\nlines'\rC=\"not closed\nD=after\nE=#no\nF= #remark\nG=a#b\nH=a #b\nI='it\\'s \\\\ " +
+			"\\n'\n", "export\tA=1\nexport=2\nexport B\n export C=3",
+		"A=${X} ${FROM_ENV} ${FROM_ENV:-no} $FROM_ENV ${}\nFROM_ENV=file\nB=${FROM_ENV}\nA\nC=<${A}>", "A=1\nA", "",
 	}
 	r := rand.New(rand.NewPCG(3, 4))
-	parts := []string{"A", "B", "C", "=", "=", "'", "\"", "\\", "\\n", "\n", "\n", "\r\n", " ", "\t", "#", "${A}", "${FROM_ENV}", "${B:-x}", "$A", "export ", "text", "ü", ":", "}"}
+	parts := []string{"A", "B", "C", "=", "=", "'", "\"", "\\", "\\n", "\n", "\n", "\r\n", " ", "\t", "#", "${A}",
+		"${FROM_ENV}", "${B:-x}", "$A", "export ", "text", "ü", ":", "}"}
 	for range 3000 {
 		var b strings.Builder
 		for range r.IntN(30) {

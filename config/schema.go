@@ -21,7 +21,8 @@ type Field struct {
 	Cases    []Case  `json:"cases,omitempty"`  // of a section
 }
 
-// Case says which fields the setting Setting has, in a section whose setting Where has the value Is.
+// Case says which fields the setting Setting has, in a section whose setting Where has the value
+// Is.
 type Case struct {
 	Where, Is string
 	Setting   string
@@ -173,7 +174,8 @@ func (f Field) schema() map[string]any {
 			"text": {"string", "number", "boolean"}, "secret": {"string", "number", "boolean"},
 		}[f.Type]
 		from := func(key string) any {
-			return map[string]any{"type": "object", "properties": map[string]any{key: map[string]any{"type": "string"}}, "required": []string{key}, "additionalProperties": false}
+			return map[string]any{"type": "object", "properties": map[string]any{key: map[string]any{"type": "string"}},
+				"required": []string{key}, "additionalProperties": false}
 		}
 		s = map[string]any{"anyOf": []any{map[string]any{"type": types}, from("env"), from("file")}}
 	}
@@ -192,6 +194,7 @@ func (c Case) schema() any {
 	if of["required"] != nil {
 		then["required"] = []string{c.Setting}
 	}
-	is := map[string]any{"properties": map[string]any{c.Where: map[string]any{"const": c.Is}}, "required": []string{c.Where}}
+	is := map[string]any{"properties": map[string]any{c.Where: map[string]any{"const": c.Is}},
+		"required": []string{c.Where}}
 	return map[string]any{"if": is, "then": then}
 }

@@ -39,7 +39,8 @@ func duplicates(file string, n *yaml.Node) error {
 	for i, c := range n.Content {
 		if n.Kind == yaml.MappingNode && i%2 == 0 {
 			if seen[c.Value] && c.Value != "<<" {
-				errs = append(errs, &Problem{File: file, Line: c.Line, Column: c.Column, Setting: c.Value, Text: "stands twice in this mapping: take one away"})
+				errs = append(errs, &Problem{File: file, Line: c.Line, Column: c.Column, Setting: c.Value,
+					Text: "stands twice in this mapping: take one away"})
 			}
 			seen[c.Value] = true
 			continue
@@ -131,20 +132,24 @@ func Tree(n *yaml.Node) any {
 // These match the implicit types of PyYAML's SafeLoader (YAML 1.1) as Dagster uses it: without
 // timestamps.
 var (
-	boolText  = regexp.MustCompile(`^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$`)
-	nullText  = regexp.MustCompile(`^(?:~|null|Null|NULL|)$`)
-	intText   = regexp.MustCompile(`^(?:[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+|[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)$`)
-	floatText = regexp.MustCompile(`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
+	boolText = regexp.MustCompile(`^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$`)
+	nullText = regexp.MustCompile(`^(?:~|null|Null|NULL|)$`)
+	intText  = regexp.MustCompile(
+		`^(?:[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+|[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)$`)
+	floatText = regexp.MustCompile(
+		`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
 )
 
 // timeText matches a timestamp. Dagster does not read timestamps, but PyYAML's writer quotes them.
-var timeText = regexp.MustCompile(`^\d{4}-\d\d-\d\d$|^\d{4}-\d\d?-\d\d?(?:[Tt]|[ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?(?:[ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?$`)
+var timeText = regexp.MustCompile(
+	`^\d{4}-\d\d-\d\d$|^\d{4}-\d\d?-\d\d?(?:[Tt]|[ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?(?:[ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?$`)
 
 // Scalar returns the value of a scalar node as Dagster's YAML loader reads it: yes, no, on and off
 // are booleans, 010 is eight, 1:30 is ninety, a date is a text.
 func Scalar(n *yaml.Node) any {
 	s := n.Value
-	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 || n.Style&yaml.TaggedStyle != 0 && n.Tag == "!!str" {
+	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 ||
+		n.Style&yaml.TaggedStyle != 0 && n.Tag == "!!str" {
 		return s
 	}
 	return plain(s)

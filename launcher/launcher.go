@@ -326,7 +326,8 @@ const (
 // Causes lists all causes.
 func Causes() []Cause {
 	return []Cause{
-		CauseOOM, CauseEvicted, CausePreempted, CauseImagePull, CauseUnschedulable, CauseQuota, CauseThrottled, CauseAuth, CauseNodeLost, CauseTimeout,
+		CauseOOM, CauseEvicted, CausePreempted, CauseImagePull, CauseUnschedulable, CauseQuota, CauseThrottled,
+		CauseAuth, CauseNodeLost, CauseTimeout,
 		CauseUserCode, CauseCanceled, CauseExit, CauseUnknown,
 	}
 }

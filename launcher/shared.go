@@ -23,7 +23,8 @@ var (
 	// as DB_PASSWORD=x or AccountKey=x;.
 	secretText = regexp.MustCompile(`://[^\s@]*:[^\s]*@|(?i)(?:PASSWORD|PASSWD|PWD|SECRET|TOKEN|KEY|SIG)[\w-]*=[^\s;&]`)
 	// namesOfSecrets are settings of Dagster and Kubernetes that hold only the name of a secret.
-	namesOfSecrets = []string{"key", "secrets", "secrets_tag", "env_secrets", "image_pull_secrets", "postgres_password_secret"}
+	namesOfSecrets = []string{"key", "secrets", "secrets_tag", "env_secrets", "image_pull_secrets",
+		"postgres_password_secret"}
 )
 
 // HoldsSecret reports whether a tree of settings (maps, lists and plain values, as in JSON) seems

@@ -45,13 +45,16 @@ var Ways = map[string]string{
 var layout = map[string]map[string]string{
 	"command": {"slipway.yaml": "command/slipway.yaml.tmpl", "spool": "spool"},
 	"go": {
-		"go.mod": "go/go.mod.tmpl", "{{package}}.go": "go/launcher.go.tmpl", "{{package}}_test.go": "go/launcher_test.go.tmpl",
-		"cmd/slipway-{{name}}/main.go": "go/plugin.go.tmpl", "cmd/slipway/main.go": "go/slipway.go.tmpl", "spool": "spool",
+		"go.mod": "go/go.mod.tmpl", "{{package}}.go": "go/launcher.go.tmpl",
+		"{{package}}_test.go":          "go/launcher_test.go.tmpl",
+		"cmd/slipway-{{name}}/main.go": "go/plugin.go.tmpl", "cmd/slipway/main.go": "go/slipway.go.tmpl",
+		"spool": "spool",
 	},
 	"python": {"{{name}}.py": "python/launcher.py.tmpl", "spool": "spool"},
 	"tree": {
-		"launcher/{{package}}/{{package}}.go": "go/launcher.go.tmpl", "launcher/{{package}}/{{package}}_test.go": "go/launcher_test.go.tmpl",
-		"launcher/{{package}}/spool": "spool", "docs/launchers/{{name}}.md": "tree/docs.md.tmpl",
+		"launcher/{{package}}/{{package}}.go":      "go/launcher.go.tmpl",
+		"launcher/{{package}}/{{package}}_test.go": "go/launcher_test.go.tmpl",
+		"launcher/{{package}}/spool":               "spool", "docs/launchers/{{name}}.md": "tree/docs.md.tmpl",
 	},
 }
 
@@ -61,10 +64,13 @@ var nameForm = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
 func Files(way string, l Launcher) (map[string]File, error) {
 	paths, ok := layout[way]
 	if !ok {
-		return nil, fmt.Errorf("--as %s: unknown; use one of %s", way, strings.Join(slices.Sorted(maps.Keys(Ways)), ", "))
+		return nil, fmt.Errorf("--as %s: unknown; use one of %s", way,
+			strings.Join(slices.Sorted(maps.Keys(Ways)), ", "))
 	}
 	if !nameForm.MatchString(l.Name) {
-		return nil, fmt.Errorf("%q is not a valid name of a launcher: use small letters, digits and single hyphens (for example: my-batch)", l.Name)
+		return nil,
+			fmt.Errorf("%q is not a valid name of a launcher: use small letters, digits and single hyphens (for "+
+				"example: my-batch)", l.Name)
 	}
 	pkg := l.Package()
 	if l.Version == "" {
@@ -80,7 +86,8 @@ func Files(way string, l Launcher) (map[string]File, error) {
 	for _, part := range strings.Split(l.Name, "-") {
 		class.WriteString(strings.ToUpper(part[:1]) + part[1:])
 	}
-	fill := strings.NewReplacer("{{name}}", l.Name, "{{package}}", pkg, "{{class}}", class.String(), "{{module}}", l.Module, "{{version}}", l.Version)
+	fill := strings.NewReplacer("{{name}}", l.Name, "{{package}}", pkg, "{{class}}", class.String(),
+		"{{module}}", l.Module, "{{version}}", l.Version)
 	out := map[string]File{}
 	for path, from := range paths {
 		text, err := files.ReadFile("files/" + from)

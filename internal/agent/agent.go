@@ -86,8 +86,10 @@ type Paths struct {
 func PathsOf(root, name string) Paths {
 	dir := filepath.Join(root, "workers", name)
 	return Paths{
-		Dir: dir, Lock: filepath.Join(dir, "lock"), Spec: filepath.Join(dir, "spec.json"), Meta: filepath.Join(dir, "meta.json"),
-		Worker: filepath.Join(dir, "worker.json"), Stop: filepath.Join(dir, "stop.json"), Log: filepath.Join(dir, "log"),
+		Dir: dir, Lock: filepath.Join(dir, "lock"), Spec: filepath.Join(dir, "spec.json"),
+		Meta:   filepath.Join(dir, "meta.json"),
+		Worker: filepath.Join(dir, "worker.json"), Stop: filepath.Join(dir, "stop.json"),
+		Log:   filepath.Join(dir, "log"),
 		Begun: filepath.Join(root, "state", name+".begun"), Ended: filepath.Join(root, "state", name+".ended"),
 	}
 }

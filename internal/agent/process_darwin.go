@@ -26,5 +26,6 @@ func adoptOrphans() {} // launchd reaps them
 // maxRSS is the peak memory of a child in bytes.
 func maxRSS(r *syscall.Rusage) int64 { return r.Maxrss }
 
-// Groups returns the process groups of a session where the system tells them, which this one does not.
+// Groups returns the process groups of a session where the system tells them, which this one does
+// not.
 func Groups(int) []int { return nil }

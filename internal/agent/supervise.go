@@ -130,7 +130,8 @@ func spawn(p Paths, spec Spec, umask int) (int, error) {
 	}
 	ours := syscall.Umask(umask)
 	pid, err := syscall.ForkExec(file, command, &syscall.ProcAttr{
-		Dir: spec.Dir, Env: spec.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd(), lockFD}, Sys: &syscall.SysProcAttr{Setpgid: true},
+		Dir: spec.Dir, Env: spec.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd(), lockFD},
+		Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	syscall.Umask(ours)
 	if err != nil {

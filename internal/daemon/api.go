@@ -24,8 +24,9 @@ import (
 	dagsterpb "github.com/slipway-run/slipway/proto/dagster"
 )
 
-// endpoint is the part of a code server that Dagster's DefaultRunLauncher asks to cancel a run. It holds no authority: callers
-// are not known to it, so it only says whether the run that storage shows as CANCELING is one that will be stopped.
+// endpoint is the part of a code server that Dagster's DefaultRunLauncher asks to cancel a run. It
+// holds no authority: callers are not known to it, so it only says whether the run that storage
+// shows as CANCELING is one that will be stopped.
 type endpoint struct {
 	dagsterpb.UnimplementedDagsterApiServer
 	reader   storage.Reader
@@ -49,7 +50,10 @@ type address struct {
 }
 
 // errNoAdvertise asks for what cannot be guessed.
-var errNoAdvertise = errors.New(`slipway.yaml: terminate.advertise: required with Postgres, where webservers may run on other machines: the host:port by which they reach this daemon, so that Terminate in Dagster's UI works; or set terminate: {local_only: true}`)
+var errNoAdvertise = errors.New(
+	`slipway.yaml: terminate.advertise: required with Postgres, where webservers may run on other machines: the ` +
+		`host:port by which they reach this daemon, so that Terminate in Dagster's UI works; or set terminate: ` +
+		`{local_only: true}`)
 
 // addressOf finds the endpoint's address from the settings.
 func addressOf(in *instance.Instance) (address, error) {
@@ -84,7 +88,8 @@ func socketOf(home string) string {
 	return path
 }
 
-// apiRetry is the wait after the endpoint could not be opened: another daemon of this machine may have its port.
+// apiRetry is the wait after the endpoint could not be opened: another daemon of this machine may
+// have its port.
 const apiRetry = 5 * time.Second
 
 // serveAPI answers until ctx ends. Runs are launched also while it cannot.
@@ -93,7 +98,9 @@ func (d *Daemon) serveAPI(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := d.serveOnce(ctx)
 		if err != nil && !warned {
-			d.Log.WarnContext(ctx, "Terminate in Dagster's UI may report failure: the endpoint for it is not open; trying again", "err", err)
+			d.Log.WarnContext(ctx,
+				"Terminate in Dagster's UI may report failure: the endpoint for it is not open; trying again",
+				"err", err)
 			warned = true
 		}
 		if ctx.Err() == nil {
@@ -138,7 +145,8 @@ func (d *Daemon) serveOnce(ctx context.Context) error {
 	return nil
 }
 
-func (e *endpoint) limited(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+func (e *endpoint) limited(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
+	handler grpc.UnaryHandler) (any, error) {
 	if !e.limit.Allow() {
 		return nil, status.Error(codes.ResourceExhausted, "too many calls")
 	}
@@ -160,14 +168,16 @@ func (e *endpoint) ours(ctx context.Context, request string) (*storage.Run, erro
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, "the storage cannot be read")
 	}
-	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Instance != e.instance || runs[0].Launch.State == storage.Void {
+	if len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Instance != e.instance ||
+		runs[0].Launch.State == storage.Void {
 		return nil, nil
 	}
 	return &runs[0], nil
 }
 
 // CancelExecution implements api.DagsterApi. The caller has written CANCELING before it asks.
-func (e *endpoint) CancelExecution(ctx context.Context, req *dagsterpb.CancelExecutionRequest) (*dagsterpb.CancelExecutionReply, error) {
+func (e *endpoint) CancelExecution(ctx context.Context,
+	req *dagsterpb.CancelExecutionRequest) (*dagsterpb.CancelExecutionReply, error) {
 	r, err := e.ours(ctx, req.GetSerializedCancelExecutionRequest())
 	if err != nil {
 		return nil, err
@@ -177,16 +187,19 @@ func (e *endpoint) CancelExecution(ctx context.Context, req *dagsterpb.CancelExe
 	case r == nil:
 		result = dagster.CancelExecutionResult(false, "Slipway did not launch this run.")
 	case r.Status != dagster.Canceling && r.Status != dagster.Canceled:
-		result = dagster.CancelExecutionResult(false, fmt.Sprintf("The run is %s: Slipway stops the worker of a run that is CANCELING.", r.Status))
+		result = dagster.CancelExecutionResult(false,
+			fmt.Sprintf("The run is %s: Slipway stops the worker of a run that is CANCELING.", r.Status))
 	}
 	return &dagsterpb.CancelExecutionReply{SerializedCancelExecutionResult: result}, nil
 }
 
 // CanCancelExecution implements api.DagsterApi.
-func (e *endpoint) CanCancelExecution(ctx context.Context, req *dagsterpb.CanCancelExecutionRequest) (*dagsterpb.CanCancelExecutionReply, error) {
+func (e *endpoint) CanCancelExecution(ctx context.Context,
+	req *dagsterpb.CanCancelExecutionRequest) (*dagsterpb.CanCancelExecutionReply, error) {
 	r, err := e.ours(ctx, req.GetSerializedCanCancelExecutionRequest())
 	if err != nil {
 		return nil, err
 	}
-	return &dagsterpb.CanCancelExecutionReply{SerializedCanCancelExecutionResult: dagster.CanCancelExecutionResult(r != nil && r.Status.Active())}, nil
+	return &dagsterpb.CanCancelExecutionReply{
+		SerializedCanCancelExecutionResult: dagster.CanCancelExecutionResult(r != nil && r.Status.Active())}, nil
 }

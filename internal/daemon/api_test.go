@@ -28,11 +28,16 @@ func TestAddressOfTheEndpoint(t *testing.T) {
 		listen   string
 		info     string // or the error's text
 	}{
-		"sqlite":                        {false, instance.Terminate{}, "/home/slipway/api.sock", `{"host": "localhost", "socket": "/home/slipway/api.sock"}`},
-		"postgres needs a word":         {true, instance.Terminate{}, "", "terminate.advertise: required"},
-		"postgres on one machine":       {true, instance.Terminate{LocalOnly: true}, "/home/slipway/api.sock", `{"host": "localhost", "socket": "/home/slipway/api.sock"}`},
-		"advertised":                    {true, instance.Terminate{Advertise: "slipway:4001"}, ":4001", `{"host": "slipway", "port": 4001}`},
-		"advertised with another":       {true, instance.Terminate{Advertise: "slipway:80", Listen: "0.0.0.0:4001", Cert: "c"}, "0.0.0.0:4001", `{"host": "slipway", "port": 80, "use_ssl": true}`},
+		"sqlite": {false, instance.Terminate{}, "/home/slipway/api.sock",
+			`{"host": "localhost", "socket": "/home/slipway/api.sock"}`},
+		"postgres needs a word": {true, instance.Terminate{}, "", "terminate.advertise: required"},
+		"postgres on one machine": {true, instance.Terminate{LocalOnly: true}, "/home/slipway/api.sock",
+			`{"host": "localhost", "socket": "/home/slipway/api.sock"}`},
+		"advertised": {true, instance.Terminate{Advertise: "slipway:4001"}, ":4001",
+			`{"host": "slipway", "port": 4001}`},
+		"advertised with another": {true,
+			instance.Terminate{Advertise: "slipway:80", Listen: "0.0.0.0:4001", Cert: "c"}, "0.0.0.0:4001",
+			`{"host": "slipway", "port": 80, "use_ssl": true}`},
 		"listen is no address to reach": {false, instance.Terminate{Listen: ":4001"}, "", "is not a host:port"},
 	} {
 		in := &instance.Instance{Home: "/home"}
@@ -77,19 +82,23 @@ func TestEndpointHoldsNoAuthority(t *testing.T) {
 			t.Fatal(err)
 		}
 		if instance != "" {
-			if _, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: id, Launcher: "local", Instance: instance, Token: "t", At: time.Now()}}); err != nil {
+			if _, err := s.Claim(t.Context(), fence,
+				[]storage.Claim{{Run: id, Launcher: "local", Instance: instance, Token: "t", At: time.Now()}}); err !=
+				nil {
 				t.Fatal(err)
 			}
 		}
 		if canceling {
-			if err := d.Event(dagster.NewEvent(dagster.Run{ID: id, Job: "light"}, dagster.RunCanceling, time.Now(), "")); err != nil {
+			if err := d.Event(dagster.NewEvent(dagster.Run{ID: id, Job: "light"}, dagster.RunCanceling, time.Now(),
+				"")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		return id
 	}
 	socket := filepath.Join(t.TempDir(), "s")
-	daemon := &Daemon{Store: s, Log: slog.New(slog.DiscardHandler), name: "i", address: address{network: "unix", listen: socket}}
+	daemon := &Daemon{Store: s, Log: slog.New(slog.DiscardHandler), name: "i",
+		address: address{network: "unix", listen: socket}}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- daemon.serveAPI(ctx) }()
@@ -124,12 +133,14 @@ func TestEndpointHoldsNoAuthority(t *testing.T) {
 		if err != nil || strings.Contains(got.GetSerializedCancelExecutionResult(), `"success": true`) != k.cancel {
 			t.Errorf("%s: CancelExecution = %v, %v, want %v", name, got, err, k.cancel)
 		}
-		can, err := c.CanCancelExecution(ctx, &dagsterpb.CanCancelExecutionRequest{SerializedCanCancelExecutionRequest: request})
+		can, err := c.CanCancelExecution(ctx,
+			&dagsterpb.CanCancelExecutionRequest{SerializedCanCancelExecutionRequest: request})
 		if err != nil || strings.Contains(can.GetSerializedCanCancelExecutionResult(), `"can_cancel": true`) != k.can {
 			t.Errorf("%s: CanCancelExecution = %v, %v, want %v", name, can, err, k.can)
 		}
 	}
-	if _, err := c.CancelExecution(ctx, &dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: "{"}); err == nil {
+	if _, err := c.CancelExecution(ctx,
+		&dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: "{"}); err == nil {
 		t.Error("a request that cannot be read was answered")
 	}
 	if s, err := d.Status(made("i", false)); err != nil || s != dagster.Starting {

@@ -37,7 +37,8 @@ func (s stubborn) Launch(ctx context.Context, req *launcher.Request) (launcher.L
 	return s.Launcher.Launch(ctx, req)
 }
 
-// stubborn gives the instance launchers of these names, to which the tag to leads, and returns the names.
+// stubborn gives the instance launchers of these names, to which the tag to leads, and returns the
+// names.
 func (w *world) stubborn(before map[string]func(context.Context) error) []string {
 	w.t.Helper()
 	agent := testenv.Build(w.t, "slipway-agent")
@@ -66,8 +67,8 @@ func (w *world) stubborn(before map[string]func(context.Context) error) []string
 	return names
 }
 
-// A target that has no room, and cannot say how much it has, is tried with single runs, not with the whole queue; when it has some, all
-// of them go.
+// A target that has no room, and cannot say how much it has, is tried with single runs, not with
+// the whole queue; when it has some, all of them go.
 func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 	const runs, tries = 60, 3
 	w := newWorld(t, parked, "")
@@ -110,8 +111,8 @@ func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 	}
 }
 
-// A launcher that refuses us leaves its runs to the next launcher of their rule; those that have none wait in the queue, where they keep no
-// place, are not failed, and say why.
+// A launcher that refuses us leaves its runs to the next launcher of their rule; those that have
+// none wait in the queue, where they keep no place, are not failed, and say why.
 func TestDeniedRunsWaitInTheQueue(t *testing.T) {
 	w := newWorld(t, parked, "")
 	denied := func(context.Context) error { return errors.Join(launcher.ErrDenied, errors.New("key expired")) }
@@ -136,8 +137,8 @@ func TestDeniedRunsWaitInTheQueue(t *testing.T) {
 	}
 }
 
-// A launcher that hangs, and one that always fails, hold up no run of another, under the default limit of ten runs at once: those end
-// while the first still hangs.
+// A launcher that hangs, and one that always fails, hold up no run of another, under the default
+// limit of ten runs at once: those end while the first still hangs.
 func TestSickLaunchersHoldUpNobody(t *testing.T) {
 	const most, some = 40, 15 // more than a launcher takes at once, and enough
 	w := newWorld(t, parked, "")

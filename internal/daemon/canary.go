@@ -25,15 +25,20 @@ type Canary struct {
 	Within   time.Duration
 }
 
-// Send sends a canary to a target, waits for its end and says what became of it. It leaves nothing on the target.
+// Send sends a canary to a target, waits for its end and says what became of it. It leaves nothing
+// on the target.
 func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Target) launcher.Finding {
 	if t.Traits.OwnCommand {
-		return launcher.Finding{OK: true, What: fmt.Sprintf("launchers of kind %s make the worker's command themselves, so no other worker can be sent there", t.Kind.Name)}
+		return launcher.Finding{OK: true,
+			What: fmt.Sprintf(
+				"launchers of kind %s make the worker's command themselves, so no other worker can be sent there",
+				t.Kind.Name)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Within)
 	defer cancel()
 	// The instance's name is another one, so that nobody takes the worker for that of a run.
-	req, err := Builder(in, c.Instance+"-check", c.Worker).Canary(uuid.NewString(), c.Python, c.Location, c.Image, time.Now(), t.Target)
+	req, err := Builder(in, c.Instance+"-check", c.Worker).Canary(uuid.NewString(), c.Python, c.Location, c.Image,
+		time.Now(), t.Target)
 	if err != nil {
 		return launcher.Finding{What: "no worker can be sent there: " + err.Error(), Fix: "mend that first"}
 	}
@@ -42,7 +47,8 @@ func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Tar
 		got, err = t.Launcher.Launch(ctx, req)
 	}
 	if err != nil {
-		return launcher.Finding{What: fmt.Sprintf("a worker could not be launched there: %v", err), Fix: "see docs/launchers/" + t.Kind.Name + ".md"}
+		return launcher.Finding{What: fmt.Sprintf("a worker could not be launched there: %v", err),
+			Fix: "see docs/launchers/" + t.Kind.Name + ".md"}
 	}
 	health, err := t.Launcher.Health(ctx, got.Handle)
 	for (err != nil || health.Status.Alive()) && wait(ctx, 200*time.Millisecond) {
@@ -52,13 +58,16 @@ func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Tar
 	c.leaveNothing(ctx, t, got.Handle)
 	switch {
 	case err != nil:
-		return launcher.Finding{What: fmt.Sprintf("the worker that was sent there cannot be looked at: %v", err), Fix: "see docs/launchers/" + t.Kind.Name + ".md"}
+		return launcher.Finding{What: fmt.Sprintf("the worker that was sent there cannot be looked at: %v", err),
+			Fix: "see docs/launchers/" + t.Kind.Name + ".md"}
 	case health.Status == launcher.Succeeded && (said == "" || strings.Contains(said, "the storage is open")):
 		return launcher.Finding{OK: true, What: "a worker there opened the storage: " + said}
 	case health.Status.Alive():
-		return launcher.Finding{What: fmt.Sprintf("a worker there did not open the storage within %v: %s", c.Within, said), Fix: "let the network there reach the storage, or give it more time by --timeout"}
+		return launcher.Finding{What: fmt.Sprintf("a worker there did not open the storage within %v: %s", c.Within,
+			said), Fix: "let the network there reach the storage, or give it more time by --timeout"}
 	}
-	return launcher.Finding{What: fmt.Sprintf("a worker there could not open the storage: %s: %s", health.Message, said), Fix: "give workers what they lack: the storage's address and password by env, its library in the image"}
+	return launcher.Finding{What: fmt.Sprintf("a worker there could not open the storage: %s: %s", health.Message,
+		said), Fix: "give workers what they lack: the storage's address and password by env, its library in the image"}
 }
 
 // said is the end of what the worker wrote.

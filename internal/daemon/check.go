@@ -15,9 +15,10 @@ import (
 // checkTimeout bounds the checks of one target.
 const checkTimeout = 20 * time.Second
 
-// Check looks for what would make launches on a target fail. What a worker there has seen, if one was sent, comes last and wins over what
-// the settings let expect.
-func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target, seen ...launcher.Finding) []launcher.Finding {
+// Check looks for what would make launches on a target fail. What a worker there has seen, if one
+// was sent, comes last and wins over what the settings let expect.
+func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target,
+	seen ...launcher.Finding) []launcher.Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	var out []launcher.Finding
@@ -42,7 +43,8 @@ func (d *Daemon) checkTargets(ctx context.Context) {
 	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
 		for _, f := range Check(ctx, d.Instance, d.targets[name]) {
 			if !f.OK && ctx.Err() == nil {
-				d.Log.WarnContext(ctx, "a launcher cannot work as it is set up", "launcher", name, "finding", f.What, "fix", f.Fix)
+				d.Log.WarnContext(ctx, "a launcher cannot work as it is set up", "launcher", name, "finding", f.What,
+					"fix", f.Fix)
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package daemon
 
-// Code names what a finding is about. It stays the same from release to release, so that alerts can rely on it.
+// Code names what a finding is about. It stays the same from release to release, so that alerts can
+// rely on it.
 type Code string
 
 // The codes besides those of package storage. docs/operating.md lists all of them.

@@ -25,7 +25,8 @@ type bill struct {
 // bill writes what workers have cost onto their runs, each once.
 func (d *Daemon) bill(fence storage.Fence) func(context.Context, storage.Run, launcher.Worker, launcher.Cost) error {
 	return func(ctx context.Context, r storage.Run, w launcher.Worker, c launcher.Cost) error {
-		runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}}) // another of its workers may just have been billed
+		// another of its workers may just have been billed
+		runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}})
 		if err != nil || len(runs) == 0 {
 			return err
 		}
@@ -52,7 +53,8 @@ func (d *Daemon) bill(fence storage.Fence) func(context.Context, storage.Run, la
 		if b.Currency != "" {
 			cost := fmt.Sprintf("%.4f %s", b.Amount, b.Currency)
 			tags[storage.CostTag] = cost
-			events = append(events, dagster.NewEngineEvent(runs[0].Run, time.Now(), "[Slipway] The run's workers have cost "+cost+" in all.", nil, nil))
+			events = append(events, dagster.NewEngineEvent(runs[0].Run, time.Now(),
+				"[Slipway] The run's workers have cost "+cost+" in all.", nil, nil))
 		}
 		out, err := d.Store.Move(ctx, fence, storage.Transition{Run: r.ID, Tags: tags, Events: events})
 		if err == nil && out.Done {

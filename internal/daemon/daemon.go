@@ -1,5 +1,5 @@
-// Package daemon puts the parts together: while this process leads the instance, it feeds, queues, launches
-// and monitors; otherwise it stands by.
+// Package daemon puts the parts together: while this process leads the instance, it feeds, queues,
+// launches and monitors; otherwise it stands by.
 package daemon
 
 import (
@@ -32,7 +32,8 @@ const (
 	leaseRetry = 50 * time.Millisecond
 	// leaseSafety is how long before its end in the database a lease ends here.
 	leaseSafety = 300 * time.Millisecond
-	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease before it asks again.
+	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease
+	// before it asks again.
 	standbyPatience = 5 * time.Second
 	heartbeat       = 30 * time.Second
 	// beatAge is how old another daemon's heartbeat must be for it to be gone.
@@ -51,9 +52,11 @@ type Daemon struct {
 	Worker []string
 	// Metrics are kept and served with the daemon's health and status; nil: neither.
 	Metrics *web.Metrics
-	// Open opens the storage where Store is nil. The daemon waits while it fails, but for a [storage.SettingError].
+	// Open opens the storage where Store is nil. The daemon waits while it fails, but for a
+	// [storage.SettingError].
 	Open func(context.Context) (storage.Store, error)
-	// Each value of Reloads has Load read the settings again, and Reloaded called with those that are in force then.
+	// Each value of Reloads has Load read the settings again, and Reloaded called with those that
+	// are in force then.
 	Reloads  <-chan os.Signal
 	Load     func() (*instance.Instance, error)
 	Reloaded func(*instance.Instance)
@@ -73,7 +76,8 @@ type Daemon struct {
 	targets map[string]*dispatch.Target
 }
 
-// Run runs until ctx ends. What was claimed by then is launched first; workers go on without the daemon.
+// Run runs until ctx ends. What was claimed by then is launched first; workers go on without the
+// daemon.
 func (d *Daemon) Run(ctx context.Context) error {
 	host, err := os.Hostname()
 	if err != nil {
@@ -229,7 +233,9 @@ func (d *Daemon) findName(ctx context.Context) (err error) {
 func (d *Daemon) prepare(ctx context.Context) error {
 	var err error
 	for _, p := range d.Instance.Unknown {
-		d.Log.WarnContext(ctx, "dagster.yaml has a setting that Slipway does not know and ignores; a newer Dagster may have it", "setting", p.Error())
+		d.Log.WarnContext(ctx,
+			"dagster.yaml has a setting that Slipway does not know and ignores; a newer Dagster may have it",
+			"setting", p.Error())
 	}
 	if d.address, err = addressOf(d.Instance); err != nil {
 		return err
@@ -243,10 +249,13 @@ func (d *Daemon) prepare(ctx context.Context) error {
 		return err
 	}
 	if r := d.Store.Revision(); !storage.KnowsRevision(r) {
-		d.Log.WarnContext(ctx, "the storage has a schema revision that Slipway does not know; it has every column that Slipway uses, so it is worked on", "revision", r)
+		d.Log.WarnContext(ctx,
+			"the storage has a schema revision that Slipway does not know; it has every column that Slipway uses, so "+
+				"it is worked on", "revision", r)
 	}
 	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
-		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags), "launchers", slices.Sorted(maps.Keys(d.targets)))
+		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags),
+		"launchers", slices.Sorted(maps.Keys(d.targets)))
 	return nil
 }
 
@@ -276,8 +285,8 @@ func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 // errLeaseEnded means that the lease was not renewed in time.
 var errLeaseEnded = errors.New("the lease was not renewed in time")
 
-// renew keeps the lease until ctx ends. An error ends the lead. A first try leaves a third of the time for others, since a
-// single answer may be lost.
+// renew keeps the lease until ctx ends. An error ends the lead. A first try leaves a third of the
+// time for others, since a single answer may be lost.
 func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 	ends, wait := time.Now().Add(leaseTTL-leaseSafety), leaseRenew
 	for {
@@ -307,7 +316,8 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 	}
 }
 
-// work settles what is left of an earlier leader and then runs the parts of a leader. It ends with ctx, launches at hand done, or with the first error.
+// work settles what is left of an earlier leader and then runs the parts of a leader. It ends with
+// ctx, launches at hand done, or with the first error.
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err := d.Store.Flush(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
@@ -339,7 +349,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	seen := d.list(ctx, inFlightRuns)
 	if there := d.elsewhere(inFlightRuns); len(there) > 0 {
 		one := slices.Min(slices.Collect(maps.Keys(there)))
-		d.Log.WarnContext(ctx, "runs in flight have their worker on another host; they are left as they are until a daemon leads there", "runs", len(there), "run_id", one, "why", there[one])
+		d.Log.WarnContext(ctx,
+			"runs in flight have their worker on another host; they are left as they are until a daemon leads there",
+			"runs", len(there), "run_id", one, "why", there[one])
 	}
 	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
 	requeued := make(chan queue.Requeued, 64)
@@ -359,7 +371,8 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	dispatcher.Init(ctx, inFlightRuns)
 	loop := &queue.Loop{
 		Store: d.Store, Fence: fence, Instance: d.name, Limits: d.limits, Route: Route(d.Instance),
-		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits, Claims: map[string]string{dagster.GRPCInfoTag: d.address.info},
+		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits,
+		Claims:   map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log, Pauses: d.paused,
 		Waiting: func(w queue.Waiting) {
 			d.waiting.Store(&w)
@@ -375,12 +388,16 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	}
 	stop := d.brake(ctx)
 	policy := Policy(d.Instance, d.targets)
-	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 { return monitor.Memory(policy.Ladder, base, deaths) }
+	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 {
+		return monitor.Memory(policy.Ladder, base, deaths)
+	}
 	watch := &monitor.Loop{
-		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy, Relaunch: dispatcher.Relaunch,
-		TakeUp: func(r storage.Run) { dispatcher.TakeUp(ctx, r) }, Find: dispatcher.Find,
+		Store: d.Store, Fence: fence, Instance: d.name, Targets: d.targets, Times: Times(d.Instance), Policy: policy,
+		Relaunch: dispatcher.Relaunch,
+		TakeUp:   func(r storage.Run) { dispatcher.TakeUp(ctx, r) }, Find: dispatcher.Find,
 		Clock: func() time.Time { return at.Add(time.Since(read)) },
-		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase, PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,
+		Inbox: inFlight, Launched: launched, Log: d.Log, Seen: seen, Phase: d.Metrics.Phase,
+		PhasesAfter: d.Instance.Settings.Monitoring.Phases, Held: d.Metrics.Held,
 		Died: func(r storage.Run, cause launcher.Cause) {
 			d.Metrics.Died(r.Launch.Launcher, string(cause))
 			stop.died(r.Job, cause, time.Now())
@@ -419,8 +436,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	return g.Wait()
 }
 
-// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked dagster-daemon writes it. With each it settles what others, a worker on a
-// full disk, could commit and not finish.
+// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked
+// dagster-daemon writes it. With each it settles what others, a worker on a full disk, could commit
+// and not finish.
 func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -429,7 +447,8 @@ func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
 		}
 		if err := d.Store.Flush(ctx, fence); err != nil && ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be", "err", err)
+			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be",
+				"err", err)
 		}
 		sleep(ctx, heartbeat)
 	}

@@ -29,7 +29,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 
-// moody is the process launcher on a bad day: the n-th Launch meets the n-th mood, and later ones are good.
+// moody is the process launcher on a bad day: the n-th Launch meets the n-th mood, and later ones
+// are good.
 type moody struct {
 	launcher.Launcher
 	mu    sync.Mutex
@@ -107,7 +108,8 @@ func newWorld(t *testing.T, dagsterYAML, slipwayYAML string, moods ...mood) *wor
 	if err := w.d.Exec("DELETE FROM daemon_heartbeats"); err != nil {
 		t.Fatal(err)
 	}
-	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, %s}}\nallow_secrets_in_argv: true\n", w.lightWorkers()) // light workers read their arguments
+	// light workers read their arguments
+	slipwayYAML += fmt.Sprintf("launchers: {local: {kind: moody, %s}}\nallow_secrets_in_argv: true\n", w.lightWorkers())
 	for name, text := range map[string]string{"dagster.yaml": dagsterYAML, "slipway.yaml": slipwayYAML} {
 		if err := os.WriteFile(filepath.Join(w.d.Location, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -147,7 +149,8 @@ func (w *world) lightWorkers() string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return fmt.Sprintf("python: {\"*\": %q}, config: {env: {%s: %q, GORACE: atexit_sleep_ms=0}}", self, storagetest.LightStorage, w.d.Location)
+	return fmt.Sprintf("python: {\"*\": %q}, config: {env: {%s: %q, GORACE: atexit_sleep_ms=0}}", self,
+		storagetest.LightStorage, w.d.Location)
 }
 
 // run runs a daemon while f does, or without f until it ends by itself, and returns its error.
@@ -157,7 +160,8 @@ func (w *world) run(f func()) error {
 	defer stop()
 	done := make(chan error, 1)
 	go func() {
-		done <- (&daemon.Daemon{Instance: w.in, Store: w.store, Log: slog.New(slog.NewTextHandler(io.Writer(w), nil))}).Run(ctx)
+		done <- (&daemon.Daemon{Instance: w.in, Store: w.store,
+			Log: slog.New(slog.NewTextHandler(io.Writer(w), nil))}).Run(ctx)
 	}()
 	if f != nil {
 		f()
@@ -213,7 +217,8 @@ const parked = "run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: f
 
 func TestWhatALaunchersErrorsDo(t *testing.T) {
 	transient, lost := errors.Join(launcher.ErrTransient, errors.New("busy")), errors.New("connection reset")
-	capacity, invalid := errors.Join(launcher.ErrCapacity, errors.New("quota")), errors.Join(launcher.ErrInvalid, errors.New("no such image"))
+	capacity, invalid := errors.Join(launcher.ErrCapacity, errors.New("quota")),
+		errors.Join(launcher.ErrInvalid, errors.New("no such image"))
 	launched := "PIPELINE_START"
 	for name, c := range map[string]struct {
 		moods   []mood
@@ -223,11 +228,16 @@ func TestWhatALaunchersErrorsDo(t *testing.T) {
 		lacks   string
 		message string // of some event
 	}{
-		"none":                             {nil, dagster.Success, "1", launched, "", "a note of the launcher"},
-		"transient: the same worker again": {[]mood{{err: transient}, {err: transient}}, dagster.Success, "1 1 1", launched, "PIPELINE_STARTING PIPELINE_ENQUEUED", "[Slipway] Launched"},
-		"an answer that was lost":          {[]mood{{err: lost, after: true}}, dagster.Success, "1", launched, "", "[Slipway] Launched"},
-		"no capacity: back to the queue":   {[]mood{{err: capacity}, {err: capacity}}, dagster.Success, "1 2 3", "PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has no room"},
-		"invalid: the run fails":           {[]mood{{err: invalid}}, dagster.Failure, "1", "PIPELINE_STARTING ENGINE_EVENT PIPELINE_FAILURE", launched, "Caught an unrecoverable error while dequeuing the run."},
+		"none": {nil, dagster.Success, "1", launched, "", "a note of the launcher"},
+		"transient: the same worker again": {[]mood{{err: transient}, {err: transient}}, dagster.Success, "1 1 1",
+			launched, "PIPELINE_STARTING PIPELINE_ENQUEUED", "[Slipway] Launched"},
+		"an answer that was lost": {[]mood{{err: lost, after: true}}, dagster.Success, "1", launched,
+			"", "[Slipway] Launched"},
+		"no capacity: back to the queue": {[]mood{{err: capacity}, {err: capacity}}, dagster.Success, "1 2 3",
+			"PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has no room"},
+		"invalid: the run fails": {[]mood{{err: invalid}}, dagster.Failure,
+			"1", "PIPELINE_STARTING ENGINE_EVENT PIPELINE_FAILURE", launched,
+			"Caught an unrecoverable error while dequeuing the run."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, parked, "", c.moods...)
@@ -245,7 +255,8 @@ func TestWhatALaunchersErrorsDo(t *testing.T) {
 				t.Errorf("attempts asked for: %s, want %s", got, c.asked)
 			}
 			story := " " + w.story(id) + " "
-			if !strings.Contains(story, " "+c.has+" ") || c.lacks != "" && strings.Contains(story, " "+c.lacks+" ") || strings.Count(story, " "+launched+" ") > 1 {
+			if !strings.Contains(story, " "+c.has+" ") || c.lacks != "" && strings.Contains(story, " "+c.lacks+" ") ||
+				strings.Count(story, " "+launched+" ") > 1 {
 				t.Errorf("story %s\nwant %q in it, not %q, and at most one start", story, c.has, c.lacks)
 			}
 			if !w.says(id, c.message) {
@@ -290,17 +301,20 @@ func TestTagsAndHandleAreWritten(t *testing.T) {
 	if r := runs[0]; r.Tags["team"] != "x" || r.Handle != (launcher.ID{Run: id, Attempt: 1}).String() {
 		t.Errorf("tags %v, handle %q", r.Tags, r.Handle)
 	}
-	// The row stays. The body can lose the tag to a worker that writes its status at the same moment: Dagster's reads
-	// the body, changes it and writes it back.
-	if tag, err := w.d.Text("SELECT value FROM run_tags WHERE run_id = ? AND key = 'moody/tag'", id); err != nil || tag != "set" {
+	// The row stays. The body can lose the tag to a worker that writes its status at the same
+	// moment: Dagster's reads the body, changes it and writes it back.
+	if tag, err := w.d.Text("SELECT value FROM run_tags WHERE run_id = ? AND key = 'moody/tag'", id); err != nil ||
+		tag != "set" {
 		t.Errorf("the row of the launcher's tag: %q, %v", tag, err)
 	}
 }
 
-// Runs whose IDs Dagster takes in other forms are executed, and known again by a daemon that finds their workers.
+// Runs whose IDs Dagster takes in other forms are executed, and known again by a daemon that finds
+// their workers.
 func TestRunIDsOfAllForms(t *testing.T) {
 	w := newWorld(t, parked, "")
-	ids := []string{strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}", strings.ReplaceAll(uuid.NewString(), "-", "")}
+	ids := []string{strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}",
+		strings.ReplaceAll(uuid.NewString(), "-", "")}
 	for _, id := range ids {
 		if err := w.d.Enqueue(id, nil); err != nil {
 			t.Fatal(err)
@@ -319,11 +333,13 @@ func TestRunIDsOfAllForms(t *testing.T) {
 	}
 }
 
-// A dagster-daemon that monitors runs is refused. One that may dequeue is watched, see rival_test.go.
+// A dagster-daemon that monitors runs is refused. One that may dequeue is watched, see
+// rival_test.go.
 func TestStockDaemonIsRefused(t *testing.T) {
 	beat := func(w *world, daemonType, id string, age time.Duration) {
 		t.Helper()
-		if _, err := w.store.Beat(t.Context(), storage.Heartbeat{Type: daemonType, ID: id, At: time.Now().Add(-age)}, time.Now()); err != nil {
+		if _, err := w.store.Beat(t.Context(), storage.Heartbeat{Type: daemonType, ID: id, At: time.Now().Add(-age)},
+			time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -335,10 +351,13 @@ func TestStockDaemonIsRefused(t *testing.T) {
 		}
 	}
 	t.Run("one that may dequeue, whose limits stand elsewhere", func(t *testing.T) {
-		w := newWorld(t, "run_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "")
+		w := newWorld(t,
+			"run_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "")
 		beat(w, "QUEUED_RUN_COORDINATOR", "stock", time.Second)
 		err := w.run(func() {
-			for _, text := range []string{"waiting to see whether dagster-daemon dequeues", "write max_concurrent_runs: 0 under run_coordinator.config in ", "write queue: {max_concurrent_runs: 6} in ", "restart dagster-daemon and dagster-webserver"} {
+			for _, text := range []string{"waiting to see whether dagster-daemon dequeues",
+				"write max_concurrent_runs: 0 under run_coordinator.config in ",
+				"write queue: {max_concurrent_runs: 6} in ", "restart dagster-daemon and dagster-webserver"} {
 				testenv.Eventually(t, time.Minute, func() (bool, string) {
 					return strings.Contains(w.output(), text), fmt.Sprintf("the log lacks %q:\n%s", text, w.output())
 				})
@@ -409,7 +428,8 @@ func TestHeartbeatIsWrittenForTheUI(t *testing.T) {
 	err := w.run(func() {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			beats, err := w.store.Heartbeats(t.Context())
-			return len(beats) == 1 && beats[0].Type == "QUEUED_RUN_COORDINATOR" && strings.HasPrefix(beats[0].ID, "slipway-"), fmt.Sprint(beats, err)
+			return len(beats) == 1 && beats[0].Type == "QUEUED_RUN_COORDINATOR" &&
+				strings.HasPrefix(beats[0].ID, "slipway-"), fmt.Sprint(beats, err)
 		})
 	})
 	if err != nil {

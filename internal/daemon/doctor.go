@@ -34,9 +34,11 @@ type Symptom struct {
 	Fix   string `json:"fix,omitempty"` // the next step
 }
 
-// StorageSymptom is the finding of an error of the storage. Its code and its next step come from the error where that is a [storage.Fault].
+// StorageSymptom is the finding of an error of the storage. Its code and its next step come from
+// the error where that is a [storage.Fault].
 func StorageSymptom(what string, err error) Symptom {
-	s := Symptom{Bad, CodeStorage, what + ": " + err.Error(), "look at the storage's own log, and whether your webserver can open it"}
+	s := Symptom{Bad, CodeStorage, what + ": " + err.Error(),
+		"look at the storage's own log, and whether your webserver can open it"}
 	if f := (*storage.Fault)(nil); errors.As(err, &f) {
 		s.Code, s.Fix = Code(f.Code), f.Fix
 	}
@@ -67,7 +69,8 @@ func (d *doctor) unread(what string, err error) {
 	d.found = append(d.found, StorageSymptom(what+" cannot be read", err))
 }
 
-// Doctor looks for why an instance's runs would not be launched, watched or canceled as they should.
+// Doctor looks for why an instance's runs would not be launched, watched or canceled as they
+// should.
 func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *slog.Logger) []Symptom {
 	d := &doctor{in: in, store: s}
 	var err error
@@ -80,12 +83,16 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 		d.unread("the storage", err)
 		return d.found
 	}
-	d.say(Well, CodeConfiguration, "", "dagster.yaml and slipway.yaml in %s can be read; instance %s, storage %s", in.Home, d.name, st.Storage)
+	d.say(Well, CodeConfiguration, "", "dagster.yaml and slipway.yaml in %s can be read; instance %s, storage %s",
+		in.Home, d.name, st.Storage)
 	if r := s.Revision(); !storage.KnowsRevision(r) {
-		d.say(Worth, CodeRevision, "ask for a newer Slipway; it works with every column that it uses, as far as can be told", "the storage's schema revision %s is not one that Slipway knows", r)
+		d.say(Worth, CodeRevision,
+			"ask for a newer Slipway; it works with every column that it uses, as far as can be told",
+			"the storage's schema revision %s is not one that Slipway knows", r)
 	}
 	for _, p := range in.Unknown {
-		d.say(Worth, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it", "a setting of dagster.yaml is ignored: %v", p)
+		d.say(Worth, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it",
+			"a setting of dagster.yaml is ignored: %v", p)
 	}
 	for _, u := range st.Unwatched {
 		d.say(Bad, CodeUnwatched, u.Fix(), "%s", u)
@@ -101,7 +108,8 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 	d.leader(st, problem, beats)
 	d.terminate(ctx, st.Leader.Lease == leaseHeld)
 	for _, p := range st.Pauses {
-		d.say(Worth, CodePause, "slipway unpause, with the same flags, if that is not wanted any more", "launches of %s are paused by %s: %s", p, p.By, cmp.Or(p.Why, "no reason was given"))
+		d.say(Worth, CodePause, "slipway unpause, with the same flags, if that is not wanted any more",
+			"launches of %s are paused by %s: %s", p, p.By, cmp.Or(p.Why, "no reason was given"))
 	}
 	d.queue(ctx, st)
 	d.launchers(ctx, st, log)
@@ -133,7 +141,8 @@ func (d *doctor) clock(ctx context.Context) {
 	case err != nil:
 		d.unread("the database's clock", err)
 	case skew > maxSkew+half:
-		d.say(Worth, CodeClock, "set both by NTP: events of this machine and of workers are ordered by their times", "the database's clock is %s off this machine's", skew.Round(time.Millisecond))
+		d.say(Worth, CodeClock, "set both by NTP: events of this machine and of workers are ordered by their times",
+			"the database's clock is %s off this machine's", skew.Round(time.Millisecond))
 	default:
 		d.say(Well, CodeClock, "", "the database's clock agrees with this machine's")
 	}
@@ -144,17 +153,25 @@ func (d *doctor) leader(st Status, problem error, beats []storage.Heartbeat) {
 	if st.Leader.Lease != leaseHeld {
 		fix := "start slipway daemon"
 		if age := time.Since(foreignBeat(beats, monitorDaemon).At); age < beatAge && !d.in.Settings.Coexist {
-			fix += fmt.Sprintf("; one that was started waits until dagster-daemon's run monitor, last heard of %s ago, has been silent for %s", ago(age), beatAge)
+			fix += fmt.Sprintf(
+				"; one that was started waits until dagster-daemon's run monitor, last heard of %s ago, has been "+
+					"silent for %s", ago(age), beatAge)
 		}
 		d.say(Bad, CodeLeader, fix, "no daemon leads this instance: nothing is launched")
 		return
 	}
 	d.say(Well, CodeLeader, "", "%s leads, epoch %d", st.Leader.ID, st.Leader.Epoch)
 	if st.Elsewhere > 0 {
-		d.say(Bad, CodeElsewhere, "start a daemon on that host, or with the same Docker engine (host, DOCKER_HOST), and stop this one; or end the runs by force in Dagster's UI", "%s in flight with a worker on another host or Docker engine, which the daemon that leads cannot see", runsAre(st.Elsewhere))
+		d.say(Bad, CodeElsewhere,
+			"start a daemon on that host, or with the same Docker engine (host, DOCKER_HOST), and stop this one; or "+
+				"end the runs by force in Dagster's UI",
+			"%s in flight with a worker on another host or Docker engine, which the daemon that leads cannot see",
+			runsAre(st.Elsewhere))
 	}
 	if problem != nil {
-		d.say(Worth, CodeStatus, "run slipway doctor where that daemon runs, or see web.listen and web.token in slipway.yaml", "the daemon that leads cannot be asked for its status: %v", problem)
+		d.say(Worth, CodeStatus,
+			"run slipway doctor where that daemon runs, or see web.listen and web.token in slipway.yaml",
+			"the daemon that leads cannot be asked for its status: %v", problem)
 	}
 }
 
@@ -164,17 +181,21 @@ func (d *doctor) launchers(ctx context.Context, st Status, log *slog.Logger) {
 	for _, l := range st.Launchers {
 		switch {
 		case l.Sick && l.Place != "":
-			d.say(Bad, CodeLauncherSick, "look whether it runs at that address; its runs wait in the queue meanwhile", "launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+			d.say(Bad, CodeLauncherSick, "look whether it runs at that address; its runs wait in the queue meanwhile",
+				"launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
 		case l.Sick:
-			d.say(Bad, CodeLauncherSick, "slipway launchers check "+l.Name+"; its runs wait meanwhile", "launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+			d.say(Bad, CodeLauncherSick, "slipway launchers check "+l.Name+"; its runs wait meanwhile",
+				"launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
 		case l.Error != "":
-			d.say(Worth, CodeLauncherSick, "slipway launchers check "+l.Name, "the last launch or call of launcher %s failed: %s", l, l.Error)
+			d.say(Worth, CodeLauncherSick, "slipway launchers check "+l.Name,
+				"the last launch or call of launcher %s failed: %s", l, l.Error)
 		}
 		ill[l.Name] = ill[l.Name] || l.Error != ""
 	}
 	targets, err := Targets(ctx, d.in, log)
 	if err != nil {
-		d.say(Bad, CodeLauncherConfig, "correct the setting that is named; no daemon starts before", "a launcher cannot be opened: %v", err)
+		d.say(Bad, CodeLauncherConfig, "correct the setting that is named; no daemon starts before",
+			"a launcher cannot be opened: %v", err)
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(targets)) {
@@ -202,7 +223,9 @@ func (d *doctor) queue(ctx context.Context, st Status) {
 	case err != nil:
 		d.say(Bad, CodeConfiguration, "correct that setting; no daemon starts before", "%v", err)
 	case limits.MaxConcurrentRuns == 0:
-		d.say(Bad, CodeLimit, "set queue.max_concurrent_runs in slipway.yaml to the number of runs that may be in flight; to hold launches back for a time there is slipway pause",
+		d.say(Bad, CodeLimit,
+			"set queue.max_concurrent_runs in slipway.yaml to the number of runs that may be in flight; to hold "+
+				"launches back for a time there is slipway pause",
 			"queue.max_concurrent_runs is 0: no run is launched")
 	}
 	runs, err := d.store.Runs(ctx, storage.Filter{Statuses: []dagster.Status{dagster.Queued}})
@@ -224,7 +247,8 @@ func (d *doctor) queue(ctx context.Context, st Status) {
 	if reasons := waitingFor(st.Waiting); reasons != "" {
 		what += "; they wait for " + reasons
 	}
-	d.say(Worth, CodeQueue, "slipway runs explain RUN says what holds a run; limits are set under queue in slipway.yaml", "%s", what)
+	d.say(Worth, CodeQueue,
+		"slipway runs explain RUN says what holds a run; limits are set under queue in slipway.yaml", "%s", what)
 }
 
 // waitingFor lists reasons with the number of runs that each holds.

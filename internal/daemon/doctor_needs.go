@@ -33,20 +33,24 @@ type need struct {
 	try   func(context.Context) error
 }
 
-// needs looks at what the runs that wait need of the launchers that they go to: a request that can be made, an interpreter that starts, a
-// code server that answers. Interpreters that slipway.yaml names are started in any case.
+// needs looks at what the runs that wait need of the launchers that they go to: a request that can
+// be made, an interpreter that starts, a code server that answers. Interpreters that slipway.yaml
+// names are started in any case.
 func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target) {
 	interpreters, servers := map[string]need{}, map[string]need{}
 	interpreter := func(python, whose, fix string) {
 		if _, ok := interpreters[python]; !ok {
-			interpreters[python] = need{Bad, whose, fix, func(ctx context.Context) error { return startInterpreter(ctx, python) }}
+			interpreters[python] = need{Bad, whose, fix, func(ctx context.Context) error {
+				return startInterpreter(ctx, python)
+			}}
 		}
 	}
 	for name, t := range targets {
 		for _, location := range slices.Sorted(maps.Keys(t.Python)) {
 			if t.Traits.LocalFiles {
 				setting := "launchers." + name + ".python." + location
-				interpreter(t.Python[location], setting, "set "+setting+" in slipway.yaml to a Python that has Dagster and the location's packages")
+				interpreter(t.Python[location], setting,
+					"set "+setting+" in slipway.yaml to a Python that has Dagster and the location's packages")
 			}
 		}
 	}
@@ -71,9 +75,11 @@ func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target)
 		t := targets[name]
 		if r.HasCodeServer() {
 			address := serverAddress(r.Remote)
-			n := need{Worth, "code location " + location, "start it (dagster code-server start, or dagster api grpc), or correct its address in workspace.yaml", func(ctx context.Context) error {
-				return ping(ctx, address, serverCredentials(r.Remote))
-			}}
+			n := need{Worth, "code location " + location,
+				"start it (dagster code-server start, or dagster api grpc), or correct its address in workspace.yaml",
+				func(ctx context.Context) error {
+					return ping(ctx, address, serverCredentials(r.Remote))
+				}}
 			if t.Traits.OwnCommand { // the server itself executes the run
 				n.level = Bad
 			}
@@ -82,9 +88,13 @@ func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target)
 		req, err := build.Request(r.Run, worker.Attempt{Number: 1, Token: "doctor", At: time.Now()}, t.Target)
 		switch {
 		case err != nil:
-			d.say(Bad, CodeRunRefused, "correct that; slipway launchers preview "+r.ID+" then shows what would be started", "run %s of code location %s would fail on launcher %s: %v", r.ID, location, name, err)
+			d.say(Bad, CodeRunRefused, "correct that; slipway launchers preview "+r.ID+
+				" then shows what would be started", "run %s of code location %s would fail on launcher %s: %v", r.ID,
+				location, name, err)
 		case t.Traits.LocalFiles && !t.Traits.OwnCommand && !r.IsCommand():
-			interpreter(req.Command[0], "code location "+location, fmt.Sprintf("set launchers.%s.python.%s in slipway.yaml to a Python that has Dagster and the location's packages", name, location))
+			interpreter(req.Command[0], "code location "+location,
+				fmt.Sprintf("set launchers.%s.python.%s in slipway.yaml to a Python that has Dagster and the "+
+					"location's packages", name, location))
 		}
 	}
 	d.try(ctx, CodeInterpreter, "the Python %s of %s", "says its version of Dagster", interpreters)
@@ -120,7 +130,8 @@ func (d *doctor) try(ctx context.Context, code Code, what, does string, needs ma
 func startInterpreter(ctx context.Context, python string) error {
 	ctx, cancel := context.WithTimeout(ctx, interpreterTime)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, python, "-c", "import importlib.metadata as m; print(m.version('dagster'))").CombinedOutput()
+	out, err := exec.CommandContext(ctx, python,
+		"-c", "import importlib.metadata as m; print(m.version('dagster'))").CombinedOutput()
 	if lines := strings.Split(strings.TrimSpace(string(out)), "\n"); err != nil && lines[0] != "" {
 		return fmt.Errorf("%w: %s", err, lines[len(lines)-1])
 	}

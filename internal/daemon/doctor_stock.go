@@ -27,26 +27,33 @@ import (
 func (d *doctor) stock(ctx context.Context, st Status, beats []storage.Heartbeat) {
 	foreign := func(daemonType string) bool { return time.Since(foreignBeat(beats, daemonType).At) < beatAge }
 	file := filepath.Join(d.in.Home, "dagster.yaml")
-	park := fmt.Sprintf("set %s.max_concurrent_runs: 0 in the dagster.yaml that dagster-daemon reads, and restart it; slipway adopt prints the edits", d.in.QueueSection())
+	park := fmt.Sprintf(
+		"set %s.max_concurrent_runs: 0 in the dagster.yaml that dagster-daemon reads, and restart it; slipway adopt "+
+			"prints the edits", d.in.QueueSection())
 	switch {
 	case d.in.Settings.Coexist:
-		d.say(Worth, CodeCoexist, "take it out of slipway.yaml once dagster-daemon is parked", "coexist: true lets dagster-daemon dequeue and monitor besides Slipway")
+		d.say(Worth, CodeCoexist, "take it out of slipway.yaml once dagster-daemon is parked",
+			"coexist: true lets dagster-daemon dequeue and monitor besides Slipway")
 	case st.Held != "":
 		d.say(Bad, CodeSecondDequeuer, park, "nothing is launched: %s", st.Held)
 	case foreign(queueDaemon) && !d.in.Parks():
 		d.unparked(ctx, foreignBeat(beats, queueDaemon), park)
 	case !d.in.Parks():
-		d.say(Worth, CodeDequeuer, park, "%s does not park dagster-daemon's dequeuer: one that is started launches runs besides Slipway", file)
+		d.say(Worth, CodeDequeuer, park,
+			"%s does not park dagster-daemon's dequeuer: one that is started launches runs besides Slipway", file)
 	case !d.second(ctx, file):
 		d.say(Well, CodeDequeuer, "", "dagster-daemon's dequeuer is parked")
 	}
 	if foreign(monitorDaemon) && !d.in.Settings.Coexist {
-		d.say(Bad, CodeMonitor, "set run_monitoring.enabled: false in the dagster.yaml that dagster-daemon reads, and restart it", "dagster-daemon monitors runs of this instance, and fails those whose workers it does not know")
+		d.say(Bad, CodeMonitor,
+			"set run_monitoring.enabled: false in the dagster.yaml that dagster-daemon reads, and restart it",
+			"dagster-daemon monitors runs of this instance, and fails those whose workers it does not know")
 	}
 	d.lastSeen(beats)
 }
 
-// unparked looks whether a leader has seen a dagster-daemon that no file of ours parks leave waiting runs alone.
+// unparked looks whether a leader has seen a dagster-daemon that no file of ours parks leave
+// waiting runs alone.
 func (d *doctor) unparked(ctx context.Context, beat storage.Heartbeat, park string) {
 	known, err := d.store.Entries(ctx, parkedKey)
 	switch {
@@ -55,11 +62,13 @@ func (d *doctor) unparked(ctx context.Context, beat storage.Heartbeat, park stri
 	case known[parkedKey] == beat.ID:
 		d.say(Well, CodeDequeuer, "", "dagster-daemon's dequeuer is parked: it has left waiting runs alone")
 	default:
-		d.say(Bad, CodeDequeuer, park+"; older Helm charts drop a lone 0: look into the file that they made", "dagster-daemon may dequeue runs of this instance: it runs, and dagster.yaml does not park it")
+		d.say(Bad, CodeDequeuer, park+"; older Helm charts drop a lone 0: look into the file that they made",
+			"dagster-daemon may dequeue runs of this instance: it runs, and dagster.yaml does not park it")
 	}
 }
 
-// lastSeen looks when dagster-daemon wrote its last heartbeat, and whether the parts that Slipway leaves to it are among those.
+// lastSeen looks when dagster-daemon wrote its last heartbeat, and whether the parts that Slipway
+// leaves to it are among those.
 func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 	var last storage.Heartbeat
 	stale := ""
@@ -70,14 +79,17 @@ func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 		if b.At.After(last.At) {
 			last = b
 		}
-		if age := time.Since(b.At); age > beatAge && (b.Type == "SENSOR" || b.Type == "SCHEDULER" || b.Type == "BACKFILL") {
+		if age := time.Since(b.At); age > beatAge &&
+			(b.Type == "SENSOR" || b.Type == "SCHEDULER" || b.Type == "BACKFILL") {
 			stale = fmt.Sprintf("dagster-daemon's %s was last heard of %s ago", b.Type, ago(age))
 		}
 	}
 	const start = "start dagster-daemon: schedules, sensors, backfills and run retries are its work"
 	switch age := time.Since(last.At); {
 	case last.At.IsZero():
-		d.say(Worth, CodeDagsterDaemon, start+"; if it runs, this is not its instance: compare its DAGSTER_HOME and storage with those here", "no dagster-daemon has ever written to this storage (DAGSTER_HOME=%s)", d.in.Home)
+		d.say(Worth, CodeDagsterDaemon,
+			start+"; if it runs, this is not its instance: compare its DAGSTER_HOME and storage with those here",
+			"no dagster-daemon has ever written to this storage (DAGSTER_HOME=%s)", d.in.Home)
 	case age > beatAge:
 		d.say(Worth, CodeDagsterDaemon, start, "dagster-daemon does not run: it was last heard of %s ago", ago(age))
 	case stale != "":
@@ -88,14 +100,16 @@ func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 }
 
 const (
-	// secondLook is how far back a run that another dequeuer launched counts: dagster-daemon may have been restarted since.
+	// secondLook is how far back a run that another dequeuer launched counts: dagster-daemon may
+	// have been restarted since.
 	secondLook = 15 * time.Minute
 	// secondDepth is how many of the newest runs are looked at.
 	secondDepth = 200
 )
 
-// second looks for a run that left the queue without a claim of Slipway's although dagster.yaml parks dagster-daemon: that one was not restarted, or
-// reads another file. The file's own time tells which runs count.
+// second looks for a run that left the queue without a claim of Slipway's although dagster.yaml
+// parks dagster-daemon: that one was not restarted, or reads another file. The file's own time
+// tells which runs count.
 func (d *doctor) second(ctx context.Context, file string) bool {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -111,7 +125,8 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 		return false
 	}
 	for _, r := range runs {
-		if r.Broken != nil || r.Launch != nil || r.Last != nil || r.Status == dagster.Queued || r.Status == dagster.NotStarted || !d.in.Settings.Queue.Only.Fits(r.Run) {
+		if r.Broken != nil || r.Launch != nil || r.Last != nil || r.Status == dagster.Queued ||
+			r.Status == dagster.NotStarted || !d.in.Settings.Queue.Only.Fits(r.Run) {
 			continue
 		}
 		events, err := d.store.Events(ctx, r.ID, dagster.RunEnqueued, dagster.RunStarting)
@@ -121,9 +136,12 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 		}
 		queued := false
 		for _, e := range events {
-			if queued = queued || e.Type == dagster.RunEnqueued; queued && e.Type == dagster.RunStarting && e.Time.After(since) {
-				d.say(Bad, CodeSecondDequeuer, "restart dagster-daemon, if you have not since, and see that it reads this dagster.yaml",
-					"dagster-daemon launches runs besides Slipway: run %s left the queue at %s without Slipway, although %s parks dagster-daemon (changed at %s)",
+			if queued = queued || e.Type == dagster.RunEnqueued; queued && e.Type == dagster.RunStarting &&
+				e.Time.After(since) {
+				d.say(Bad, CodeSecondDequeuer,
+					"restart dagster-daemon, if you have not since, and see that it reads this dagster.yaml",
+					"dagster-daemon launches runs besides Slipway: run %s left the queue at %s without Slipway, "+
+						"although %s parks dagster-daemon (changed at %s)",
 					r.ID, e.Time.Local().Format(time.DateTime), file, info.ModTime().Format(time.DateTime))
 				return true
 			}
@@ -132,7 +150,8 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 	return false
 }
 
-// terminate looks at the endpoint by which Terminate in Dagster's UI reaches Slipway: at its settings, and whether the daemon that leads answers there.
+// terminate looks at the endpoint by which Terminate in Dagster's UI reaches Slipway: at its
+// settings, and whether the daemon that leads answers there.
 func (d *doctor) terminate(ctx context.Context, leads bool) {
 	a, err := addressOf(d.in)
 	if err != nil {
@@ -141,7 +160,9 @@ func (d *doctor) terminate(ctx context.Context, leads bool) {
 	}
 	if a.cert != "" {
 		if _, err := tls.LoadX509KeyPair(a.cert, a.key); err != nil {
-			d.say(Bad, CodeTerminate, "name the files of the endpoint's certificate and key in terminate.tls_cert and terminate.tls_key in slipway.yaml", "terminate.tls_cert: %v", err)
+			d.say(Bad, CodeTerminate,
+				"name the files of the endpoint's certificate and key in terminate.tls_cert and terminate.tls_key in "+
+					"slipway.yaml", "terminate.tls_cert: %v", err)
 			return
 		}
 	}
@@ -161,7 +182,9 @@ func (d *doctor) terminate(ctx context.Context, leads bool) {
 		err = ping(ctx, target, creds)
 	}
 	if err != nil {
-		d.say(Worth, CodeTerminate, "see terminate in slipway.yaml; runs are canceled all the same, but the UI reports failure", "the endpoint for Terminate in Dagster's UI does not answer at %s: %v", target, err)
+		d.say(Worth, CodeTerminate,
+			"see terminate in slipway.yaml; runs are canceled all the same, but the UI reports failure",
+			"the endpoint for Terminate in Dagster's UI does not answer at %s: %v", target, err)
 		return
 	}
 	d.say(Well, CodeTerminate, "", "the endpoint for Terminate in Dagster's UI answers at %s", target)
@@ -178,9 +201,12 @@ func (d *doctor) listens(ctx context.Context, a address) {
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		d.say(Worth, CodeTerminate, "free that port, or set another one: terminate.listen and terminate.advertise in slipway.yaml", "the endpoint for Terminate in Dagster's UI cannot be opened: another program listens on %s", a.listen)
+		d.say(Worth, CodeTerminate,
+			"free that port, or set another one: terminate.listen and terminate.advertise in slipway.yaml",
+			"the endpoint for Terminate in Dagster's UI cannot be opened: another program listens on %s", a.listen)
 	case err != nil:
-		d.say(Worth, CodeTerminate, "set terminate.listen in slipway.yaml to an address of this machine", "the endpoint for Terminate in Dagster's UI cannot be opened: %v", err)
+		d.say(Worth, CodeTerminate, "set terminate.listen in slipway.yaml to an address of this machine",
+			"the endpoint for Terminate in Dagster's UI cannot be opened: %v", err)
 	}
 }
 

@@ -27,8 +27,8 @@ type Wait struct {
 	Last   string       `json:"last,omitempty"` // what became of its last launch, if there was one
 }
 
-// Explain returns why a queued run waits, as far as storage and settings say, and the daemon that leads, where it can be asked. The
-// limits are those of the settings as they are now.
+// Explain returns why a queued run waits, as far as storage and settings say, and the daemon that
+// leads, where it can be asked. The limits are those of the settings as they are now.
 func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run) (Wait, error) {
 	name, err := Name(ctx, in, s)
 	if err != nil {
@@ -130,7 +130,8 @@ func lastLaunch(ctx context.Context, s storage.Store, r storage.Run) (string, er
 	events, err := s.Events(ctx, r.ID, dagster.EngineEvent)
 	for _, e := range slices.Backward(events) {
 		if text, ok := strings.CutPrefix(e.Message, "[Slipway] "); ok && !e.Time.Before(r.Last.At) {
-			return fmt.Sprintf("%s (attempt %d, launcher %s): %s", e.Time.Local().Format(time.DateTime), r.Last.Attempt, r.Last.Launcher, text), err
+			return fmt.Sprintf("%s (attempt %d, launcher %s): %s", e.Time.Local().Format(time.DateTime), r.Last.Attempt,
+				r.Last.Launcher, text), err
 		}
 	}
 	return "", err

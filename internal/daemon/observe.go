@@ -12,8 +12,9 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Observe decides as a leader would, logs each decision, and writes nothing: no lease, no heartbeat, no claim. It asks no
-// target. What it would have launched counts as in flight until the run's row says otherwise.
+// Observe decides as a leader would, logs each decision, and writes nothing: no lease, no
+// heartbeat, no claim. It asks no target. What it would have launched counts as in flight until the
+// run's row says otherwise.
 func (d *Daemon) Observe(ctx context.Context) (err error) {
 	if d.Store == nil {
 		if d.Store, err = d.Open(ctx); err != nil {
@@ -27,11 +28,13 @@ func (d *Daemon) Observe(ctx context.Context) (err error) {
 	}
 	limits := limitsOf(q)
 	d.Systemd.Ready()
-	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home, "max_concurrent_runs", limits.MaxConcurrentRuns)
+	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home,
+		"max_concurrent_runs", limits.MaxConcurrentRuns)
 	queued := storage.NewInbox()
 	o := &observer{Store: d.Store, log: d.Log}
 	loop := &queue.Loop{
-		Store: o, Instance: "observer", Limits: limits, Route: Route(d.Instance), DefaultPool: q.DefaultPool, Only: q.Only.Fits,
+		Store: o, Instance: "observer", Limits: limits, Route: Route(d.Instance), DefaultPool: q.DefaultPool,
+		Only:     q.Only.Fits,
 		Launcher: o, Inbox: queued, Freed: make(chan struct{}), Log: slog.New(slog.DiscardHandler),
 	}
 	feed := &storage.Feed{Store: d.Store, Log: d.Log, Put: func(runs ...storage.Run) {
@@ -57,7 +60,8 @@ type observer struct {
 func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	out := make([]storage.Outcome, len(claims))
 	for i, c := range claims {
-		out[i] = storage.Outcome{Done: true, Status: dagster.Starting, Launch: storage.LaunchRow{Run: c.Run, Launcher: c.Launcher, At: c.At, Attempt: 1, State: storage.Open}}
+		out[i] = storage.Outcome{Done: true, Status: dagster.Starting,
+			Launch: storage.LaunchRow{Run: c.Run, Launcher: c.Launcher, At: c.At, Attempt: 1, State: storage.Open}}
 	}
 	return out, nil
 }
@@ -66,7 +70,8 @@ func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Cl
 func (o *observer) Flush(context.Context, storage.Fence) error { return nil }
 
 // DefaultPools leaves the limits as they are.
-func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string, _ *int) (map[string]storage.Pool, error) {
+func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string,
+	_ *int) (map[string]storage.Pool, error) {
 	pools, err := o.Pools(ctx)
 	return storage.Among(pools, names), err
 }
@@ -88,5 +93,6 @@ func (o *observer) Token(string) string { return "" }
 
 // Launch logs the decision.
 func (o *observer) Launch(r storage.Run) {
-	o.log.Info("would launch", "run_id", r.ID, "job", r.Job, "location", r.Remote.Location, "launcher", r.Launch.Launcher)
+	o.log.Info("would launch", "run_id", r.ID, "job", r.Job, "location", r.Remote.Location,
+		"launcher", r.Launch.Launcher)
 }

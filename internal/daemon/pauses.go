@@ -15,7 +15,8 @@ import (
 // pausesInterval is how often pauses are read, which others write.
 const pausesInterval = time.Second
 
-// holding are the pauses among entries of kvs, and the windows of slipway.yaml, that hold at a time. What cannot be understood is an error each and holds nothing.
+// holding are the pauses among entries of kvs, and the windows of slipway.yaml, that hold at a
+// time. What cannot be understood is an error each and holds nothing.
 func holding(in *instance.Instance, entries map[string]string, now time.Time) ([]queue.Pause, []error) {
 	pauses, bad := queue.ParsePauses(entries)
 	open := windows(in, pauses, now)
@@ -23,7 +24,8 @@ func holding(in *instance.Instance, entries map[string]string, now time.Time) ([
 	return append(open, pauses...), bad
 }
 
-// Windows are the maintenance windows that hold at a time, given the entries of kvs that begin with [queue.PausePrefix].
+// Windows are the maintenance windows that hold at a time, given the entries of kvs that begin with
+// [queue.PausePrefix].
 func Windows(in *instance.Instance, entries map[string]string, now time.Time) []queue.Pause {
 	pauses, _ := queue.ParsePauses(entries) // what cannot be read ends no window
 	return windows(in, pauses, now)
@@ -44,7 +46,8 @@ func windows(in *instance.Instance, pauses []queue.Pause, now time.Time) []queue
 			continue // Load has refused it
 		}
 		p := queue.Pause{Scope: queue.OfInstance, By: fmt.Sprintf("slipway.yaml, maintenance[%d]", i), Why: w.Why}
-		for scope, value := range map[queue.Scope]string{queue.OfLauncher: w.Launcher, queue.OfLocation: w.Location, queue.OfJob: w.Job, queue.OfTag: w.Tag} {
+		for scope, value := range map[queue.Scope]string{queue.OfLauncher: w.Launcher, queue.OfLocation: w.Location,
+			queue.OfJob: w.Job, queue.OfTag: w.Tag} {
 			if value != "" {
 				p.Scope, p.Value = scope, value
 			}
@@ -62,7 +65,8 @@ func windows(in *instance.Instance, pauses []queue.Pause, now time.Time) []queue
 	return out
 }
 
-// watchPauses keeps what is paused until ctx ends. While it cannot be read, what was read last holds.
+// watchPauses keeps what is paused until ctx ends. While it cannot be read, what was read last
+// holds.
 func (d *Daemon) watchPauses(ctx context.Context) error {
 	for ctx.Err() == nil {
 		sleep(ctx, pausesInterval)
@@ -73,7 +77,8 @@ func (d *Daemon) watchPauses(ctx context.Context) error {
 	return nil
 }
 
-// readPauses reads what is paused. One that stands there and cannot be understood is left out, and said.
+// readPauses reads what is paused. One that stands there and cannot be understood is left out, and
+// said.
 func (d *Daemon) readPauses(ctx context.Context) error {
 	entries, err := d.Store.Entries(ctx, queue.PausePrefix)
 	if err != nil {
@@ -109,7 +114,8 @@ func (d *Daemon) paused() []queue.Pause {
 // brake makes the brake of this lead, whose pauses are written to the storage.
 func (d *Daemon) brake(ctx context.Context) *brake {
 	return &brake{set: d.Instance.Settings.Brake, pause: func(p queue.Pause) {
-		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until, "end_it", "slipway unpause --job "+p.Value)
+		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until,
+			"end_it", "slipway unpause --job "+p.Value)
 		if err := d.Store.SetEntry(ctx, p.Key(), p.Text()); err != nil {
 			d.Log.WarnContext(ctx, "the pause could not be written", "err", err)
 		}
@@ -148,6 +154,7 @@ func (b *brake) died(job string, cause launcher.Cause, now time.Time) {
 	delete(b.deaths, key)
 	b.pause(queue.Pause{
 		Scope: queue.OfJob, Value: job, By: "slipway: crash_loop", Since: now, Until: now.Add(b.set.Pause),
-		Why: fmt.Sprintf("%d of its workers died of %s within %s", len(times), cause, now.Sub(times[0]).Round(time.Second)),
+		Why: fmt.Sprintf("%d of its workers died of %s within %s", len(times), cause,
+			now.Sub(times[0]).Round(time.Second)),
 	})
 }

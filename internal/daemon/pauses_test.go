@@ -12,11 +12,13 @@ import (
 
 func TestMaintenanceWindows(t *testing.T) {
 	in := &instance.Instance{Settings: instance.Settings{Maintenance: []instance.Window{
-		{Cron: "CRON_TZ=UTC 0 2 * * 0", For: 2 * time.Hour, Why: "backup"}, {Cron: "CRON_TZ=UTC 30 3 * * *", For: time.Hour, Job: "daily"},
+		{Cron: "CRON_TZ=UTC 0 2 * * 0", For: 2 * time.Hour, Why: "backup"},
+		{Cron: "CRON_TZ=UTC 30 3 * * *", For: time.Hour, Job: "daily"},
 	}}}
 	sunday := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
 	for at, want := range map[time.Duration]string{
-		time.Hour: "", 2 * time.Hour: "the instance", 3*time.Hour + 59*time.Minute: "the instance, job daily", 4 * time.Hour: "job daily", 5 * time.Hour: "",
+		time.Hour: "", 2 * time.Hour: "the instance", 3*time.Hour + 59*time.Minute: "the instance, job daily",
+		4 * time.Hour: "job daily", 5 * time.Hour: "",
 		26 * time.Hour: "", 27*time.Hour + 31*time.Minute: "job daily",
 	} {
 		got := ""
@@ -38,7 +40,9 @@ func TestMaintenanceWindows(t *testing.T) {
 // A window that was ended by hand is over until it begins again, and no other one is.
 func TestWindowsEndEarly(t *testing.T) {
 	in := &instance.Instance{Settings: instance.Settings{Maintenance: []instance.Window{
-		{Cron: "CRON_TZ=UTC 0 2 * * *", For: 2 * time.Hour, Job: "a"}, {Cron: "CRON_TZ=UTC 0 3 * * *", For: 2 * time.Hour, Job: "a"}, {Cron: "CRON_TZ=UTC 0 2 * * *", For: 4 * time.Hour, Job: "b"},
+		{Cron: "CRON_TZ=UTC 0 2 * * *", For: 2 * time.Hour, Job: "a"},
+		{Cron: "CRON_TZ=UTC 0 3 * * *", For: 2 * time.Hour, Job: "a"},
+		{Cron: "CRON_TZ=UTC 0 2 * * *", For: 4 * time.Hour, Job: "b"},
 	}}}
 	day := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
 	entries := map[string]string{}
@@ -64,7 +68,8 @@ func TestWindowsEndEarly(t *testing.T) {
 		}
 	}
 	for at, want := range map[time.Duration]string{
-		150 * time.Minute: "job b", 179 * time.Minute: "job b", 181 * time.Minute: "job a, job b", 299 * time.Minute: "job a, job b", 301 * time.Minute: "job b", 26*time.Hour + time.Minute: "job a, job b",
+		150 * time.Minute: "job b", 179 * time.Minute: "job b", 181 * time.Minute: "job a, job b",
+		299 * time.Minute: "job a, job b", 301 * time.Minute: "job b", 26*time.Hour + time.Minute: "job a, job b",
 	} {
 		if got := held(at); got != want {
 			t.Errorf("%s after the day began: %q is paused, want %q", at, got, want)
@@ -76,7 +81,9 @@ func TestWindowsEndEarly(t *testing.T) {
 func TestCrashLoopBrake(t *testing.T) {
 	now := time.Unix(1795337531, 0)
 	var paused []queue.Pause
-	b := &brake{set: instance.Brake{Deaths: 3, Within: time.Minute, Pause: time.Hour}, pause: func(p queue.Pause) { paused = append(paused, p) }}
+	b := &brake{set: instance.Brake{Deaths: 3, Within: time.Minute, Pause: time.Hour}, pause: func(p queue.Pause) {
+		paused = append(paused, p)
+	}}
 	die := func(job string, cause launcher.Cause, after time.Duration) { b.died(job, cause, now.Add(after)) }
 	die("a", launcher.CauseExit, 0)
 	die("a", launcher.CauseExit, 59*time.Second)
@@ -87,7 +94,9 @@ func TestCrashLoopBrake(t *testing.T) {
 		t.Fatalf("paused %v too early", paused)
 	}
 	die("a", launcher.CauseExit, 62*time.Second)
-	if len(paused) != 1 || paused[0].Scope != queue.OfJob || paused[0].Value != "a" || paused[0].Why != "3 of its workers died of exit within 3s" || paused[0].Until != now.Add(62*time.Second+time.Hour) {
+	if len(paused) != 1 || paused[0].Scope != queue.OfJob || paused[0].Value != "a" ||
+		paused[0].Why != "3 of its workers died of exit within 3s" ||
+		paused[0].Until != now.Add(62*time.Second+time.Hour) {
 		t.Fatalf("paused %+v", paused)
 	}
 	die("a", launcher.CauseExit, 63*time.Second)

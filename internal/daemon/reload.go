@@ -29,7 +29,8 @@ type shared struct {
 	stopLead context.CancelCauseFunc // of the lead; nil while there is none
 }
 
-// use makes d's settings those in force. The caller closes skipped, which never ran, unless it is nil.
+// use makes d's settings those in force. The caller closes skipped, which never ran, unless it is
+// nil.
 func (s *shared) use(d *Daemon) (skipped *Daemon) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,7 +51,8 @@ func (s *shared) inForce() *Daemon {
 	return s.current
 }
 
-// run returns the daemon whose settings are in force. The caller closes was, which ran before with others, unless it is nil.
+// run returns the daemon whose settings are in force. The caller closes was, which ran before with
+// others, unless it is nil.
 func (s *shared) run() (d, was *Daemon) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,9 +95,9 @@ func (d *Daemon) watchReloads(ctx context.Context) error {
 	}
 }
 
-// reload reads the settings and puts them in force. A leader finishes the launches at hand and goes on as a new leader
-// would, without giving up the lease: so every setting takes effect, and no worker notices. If anything is wrong, nothing
-// changes.
+// reload reads the settings and puts them in force. A leader finishes the launches at hand and goes
+// on as a new leader would, without giving up the lease: so every setting takes effect, and no
+// worker notices. If anything is wrong, nothing changes.
 func (d *Daemon) reload(ctx context.Context) {
 	d.Log.InfoContext(ctx, "reading the settings again")
 	in, err := d.Load()
@@ -121,7 +123,8 @@ func (d *Daemon) reload(ctx context.Context) {
 	next.checkTargets(ctx)
 }
 
-// fixed refuses what only a start can change: what this process has opened, and what stands on runs in flight.
+// fixed refuses what only a start can change: what this process has opened, and what stands on runs
+// in flight.
 func fixed(was, now *instance.Instance) error {
 	var names []string
 	for name, same := range map[string]bool{

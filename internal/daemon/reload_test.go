@@ -17,12 +17,14 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Settings that are read again while runs are launched, many times, lose no run and start none twice.
+// Settings that are read again while runs are launched, many times, lose no run and start none
+// twice.
 func TestReloadAmidLaunches(t *testing.T) {
 	w := newWorld(t, parked, "web: {listen: '127.0.0.1:0'}\n")
 	reloads := make(chan os.Signal, 1)
 	d := &daemon.Daemon{
-		Instance: w.in, Store: w.store, Log: slog.New(slog.NewTextHandler(io.Writer(w), nil)), Metrics: web.NewMetrics("test"), Reloads: reloads,
+		Instance: w.in, Store: w.store, Log: slog.New(slog.NewTextHandler(io.Writer(w), nil)),
+		Metrics: web.NewMetrics("test"), Reloads: reloads,
 		Load: func() (*instance.Instance, error) { return instance.Load(w.d.Location, w.kinds, os.LookupEnv) },
 	}
 	ctx, stop := context.WithCancel(t.Context())

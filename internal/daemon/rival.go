@@ -11,8 +11,9 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// rival is what a leader knows of a dagster-daemon that may dequeue as well. Its heartbeats say that one is running, and no file
-// says what it does: it may have been started before dagster.yaml was changed, or read another file. What it does is proof:
+// rival is what a leader knows of a dagster-daemon that may dequeue as well. Its heartbeats say
+// that one is running, and no file says what it does: it may have been started before dagster.yaml
+// was changed, or read another file. What it does is proof:
 //
 //   - a run left the queue without a claim of ours: it dequeues. Nothing is claimed until that process is gone.
 //   - runs waited, unclaimed, for much longer than it takes to dequeue them: it is parked. That is only tried where the
@@ -37,8 +38,8 @@ type rival struct {
 }
 
 const (
-	// parkedAfter is how long dagster-daemon must leave a waiting run alone to be taken for parked. It looks at the queue each
-	// 5 s by default (dequeue_interval_seconds).
+	// parkedAfter is how long dagster-daemon must leave a waiting run alone to be taken for parked.
+	// It looks at the queue each 5 s by default (dequeue_interval_seconds).
 	parkedAfter = 15 * time.Second
 	// rivalLook is how often dagster-daemon's heartbeats are read.
 	rivalLook = 5 * time.Second
@@ -64,8 +65,11 @@ func (d *Daemon) newRival(ctx context.Context) (*rival, error) {
 	}
 	if known[parkedKey] != beat.ID {
 		r.proving, r.process, r.lastSeen = true, beat, time.Now()
-		r.why = fmt.Sprintf("a dagster-daemon is running, and dagster.yaml does not say that it is parked: nothing is claimed until it has left a waiting run alone for %s. %s", parkedAfter, r.advice)
-		d.Log.WarnContext(ctx, "waiting to see whether dagster-daemon dequeues runs", "at_most", parkedAfter, "next", r.advice)
+		r.why = fmt.Sprintf(
+			"a dagster-daemon is running, and dagster.yaml does not say that it is parked: nothing is claimed until "+
+				"it has left a waiting run alone for %s. %s", parkedAfter, r.advice)
+		d.Log.WarnContext(ctx, "waiting to see whether dagster-daemon dequeues runs", "at_most", parkedAfter,
+			"next", r.advice)
 	}
 	return r, nil
 }
@@ -85,10 +89,13 @@ func (r *rival) took(run storage.Run) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.taken {
-		r.log.Error("another program launches runs that wait for Slipway; nothing is claimed until it stops", "run_id", run.ID, "next", r.advice)
+		r.log.Error("another program launches runs that wait for Slipway; nothing is claimed until it stops",
+			"run_id", run.ID, "next", r.advice)
 	}
 	r.taken, r.proving, r.process, r.lastSeen = true, false, storage.Heartbeat{}, time.Now()
-	r.why = fmt.Sprintf("run %s was launched by another program while it waited for Slipway: dagster-daemon still dequeues. Nothing is claimed until it stops. %s", run.ID, r.advice)
+	r.why = fmt.Sprintf(
+		"run %s was launched by another program while it waited for Slipway: dagster-daemon still dequeues. Nothing "+
+			"is claimed until it stops. %s", run.ID, r.advice)
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -115,7 +122,8 @@ func (r *rival) Run(ctx context.Context) error {
 		if beats, err := r.store.Heartbeats(ctx); err == nil {
 			if id := r.judge(foreignBeat(beats, queueDaemon), foreignBeat(beats, monitorDaemon), time.Now()); id != "" {
 				if err := r.store.SetEntry(ctx, parkedKey, id); err != nil && ctx.Err() == nil {
-					r.log.WarnContext(ctx, "that dagster-daemon is parked was not written; the next leader looks again", "err", err)
+					r.log.WarnContext(ctx, "that dagster-daemon is parked was not written; the next leader looks again",
+						"err", err)
 				}
 			}
 		} else if ctx.Err() == nil {
@@ -130,14 +138,15 @@ func (r *rival) Run(ctx context.Context) error {
 	}
 }
 
-// judge takes in the newest heartbeats of dagster-daemon's dequeuer and run monitor. It returns the id of a process that has
-// just been proved to be parked.
+// judge takes in the newest heartbeats of dagster-daemon's dequeuer and run monitor. It returns the
+// id of a process that has just been proved to be parked.
 func (r *rival) judge(dequeuer, monitor storage.Heartbeat, now time.Time) (parked string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if monitor.At.After(r.monitor) {
 		if time.Since(monitor.At) < beatAge {
-			r.log.Error("dagster-daemon monitors runs of this instance and may fail workers that it does not know", "next", "set enabled: false under run_monitoring in dagster.yaml and restart dagster-daemon")
+			r.log.Error("dagster-daemon monitors runs of this instance and may fail workers that it does not know",
+				"next", "set enabled: false under run_monitoring in dagster.yaml and restart dagster-daemon")
 		}
 		r.monitor = monitor.At
 	}
@@ -157,7 +166,8 @@ func (r *rival) judge(dequeuer, monitor storage.Heartbeat, now time.Time) (parke
 	case r.proving && gone:
 		r.log.Info("the dagster-daemon that was running is gone; runs are claimed")
 	case r.proving && !r.waiting.IsZero() && now.Sub(r.waiting) >= parkedAfter:
-		r.log.Info("dagster-daemon has left a waiting run alone, so it is parked; runs are claimed", "for", now.Sub(r.waiting).Round(time.Second))
+		r.log.Info("dagster-daemon has left a waiting run alone, so it is parked; runs are claimed",
+			"for", now.Sub(r.waiting).Round(time.Second))
 		parked = r.process.ID
 	default:
 		return ""

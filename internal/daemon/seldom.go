@@ -12,8 +12,9 @@ import (
 // seldomAfter is how often a warning that comes again and again is logged.
 const seldomAfter = time.Minute
 
-// seldom is a log handler that passes a repeated warning on at most once a minute, with the number of repeats as "times".
-// Without it, a call that fails twice a second, such as the lease on a read-only database, would bury everything else.
+// seldom is a log handler that passes a repeated warning on at most once a minute, with the number
+// of repeats as "times". Without it, a call that fails twice a second, such as the lease on a
+// read-only database, would bury everything else.
 type seldom struct {
 	slog.Handler
 	with string // attributes and groups of this logger

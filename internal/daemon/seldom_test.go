@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// A warning that comes twice a second is logged once and then counted; another one, or an error, is logged at once.
+// A warning that comes twice a second is logged once and then counted; another one, or an error, is
+// logged at once.
 func TestWarningsAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
@@ -19,8 +20,10 @@ func TestWarningsAreCounted(t *testing.T) {
 			log.Warn("the lease cannot be had", "err", fmt.Errorf("port %d: read-only", i), "dur", time.Duration(i))
 			time.Sleep(500 * time.Millisecond)
 		}
-		if n := strings.Count(out.String(), "the lease cannot be had"); n != 3 || strings.Count(out.String(), "times=120") != 2 {
-			t.Errorf("of 300 equal warnings in 150 s %d were logged, want 3, two of them with times=120:\n%s", n, out.String())
+		if n := strings.Count(out.String(), "the lease cannot be had"); n != 3 ||
+			strings.Count(out.String(), "times=120") != 2 {
+			t.Errorf("of 300 equal warnings in 150 s %d were logged, want 3, two of them with times=120:\n%s", n,
+				out.String())
 		}
 		out.Reset()
 		for range 2 {
@@ -38,7 +41,8 @@ func TestWarningsAreCounted(t *testing.T) {
 			log.With("launcher", "other").Warn("the lease cannot be had")
 		}
 		if n := strings.Count(out.String(), "\n"); n != 5 {
-			t.Errorf("%d lines, want one for each run and each error and one for the other launcher:\n%s", n, out.String())
+			t.Errorf("%d lines, want one for each run and each error and one for the other launcher:\n%s", n,
+				out.String())
 		}
 		time.Sleep(time.Hour)
 		if log.Warn("the last one"); strings.Contains(out.String(), "times") {

@@ -23,7 +23,8 @@ import (
 	"github.com/slipway-run/slipway/internal/web"
 )
 
-// Status is what an instance is doing. What only the daemon that leads knows is missing where it was not asked.
+// Status is what an instance is doing. What only the daemon that leads knows is missing where it
+// was not asked.
 type Status struct {
 	Instance  string           `json:"instance"`
 	Home      string           `json:"home"`
@@ -35,7 +36,8 @@ type Status struct {
 	Waiting   map[string]int   `json:"waiting,omitempty"` // queued runs by reason; the leader's
 	Unwatched []Unwatched      `json:"unwatched,omitempty"`
 	Launchers []LauncherStatus `json:"launchers,omitempty"`
-	// Elsewhere is how many runs in flight have their worker on another host, which the leader cannot see.
+	// Elsewhere is how many runs in flight have their worker on another host, which the leader
+	// cannot see.
 	Elsewhere int `json:"workers_on_other_hosts,omitempty"`
 
 	unfinished []storage.Run
@@ -65,7 +67,8 @@ type LauncherStatus struct {
 // statusOf is what is known of a target.
 func statusOf(t *dispatch.Target, busy []string) LauncherStatus {
 	ill := t.Trouble()
-	return LauncherStatus{Name: t.Name, Place: t.Place, Kind: t.Kind.Name, Sick: ill.Sick, Error: ill.Err, Since: ill.Since, Next: ill.Next, Busy: slices.Contains(busy, t.String()), Rate: t.LaunchRate()}
+	return LauncherStatus{Name: t.Name, Place: t.Place, Kind: t.Kind.Name, Sick: ill.Sick, Error: ill.Err,
+		Since: ill.Since, Next: ill.Next, Busy: slices.Contains(busy, t.String()), Rate: t.LaunchRate()}
 }
 
 // String names the launcher, and the place behind it.
@@ -166,8 +169,9 @@ const defaultWeb = "127.0.0.1:9870"
 // webRetry is the time between two tries to get the address of metrics and status.
 const webRetry = time.Second
 
-// serveWeb serves metrics, health and status until ctx ends. While another process has the address, as the daemon that
-// leads on this machine may, it waits for it: so an address always answers for a daemon of this machine.
+// serveWeb serves metrics, health and status until ctx ends. While another process has the address,
+// as the daemon that leads on this machine may, it waits for it: so an address always answers for a
+// daemon of this machine.
 func (d *Daemon) serveWeb(ctx context.Context) error {
 	set := d.Instance.Settings.Web.Listen
 	if set == "off" || d.Metrics == nil {
@@ -184,11 +188,13 @@ func (d *Daemon) serveWeb(ctx context.Context) error {
 		case err == nil:
 			taken.over(ctx)
 			return d.serveWebOn(ctx, l)
-		case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL): // an address that moves between machines
+		// an address that moves between machines
+		case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL):
 			taken.met(ctx, err)
 			sleep(ctx, webRetry)
 		case ctx.Err() == nil:
-			return d.Instance.Problem("web.listen", "no metrics can be served there: %v; write another host:port, or off", err)
+			return d.Instance.Problem("web.listen",
+				"no metrics can be served there: %v; write another host:port, or off", err)
 		}
 	}
 	return nil
@@ -251,8 +257,10 @@ func (d *Daemon) serveWebOn(ctx context.Context, l net.Listener) error {
 // askTimeout bounds a question to the leader.
 const askTimeout = 3 * time.Second
 
-// FullStatus is what the storage says of an instance, and what the daemon that leads says, where it can be asked; if not, problem says why.
-func FullStatus(ctx context.Context, in *instance.Instance, name string, s storage.Store) (st Status, problem, err error) {
+// FullStatus is what the storage says of an instance, and what the daemon that leads says, where it
+// can be asked; if not, problem says why.
+func FullStatus(ctx context.Context, in *instance.Instance, name string,
+	s storage.Store) (st Status, problem, err error) {
 	if st, err = ReadStatus(ctx, in, name, s); err != nil {
 		return st, nil, err
 	}

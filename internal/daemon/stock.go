@@ -20,8 +20,9 @@ const (
 // stockLook is how often a heartbeat is looked at while it is not clear whether it is renewed.
 const stockLook = 500 * time.Millisecond
 
-// checkStock refuses to work beside a stock daemon that monitors as well; it writes heartbeats only while its monitor is on. A
-// dequeuer writes them also while it is parked, so a leader looks at what it does (see rival).
+// checkStock refuses to work beside a stock daemon that monitors as well; it writes heartbeats only
+// while its monitor is on. A dequeuer writes them also while it is parked, so a leader looks at
+// what it does (see rival).
 func (d *Daemon) checkStock(ctx context.Context) error {
 	if d.Instance.Settings.Coexist {
 		return nil
@@ -32,7 +33,9 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 		return err
 	}
 	if age := time.Since(monitor.At); age < beatAge {
-		d.Log.InfoContext(ctx, "a run monitor of dagster-daemon wrote a heartbeat lately; waiting to see whether it is still on", "ago", age.Round(time.Second), "at_most", (beatAge - age).Round(time.Second))
+		d.Log.InfoContext(ctx,
+			"a run monitor of dagster-daemon wrote a heartbeat lately; waiting to see whether it is still on",
+			"ago", age.Round(time.Second), "at_most", (beatAge - age).Round(time.Second))
 		for time.Since(monitor.At) < beatAge && ctx.Err() == nil {
 			sleep(ctx, stockLook)
 			now, err := d.beatOf(ctx, monitorDaemon)
@@ -40,13 +43,18 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 				return err
 			}
 			if now.At.After(monitor.At) {
-				return fmt.Errorf("dagster-daemon monitors runs of this instance and would fail workers that it does not know: %s, then restart dagster-daemon and dagster-webserver; or set coexist: true in slipway.yaml if you know better", unmonitor)
+				return fmt.Errorf(
+					"dagster-daemon monitors runs of this instance and would fail workers that it does not know: %s, "+
+						"then restart dagster-daemon and dagster-webserver; or set coexist: true in slipway.yaml if "+
+						"you know better", unmonitor)
 			}
 		}
 	}
 	for _, e := range []instance.Edit{park, unmonitor} {
 		if !e.Done {
-			d.Log.WarnContext(ctx, "dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides Slipway", "fix", e.String())
+			d.Log.WarnContext(ctx,
+				"dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides "+
+					"Slipway", "fix", e.String())
 		}
 	}
 	return nil
@@ -55,7 +63,8 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 // parkAdvice tells how to park dagster-daemon.
 func (d *Daemon) parkAdvice() string {
 	park, _ := d.Instance.Park()
-	text := "To park it, " + park.String() + ", or in a dagster.yaml of its own, then restart dagster-daemon and dagster-webserver"
+	text := "To park it, " + park.String() +
+		", or in a dagster.yaml of its own, then restart dagster-daemon and dagster-webserver"
 	if d.Instance.Settings.Queue.MaxConcurrentRuns == nil {
 		text += "; for Slipway's own limit, " + d.Instance.Limit().String()
 	}

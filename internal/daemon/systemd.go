@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Systemd tells systemd how this process is, by the protocol of sd_notify(3): one datagram for each message. A nil
-// Systemd tells nobody.
+// Systemd tells systemd how this process is, by the protocol of sd_notify(3): one datagram for each
+// message. A nil Systemd tells nobody.
 type Systemd struct {
 	socket string
 	beat   time.Duration // between two signs of life; 0 for none
 }
 
-// NewSystemd reads how systemd has started this process; nil if it has not, or does not listen. It takes the variables
-// out of the environment, since workers inherit that.
+// NewSystemd reads how systemd has started this process; nil if it has not, or does not listen. It
+// takes the variables out of the environment, since workers inherit that.
 func NewSystemd() *Systemd {
 	take := func(name string) string {
 		value := os.Getenv(name)

@@ -12,10 +12,12 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// listTime is how long a target may take to list its workers before the first claim. One that takes longer is asked for each worker by itself.
+// listTime is how long a target may take to list its workers before the first claim. One that takes
+// longer is asked for each worker by itself.
 const listTime = time.Second
 
-// list asks each target that has runs in flight for its workers, all at once: what an earlier leader left is known before anything is claimed.
+// list asks each target that has runs in flight for its workers, all at once: what an earlier
+// leader left is known before anything is claimed.
 func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.ID]launcher.Health {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
@@ -56,7 +58,8 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 		select {
 		case a := <-answers:
 			if a.err != nil {
-				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself", "launcher", a.name, "err", a.err)
+				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself",
+					"launcher", a.name, "err", a.err)
 			}
 			for _, w := range a.workers {
 				if w.Instance == d.name {
@@ -70,7 +73,8 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 	return seen
 }
 
-// elsewhere explains, by run ID, which runs in flight have their worker on another host, as far as their targets have said.
+// elsewhere explains, by run ID, which runs in flight have their worker on another host, as far as
+// their targets have said.
 func (d *Daemon) elsewhere(inFlight []storage.Run) map[string]string {
 	out := map[string]string{}
 	for _, r := range inFlight {
@@ -86,8 +90,9 @@ func (d *Daemon) elsewhere(inFlight []storage.Run) map[string]string {
 	return out
 }
 
-// adopt takes over runs in flight that Dagster's own launchers started, where a launcher of ours knows them by their tags and its target shows the worker, with
-// this run's ID on it. The others are left alone. It gives the runs as they are then.
+// adopt takes over runs in flight that Dagster's own launchers started, where a launcher of ours
+// knows them by their tags and its target shows the worker, with this run's ID on it. The others
+// are left alone. It gives the runs as they are then.
 func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []storage.Run) ([]storage.Run, error) {
 	runs := slices.Clone(inFlight)
 	for i, r := range runs {
@@ -105,20 +110,27 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 				continue
 			}
 			asking, cancel := context.WithTimeout(ctx, listTime)
-			h, err := dispatch.Call(asking, t, func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, handle) })
+			h, err := dispatch.Call(asking, t, func(ctx context.Context) (launcher.Health, error) {
+				return t.Launcher.Health(ctx, handle)
+			})
 			if err == nil {
 				err = t.Locate(asking)
 			}
 			cancel()
 			if err != nil || !h.Status.Alive() && !h.Status.Ended() {
-				d.Log.WarnContext(ctx, "a run that another launcher started is left alone: its worker is not to be seen", "run_id", r.ID, "launcher", name, "handle", string(handle), "status", h.Status, "err", err)
+				d.Log.WarnContext(ctx,
+					"a run that another launcher started is left alone: its worker is not to be seen", "run_id", r.ID,
+					"launcher", name, "handle", string(handle), "status", h.Status, "err", err)
 				continue
 			}
 			now := time.Now()
 			out, err := d.Store.Move(ctx, fence, storage.Transition{
 				Run: r.ID, From: []dagster.Status{r.Status}, Handle: string(handle),
-				Next:   &storage.Next{Instance: d.name, Launcher: name, Token: t.NewToken(), Epoch: fence.Epoch, At: r.Created.UTC().Truncate(time.Microsecond)},
-				Events: []dagster.Event{dagster.NewEngineEvent(r.Run, now, "[Slipway] Adopted the run worker, which another launcher had started.", []dagster.Metadata{{Label: "Worker", Text: string(handle)}, {Label: "Launcher", Text: name}}, nil)},
+				Next: &storage.Next{Instance: d.name, Launcher: name, Token: t.NewToken(), Epoch: fence.Epoch,
+					At: r.Created.UTC().Truncate(time.Microsecond)},
+				Events: []dagster.Event{dagster.NewEngineEvent(r.Run, now,
+					"[Slipway] Adopted the run worker, which another launcher had started.",
+					[]dagster.Metadata{{Label: "Worker", Text: string(handle)}, {Label: "Launcher", Text: name}}, nil)},
 			})
 			if err != nil {
 				return runs, err
@@ -126,7 +138,8 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 			if out.Done {
 				row := out.Launch
 				runs[i].Launch, runs[i].Handle = &row, string(handle)
-				d.Log.InfoContext(ctx, "a run was adopted that another launcher had started", "run_id", r.ID, "job", r.Job, "launcher", name, "handle", string(handle))
+				d.Log.InfoContext(ctx, "a run was adopted that another launcher had started", "run_id", r.ID,
+					"job", r.Job, "launcher", name, "handle", string(handle))
 			}
 			break
 		}

@@ -17,7 +17,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Name is the name of an instance on workers and launch rows: the one that slipway.yaml gives it, else the storage's own.
+// Name is the name of an instance on workers and launch rows: the one that slipway.yaml gives it,
+// else the storage's own.
 func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string, error) {
 	if name := in.Settings.InstanceID; name != "" {
 		return name, nil
@@ -25,7 +26,8 @@ func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string,
 	return s.InstanceID(ctx)
 }
 
-// hostOf names this host, for a launcher whose workers see its files; "" for the others, which are asked when they are needed.
+// hostOf names this host, for a launcher whose workers see its files; "" for the others, which are
+// asked when they are needed.
 func hostOf(ctx context.Context, home string, kind *launcher.Kind, l launcher.Launcher) (string, error) {
 	if !kind.Traits.LocalFiles {
 		return "", nil
@@ -47,7 +49,8 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 			continue
 		}
 		kind := launcher.KindOf(l.Kind, opened)
-		t := worker.Target{Name: name, Traits: kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace, LaunchRate: l.Rate, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: kind.Context}
+		t := worker.Target{Name: name, Traits: kind.Traits, Python: l.Python, Cwd: l.Cwd, Grace: l.Grace,
+			LaunchRate: l.Rate, Ref: in.WorkerRefFor(l), Gate: worker.Gate(l.Gate), Context: kind.Context}
 		limit, err := l.Allow.Max()
 		if err != nil {
 			errs = append(errs, err)
@@ -67,7 +70,9 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 	for i, r := range in.Router.Rules() {
 		for _, name := range r.To {
 			if t := targets[name]; len(r.Set.Nodes) > 0 && t != nil && !t.Traits.Nodes {
-				errs = append(errs, in.RuleProblem(i, "set.nodes", "launcher %q, of kind %s, does not choose nodes: leave it out, or let the rule lead to one that does", name, t.Kind.Name))
+				errs = append(errs, in.RuleProblem(i, "set.nodes",
+					"launcher %q, of kind %s, does not choose nodes: leave it out, or let the rule lead to one that "+
+						"does", name, t.Kind.Name))
 			}
 		}
 	}
@@ -79,25 +84,30 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 }
 
 // Sweeper compares targets with the storage.
-func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[string]*dispatch.Target, log *slog.Logger) *monitor.Sweeper {
+func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[string]*dispatch.Target,
+	log *slog.Logger) *monitor.Sweeper {
 	rules := map[string]monitor.Removal{}
 	for name, l := range in.Launchers {
 		rules[name] = monitor.Removal(l.Remove)
 	}
 	return &monitor.Sweeper{
-		Store: s, Instance: name, Targets: targets, Removal: rules, Grace: monitor.OrphanGrace, Logs: Logs(in), KeepLogs: in.Settings.KeepLogs, Log: log,
+		Store: s, Instance: name, Targets: targets, Removal: rules, Grace: monitor.OrphanGrace, Logs: Logs(in),
+		KeepLogs: in.Settings.KeepLogs, Log: log,
 	}
 }
 
-// Times says how long a run may take on a launcher: by its tags, its rule, slipway.yaml and dagster.yaml.
+// Times says how long a run may take on a launcher: by its tags, its rule, slipway.yaml and
+// dagster.yaml.
 func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.Times {
 	t := in.Timeouts()
 	seconds := func(n int) time.Duration { return time.Duration(n) * time.Second }
 	return func(r dagster.Run, launcher string) monitor.Times {
 		set := in.Router.Route(r).Set
 		return monitor.Times{
-			Start: cmp.Or(set.Start, seconds(t.Start)), Cancel: seconds(t.Cancel), MaxRuntime: cmp.Or(set.MaxRun, seconds(t.MaxRuntime)),
-			Grace: cmp.Or(set.Grace, in.Launchers[launcher].Grace), Settle: in.Launchers[launcher].Settle, Silence: in.Settings.Monitoring.Silence,
+			Start: cmp.Or(set.Start, seconds(t.Start)), Cancel: seconds(t.Cancel),
+			MaxRuntime: cmp.Or(set.MaxRun, seconds(t.MaxRuntime)),
+			Grace:      cmp.Or(set.Grace, in.Launchers[launcher].Grace), Settle: in.Launchers[launcher].Settle,
+			Silence: in.Settings.Monitoring.Silence,
 		}.Of(r)
 	}
 }
@@ -105,7 +115,8 @@ func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.T
 // Policy says what becomes of runs whose workers are proved dead.
 func Policy(in *instance.Instance, targets map[string]*dispatch.Target) *monitor.Policy {
 	d := in.Deaths()
-	p := &monitor.Policy{Workers: d.Workers, Resumes: d.Resumes, Ladder: d.Memory, Route: in.Router.Launchers, Resumers: map[string]bool{}}
+	p := &monitor.Policy{Workers: d.Workers, Resumes: d.Resumes, Ladder: d.Memory, Route: in.Router.Launchers,
+		Resumers: map[string]bool{}}
 	for _, r := range d.Rules {
 		rule := monitor.Rule{Do: monitor.Then(r.Do), Started: monitor.Then(r.Started)}
 		for _, c := range r.Causes {
@@ -119,7 +130,8 @@ func Policy(in *instance.Instance, targets map[string]*dispatch.Target) *monitor
 	return p
 }
 
-// Route gives the launchers that a run may go to, but for those that it was to leave for the next one.
+// Route gives the launchers that a run may go to, but for those that it was to leave for the next
+// one.
 func Route(in *instance.Instance) func(storage.Run) []string {
 	return func(r storage.Run) []string {
 		route := in.Router.Launchers(r.Run)
@@ -142,7 +154,8 @@ func CloseTargets(targets map[string]*dispatch.Target) error {
 	return errors.Join(errs...)
 }
 
-// Builder makes the requests of an instance. Goworker is the command of slipway-worker on this machine.
+// Builder makes the requests of an instance. Goworker is the command of slipway-worker on this
+// machine.
 func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
 	return &worker.Builder{
 		Instance: name, RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,

@@ -35,8 +35,9 @@ func (t *trouble) over(ctx context.Context) {
 // startRetry is the time between two tries of what a start needs of the storage.
 const startRetry = time.Second
 
-// wait tries what a start needs of the storage until it succeeds, as a daemon that runs already waits for its storage. It
-// gives up with ctx, and on a fault of the settings, which time does not mend.
+// wait tries what a start needs of the storage until it succeeds, as a daemon that runs already
+// waits for its storage. It gives up with ctx, and on a fault of the settings, which time does not
+// mend.
 func (d *Daemon) wait(ctx context.Context, try func(context.Context) error) error {
 	away := trouble{log: d.Log, what: "the storage cannot be used yet"}
 	for {

@@ -13,28 +13,36 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Unwatched counts runs in flight that Slipway has launched and that no daemon with these settings looks after: nobody
-// stops their workers, and nobody ends them when their workers die.
+// Unwatched counts runs in flight that Slipway has launched and that no daemon with these settings
+// looks after: nobody stops their workers, and nobody ends them when their workers die.
 type Unwatched struct {
 	Setting string `json:"setting"` // instance_id or launchers
-	Name    string `json:"name"`    // the instance's name at their launch, or the launcher that slipway.yaml has no more
-	Runs    int    `json:"runs"`
+	// the instance's name at their launch, or the launcher that slipway.yaml has no more
+	Name string `json:"name"`
+	Runs int    `json:"runs"`
 }
 
 // String says what is wrong.
 func (u Unwatched) String() string {
 	if u.Setting == "launchers" {
-		return fmt.Sprintf("%d runs in flight are on launcher %q, which slipway.yaml does not have: nobody watches or stops them", u.Runs, u.Name)
+		return fmt.Sprintf(
+			"%d runs in flight are on launcher %q, which slipway.yaml does not have: nobody watches or stops them",
+			u.Runs, u.Name)
 	}
-	return fmt.Sprintf("%d runs in flight were launched while the instance was named %q: nobody watches or stops them", u.Runs, u.Name)
+	return fmt.Sprintf("%d runs in flight were launched while the instance was named %q: nobody watches or stops them",
+		u.Runs, u.Name)
 }
 
 // Fix is the next step.
 func (u Unwatched) Fix() string {
 	if u.Setting == "launchers" {
-		return fmt.Sprintf("put the launcher %q back until they have ended; before it is taken out, slipway drain --launcher %[1]s waits for that", u.Name)
+		return fmt.Sprintf(
+			"put the launcher %q back until they have ended; before it is taken out, slipway drain --launcher %[1]s "+
+				"waits for that", u.Name)
 	}
-	return fmt.Sprintf("set instance_id: %s in slipway.yaml until they have ended; before it is changed, slipway drain waits for that", u.Name)
+	return fmt.Sprintf(
+		"set instance_id: %s in slipway.yaml until they have ended; before it is changed, slipway drain waits for that",
+		u.Name)
 }
 
 // unwatched counts the runs that are not watched, by setting and name.
@@ -62,7 +70,8 @@ func unwatched(in *instance.Instance, name string, runs []storage.Run) []Unwatch
 	return out
 }
 
-// checkName refuses to start under another name than that of runs in flight, unless slipway.yaml lists the former name.
+// checkName refuses to start under another name than that of runs in flight, unless slipway.yaml
+// lists the former name.
 func (d *Daemon) checkName(ctx context.Context) error {
 	runs, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
 	if err != nil {
@@ -70,7 +79,9 @@ func (d *Daemon) checkName(ctx context.Context) error {
 	}
 	for _, u := range unwatched(d.Instance, d.name, runs) {
 		if u.Setting == "instance_id" && !slices.Contains(d.Instance.Settings.FormerIDs, u.Name) {
-			return storage.Setting(d.Instance.Problem("instance_id", "the name is %q now, but %s; %s; or write former_instance_ids: [%s] to leave them alone", d.name, u, u.Fix(), u.Name))
+			return storage.Setting(d.Instance.Problem(
+				"instance_id", "the name is %q now, but %s; %s; or write former_instance_ids: [%s] to leave them alone",
+				d.name, u, u.Fix(), u.Name))
 		}
 	}
 	return nil
@@ -79,8 +90,8 @@ func (d *Daemon) checkName(ctx context.Context) error {
 // unwatchedAgain is how often a leader repeats which runs are not watched.
 const unwatchedAgain = time.Minute
 
-// warnUnwatched logs which of the runs in flight are not watched, again and again until there are none. Only a leader
-// with these settings launches, so no further ones come.
+// warnUnwatched logs which of the runs in flight are not watched, again and again until there are
+// none. Only a leader with these settings launches, so no further ones come.
 func (d *Daemon) warnUnwatched(ctx context.Context, inFlight []storage.Run) {
 	for ctx.Err() == nil {
 		inFlight = slices.DeleteFunc(slices.Clone(inFlight), func(r storage.Run) bool {

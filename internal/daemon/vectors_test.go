@@ -62,12 +62,15 @@ func (v vector) decide(t *testing.T) []int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string][]byte{"dagster.yaml": text, "slipway.yaml": []byte("queue: {charge: dagster}\nlaunchers: {}\n")} {
+	for name, text := range map[string][]byte{"dagster.yaml": text,
+		"slipway.yaml": []byte("queue: {charge: dagster}\nlaunchers: {}\n")} {
 		if err := os.WriteFile(filepath.Join(home, name), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	in, err := instance.Load(home, []*launcher.Kind{{Name: "process"}}, func(string) (string, bool) { return "", false })
+	in, err := instance.Load(home, []*launcher.Kind{{Name: "process"}}, func(string) (string, bool) {
+		return "", false
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +79,9 @@ func (v vector) decide(t *testing.T) []int {
 	now := time.Now()
 	var queued, active []queue.Entry
 	for i, r := range v.Runs {
-		body := fmt.Sprintf(`{"run_id": "%d", "run_op_concurrency": %s, "status": {"__enum__": "PipelineRunStatus.%s"}}`, i, pools(t, r.RunOpConcurrency), r.Status)
+		body := fmt.Sprintf(
+			`{"run_id": "%d", "run_op_concurrency": %s, "status": {"__enum__": "PipelineRunStatus.%s"}}`, i,
+			pools(t, r.RunOpConcurrency), r.Status)
 		run, err := dagster.ParseRun(body)
 		if err != nil {
 			t.Fatal(err)

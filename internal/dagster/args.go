@@ -29,7 +29,8 @@ func ParseExecuteRunArgs(text string) (ExecuteRunArgs, error) {
 	if err != nil {
 		return ExecuteRunArgs{}, fmt.Errorf("arguments: %w", err)
 	}
-	a := ExecuteRunArgs{RunID: o.text("pipeline_run_id"), Origin: o["pipeline_origin"], Resume: o.Class() == "ResumeRunArgs"}
+	a := ExecuteRunArgs{RunID: o.text("pipeline_run_id"), Origin: o["pipeline_origin"],
+		Resume: o.Class() == "ResumeRunArgs"}
 	a.SetExitCodeOnFailure, _ = o.Value("set_exit_code_on_failure").(bool)
 	if ref := o["instance_ref"]; string(ref) != "null" {
 		a.InstanceRef = ref

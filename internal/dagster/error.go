@@ -33,7 +33,8 @@ func (e ErrorInfo) value() map[string]any {
 	for _, line := range e.Stack {
 		stack = append(stack, line)
 	}
-	v := map[string]any{"__class__": "SerializableErrorInfo", "cause": nil, "cls_name": nil, "context": nil, "message": e.Message, "stack": stack}
+	v := map[string]any{"__class__": "SerializableErrorInfo", "cause": nil, "cls_name": nil, "context": nil,
+		"message": e.Message, "stack": stack}
 	if e.Class != "" {
 		v["cls_name"] = e.Class
 	}

@@ -34,7 +34,8 @@ const (
 
 // StatusEventTypes are the types that change a run's status.
 func StatusEventTypes() []EventType {
-	return []EventType{RunEnqueued, RunStarting, RunStart, RunSuccess, RunFailure, RunCanceling, RunCanceled, RunSuspended, RunResumed}
+	return []EventType{RunEnqueued, RunStarting, RunStart, RunSuccess, RunFailure, RunCanceling, RunCanceled,
+		RunSuspended, RunResumed}
 }
 
 // Status is the status that an event of this type gives its run; "" if it changes none.
@@ -173,7 +174,8 @@ func (e Event) JSON() string {
 		event["solid_handle"], event["step_key"], event["step_kind_value"] = handle, e.StepKey, "COMPUTE"
 		event["step_handle"] = map[string]any{"__class__": "StepHandle", "key": e.StepKey, "solid_handle": handle}
 		event["logging_tags"] = map[string]any{
-			"job_name": e.Job, "op_name": e.StepKey, "resource_fn_name": "None", "resource_name": "None", "run_id": e.RunID, "step_key": e.StepKey,
+			"job_name": e.Job, "op_name": e.StepKey, "resource_fn_name": "None", "resource_name": "None",
+			"run_id": e.RunID, "step_key": e.StepKey,
 		}
 	}
 	entry["dagster_event"] = event
@@ -204,7 +206,8 @@ func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, er
 		})
 	}
 	e.Data = Encode(map[string]any{
-		"__class__": "EngineEventData", "error": errorValue(err), "marker_end": nil, "marker_start": nil, "metadata_entries": entries,
+		"__class__": "EngineEventData", "error": errorValue(err), "marker_end": nil, "marker_start": nil,
+		"metadata_entries": entries,
 	})
 	return e
 }

@@ -106,7 +106,8 @@ func TestEventsFromOutsideEqualDagsters(t *testing.T) {
 
 func eventsFromOutside(t *testing.T, dir string) {
 	t.Helper()
-	run := dagster.Run{Job: "ok_job", Remote: dagster.RemoteOrigin{Location: "remote_loc", Repository: "__repository__"}}
+	run := dagster.Run{Job: "ok_job", Remote: dagster.RemoteOrigin{Location: "remote_loc",
+		Repository: "__repository__"}}
 	for file, typ := range map[string]dagster.EventType{
 		"PIPELINE_STARTING.json": dagster.RunStarting, "PIPELINE_FAILURE.json": dagster.RunFailure,
 		"PIPELINE_CANCELED.json": dagster.RunCanceled, "PIPELINE_ENQUEUED.RunEnqueuedData.json": dagster.RunEnqueued,
@@ -142,8 +143,9 @@ func eventsFromOutside(t *testing.T, dir string) {
 // class.
 func TestGoldenTextsOfAllClassesComeBackByteForByte(t *testing.T) {
 	columns := map[string][]string{
-		"history/runs.db":        {"SELECT body FROM daemon_heartbeats", "SELECT body FROM bulk_actions"},
-		"history/runs/index.db":  {"SELECT event FROM event_logs", "SELECT last_materialization FROM asset_keys WHERE last_materialization IS NOT NULL"},
+		"history/runs.db": {"SELECT body FROM daemon_heartbeats", "SELECT body FROM bulk_actions"},
+		"history/runs/index.db": {"SELECT event FROM event_logs",
+			"SELECT last_materialization FROM asset_keys WHERE last_materialization IS NOT NULL"},
 		"schedules/schedules.db": {"SELECT instigator_body FROM instigators", "SELECT tick_body FROM job_ticks"},
 	}
 	for _, dir := range testenv.Golden(t) {
@@ -184,13 +186,23 @@ func TestGoldenExamplesComeBack(t *testing.T) {
 		"EventLogEntry":   func(s string) (string, error) { e, err := dagster.ParseEvent(s); return e.JSON(), err },
 		"PipelineRun":     func(s string) (string, error) { r, err := dagster.ParseRun(s); return r.Body(), err },
 		"DaemonHeartbeat": func(s string) (string, error) { h, err := dagster.ParseHeartbeat(s); return h.JSON(), err },
-		"InstanceRef":     func(s string) (string, error) { r, err := dagster.ParseInstanceRef(s); return r.JSON(), err },
-		"ExecuteRunArgs":  func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
-		"ResumeRunArgs":   func(s string) (string, error) { a, err := dagster.ParseExecuteRunArgs(s); return a.JSON(), err },
+		"InstanceRef": func(s string) (string, error) {
+			r, err := dagster.ParseInstanceRef(s)
+			return r.JSON(), err
+		},
+		"ExecuteRunArgs": func(s string) (string, error) {
+			a, err := dagster.ParseExecuteRunArgs(s)
+			return a.JSON(), err
+		},
+		"ResumeRunArgs": func(s string) (string, error) {
+			a, err := dagster.ParseExecuteRunArgs(s)
+			return a.JSON(), err
+		},
 	}
 	for _, dir := range testenv.Golden(t) {
 		seen := map[string]int{}
-		for _, pattern := range []string{"*/events/*.json", "*/runs/*.run_body.json", "*/heartbeats/*.json", "*/instance_ref.pretty.json", "*/args/*.pretty.json"} {
+		for _, pattern := range []string{"*/events/*.json", "*/runs/*.run_body.json", "*/heartbeats/*.json",
+			"*/instance_ref.pretty.json", "*/args/*.pretty.json"} {
 			files, err := filepath.Glob(filepath.Join(dir, pattern))
 			if err != nil || len(files) == 0 {
 				t.Fatalf("%s/%s: no files (%v)", dir, pattern, err)
@@ -263,7 +275,8 @@ func TestCompressedArgumentsComeBack(t *testing.T) {
 func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		for _, storage := range []string{"sqlite", "postgres"} {
-			for file, exit := range map[string]bool{"execute.raw.json": false, "execute_exit_code.raw.json": true, "resume.raw.json": false} {
+			for file, exit := range map[string]bool{"execute.raw.json": false, "execute_exit_code.raw.json": true,
+				"resume.raw.json": false} {
 				raw, err := os.ReadFile(filepath.Join(dir, storage, "args", file))
 				if err != nil {
 					t.Fatal(err)
@@ -273,7 +286,8 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 					t.Fatal(err)
 				}
 				id, _ := o.Value("pipeline_run_id").(string)
-				a := dagster.ExecuteRunArgs{InstanceRef: o["instance_ref"], Origin: o["pipeline_origin"], RunID: id, SetExitCodeOnFailure: exit, Resume: file == "resume.raw.json"}
+				a := dagster.ExecuteRunArgs{InstanceRef: o["instance_ref"], Origin: o["pipeline_origin"], RunID: id,
+					SetExitCodeOnFailure: exit, Resume: file == "resume.raw.json"}
 				if d := testenv.Diff(a.JSON(), string(raw)); d != "" {
 					t.Errorf("%s/%s (-got +want):\n%s", storage, file, d)
 				}
@@ -294,10 +308,18 @@ func TestEventsFromInsideEqualDagsters(t *testing.T) {
 			"STEP_SUCCESS.StepSuccessData.json": func(i dagster.Inside, step string) dagster.Event {
 				return i.StepSuccess(step, 83935575*time.Nanosecond)
 			},
-			"STEP_FAILURE.StepFailureData.json":         func(i dagster.Inside, step string) dagster.Event { return i.StepFailure(step, errors.New("x")) },
-			"STEP_UP_FOR_RETRY.StepRetryData.json":      func(i dagster.Inside, step string) dagster.Event { return i.StepUpForRetry(step, 0, errors.New("x")) },
-			"LOGS_CAPTURED.ComputeLogsCaptureData.json": func(i dagster.Inside, _ string) dagster.Event { return i.LogsCaptured("key", "step") },
-			"LOG_MESSAGE.json":                          func(i dagster.Inside, step string) dagster.Event { return i.Log(step, 20, "hello golden") },
+			"STEP_FAILURE.StepFailureData.json": func(i dagster.Inside, step string) dagster.Event {
+				return i.StepFailure(step, errors.New("x"))
+			},
+			"STEP_UP_FOR_RETRY.StepRetryData.json": func(i dagster.Inside, step string) dagster.Event {
+				return i.StepUpForRetry(step, 0, errors.New("x"))
+			},
+			"LOGS_CAPTURED.ComputeLogsCaptureData.json": func(i dagster.Inside, _ string) dagster.Event {
+				return i.LogsCaptured("key", "step")
+			},
+			"LOG_MESSAGE.json": func(i dagster.Inside, step string) dagster.Event {
+				return i.Log(step, 20, "hello golden")
+			},
 		} {
 			o, err := dagster.ParseObject(read(t, filepath.Join(dir, "sqlite/events", file)))
 			if err != nil {
@@ -307,7 +329,8 @@ func TestEventsFromInsideEqualDagsters(t *testing.T) {
 			if err := json.Unmarshal(o["event"], &want); err != nil {
 				t.Fatal(err)
 			}
-			inside := dagster.Inside{Run: dagster.Run{ID: want["run_id"].(string), Job: want["pipeline_name"].(string)}, Now: time.Now}
+			inside := dagster.Inside{Run: dagster.Run{ID: want["run_id"].(string), Job: want["pipeline_name"].(string)},
+				Now: time.Now}
 			step, _ := want["step_key"].(string)
 			if e, ok := want["dagster_event"].(map[string]any); ok {
 				inside.PID = int(e["pid"].(float64))

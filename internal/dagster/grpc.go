@@ -42,7 +42,8 @@ func CancelExecutionResult(success bool, message string) string {
 	if message != "" {
 		m = message
 	}
-	return string(Encode(map[string]any{"__class__": "CancelExecutionResult", "message": m, "serializable_error_info": nil, "success": success}))
+	return string(Encode(map[string]any{"__class__": "CancelExecutionResult", "message": m,
+		"serializable_error_info": nil, "success": success}))
 }
 
 // CanCancelExecutionResult is the reply of CanCancelExecution.
@@ -53,7 +54,8 @@ func CanCancelExecutionResult(can bool) string {
 // StartRunArgs is the request of StartRun: the run is executed by a process of the code server.
 func StartRunArgs(run Run, ref json.RawMessage) string {
 	return string(Encode(map[string]any{
-		"__class__": "ExecuteExternalPipelineArgs", "instance_ref": ref, "pipeline_origin": run.body["external_pipeline_origin"], "pipeline_run_id": run.ID,
+		"__class__": "ExecuteExternalPipelineArgs", "instance_ref": ref,
+		"pipeline_origin": run.body["external_pipeline_origin"], "pipeline_run_id": run.ID,
 	}))
 }
 

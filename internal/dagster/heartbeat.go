@@ -44,6 +44,7 @@ func (h Heartbeat) JSON() string {
 		errors = append(errors, e.value())
 	}
 	return string(Encode(map[string]any{
-		"__class__": "DaemonHeartbeat", "daemon_id": h.ID, "daemon_type": h.Type, "errors": errors, "timestamp": ToUnix(h.Time),
+		"__class__": "DaemonHeartbeat", "daemon_id": h.ID, "daemon_type": h.Type, "errors": errors,
+		"timestamp": ToUnix(h.Time),
 	}))
 }

@@ -62,7 +62,8 @@ func (i Inside) Success() Event {
 
 // Canceled is the run's end after it was interrupted.
 func (i Inside) Canceled() Event {
-	return i.event(RunCanceled, "", LevelError, map[string]any{"__class__": "PipelineCanceledData", "error": nil}, "Execution of run for %q canceled.", i.Run.Job)
+	return i.event(RunCanceled, "", LevelError, map[string]any{"__class__": "PipelineCanceledData", "error": nil},
+		"Execution of run for %q canceled.", i.Run.Job)
 }
 
 // Failure is the run's end; first is the first step's failure, if a step failed.
@@ -83,7 +84,8 @@ func (i Inside) Failure(message string, reason RunFailureReason, first *Event, e
 // StepStart is the start of a step's attempt, from 1.
 func (i Inside) StepStart(step string, attempt int) Event {
 	if attempt > 1 {
-		return i.event(StepRestarted, step, LevelDebug, nil, "Started re-execution (attempt # %d) of step %q.", attempt, step)
+		return i.event(StepRestarted, step, LevelDebug, nil, "Started re-execution (attempt # %d) of step %q.", attempt,
+			step)
 	}
 	return i.event(StepStart, step, LevelDebug, nil, "Started execution of step %q.", step)
 }
@@ -91,13 +93,15 @@ func (i Inside) StepStart(step string, attempt int) Event {
 // StepSuccess is a step's end.
 func (i Inside) StepSuccess(step string, took time.Duration) Event {
 	ms := float64(took.Microseconds()) / 1000
-	return i.event(StepSuccess, step, LevelDebug, map[string]any{"__class__": "StepSuccessData", "duration_ms": ms}, "Finished execution of step %q in %dms.", step, took.Milliseconds())
+	return i.event(StepSuccess, step, LevelDebug, map[string]any{"__class__": "StepSuccessData", "duration_ms": ms},
+		"Finished execution of step %q in %dms.", step, took.Milliseconds())
 }
 
 // StepFailure is a step's end.
 func (i Inside) StepFailure(step string, err error) Event {
 	return i.event(StepFailure, step, LevelError, map[string]any{
-		"__class__": "StepFailureData", "error": errorValue(err), "error_source": Object{"__enum__": json.RawMessage(`"ErrorSource.USER_CODE_ERROR"`)}, "user_failure_data": nil,
+		"__class__": "StepFailureData", "error": errorValue(err),
+		"error_source": Object{"__enum__": json.RawMessage(`"ErrorSource.USER_CODE_ERROR"`)}, "user_failure_data": nil,
 	}, "Execution of step %q failed.", step)
 }
 
@@ -107,14 +111,16 @@ func (i Inside) StepUpForRetry(step string, wait time.Duration, err error) Event
 	if wait > 0 {
 		seconds = wait.Seconds()
 	}
-	return i.event(StepUpForRetry, step, LevelDebug, map[string]any{"__class__": "StepRetryData", "error": errorValue(err), "seconds_to_wait": seconds},
+	return i.event(StepUpForRetry, step, LevelDebug,
+		map[string]any{"__class__": "StepRetryData", "error": errorValue(err), "seconds_to_wait": seconds},
 		"Execution of step %q failed and has requested a retry.", step)
 }
 
 // LogsCaptured records the key under which the output of steps is captured.
 func (i Inside) LogsCaptured(key string, steps ...string) Event {
 	return i.event(LogsCaptured, "", LevelDebug, map[string]any{
-		"__class__": "ComputeLogsCaptureData", "external_stderr_url": nil, "external_stdout_url": nil, "external_url": nil,
-		"log_key": key, "shell_cmd": nil, "step_keys": steps,
+		"__class__": "ComputeLogsCaptureData", "external_stderr_url": nil, "external_stdout_url": nil,
+		"external_url": nil,
+		"log_key":      key, "shell_cmd": nil, "step_keys": steps,
 	}, "Capturing logs for process (pid: %d).", i.PID)
 }

@@ -21,7 +21,8 @@ func TestEncodeAsPythonDoes(t *testing.T) {
 		{0.1, `0.1`},
 		{math.Inf(-1), `-Infinity`},
 		{"é\u2028\U0001f600\x7f\x01\"\\\n", `"\u00e9\u2028\ud83d\ude00\u007f\u0001\"\\\n"`},
-		{map[string]any{"b": 1, "a": []any{true, "x"}, "B": map[string]string{}}, `{"B": {}, "a": [true, "x"], "b": 1}`},
+		{map[string]any{"b": 1, "a": []any{true, "x"}, "B": map[string]string{}},
+			`{"B": {}, "a": [true, "x"], "b": 1}`},
 		{[]any{}, `[]`},
 	} {
 		if got := string(Encode(c.in)); got != c.want {
@@ -31,7 +32,8 @@ func TestEncodeAsPythonDoes(t *testing.T) {
 }
 
 func TestObjectKeepsWhatItDoesNotKnow(t *testing.T) {
-	text := `{"__class__": "PipelineRun", "future": {"x": 1.50, "y": "\ud800 lone", "z": [1, 2]}, "run_id": "r", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"k": "v"}}`
+	text := `{"__class__": "PipelineRun", "future": {"x": 1.50, "y": "\ud800 lone", "z": [1, 2]}, "run_id": "r", ` +
+		`"status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"k": "v"}}`
 	r, err := ParseRun(text)
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +71,10 @@ func TestRawControlCharactersAreRead(t *testing.T) {
 
 func TestPriorityIsPythonsInt(t *testing.T) {
 	for tag, want := range map[string]string{
-		"3": "3", " +3 ": "3", "-2": "-2", "1_0": "10", "1.5": "0", "": "0", "x": "0", "_1": "0", "1_": "0", "1__0": "0", "+_1": "0", "0x10": "0",
-		"9223372036854775808": "9223372036854775808", "-99999999999999999999": "-99999999999999999999", strings.Repeat("9", 4301): "0",
+		"3": "3", " +3 ": "3", "-2": "-2", "1_0": "10", "1.5": "0", "": "0", "x": "0", "_1": "0", "1_": "0",
+		"1__0": "0", "+_1": "0", "0x10": "0",
+		"9223372036854775808": "9223372036854775808", "-99999999999999999999": "-99999999999999999999",
+		strings.Repeat("9", 4301): "0",
 	} {
 		if got := (Run{Tags: map[string]string{PriorityTag: tag}}).Priority(); got.String() != want {
 			t.Errorf("Priority(%q) = %s, want %s", tag, got, want)
@@ -84,10 +88,14 @@ func TestIgnoredTags(t *testing.T) {
 		tags map[string]string
 		want []string
 	}{
-		{map[string]string{PriorityTag: "1.5", "team": "x"}, []string{`The tag dagster/priority is ignored: "1.5" is not an integer. The run has priority 0.`}},
-		{map[string]string{MaxRuntimeTag: "five", maxRuntimeSecondsTag: "six"}, []string{`The tag dagster/max_runtime is ignored: "five"` + longest}},
-		{map[string]string{maxRuntimeSecondsTag: "0x10"}, []string{`The tag dagster/max_runtime_seconds is ignored: "0x10"` + longest}},
-		{map[string]string{PriorityTag: "9223372036854775808", MaxRuntimeTag: " 5e1 ", maxRuntimeSecondsTag: "six"}, nil},
+		{map[string]string{PriorityTag: "1.5", "team": "x"},
+			[]string{`The tag dagster/priority is ignored: "1.5" is not an integer. The run has priority 0.`}},
+		{map[string]string{MaxRuntimeTag: "five", maxRuntimeSecondsTag: "six"},
+			[]string{`The tag dagster/max_runtime is ignored: "five"` + longest}},
+		{map[string]string{maxRuntimeSecondsTag: "0x10"},
+			[]string{`The tag dagster/max_runtime_seconds is ignored: "0x10"` + longest}},
+		{map[string]string{PriorityTag: "9223372036854775808", MaxRuntimeTag: " 5e1 ", maxRuntimeSecondsTag: "six"},
+			nil},
 		{map[string]string{PriorityTag: "", MaxRuntimeTag: ""}, nil},
 	} {
 		if got := (Run{Tags: c.tags}).IgnoredTags(); !slices.Equal(got, c.want) {
@@ -106,7 +114,8 @@ func TestTimesRoundTrip(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{`{"a": [1, 2.5e3, null, true, "x\u00e9\ud83d\ude00"]}`, `"\ud800"`, `[[[]]]`, `-0.0`, `NaN`, `{"a":1,"a":2}`, "\"\x01\""} {
+	for _, s := range []string{`{"a": [1, 2.5e3, null, true, "x\u00e9\ud83d\ude00"]}`, `"\ud800"`, `[[[]]]`, `-0.0`,
+		`NaN`, `{"a":1,"a":2}`, "\"\x01\""} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -132,9 +141,12 @@ func FuzzDecode(f *testing.F) {
 // Any body or event is either refused or encoded again without loss, and the result can be decoded
 // again.
 func FuzzParseRunAndEvent(f *testing.F) {
-	f.Add(`{"run_id": "r", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"a": "b"}, "x": [1, 2.50]}`)
-	f.Add(`{"__class__": "EventLogEntry", "dagster_event": {"event_type_value": "PIPELINE_START", "pipeline_name": "j"}, "level": 10, "timestamp": 1.5, "run_id": "r", "error_info": null, "user_message": ""}`)
-	f.Add(`{"run_op_concurrency": {"all_pools": {"__set__": ["p"]}, "root_key_counts": {"p": 1}}, "run_id": "r", "tags": {}}`)
+	f.Add(`{"run_id": "r", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.QUEUED"}, "tags": {"a": ` +
+		`"b"}, "x": [1, 2.50]}`)
+	f.Add(`{"__class__": "EventLogEntry", "dagster_event": {"event_type_value": "PIPELINE_START", "pipeline_name": ` +
+		`"j"}, "level": 10, "timestamp": 1.5, "run_id": "r", "error_info": null, "user_message": ""}`)
+	f.Add(`{"run_op_concurrency": {"all_pools": {"__set__": ["p"]}, "root_key_counts": {"p": 1}}, "run_id": "r", ` +
+		`"tags": {}}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		if r, err := ParseRun(text); err == nil {
 			again, err := ParseRun(r.Body())

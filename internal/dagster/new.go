@@ -38,13 +38,15 @@ func newRun(id, job, location, image, entryPoint, module string, config json.Raw
 		executable = "python"
 	}
 	body := Encode(map[string]any{
-		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil, "execution_plan_snapshot_id": nil,
+		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil,
+		"execution_plan_snapshot_id": nil,
 		"external_pipeline_origin": map[string]any{
 			"__class__": "ExternalPipelineOrigin", "pipeline_name": job,
 			"external_repository_origin": map[string]any{
 				"__class__": "ExternalRepositoryOrigin", "repository_name": "__repository__",
 				"repository_location_origin": map[string]any{
-					"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": location, "port": 1, "socket": nil,
+					"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": location,
+					"port": 1, "socket": nil,
 				},
 			},
 		},
@@ -52,13 +54,17 @@ func newRun(id, job, location, image, entryPoint, module string, config json.Raw
 		"pipeline_code_origin": map[string]any{
 			"__class__": "PipelinePythonOrigin", "pipeline_name": job,
 			"repository_origin": map[string]any{
-				"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": containerImage,
-				"entry_point": []string{entryPoint}, "executable_path": executable,
-				"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "command_job", "module": module, "working_directory": nil},
+				"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{},
+				"container_image": containerImage,
+				"entry_point":     []string{entryPoint}, "executable_path": executable,
+				"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "command_job",
+					"module": module, "working_directory": nil},
 			},
 		},
-		"pipeline_name": job, "pipeline_snapshot_id": nil, "root_run_id": nil, "run_config": config, "run_id": id, "run_op_concurrency": nil,
-		"solid_selection": nil, "solids_to_execute": nil, "status": Object{"__enum__": json.RawMessage(`"PipelineRunStatus.NOT_STARTED"`)},
+		"pipeline_name": job, "pipeline_snapshot_id": nil, "root_run_id": nil, "run_config": config, "run_id": id,
+		"run_op_concurrency": nil,
+		"solid_selection":    nil, "solids_to_execute": nil,
+		"status":               Object{"__enum__": json.RawMessage(`"PipelineRunStatus.NOT_STARTED"`)},
 		"step_keys_to_execute": nil, "tags": tags,
 	})
 	r, err := ParseRun(string(body))
@@ -71,8 +77,10 @@ func newRun(id, job, location, image, entryPoint, module string, config json.Raw
 // notCopied are the tags that belong to one run only, which Dagster leaves out of re-executions,
 // and the tags of retries.
 var notCopied = []string{
-	FailureReasonTag, "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/did_retry", "dagster/parent_run_id", "dagster/root_run_id",
-	"dagster/resume_retry", "dagster/backfill", "dagster/schedule_name", "dagster/sensor_name", "dagster/tick", "dagster/run_key",
+	FailureReasonTag, "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/did_retry",
+	"dagster/parent_run_id", "dagster/root_run_id",
+	"dagster/resume_retry", "dagster/backfill", "dagster/schedule_name", "dagster/sensor_name", "dagster/tick",
+	"dagster/run_key",
 	"docker/container_id", "dagster/image", "ecs/task_arn", "ecs/cluster",
 }
 

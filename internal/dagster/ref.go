@@ -29,7 +29,8 @@ func ParseInstanceRef(text string) (InstanceRef, error) {
 // Part is the class of one part, such as "run_launcher" or "storage"; false if the ref has none.
 func (r InstanceRef) Part(name string) (ClassData, bool) {
 	o := r.object.object(name + "_data")
-	return ClassData{Module: o.text("module_name"), Class: o.text("class_name"), ConfigYAML: o.text("config_yaml")}, o != nil
+	return ClassData{Module: o.text("module_name"), Class: o.text("class_name"), ConfigYAML: o.text("config_yaml")},
+		o != nil
 }
 
 // WithPart is the ref with one part replaced.
@@ -47,5 +48,6 @@ func (r InstanceRef) JSON() string { return r.object.JSON() }
 
 // Value is the class for [Encode].
 func (c ClassData) Value() map[string]any {
-	return map[string]any{"__class__": "ConfigurableClassData", "class_name": c.Class, "config_yaml": c.ConfigYAML, "module_name": c.Module}
+	return map[string]any{"__class__": "ConfigurableClassData", "class_name": c.Class, "config_yaml": c.ConfigYAML,
+		"module_name": c.Module}
 }

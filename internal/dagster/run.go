@@ -55,7 +55,8 @@ func ParseRun(body string) (Run, error) {
 	r := Run{
 		ID: o.text("run_id"), Job: o.text("pipeline_name"),
 		Root: o.text("root_run_id"), Parent: o.text("parent_run_id"),
-		Tags: map[string]string{}, Pools: poolsOf(o.object("run_op_concurrency")), Config: o["run_config"], Snapshot: o.text("pipeline_snapshot_id"), body: o,
+		Tags: map[string]string{}, Pools: poolsOf(o.object("run_op_concurrency")), Config: o["run_config"],
+		Snapshot: o.text("pipeline_snapshot_id"), body: o,
 	}
 	if r.ID == "" {
 		return Run{}, fmt.Errorf("run body: run_id is missing")
@@ -121,7 +122,8 @@ func codeOrigin(raw json.RawMessage) CodeOrigin {
 	}
 	c := CodeOrigin{
 		Executable: repo.text("executable_path"), Image: repo.text("container_image"),
-		PythonFile: pointer.text("python_file"), Module: pointer.text("module"), WorkingDirectory: pointer.text("working_directory"), Raw: raw,
+		PythonFile: pointer.text("python_file"), Module: pointer.text("module"),
+		WorkingDirectory: pointer.text("working_directory"), Raw: raw,
 	}
 	entry, _ := repo.Value("entry_point").([]any)
 	for _, e := range entry {
@@ -181,8 +183,14 @@ func (r Run) IgnoredTags() []string {
 			out = append(out, fmt.Sprintf("The tag %s is ignored: %q is not %s. %s", tag, text, want, effect))
 		}
 	}
-	ignored(PriorityTag, "an integer", "The run has priority 0.", func(text string) bool { _, ok := Int(text); return ok })
+	ignored(PriorityTag, "an integer", "The run has priority 0.", func(text string) bool {
+		_, ok := Int(text)
+		return ok
+	})
 	longest, _ := r.MaxRuntime()
-	ignored(longest, "a number of seconds", "The run may take as long as it needs.", func(text string) bool { _, ok := Float(text); return ok })
+	ignored(longest, "a number of seconds", "The run may take as long as it needs.", func(text string) bool {
+		_, ok := Float(text)
+		return ok
+	})
 	return out
 }

@@ -17,8 +17,9 @@ const (
 	faster = 1.05
 )
 
-// budget is a token bucket for the launches of one target that learns from it: each refusal for the rate halves it, and keeps it closed for as long as the target
-// said; each launch that is taken raises it a little, up to what it was.
+// budget is a token bucket for the launches of one target that learns from it: each refusal for the
+// rate halves it, and keeps it closed for as long as the target said; each launch that is taken
+// raises it a little, up to what it was.
 type budget struct {
 	most  rate.Limit
 	limit *rate.Limiter
@@ -31,10 +32,12 @@ func newBudget(most rate.Limit) *budget {
 	return &budget{most: most, limit: rate.NewLimiter(most, max(1, int(most)))}
 }
 
-// throttled says whether a target refused a call for its rate, and for how long it wants to be left alone.
+// throttled says whether a target refused a call for its rate, and for how long it wants to be left
+// alone.
 func throttled(err error) (time.Duration, bool) {
 	after, ok := launcher.RetryAfter(err)
-	return after, err != nil && (ok && !errors.Is(err, launcher.ErrCapacity) && !errors.Is(err, launcher.ErrPending) || launcher.CauseOf(err) == launcher.CauseThrottled)
+	return after, err != nil && (ok && !errors.Is(err, launcher.ErrCapacity) && !errors.Is(err, launcher.ErrPending) ||
+		launcher.CauseOf(err) == launcher.CauseThrottled)
 }
 
 // learn takes in the outcome of a launch.

@@ -14,7 +14,8 @@ func TestBudgetLearns(t *testing.T) {
 	slow := launcher.WithRetryAfter(errors.Join(launcher.ErrTransient, errors.New("429")), 20*time.Second)
 	b.learn(slow, now)
 	if b.limit.Limit() != 50 || b.open(now.Add(19*time.Second)) || !b.open(now.Add(20*time.Second)) {
-		t.Errorf("after one refusal: %v a second, open after 19 s %v, after 20 s %v", b.limit.Limit(), b.open(now.Add(19*time.Second)), b.open(now.Add(20*time.Second)))
+		t.Errorf("after one refusal: %v a second, open after 19 s %v, after 20 s %v", b.limit.Limit(),
+			b.open(now.Add(19*time.Second)), b.open(now.Add(20*time.Second)))
 	}
 	for range 50 {
 		b.learn(slow, now)

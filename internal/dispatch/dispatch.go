@@ -1,9 +1,9 @@
 // Package dispatch is the one place where a claimed run becomes a worker.
 //
-// A claimed run has a launch row, which says that there may be a worker of that run and attempt. Dispatch asks the
-// launcher for it by name until the outcome is known, and then writes the handle row: the fact
-// "launched". A process that dies in between leaves a launch row without a handle row, and the next leader
-// goes on with the same name on the same target.
+// A claimed run has a launch row, which says that there may be a worker of that run and attempt.
+// Dispatch asks the launcher for it by name until the outcome is known, and then writes the handle
+// row: the fact "launched". A process that dies in between leaves a launch row without a handle
+// row, and the next leader goes on with the same name on the same target.
 package dispatch
 
 import (
@@ -37,11 +37,13 @@ type Dispatcher struct {
 	Fence   storage.Fence
 	Builder *worker.Builder
 	Targets map[string]*Target
-	// Requeued is told of runs that go back to the queue, and when to try this launcher for them again: before it is written, with the
-	// run's ID alone, and when it is. It must not block for long.
+	// Requeued is told of runs that go back to the queue, and when to try this launcher for them
+	// again: before it is written, with the run's ID alone, and when it is. It must not block for
+	// long.
 	Requeued func(r storage.Run, launcher string, until time.Time)
-	// Launched is told of every run whose handle is written, and of runs in flight, without a handle, whose worker was not found
-	// although the target cannot prove that there is none: somebody must go on looking ([Dispatcher.Find]).
+	// Launched is told of every run whose handle is written, and of runs in flight, without a
+	// handle, whose worker was not found although the target cannot prove that there is none:
+	// somebody must go on looking ([Dispatcher.Find]).
 	Launched func(r storage.Run)
 	// Grace is how long Run finishes what it has after its context ended.
 	Grace time.Duration
@@ -49,7 +51,8 @@ type Dispatcher struct {
 	Memory func(base int64, deaths []storage.Death) int64
 	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
 	Done func(launcher, outcome string, took time.Duration)
-	// Full is told of each launch for which a target had no room, and again while it has none; nil: nobody. It must not block.
+	// Full is told of each launch for which a target had no room, and again while it has none; nil:
+	// nobody. It must not block.
 	Full func(launcher string)
 	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
 	RateLimited func(launcher string)
@@ -80,12 +83,13 @@ type job struct {
 	told   map[string]bool // texts of what the launcher said while it prepared
 }
 
-// newJob makes the job of a run. begun: an earlier leader left a launch row without a handle row, so
-// the run may have a worker.
+// newJob makes the job of a run. begun: an earlier leader left a launch row without a handle row,
+// so the run may have a worker.
 func (d *Dispatcher) newJob(r storage.Run, begun bool) job {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, maxWait
-	j := job{run: r, lane: d.laneOf(d.Targets[r.Launch.Launcher].For(r.Run)), at: time.Now(), wait: wait, told: map[string]bool{}}
+	j := job{run: r, lane: d.laneOf(d.Targets[r.Launch.Launcher].For(r.Run)), at: time.Now(), wait: wait,
+		told: map[string]bool{}}
 	if begun {
 		j.asked = j.at // at the latest
 	}
@@ -99,14 +103,15 @@ const maxWait = 15 * time.Second
 // Freed is ready when a launcher may have room again.
 func (d *Dispatcher) Freed() <-chan struct{} { return d.freed }
 
-// Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose launch row an earlier
-// leader left without a handle row.
+// Init makes the dispatcher ready for Launch and Run. Of the runs in flight it takes up those whose
+// launch row an earlier leader left without a handle row.
 func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
 	d.freed, d.lanes, d.hand = make(chan struct{}, 1), map[string]*lane{}, map[string]bool{}
 	d.jobs, d.pings, d.waits, d.over = make(chan job), make(chan *lane, 1), make(chan waitNote, 64), make(chan struct{})
 	for _, r := range inFlight {
 		if d.ours(r) && r.Handle == "" {
-			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", r.Status)
+			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher,
+				"attempt", r.Launch.Attempt, "status", r.Status)
 			d.take(r)
 			d.begun = append(d.begun, d.newJob(r, true))
 		}
@@ -131,8 +136,8 @@ func (d *Dispatcher) drop(r storage.Run) {
 	delete(d.hand, r.Launch.Token)
 }
 
-// TakeUp goes on with the launch of a run that has a launch row and no handle row, if it is not under way. It returns at once,
-// and ends with ctx.
+// TakeUp goes on with the launch of a run that has a launch row and no handle row, if it is not
+// under way. It returns at once, and ends with ctx.
 func (d *Dispatcher) TakeUp(ctx context.Context, r storage.Run) {
 	if r.Handle != "" || !d.ours(r) || !d.take(r) {
 		return
@@ -143,13 +148,15 @@ func (d *Dispatcher) TakeUp(ctx context.Context, r storage.Run) {
 			d.drop(r)
 			return
 		}
-		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", now.Status)
+		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID,
+			"launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", now.Status)
 		d.add(d.newJob(*now, true))
 	}()
 }
 
-// Find looks for the worker of a run in flight without a handle. If the target has it, its handle is written and Launched is
-// told; the health is zero then. Else it is NotFound, or Unknown where the target cannot say.
+// Find looks for the worker of a run in flight without a handle. If the target has it, its handle
+// is written and Launched is told; the health is zero then. Else it is NotFound, or Unknown where
+// the target cannot say.
 func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, error) {
 	t := d.Targets[r.Launch.Launcher].For(r.Run)
 	got, found, err := d.look(ctx, t, r, true)
@@ -160,7 +167,9 @@ func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, 
 		d.launched(ctx, t, r, got)
 		return launcher.Health{}, nil
 	case !t.looks():
-		return launcher.Health{Status: launcher.Unknown, Message: "it is not known whether the worker was started, and the target cannot be asked for workers by name"}, nil
+		return launcher.Health{Status: launcher.Unknown,
+			Message: "it is not known whether the worker was started, and the target cannot be asked for workers by " +
+				"name"}, nil
 	}
 	return launcher.Health{Status: launcher.NotFound, Message: "the target has no worker of this run's name"}, nil
 }
@@ -197,7 +206,8 @@ func (d *Dispatcher) free() {
 	}
 }
 
-// Run launches until ctx ends, and then for at most Grace what it was given. It returns [storage.ErrFenced] if the lead is lost.
+// Run launches until ctx ends, and then for at most Grace what it was given. It returns
+// [storage.ErrFenced] if the lead is lost.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
@@ -277,24 +287,28 @@ func (d *Dispatcher) carry(ctx, work context.Context, j job) {
 	}
 }
 
-// ours says whether a run was claimed by this instance, has a launch row that may have a worker, and a launcher we have.
+// ours says whether a run was claimed by this instance, has a launch row that may have a worker,
+// and a launcher we have.
 func (d *Dispatcher) ours(r storage.Run) bool {
-	if r.Broken != nil || r.Launch == nil || r.Launch.State == storage.Void || r.Launch.Instance != d.Builder.Instance || !r.Status.Active() {
+	if r.Broken != nil || r.Launch == nil || r.Launch.State == storage.Void ||
+		r.Launch.Instance != d.Builder.Instance || !r.Status.Active() {
 		return false
 	}
 	if d.Targets[r.Launch.Launcher] == nil {
-		d.Log.Warn("a run was launched by a launcher that slipway.yaml no longer has; it is left alone", "run_id", r.ID, "launcher", r.Launch.Launcher)
+		d.Log.Warn("a run was launched by a launcher that slipway.yaml no longer has; it is left alone", "run_id", r.ID,
+			"launcher", r.Launch.Launcher)
 		return false
 	}
 	return true
 }
 
-// launch tries a job once. It returns false when the job is decided: the handle row is written, the run has
-// ended, or the run is back in the queue. Otherwise the job is tried again after pause.
+// launch tries a job once. It returns false when the job is decided: the handle row is written, the
+// run has ended, or the run is back in the queue. Otherwise the job is tried again after pause.
 func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, pause time.Duration) {
 	r, t := j.run, l.target
 	log := d.Log.With("run_id", r.ID, "launcher", t.Name, "attempt", r.Launch.Attempt)
-	// A run that may have a worker is looked for first. One that has begun, or was canceled, is only looked for.
+	// A run that may have a worker is looked for first. One that has begun, or was canceled, is
+	// only looked for.
 	resumes := r.Status == dagster.Started && r.Resumes()
 	past := r.Status != dagster.Starting && !resumes
 	if past && j.asked.IsZero() {
@@ -308,7 +322,8 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 	}
 	switch {
 	case where != "" && j.asked.IsZero() && !resumes: // the target has come to another host since the claim
-		d.back(ctx, l, *j, "[Slipway] The run goes back to the queue, for no run worker was asked for yet: "+where, errors.New(where))
+		d.back(ctx, l, *j, "[Slipway] The run goes back to the queue, for no run worker was asked for yet: "+where,
+			errors.New(where))
 		return false, 0
 	case where != "":
 		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
@@ -326,7 +341,9 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 		if !j.asked.IsZero() && t.looks() { // the last Launch made no worker
 			j.asked = time.Time{}
 			if j.failed++; j.failed >= maxFailed && !resumes && j.err != nil {
-				d.back(ctx, l, *j, fmt.Sprintf("[Slipway] The run goes back to the queue: %s made no worker in %d tries: %s", l, j.failed, words(j.err)), j.err)
+				d.back(ctx, l, *j,
+					fmt.Sprintf("[Slipway] The run goes back to the queue: %s made no worker in %d tries: %s", l,
+						j.failed, words(j.err)), j.err)
 				return false, 0
 			}
 		}
@@ -345,7 +362,8 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 	if ctx.Err() != nil {
 		return false, 0 // the next leader goes on
 	}
-	// While the outcome of an earlier Launch is not known, a refusal does not prove that there is no worker.
+	// While the outcome of an earlier Launch is not known, a refusal does not prove that there is
+	// no worker.
 	switch sure := j.asked.IsZero(); {
 	case errors.Is(err, launcher.ErrInvalid) && (sure || time.Since(j.asked) > landed):
 		d.done(t.Name, "failed", time.Since(j.at))
@@ -375,7 +393,9 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 		log.WarnContext(ctx, "launch failed; asking again for the same worker", "err", words(err), "wait", pause)
 		if time.Since(j.at) >= tellAfter && !j.told[""] {
 			j.told[""] = true
-			text := fmt.Sprintf("[Slipway] The launch has not succeeded since %s, and %s is asked again for the same worker at least every %s: %s", clock(j.at), l, maxWait, words(err))
+			text := fmt.Sprintf(
+				"[Slipway] The launch has not succeeded since %s, and %s is asked again for the same worker at least "+
+					"every %s: %s", clock(j.at), l, maxWait, words(err))
 			d.prepare(ctx, *j, []launcher.Note{{Text: text}})
 		}
 	}
@@ -401,7 +421,8 @@ const (
 
 // unclear says whether after an error of Launch there may be a worker.
 func unclear(err error) bool {
-	for _, known := range []error{nil, launcher.ErrInvalid, launcher.ErrCapacity, launcher.ErrDenied, launcher.ErrPending} {
+	for _, known := range []error{nil, launcher.ErrInvalid, launcher.ErrCapacity, launcher.ErrDenied,
+		launcher.ErrPending} {
 		if errors.Is(err, known) {
 			return false
 		}
@@ -409,7 +430,8 @@ func unclear(err error) bool {
 	return true
 }
 
-// known reports whether an error of Launch is one of the contract's kinds, or an error of the network.
+// known reports whether an error of Launch is one of the contract's kinds, or an error of the
+// network.
 func known(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || !unclear(err) || errors.Is(err, launcher.ErrTransient) || errors.Is(err, launcher.ErrNotFound) ||
@@ -426,8 +448,10 @@ func (d *Dispatcher) prepare(ctx context.Context, j job, notes []launcher.Note) 
 		j.told[n.Text] = true
 	}
 	if len(fresh) > 0 {
-		d.Log.InfoContext(ctx, "launch waits for the target", "run_id", j.run.ID, "launcher", j.run.Launch.Launcher, "state", fresh[len(fresh)-1].Text)
-		d.move(ctx, storage.Transition{Run: j.run.ID, Launch: j.run.Launch.Token, Events: noted(j.run.Run, time.Now(), fresh)})
+		d.Log.InfoContext(ctx, "launch waits for the target", "run_id", j.run.ID, "launcher", j.run.Launch.Launcher,
+			"state", fresh[len(fresh)-1].Text)
+		d.move(ctx, storage.Transition{Run: j.run.ID, Launch: j.run.Launch.Token,
+			Events: noted(j.run.Run, time.Now(), fresh)})
 	}
 }
 
@@ -444,8 +468,9 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 	return events
 }
 
-// abandon ends a run that was canceled before it had a worker. Only a target whose answer is the truth about a moment ago proves
-// that. Every other run in flight is left to those who watch workers.
+// abandon ends a run that was canceled before it had a worker. Only a target whose answer is the
+// truth about a moment ago proves that. Every other run in flight is left to those who watch
+// workers.
 func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
 	switch {
 	case !r.Status.Active():
@@ -460,14 +485,16 @@ func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
 func (d *Dispatcher) unasked(ctx context.Context, r storage.Run) {
 	d.move(ctx, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Canceling}, Launch: r.Launch.Token, Void: true,
-		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(), "The run was canceled before its worker was started.")},
+		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(),
+			"The run was canceled before its worker was started.")},
 	})
 }
 
 // current reads the run as it is now; nil if its launch row is no longer the one we work on.
 func (d *Dispatcher) current(ctx context.Context, r storage.Run) (*storage.Run, error) {
 	runs, err := d.Store.Runs(ctx, storage.Filter{IDs: []string{r.ID}})
-	if err != nil || len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token || runs[0].Launch.State == storage.Void {
+	if err != nil || len(runs) == 0 || runs[0].Launch == nil || runs[0].Launch.Token != r.Launch.Token ||
+		runs[0].Launch.State == storage.Void {
 		return nil, err
 	}
 	return &runs[0], nil
@@ -522,7 +549,8 @@ func (t *Target) looks() bool {
 }
 
 // look finds the worker of a run on the target, if it is to be looked for and the launcher can.
-func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run, wanted bool) (got launcher.Launched, found bool, err error) {
+func (d *Dispatcher) look(ctx context.Context, t *Target, r storage.Run,
+	wanted bool) (got launcher.Launched, found bool, err error) {
 	if !wanted {
 		return got, false, nil
 	}
@@ -584,14 +612,17 @@ func (d *Dispatcher) move(ctx context.Context, tr storage.Transition) (storage.O
 // launched writes the fact that the worker exists.
 func (d *Dispatcher) launched(ctx context.Context, t *Target, r storage.Run, l launcher.Launched) {
 	now := time.Now()
-	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now, fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
-		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name}, {Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
+	events := []dagster.Event{dagster.NewEngineEvent(r.Run, now,
+		fmt.Sprintf("[Slipway] Launched the run worker with launcher %q.", t.Name),
+		[]dagster.Metadata{{Label: "Worker", Text: string(l.Handle)}, {Label: "Kind", Text: t.Kind.Name},
+			{Label: "Attempt", Text: fmt.Sprint(r.Launch.Attempt)}, {Label: "Route", Text: d.route(r)}}, nil)}
 	notes := slices.Clone(l.Notes)
 	for _, text := range r.IgnoredTags() {
 		notes = append(notes, launcher.Note{Text: "[Slipway] " + text})
 	}
 	events = append(events, noted(r.Run, now, notes)...)
-	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle), Events: events, Tags: storage.Put(r.Tags, l.Tags)})
+	out, ok := d.move(ctx, storage.Transition{Run: r.ID, Launch: r.Launch.Token, Handle: string(l.Handle),
+		Events: events, Tags: storage.Put(r.Tags, l.Tags)})
 	if !ok {
 		return
 	}
@@ -609,16 +640,19 @@ func (d *Dispatcher) route(r storage.Run) string {
 }
 
 // Texts of dagster._daemon.run_coordinator.queued_run_coordinator_daemon, 1.13.
-const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Marking the run as failed and dropping it from the queue"
+const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Marking the run as failed and dropping " +
+	"it from the queue"
 
 // fail ends a run that can never be launched, as Dagster's queue does.
 func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
-	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher, "err", cause)
+	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher,
+		"err", cause)
 	now := time.Now()
 	var meta []dagster.Metadata
 	var tags map[string]string
 	if c := launcher.CauseOf(cause); c != "" {
-		meta, tags = []dagster.Metadata{{Label: "Cause", Text: string(c)}}, map[string]string{storage.CauseTag: string(c)}
+		meta, tags = []dagster.Metadata{{Label: "Cause", Text: string(c)}},
+			map[string]string{storage.CauseTag: string(c)}
 	}
 	from := []dagster.Status{dagster.Starting}
 	if r.Resumes() {
@@ -651,9 +685,11 @@ func (d *Dispatcher) back(ctx context.Context, l *lane, j job, text string, caus
 	events = append(events, dagster.NewRunEnqueued(r.Run, now.Add(time.Microsecond)))
 	name := r.Launch.Launcher
 	d.done(name, "requeued", time.Since(j.at))
-	d.Log.InfoContext(ctx, "a run goes back to the queue", "run_id", r.ID, "launcher", name, "target", l.target.Place, "attempt", r.Launch.Attempt, "err", words(cause), "wait", pause)
+	d.Log.InfoContext(ctx, "a run goes back to the queue", "run_id", r.ID, "launcher", name, "target", l.target.Place,
+		"attempt", r.Launch.Attempt, "err", words(cause), "wait", pause)
 	d.Requeued(storage.Run{Run: dagster.Run{ID: r.ID}}, name, now.Add(pause)) // before the news of it can come
-	out, ok := d.move(ctx, storage.Transition{Run: r.ID, From: []dagster.Status{dagster.Starting}, Launch: r.Launch.Token, Void: true, Events: events})
+	out, ok := d.move(ctx, storage.Transition{Run: r.ID, From: []dagster.Status{dagster.Starting},
+		Launch: r.Launch.Token, Void: true, Events: events})
 	if !ok {
 		if out.Status == dagster.Canceling { // meanwhile
 			d.unasked(ctx, r)

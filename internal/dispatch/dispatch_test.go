@@ -103,7 +103,9 @@ func (l *target) said() string {
 	return strings.Join(l.calls, " ")
 }
 
-const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j", "status": {"__enum__": "PipelineRunStatus.STARTING"}, "tags": {}, "pipeline_code_origin": {"__class__": "PipelinePythonOrigin", "pipeline_name": "j"}}`
+const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j", "status": {"__enum__": ` +
+	`"PipelineRunStatus.STARTING"}, "tags": {}, "pipeline_code_origin": {"__class__": "PipelinePythonOrigin", ` +
+	`"pipeline_name": "j"}}`
 
 // dispatcher runs one with a target and a run that was claimed.
 func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
@@ -113,19 +115,23 @@ func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status 
 }
 
 // dispatching is the same, with a change before it begins.
-func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool, change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
+func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool,
+	change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
 	t.Helper()
 	parsed, err := dagster.ParseRun(body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	parsed.Status = status
-	r := storage.Run{Run: parsed, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}}}
+	r := storage.Run{Run: parsed,
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t",
+			At: time.Now(), State: storage.Open}}}
 	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
 	traits := launcher.Traits{OwnCommand: true, Settle: settle}
 	d := &dispatch.Dispatcher{
 		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, Log: slog.New(slog.DiscardHandler),
-		Targets:  map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits}, &launcher.Kind{Name: "fake", Traits: traits}, l)},
+		Targets: map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits},
+			&launcher.Kind{Name: "fake", Traits: traits}, l)},
 		Requeued: func(storage.Run, string, time.Time) {}, Launched: func(storage.Run) {},
 	}
 	if change != nil {
@@ -153,14 +159,16 @@ func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status
 
 func launched(m storage.Transition) bool { return m.Handle != "" }
 
-// Where the target would start a second worker, one whose start got no answer is looked for, and launched again only when it was absent for
-// long enough.
+// Where the target would start a second worker, one whose start got no answer is looked for, and
+// launched again only when it was absent for long enough.
 func TestUnknownOutcomeIsHeld(t *testing.T) {
 	t.Parallel()
 	lost := errors.New("the answer was lost")
-	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, lost }, find: func(n int) bool { return n == 3 }}
+	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, lost },
+		find: func(n int) bool { return n == 3 }}
 	s := dispatcher(t, l, time.Hour, dagster.Starting, false)
-	if m := s.wrote(t, "the worker that was found", launched); m.Handle != "found" || l.said() != "launch find find find" {
+	if m := s.wrote(t, "the worker that was found", launched); m.Handle != "found" ||
+		l.said() != "launch find find find" {
 		t.Errorf("handle %q after %q, want the found one after one launch", m.Handle, l.said())
 	}
 	l = &target{launch: func(n int) (launcher.Launched, error) {
@@ -173,18 +181,22 @@ func TestUnknownOutcomeIsHeld(t *testing.T) {
 	s = dispatcher(t, l, 300*time.Millisecond, dagster.Starting, false)
 	s.wrote(t, "the second launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
-		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took, l.said())
+		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took,
+			l.said())
 	}
 }
 
-// Of a run whose handle is written it is told which status it has then: its worker may have begun it before, or somebody have canceled it.
+// Of a run whose handle is written it is told which status it has then: its worker may have begun
+// it before, or somebody have canceled it.
 func TestLaunchedInItsStatus(t *testing.T) {
 	told, begun := make(chan storage.Run, 1), make(chan struct{})
 	l := &target{launch: func(int) (launcher.Launched, error) {
 		<-begun
 		return launcher.Launched{Handle: "h"}, nil
 	}}
-	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Launched = func(r storage.Run) { told <- r } })
+	_, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
+		d.Launched = func(r storage.Run) { told <- r }
+	})
 	r := s.runs["r1"]
 	r.Status = dagster.Started
 	s.mu.Lock()
@@ -205,8 +217,11 @@ func TestIgnoredTagsAreTold(t *testing.T) {
 	row.Token = "second"
 	r.Launch, r.Tags = &row, map[string]string{dagster.MaxRuntimeTag: "five"}
 	d.Launch(r)
-	m := s.wrote(t, "the second launch", func(m storage.Transition) bool { return launched(m) && m.Launch == row.Token })
-	if len(m.Events) != 2 || !strings.HasPrefix(m.Events[1].Message, "[Slipway] The tag dagster/max_runtime is ignored: ") {
+	m := s.wrote(t, "the second launch", func(m storage.Transition) bool {
+		return launched(m) && m.Launch == row.Token
+	})
+	if len(m.Events) != 2 || !strings.HasPrefix(m.Events[1].Message,
+		"[Slipway] The tag dagster/max_runtime is ignored: ") {
 		t.Errorf("events = %+v, want the tag that is ignored", m.Events)
 	}
 }
@@ -222,7 +237,9 @@ func TestBegunLaunchIsHeld(t *testing.T) {
 		t.Errorf("launched after %v, want it after the time of Settle", took)
 	}
 	// A run that was canceled meanwhile gets no worker, and is canceled once its absence counts.
-	l = &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
+	l = &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, errors.New("not to be called")
+	}}
 	s = dispatcher(t, l, 300*time.Millisecond, dagster.Canceling, true)
 	s.wrote(t, "the end of the canceled run", func(m storage.Transition) bool { return m.Void })
 	if strings.Contains(l.said(), "launch") {
@@ -260,13 +277,17 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 	l := &target{launch: func(int) (launcher.Launched, error) {
 		return launcher.Launched{}, launcher.WithCause(launcher.ErrInvalid, launcher.CauseImagePull)
 	}}
-	m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "the failure", func(m storage.Transition) bool { return m.Void })
-	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunFailure || m.Events[0].Texts()[0].Text != string(launcher.CauseImagePull) {
+	m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "the failure", func(m storage.Transition) bool {
+		return m.Void
+	})
+	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunFailure ||
+		m.Events[0].Texts()[0].Text != string(launcher.CauseImagePull) {
 		t.Errorf("events = %+v, want an engine event with the cause and the failure", m.Events)
 	}
 }
 
-// A launcher that does not mind its context is left to itself when its time is over; what it says later is nobody's answer.
+// A launcher that does not mind its context is left to itself when its time is over; what it says
+// later is nobody's answer.
 func TestCallsThatGoOn(t *testing.T) {
 	t.Parallel()
 	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
@@ -277,11 +298,14 @@ func TestCallsThatGoOn(t *testing.T) {
 		<-release
 		return "late", nil
 	})
-	if got != "" || !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "goes on with a call whose time is over") {
+	if got != "" || !errors.Is(err, launcher.ErrTransient) ||
+		!strings.Contains(err.Error(), "goes on with a call whose time is over") {
 		t.Errorf("Call = %q, %v", got, err)
 	}
 	close(release)
-	if got, err := dispatch.Call(t.Context(), target, func(context.Context) (string, error) { return "in time", nil }); got != "in time" || err != nil {
+	if got, err := dispatch.Call(t.Context(), target, func(context.Context) (string, error) {
+		return "in time", nil
+	}); got != "in time" || err != nil {
 		t.Errorf("the next Call = %q, %v", got, err)
 	}
 }
@@ -296,13 +320,16 @@ func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
 	return int(l.free.Load()), true, nil
 }
 
-// A target that has no room for a launch is asked how much it has before more runs are claimed for it, and somebody is told as long as it has none.
+// A target that has no room for a launch is asked how much it has before more runs are claimed for
+// it, and somebody is told as long as it has none.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	l := &roomy{}
 	l.launch = func(int) (launcher.Launched, error) { return launcher.Launched{}, launcher.ErrCapacity }
 	var told atomic.Int64
-	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) { d.Full = func(string) { told.Add(1) } })
+	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
+		d.Full = func(string) { told.Add(1) }
+	})
 	s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
 	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "nobody is told again" })
 	if room, _ := d.Room("x"); room != 0 {
@@ -320,11 +347,13 @@ func TestRoom(t *testing.T) {
 	})
 }
 
-// A refusal that follows a launch without an answer proves nothing of that: the worker is looked for first.
+// A refusal that follows a launch without an answer proves nothing of that: the worker is looked
+// for first.
 func TestRefusalAfterALostAnswer(t *testing.T) {
 	t.Parallel()
 	lost := errors.New("the answer was lost")
-	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "denied": launcher.ErrDenied, "invalid": launcher.ErrInvalid} {
+	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "denied": launcher.ErrDenied,
+		"invalid": launcher.ErrInvalid} {
 		launch := func(n int) (launcher.Launched, error) {
 			if n == 1 {
 				return launcher.Launched{}, lost
@@ -341,7 +370,8 @@ func TestRefusalAfterALostAnswer(t *testing.T) {
 		t.Run(name+", and it was not made", func(t *testing.T) {
 			t.Parallel()
 			l := &target{launch: launch}
-			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); !m.Void || l.said() != "launch find launch" {
+			if m := dispatcher(t, l, 0, dagster.Starting, false).wrote(t, "anything", any); !m.Void ||
+				l.said() != "launch find launch" {
 				t.Errorf("written %+v after %q, want the launch to end after a look", m, l.said())
 			}
 		})
@@ -365,13 +395,17 @@ func any(storage.Transition) bool { return true }
 // blind has the three methods of a launcher alone.
 type blind struct{ launcher.Launcher }
 
-// A launch that again and again made no worker, which looks have shown, goes back to the queue with the launcher's words: it keeps no place.
+// A launch that again and again made no worker, which looks have shown, goes back to the queue with
+// the launcher's words: it keeps no place.
 func TestLaunchThatMakesNothing(t *testing.T) {
 	t.Parallel()
-	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("no such\nqueue") }}
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, errors.New("no such\nqueue")
+	}}
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
-	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunEnqueued || !strings.HasSuffix(m.Events[0].Message, "made no worker in 5 tries: no such queue") {
+	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunEnqueued ||
+		!strings.HasSuffix(m.Events[0].Message, "made no worker in 5 tries: no such queue") {
 		t.Errorf("events = %+v, want the launcher's words in one line, and the queue", m.Events)
 	}
 	// It may have been about this run alone: others are still tried, and the target is not sick.
@@ -380,14 +414,16 @@ func TestLaunchThatMakesNothing(t *testing.T) {
 	}
 }
 
-// A target that refuses us is sick until a call is answered, and its run is back in the queue at once, with the reason, once.
+// A target that refuses us is sick until a call is answered, and its run is back in the queue at
+// once, with the reason, once.
 func TestDenied(t *testing.T) {
 	l := &target{launch: func(int) (launcher.Launched, error) {
 		return launcher.Launched{}, launcher.Unreached(errors.New("connection\nrefused"))
 	}}
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
-	if len(m.Events) != 2 || !strings.HasSuffix(m.Events[0].Message, ": connection refused") || !strings.Contains(m.Events[0].Message, "has failed since ") {
+	if len(m.Events) != 2 || !strings.HasSuffix(m.Events[0].Message, ": connection refused") ||
+		!strings.Contains(m.Events[0].Message, "has failed since ") {
 		t.Errorf("events = %+v, want why it waits and since when", m.Events)
 	}
 	ill := d.Targets["x"].Trouble()
@@ -397,19 +433,28 @@ func TestDenied(t *testing.T) {
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		room, sick := d.Room("x")
 		ill := d.Targets["x"].Trouble()
-		return room == 1 && !sick && ill.Sick, fmt.Sprintf("Room = %d, sick %v; want one run as a trial of a target that is still sick: %+v", room, sick, ill)
+		return room == 1 && !sick && ill.Sick,
+			fmt.Sprintf("Room = %d, sick %v; want one run as a trial of a target that is still sick: %+v", room, sick,
+				ill)
 	})
 	d.Launch(s.runs["r1"])
-	m = s.wrote(t, "the run back in the queue once more", func(n storage.Transition) bool { return n.Void && len(n.Events) == 1 })
+	m = s.wrote(t, "the run back in the queue once more", func(n storage.Transition) bool {
+		return n.Void && len(n.Events) == 1
+	})
 	if m.Events[0].Type != dagster.RunEnqueued {
 		t.Errorf("events = %+v, want no second reason", m.Events)
 	}
 }
 
-// A run that was canceled before its target was asked for a worker ends at once, whatever the target promises.
+// A run that was canceled before its target was asked for a worker ends at once, whatever the
+// target promises.
 func TestCanceledBeforeTheLaunch(t *testing.T) {
-	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{}, errors.New("not to be called") }}
-	m := dispatcher(t, l, 0, dagster.Canceling, false).wrote(t, "the end", func(m storage.Transition) bool { return m.Void })
+	l := &target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{}, errors.New("not to be called")
+	}}
+	m := dispatcher(t, l, 0, dagster.Canceling, false).wrote(t, "the end", func(m storage.Transition) bool {
+		return m.Void
+	})
 	if len(m.Events) != 1 || m.Events[0].Type != dagster.RunCanceled || l.said() != "" {
 		t.Errorf("events = %+v after %q, want the end and no call", m.Events, l.said())
 	}
@@ -459,7 +504,8 @@ func (l *divided) Ping(_ context.Context, place string) error {
 	return nil
 }
 
-// Each place behind a launcher is sick by itself; it is asked whether it is back without a run, as long as runs wait for it.
+// Each place behind a launcher is sick by itself; it is asked whether it is back without a run, as
+// long as runs wait for it.
 func TestPlacesFailOneByOne(t *testing.T) {
 	t.Parallel()
 	l := &divided{}
@@ -474,7 +520,9 @@ func TestPlacesFailOneByOne(t *testing.T) {
 		t.Fatalf("targets %q and %q", here, away)
 	}
 	x := d.Targets["x"]
-	if _, err := dispatch.Call(t.Context(), x.Of("away"), func(context.Context) (int, error) { return 0, launcher.ErrDenied }); err == nil {
+	if _, err := dispatch.Call(t.Context(), x.Of("away"), func(context.Context) (int, error) {
+		return 0, launcher.ErrDenied
+	}); err == nil {
 		t.Fatal("no error")
 	}
 	if room, sick := d.Room(here); room != 2 || sick {
@@ -482,9 +530,11 @@ func TestPlacesFailOneByOne(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // the queue asks again and again
 		room, sick := d.Room(away)
-		return room == 0 && sick && l.pings.Load() >= 1 && x.Places()[0].Trouble().Err == "no route to host", fmt.Sprintf("Room = %d, sick %v, %d pings, %+v", room, sick, l.pings.Load(), x.Places()[0].Trouble())
+		return room == 0 && sick && l.pings.Load() >= 1 && x.Places()[0].Trouble().Err == "no route to host",
+			fmt.Sprintf("Room = %d, sick %v, %d pings, %+v", room, sick, l.pings.Load(), x.Places()[0].Trouble())
 	})
-	if p := x.Places(); len(p) != 2 || p[0].Place != "away" || !p[0].Trouble().Sick || p[1].Trouble().Sick || x.Trouble().Sick {
+	if p := x.Places(); len(p) != 2 || p[0].Place != "away" || !p[0].Trouble().Sick || p[1].Trouble().Sick ||
+		x.Trouble().Sick {
 		t.Errorf("places %+v, want one that is sick, one that is well, and a launcher that is", p)
 	}
 	l.away.Store(false)
@@ -515,7 +565,9 @@ func TestWaitsIsTold(t *testing.T) {
 	})
 	d.Waits(waiting, "x")
 	m := s.wrote(t, "the note", told)
-	if len(m.From) != 1 || m.From[0] != dagster.Queued || !strings.Contains(m.Events[0].Message, `launcher "x" has failed since `) || !strings.HasSuffix(m.Events[0].Message, ": key expired") {
+	if len(m.From) != 1 || m.From[0] != dagster.Queued ||
+		!strings.Contains(m.Events[0].Message, `launcher "x" has failed since `) ||
+		!strings.HasSuffix(m.Events[0].Message, ": key expired") {
 		t.Errorf("written %+v, want the reason", m)
 	}
 	d.Waits(storage.Run{Run: dagster.Run{ID: "r3", Job: "j"}}, "x")

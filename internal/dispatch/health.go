@@ -14,22 +14,23 @@ import (
 const (
 	// sickAfter is how many failures in a row make a target sick, if no single one does.
 	sickAfter = 5
-	// sickFirst is the pause before a target that has become sick is tried; each further failure doubles it.
+	// sickFirst is the pause before a target that has become sick is tried; each further failure
+	// doubles it.
 	sickFirst = time.Second
 	// sickFor is the longest such pause.
 	sickFor = 15 * time.Second
 	// fresh is how long a target counts as answering after an answer.
 	fresh = 10 * time.Second
-	// someUnclear is how many runs of unknown outcome a target may have while its launches fail with errors
-	// of no known kind, which may be about these runs alone.
+	// someUnclear is how many runs of unknown outcome a target may have while its launches fail
+	// with errors of no known kind, which may be about these runs alone.
 	someUnclear = 3
 )
 
 // health records how a target has answered lately. The zero value has not answered yet.
 //
 // A sick target gets one call at a time, with growing pauses, and is well again when a call is
-// answered. Only what every request would meet makes it sick: a refusal of us, no answer in time, or
-// several failures in a row.
+// answered. Only what every request would meet makes it sick: a refusal of us, no answer in time,
+// or several failures in a row.
 type health struct {
 	mu       sync.Mutex
 	answered time.Time // the last time
@@ -109,7 +110,8 @@ func (h *health) end(tries bool, err error, givenUp bool, now time.Time) {
 	h.next = now.Add(pause)
 }
 
-// launched records the outcome of a launch. A target can answer other calls and still fail all launches.
+// launched records the outcome of a launch. A target can answer other calls and still fail all
+// launches.
 func (h *health) launched(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,9 +125,9 @@ func (h *health) launched(err error) {
 	}
 }
 
-// takes returns how many launches of unknown outcome the target may have, including those under way;
-// -1: as many as it has room for. A target that has not answered since it failed, or for some time,
-// gets one: if it hangs, the other runs wait in the queue and take no place there.
+// takes returns how many launches of unknown outcome the target may have, including those under
+// way; -1: as many as it has room for. A target that has not answered since it failed, or for some
+// time, gets one: if it hangs, the other runs wait in the queue and take no place there.
 func (h *health) takes(now time.Time) (n int, sick bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -17,19 +17,26 @@ func TestHealth(t *testing.T) {
 		takes int     // afterwards
 		sick  bool
 	}{
-		"not asked yet":                            {takes: 1},
-		"it answers":                               {calls: []error{nil}, asks: []error{nil}, takes: -1},
-		"an answer about a request":                {calls: []error{launcher.ErrInvalid}, asks: []error{launcher.ErrInvalid}, takes: -1},
-		"a failure":                                {calls: []error{nil, launcher.ErrTransient}, takes: 1},
-		"failures in a row":                        {calls: []error{plain, plain, plain, plain, plain}, takes: 0, sick: true},
-		"failures with an answer among them":       {calls: []error{plain, plain, plain, plain, nil, plain}, takes: 1},
-		"it refuses us":                            {calls: []error{nil, launcher.ErrDenied}, takes: 0, sick: true},
-		"it is not reached":                        {calls: []error{nil, launcher.Unreached(plain)}, takes: 0, sick: true},
-		"no answer in time":                        {calls: []error{nil, context.DeadlineExceeded}, takes: 0, sick: true},
-		"well again":                               {calls: []error{launcher.ErrDenied, nil}, takes: -1},
-		"it answers, but launches nothing":         {calls: []error{nil}, asks: []error{launcher.ErrTransient}, takes: 1},
-		"launches that fail in words of their own": {calls: []error{nil, strange{plain}, strange{plain}, strange{plain}, strange{plain}, strange{plain}}, asks: []error{strange{plain}}, takes: someUnclear},
-		"a launch again":                           {calls: []error{nil}, asks: []error{launcher.ErrTransient, nil}, takes: -1},
+		"not asked yet": {takes: 1},
+		"it answers":    {calls: []error{nil}, asks: []error{nil}, takes: -1},
+		"an answer about a request": {calls: []error{launcher.ErrInvalid},
+			asks: []error{launcher.ErrInvalid}, takes: -1},
+		"a failure": {calls: []error{nil, launcher.ErrTransient}, takes: 1},
+		"failures in a row": {calls: []error{plain, plain, plain, plain, plain}, takes: 0,
+			sick: true},
+		"failures with an answer among them": {calls: []error{plain, plain, plain, plain, nil, plain}, takes: 1},
+		"it refuses us":                      {calls: []error{nil, launcher.ErrDenied}, takes: 0, sick: true},
+		"it is not reached": {calls: []error{nil, launcher.Unreached(plain)}, takes: 0,
+			sick: true},
+		"no answer in time": {calls: []error{nil, context.DeadlineExceeded}, takes: 0,
+			sick: true},
+		"well again": {calls: []error{launcher.ErrDenied, nil}, takes: -1},
+		"it answers, but launches nothing": {calls: []error{nil}, asks: []error{launcher.ErrTransient},
+			takes: 1},
+		"launches that fail in words of their own": {calls: []error{nil, strange{plain}, strange{plain}, strange{plain},
+			strange{plain}, strange{plain}}, asks: []error{strange{plain}}, takes: someUnclear},
+		"a launch again": {calls: []error{nil}, asks: []error{launcher.ErrTransient, nil},
+			takes: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var h health
@@ -77,7 +84,8 @@ func TestSickTargetIsTried(t *testing.T) {
 	}
 }
 
-// A target that cannot say how much room it has is tried with one run after a pause, and with more and more while it takes them.
+// A target that cannot say how much room it has is tried with one run after a pause, and with more
+// and more while it takes them.
 func TestRoomOfATargetThatCannotSay(t *testing.T) {
 	var r room
 	now := time.Now()

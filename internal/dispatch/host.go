@@ -14,8 +14,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// hostAge is how long an answer of [launcher.Local] counts. It is far shorter than the time for which a worker must
-// be absent to count as dead.
+// hostAge is how long an answer of [launcher.Local] counts. It is far shorter than the time for
+// which a worker must be absent to count as dead.
 const hostAge = time.Second
 
 // host is the last answer of a [launcher.Local]. The zero value is that there was none.
@@ -33,7 +33,8 @@ func (h *host) last() (name string, at time.Time) {
 	return h.name, h.at
 }
 
-// hostNow asks for the only host on which the workers of the target can be seen; "" if they can be seen from everywhere.
+// hostNow asks for the only host on which the workers of the target can be seen; "" if they can be
+// seen from everywhere.
 func (t *Target) hostNow(ctx context.Context) (string, error) {
 	local, ok := launcher.As[launcher.Local](t.Launcher)
 	if t.Host != "" || !ok {
@@ -55,8 +56,8 @@ func (t *Target) hostNow(ctx context.Context) (string, error) {
 	return name.(string), err
 }
 
-// Locate asks the target on which host its workers can be seen, if it has not said so lately. Before the first answer no
-// run is claimed for the target.
+// Locate asks the target on which host its workers can be seen, if it has not said so lately.
+// Before the first answer no run is claimed for the target.
 func (t *Target) Locate(ctx context.Context) error {
 	_, err := t.hostNow(ctx)
 	return err
@@ -76,21 +77,23 @@ func (t *Target) located() bool {
 	return known
 }
 
-// NewToken makes the token of a new launch row. It names the host of the target, if workers can be seen there alone.
+// NewToken makes the token of a new launch row. It names the host of the target, if workers can be
+// seen there alone.
 func (t *Target) NewToken() string {
 	name, _ := t.lastHost()
 	return storage.NewToken(uuid.NewString(), name)
 }
 
-// NextToken makes the token of the next attempt at a run whose worker, started with the launch row l, is dead. Only the host
-// of that worker can have proved this.
+// NextToken makes the token of the next attempt at a run whose worker, started with the launch row
+// l, is dead. Only the host of that worker can have proved this.
 func (t *Target) NextToken(l storage.LaunchRow) string {
 	name, _ := t.lastHost()
 	return storage.NewToken(uuid.NewString(), cmp.Or(l.Host(), name))
 }
 
-// Elsewhere explains why the target cannot see the worker of a launch row: it runs on another host. It is "" if the target can.
-// Where it cannot, its answer that there is no such worker proves nothing. An error means that the target could not be asked.
+// Elsewhere explains why the target cannot see the worker of a launch row: it runs on another host.
+// It is "" if the target can. Where it cannot, its answer that there is no such worker proves
+// nothing. An error means that the target could not be asked.
 func (t *Target) Elsewhere(ctx context.Context, l storage.LaunchRow) (string, error) {
 	if l.Host() == "" {
 		return "", nil
@@ -115,7 +118,9 @@ func (t *Target) elsewhere(l storage.LaunchRow, here string) string {
 	if host == "" || host == here {
 		return ""
 	}
-	return fmt.Sprintf("launcher %q started the run worker on another host (%s), which cannot be seen from this one (%s): a daemon on that host must lead to look after it",
+	return fmt.Sprintf(
+		"launcher %q started the run worker on another host (%s), which cannot be seen from this one (%s): a daemon "+
+			"on that host must lead to look after it",
 		t.Name, host, cmp.Or(here, "without a name"))
 }
 

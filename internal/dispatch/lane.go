@@ -65,7 +65,8 @@ func (d *Dispatcher) Target(launcher string, r storage.Run) string {
 	return d.laneOf(t.For(r.Run)).target.String()
 }
 
-// Room is how many more launches a target takes now, and whether it is sick, so that others may take its runs.
+// Room is how many more launches a target takes now, and whether it is sick, so that others may
+// take its runs.
 func (d *Dispatcher) Room(target string) (room int, sick bool) {
 	l := d.find(target)
 	if l == nil {
@@ -102,7 +103,9 @@ func (d *Dispatcher) ping(ctx context.Context, l *lane) {
 	case !t.located():
 		err = t.Locate(ctx)
 	case ok:
-		_, err = Call(ctx, t, func(ctx context.Context) (none struct{}, err error) { return none, many.Ping(ctx, t.Place) })
+		_, err = Call(ctx, t, func(ctx context.Context) (none struct{}, err error) {
+			return none, many.Ping(ctx, t.Place)
+		})
 	default:
 		return
 	}
@@ -125,13 +128,15 @@ func (l *lane) String() string {
 
 // ill is what a run's log says while the run waits for a sick target.
 func (l *lane) ill(t Trouble) string {
-	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has failed since %s, and is tried again at least every %s: %s",
+	return fmt.Sprintf(
+		"[Slipway] The run waits in the queue: %s has failed since %s, and is tried again at least every %s: %s",
 		l, clock(t.Since), sickFor, t.Err)
 }
 
 // noRoom is what a run's log says while the run waits for room.
 func (l *lane) noRoom(since time.Time, full string) string {
-	return fmt.Sprintf("[Slipway] The run waits in the queue: %s has no room since %s, and is tried again at least every %s: %s",
+	return fmt.Sprintf(
+		"[Slipway] The run waits in the queue: %s has no room since %s, and is tried again at least every %s: %s",
 		l, clock(since), maxPause, full)
 }
 

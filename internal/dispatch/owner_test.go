@@ -17,7 +17,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Tests of who owns a run with a launch row and no handle row: there is always somebody who acts on it.
+// Tests of who owns a run with a launch row and no handle row: there is always somebody who acts on
+// it.
 
 // strictStore refuses a change that names another status or another launch row, as storages do.
 type strictStore struct{ *fakeStore }
@@ -44,7 +45,8 @@ func (s *fakeStore) set(status dagster.Status) {
 	s.runs["r1"] = r
 }
 
-// strictly has the dispatcher work on a storage that refuses what does not fit, and passes on what it leaves to the monitor.
+// strictly has the dispatcher work on a storage that refuses what does not fit, and passes on what
+// it leaves to the monitor.
 func strictly(left chan<- storage.Run) func(*dispatch.Dispatcher) {
 	return func(d *dispatch.Dispatcher) {
 		d.Store = strictStore{d.Store.(*fakeStore)}
@@ -52,7 +54,8 @@ func strictly(left chan<- storage.Run) func(*dispatch.Dispatcher) {
 	}
 }
 
-// A run is canceled while its launch is on its way, and the target refuses it: nothing was made, so the run is canceled.
+// A run is canceled while its launch is on its way, and the target refuses it: nothing was made, so
+// the run is canceled.
 func TestCanceledWhileTheLaunchIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, refusal := range map[string]error{"no room": launcher.ErrCapacity, "invalid": launcher.ErrInvalid} {
@@ -75,8 +78,8 @@ func TestCanceledWhileTheLaunchIsRefused(t *testing.T) {
 	}
 }
 
-// A run is canceled while the target does not say whether it made a worker, and the target cannot prove that it did not: the
-// monitor looks on. One that was never asked for has no worker.
+// A run is canceled while the target does not say whether it made a worker, and the target cannot
+// prove that it did not: the monitor looks on. One that was never asked for has no worker.
 func TestCanceledOnATargetThatProvesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -102,13 +105,15 @@ func TestCanceledOnATargetThatProvesNothing(t *testing.T) {
 				return
 			}
 			if r := <-left; r.Handle != "" || r.Status != dagster.Canceling {
-				t.Errorf("the monitor was given %s with handle %q, want %s without one", r.Status, r.Handle, dagster.Canceling)
+				t.Errorf("the monitor was given %s with handle %q, want %s without one", r.Status, r.Handle,
+					dagster.Canceling)
 			}
 		})
 	}
 }
 
-// A run has started, and its target, asked for the worker whose handle was never written, has none: the monitor looks on.
+// A run has started, and its target, asked for the worker whose handle was never written, has none:
+// the monitor looks on.
 func TestVanishedBeforeItsHandle(t *testing.T) {
 	t.Parallel()
 	l := &target{find: func(int) bool { return false }}
@@ -116,7 +121,8 @@ func TestVanishedBeforeItsHandle(t *testing.T) {
 	d, s := dispatching(t, l, 0, dagster.Started, true, strictly(left))
 	r := <-left
 	if r.Handle != "" || r.Status != dagster.Started || len(s.moves) != 0 {
-		t.Fatalf("the monitor was given %s with handle %q, and %d changes were written", r.Status, r.Handle, len(s.moves))
+		t.Fatalf("the monitor was given %s with handle %q, and %d changes were written", r.Status, r.Handle,
+			len(s.moves))
 	}
 	if h, err := d.Find(t.Context(), r); err != nil || h.Status != launcher.NotFound {
 		t.Errorf("Find = %+v, %v; want %s", h, err, launcher.NotFound)
@@ -132,7 +138,8 @@ func TestVanishedBeforeItsHandle(t *testing.T) {
 	}
 }
 
-// TakeUp goes on with a launch that nobody has in hand, once, and not with one whose handle is written.
+// TakeUp goes on with a launch that nobody has in hand, once, and not with one whose handle is
+// written.
 func TestTakeUp(t *testing.T) {
 	t.Parallel()
 	asked, answer := make(chan struct{}, 10), make(chan struct{})
@@ -163,10 +170,13 @@ func TestTakeUp(t *testing.T) {
 	s.runs["r1"] = r
 	s.mu.Unlock()
 	d.TakeUp(t.Context(), r)
-	s.wrote(t, "the handle of a launch that was forgotten", func(m storage.Transition) bool { return launched(m) && m.Launch == "forgotten" })
+	s.wrote(t, "the handle of a launch that was forgotten", func(m storage.Transition) bool {
+		return launched(m) && m.Launch == "forgotten"
+	})
 }
 
-// A target that sees its own host alone starts no worker in place of one that was begun on another host.
+// A target that sees its own host alone starts no worker in place of one that was begun on another
+// host.
 func TestWorkerOfAnotherHost(t *testing.T) {
 	t.Parallel()
 	l := &target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}
@@ -195,7 +205,9 @@ func (l *local) Host(context.Context) (string, error) {
 }
 
 func newLocal(host string) *local {
-	l := &local{target: target{launch: func(int) (launcher.Launched, error) { return launcher.Launched{Handle: "second"}, nil }}}
+	l := &local{target: target{launch: func(int) (launcher.Launched, error) {
+		return launcher.Launched{Handle: "second"}, nil
+	}}}
 	l.host.Store(host)
 	return l
 }
@@ -207,8 +219,8 @@ func claimedAt(host string) func(*dispatch.Dispatcher) {
 	}
 }
 
-// A target whose host must be asked for is away when a launch is taken up. Nothing is launched or left until it has said on which
-// host it sees workers: here on another one.
+// A target whose host must be asked for is away when a launch is taken up. Nothing is launched or
+// left until it has said on which host it sees workers: here on another one.
 func TestLaunchOfAnotherEngine(t *testing.T) {
 	l := newLocal("")
 	left := make(chan storage.Run, 1)
@@ -226,7 +238,8 @@ func TestLaunchOfAnotherEngine(t *testing.T) {
 	if r := <-left; r.Handle != "" || strings.Contains(l.said(), "launch") || len(s.moves) != 0 {
 		t.Errorf("calls %q, %d changes; want the run left as it is", l.said(), len(s.moves))
 	}
-	if why := d.Targets["x"].KnownElsewhere(*s.runs["r1"].Launch); !strings.Contains(why, "there") || !strings.Contains(why, "here") {
+	if why := d.Targets["x"].KnownElsewhere(*s.runs["r1"].Launch); !strings.Contains(why, "there") ||
+		!strings.Contains(why, "here") {
 		t.Errorf("KnownElsewhere = %q, want both hosts named", why)
 	}
 	l.host.Store("there") // its address leads to the other engine again
@@ -236,8 +249,8 @@ func TestLaunchOfAnotherEngine(t *testing.T) {
 	})
 }
 
-// The address of a target leads to another engine between the claim and the launch. No worker was asked for yet, so the run goes
-// back to the queue, whose next claim names the right engine.
+// The address of a target leads to another engine between the claim and the launch. No worker was
+// asked for yet, so the run goes back to the queue, whose next claim names the right engine.
 func TestEngineChangesAfterTheClaim(t *testing.T) {
 	l := newLocal("here")
 	d, s := dispatching(t, l, 0, dagster.Starting, false, func(d *dispatch.Dispatcher) {
@@ -253,13 +266,15 @@ func TestEngineChangesAfterTheClaim(t *testing.T) {
 	}
 }
 
-// No run is claimed for a target that has not said yet which host it sees: its launch row could not name the host.
+// No run is claimed for a target that has not said yet which host it sees: its launch row could not
+// name the host.
 func TestNoClaimWithoutAHost(t *testing.T) {
 	l := newLocal("")
 	d, _ := dispatching(t, l, 0, dagster.Success, true, nil) // a run that needs nothing
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		room, _ := d.Room("x")
-		return room == 0 && d.Targets["x"].Trouble().Err != "", fmt.Sprintf("Room = %d, %+v", room, d.Targets["x"].Trouble())
+		return room == 0 && d.Targets["x"].Trouble().Err != "",
+			fmt.Sprintf("Room = %d, %+v", room, d.Targets["x"].Trouble())
 	})
 	l.host.Store("here")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
@@ -280,7 +295,8 @@ func (l *listed) List(context.Context, launcher.Filter) iter.Seq2[launcher.Worke
 	}
 }
 
-// The settings of today refuse a run whose launch was begun. Its worker is found by its name, and the run does not fail.
+// The settings of today refuse a run whose launch was begun. Its worker is found by its name, and
+// the run does not fail.
 func TestWorkerOfARunThatIsRefusedToday(t *testing.T) {
 	l := &listed{}
 	_, s := dispatching(t, l, 0, dagster.Starting, true, func(d *dispatch.Dispatcher) {

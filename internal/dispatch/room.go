@@ -54,7 +54,8 @@ func (r *room) take() {
 	r.left--
 }
 
-// refused closes the room of a target that cannot say how much it has. after is the pause that the target asked for.
+// refused closes the room of a target that cannot say how much it has. after is the pause that the
+// target asked for.
 func (r *room) refused(after time.Duration, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,7 +67,8 @@ func (r *room) refused(after time.Duration, now time.Time) {
 	r.until = now.Add(max(r.pause, after))
 }
 
-// took is called after each launch that was not refused for room. launched: the target has made the worker.
+// took is called after each launch that was not refused for room. launched: the target has made the
+// worker.
 func (r *room) took(launched bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,8 +104,8 @@ func (r *room) none() (since time.Time, words string) {
 	return r.since, r.full
 }
 
-// watchRoom polls the free capacity of a target whose launch found no room, until it has plenty, so that no runs are
-// claimed that it could not take. A target that cannot say is tried with few runs.
+// watchRoom polls the free capacity of a target whose launch found no room, until it has plenty, so
+// that no runs are claimed that it could not take. A target that cannot say is tried with few runs.
 func (d *Dispatcher) watchRoom(ctx context.Context, t *Target, err error) {
 	t.room.says(words(err), time.Now())
 	c, ok := launcher.As[launcher.Capacity](t.Launcher)

@@ -26,8 +26,10 @@ type Target struct {
 	worker.Target
 	Kind     *launcher.Kind
 	Launcher launcher.Launcher
-	Host     string // the only one on which its workers can be seen, if that is this machine; see [launcher.Local] for the others
-	Place    string // "" for a launcher
+	// the only one on which its workers can be seen, if that is this machine; see [launcher.Local]
+	// for the others
+	Host  string
+	Place string // "" for a launcher
 
 	limit  *rate.Limiter
 	budget *budget // of launches
@@ -56,7 +58,8 @@ const (
 func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Target {
 	return &Target{
 		Target: t, Kind: kind, Launcher: l,
-		limit: rate.NewLimiter(callsPerSecond, callsPerSecond), budget: newBudget(rate.Limit(cmp.Or(t.LaunchRate, callsPerSecond))),
+		limit:  rate.NewLimiter(callsPerSecond, callsPerSecond),
+		budget: newBudget(rate.Limit(cmp.Or(t.LaunchRate, callsPerSecond))),
 	}
 }
 
@@ -125,15 +128,17 @@ func (t *Target) Places() []*Target {
 	return places
 }
 
-// LaunchRate is how many launches per second the target takes now, as far as its refusals have taught.
+// LaunchRate is how many launches per second the target takes now, as far as its refusals have
+// taught.
 func (t *Target) LaunchRate() float64 { return float64(t.budget.limit.Limit()) }
 
 // Trouble returns what is wrong with the target.
 func (t *Target) Trouble() Trouble { return t.health.trouble() }
 
-// Call does one call to the target. Every call goes through it: it keeps rate, deadline and health. A sick
-// target gets one call at a time, after a pause; other calls fail with [launcher.Unreached]. If the launcher
-// does not return in time, it is left to itself and the error is [launcher.ErrTransient].
+// Call does one call to the target. Every call goes through it: it keeps rate, deadline and health.
+// A sick target gets one call at a time, after a pause; other calls fail with [launcher.Unreached].
+// If the launcher does not return in time, it is left to itself and the error is
+// [launcher.ErrTransient].
 func Call[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
 	var none T
 	call, cancel := context.WithTimeout(ctx, CallTimeout)
@@ -169,7 +174,8 @@ func notAsked(ctx context.Context, t *Target, why error) error {
 const (
 	// afterTime is how long a call may take to notice that its time is over.
 	afterTime = 2 * time.Second
-	// maxLeft is how many calls of one target that did not notice may go on; with so many, it is not asked any more.
+	// maxLeft is how many calls of one target that did not notice may go on; with so many, it is
+	// not asked any more.
 	maxLeft = 100
 )
 
@@ -196,7 +202,8 @@ func inTime[T any](ctx context.Context, t *Target, f func(context.Context) (T, e
 	case <-time.After(afterTime):
 		t.left.Add(1)
 		go func() { <-done; t.left.Add(-1) }() // likewise
-		return none, fmt.Errorf("%w: the launcher goes on with a call whose time is over: %w", launcher.ErrTransient, ctx.Err())
+		return none, fmt.Errorf("%w: the launcher goes on with a call whose time is over: %w", launcher.ErrTransient,
+			ctx.Err())
 	}
 }
 
@@ -213,14 +220,16 @@ func List(ctx context.Context, t *Target, lister launcher.Lister, f launcher.Fil
 	})
 }
 
-// words returns the text of an error for people: one line, without the names of our kinds of errors.
+// words returns the text of an error for people: one line, without the names of our kinds of
+// errors.
 func words(err error) string {
 	text := err.Error()
 	for _, kind := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrCapacity, launcher.ErrTransient} {
 		text = strings.TrimPrefix(strings.ReplaceAll(text, kind.Error()+": ", ""), kind.Error()+"\n")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		text = strings.ReplaceAll(text, context.DeadlineExceeded.Error(), fmt.Sprintf("no answer within %s", CallTimeout))
+		text = strings.ReplaceAll(text, context.DeadlineExceeded.Error(),
+			fmt.Sprintf("no answer within %s", CallTimeout))
 	}
 	if text = strings.Join(strings.Fields(text), " "); len(text) > maxWords {
 		text = strings.ToValidUTF8(text[:maxWords], "") + "…"

@@ -30,7 +30,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; a launcher starts it with the arguments of Dagster's own workers"
+const usage = "usage: slipway-worker api execute_run|resume_run|canary ARGUMENTS; a launcher starts it with the " +
+	"arguments of Dagster's own workers"
 
 // Main is the program slipway-worker; it returns the exit code. Like Dagster's worker it returns 0
 // even if its run failed, unless the arguments ask for an exit code. It returns 1 if it could not
@@ -221,7 +222,8 @@ type worker struct {
 
 // record writes events that change the run's status, if that is one of from and this worker's
 // launch row is still the current one. The outcome reports whether they were written.
-func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string, events ...dagster.Event) (storage.Outcome, error) {
+func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string,
+	events ...dagster.Event) (storage.Outcome, error) {
 	t := storage.Transition{Run: w.events.Run.ID, From: from, Launch: w.launch, Events: events, Tags: tags}
 	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
 }
@@ -284,7 +286,8 @@ func (w *worker) run(ctx context.Context, id string) (dagster.Status, error) {
 func (w *worker) work(ctx context.Context, r storage.Run) (dagster.Status, error) {
 	job, err := ParseJob(r.Config)
 	if err != nil {
-		out, werr := w.record(ctx, []dagster.Status{dagster.Starting, dagster.NotStarted}, reason(dagster.InitializationFailure),
+		out, werr := w.record(ctx, []dagster.Status{dagster.Starting, dagster.NotStarted},
+			reason(dagster.InitializationFailure),
 			w.events.Engine("Could not load job definition.", err),
 			w.events.Failure(dagster.MarkedFailed, dagster.InitializationFailure, nil, err))
 		return out.Status, werr
@@ -354,8 +357,10 @@ func (w *worker) end(ctx context.Context, p *plan) (dagster.Status, error) {
 		for _, n := range p.failed {
 			names = append(names, "'"+n+"'")
 		}
-		message := fmt.Sprintf("Execution of run for %q failed. Steps failed: [%s].", w.events.Run.Job, strings.Join(names, ", "))
-		tags, event = reason(dagster.StepFailureReason), w.events.Failure(message, dagster.StepFailureReason, p.first, p.err)
+		message := fmt.Sprintf("Execution of run for %q failed. Steps failed: [%s].", w.events.Run.Job,
+			strings.Join(names, ", "))
+		tags, event = reason(dagster.StepFailureReason),
+			w.events.Failure(message, dagster.StepFailureReason, p.first, p.err)
 	}
 	out, err := w.record(ctx, []dagster.Status{dagster.Started}, tags, event)
 	if err != nil || out.Done {
@@ -371,17 +376,22 @@ func (w *worker) interrupted(ctx context.Context) (dagster.Status, error) {
 		return "", err
 	}
 	if w.launch != "" && (r.Launch == nil || r.Launch.Token != w.launch) {
-		return r.Status, w.log(ctx, w.events.Engine("[Slipway] Another run worker has replaced this one, which exits without writing the end of the run.", nil))
+		return r.Status, w.log(ctx,
+			w.events.Engine("[Slipway] Another run worker has replaced this one, which exits without writing the end "+
+				"of the run.", nil))
 	}
 	switch r.Status {
 	case dagster.Canceling:
 		out, err := w.record(ctx, []dagster.Status{dagster.Canceling}, nil, w.events.Canceled())
 		return out.Status, err
 	case dagster.Canceled, dagster.Failure, dagster.Success:
-		return r.Status, w.log(ctx, w.events.Engine(fmt.Sprintf("Computational resources were cleaned up after the run was marked as %s from outside.", r.Status), nil))
+		return r.Status, w.log(ctx,
+			w.events.Engine(fmt.Sprintf(
+				"Computational resources were cleaned up after the run was marked as %s from outside.", r.Status), nil))
 	}
 	err = errors.New("the run worker was told to stop (SIGTERM), but the run was not canceled")
 	out, werr := w.record(ctx, []dagster.Status{dagster.Started}, reason(dagster.UnexpectedTermination),
-		w.events.Failure("Execution of run for \""+w.events.Run.Job+"\" failed. "+err.Error(), dagster.UnexpectedTermination, nil, err))
+		w.events.Failure("Execution of run for \""+w.events.Run.Job+"\" failed. "+err.Error(),
+			dagster.UnexpectedTermination, nil, err))
 	return out.Status, werr
 }

@@ -29,7 +29,8 @@ func TestReplacedWorkerEndsNothing(t *testing.T) {
 	if err := d.EnqueueRun(r); err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: r.ID, Launcher: "l", Instance: "i", Token: "first", At: time.Now()}})
+	out, err := s.Claim(t.Context(), fence,
+		[]storage.Claim{{Run: r.ID, Launcher: "l", Instance: "i", Token: "first", At: time.Now()}})
 	if err != nil || !out[0].Done {
 		t.Fatal(out, err)
 	}

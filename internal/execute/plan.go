@@ -51,7 +51,9 @@ func (p *plan) run(ctx context.Context) error {
 	running := 0
 	var errs []error
 	for {
-		for _, step := range p.job.ready(func(s string) bool { return p.done[s] }, func(s string) bool { return p.begun[s] }) {
+		for _, step := range p.job.ready(func(s string) bool { return p.done[s] }, func(s string) bool {
+			return p.begun[s]
+		}) {
 			if running == p.job.MaxParallel || ctx.Err() != nil || len(errs) > 0 {
 				break
 			}
@@ -87,7 +89,8 @@ func (p *plan) skipped(ctx context.Context) error {
 	var events []dagster.Event
 	for step, s := range p.job.Steps {
 		if !p.begun[step] {
-			events = append(events, p.events.Log(step, dagster.LevelError, fmt.Sprintf("Dependencies for step %s failed: %v. Not executing.", step, s.Needs)))
+			events = append(events, p.events.Log(step, dagster.LevelError,
+				fmt.Sprintf("Dependencies for step %s failed: %v. Not executing.", step, s.Needs)))
 		}
 	}
 	if len(events) == 0 {
@@ -120,7 +123,8 @@ func (p *plan) step(ctx context.Context, name string) ended {
 		case cause == nil:
 			return ended{step: name, err: p.log(ctx, p.events.StepSuccess(name, time.Since(began)))}
 		case ctx.Err() != nil:
-			return ended{step: name, cause: cause, err: p.log(ctx, p.events.StepFailure(name, errors.New("stopped: the run worker was told to stop")))}
+			return ended{step: name, cause: cause,
+				err: p.log(ctx, p.events.StepFailure(name, errors.New("stopped: the run worker was told to stop")))}
 		case attempt > s.Retries:
 			failure := p.events.StepFailure(name, cause)
 			return ended{step: name, cause: cause, failure: &failure, err: p.log(ctx, failure)}

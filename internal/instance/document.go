@@ -165,7 +165,8 @@ type concurrency struct {
 // with a warning.
 func (in *Instance) dagsterYAML(path string, n *yaml.Node, env config.Lookup) config.Values {
 	return config.Values{File: in.file, Path: path, Node: n, Env: env, Literal: true, Unknown: func(p *config.Problem) {
-		if !slices.ContainsFunc(in.Unknown, func(o *config.Problem) bool { return *o == *p }) { // some sections are decoded twice
+		// some sections are decoded twice
+		if !slices.ContainsFunc(in.Unknown, func(o *config.Problem) bool { return *o == *p }) {
 			in.Unknown = append(in.Unknown, p)
 		}
 	}}
@@ -191,8 +192,11 @@ func (in *Instance) decode(doc *yaml.Node, env config.Lookup) (document, error) 
 	switch {
 	case d.RunQueue != nil && d.RunCoordinator != nil:
 		return d, fail("run_queue", "run_coordinator is set too, and Dagster accepts only one of the two: remove one")
-	case d.Storage.Node != nil && (d.RunStorage.Node != nil || d.EventStorage.Node != nil || d.ScheduleStorage.Node != nil):
-		return d, fail("storage", "run_storage, event_log_storage and schedule_storage are not allowed beside it: remove them")
+	case d.Storage.Node != nil && (d.RunStorage.Node != nil || d.EventStorage.Node != nil ||
+		d.ScheduleStorage.Node != nil):
+		return d,
+			fail("storage", "run_storage, event_log_storage and schedule_storage are not allowed beside it: remove "+
+				"them")
 	}
 	return d, errors.Join(in.checkConcurrency(doc, d))
 }
@@ -216,7 +220,8 @@ func (in *Instance) checkConcurrency(doc *yaml.Node, d document) error {
 	limit := c.Old
 	if c.Pools != nil {
 		if c.Old != nil {
-			return fail("default_op_concurrency_limit", "not allowed beside pools; write pools: {default_limit: …} instead")
+			return fail("default_op_concurrency_limit",
+				"not allowed beside pools; write pools: {default_limit: …} instead")
 		}
 		limit = c.Pools.Default
 		if g := c.Pools.Granularity; g != "" && g != "run" && g != "op" {
@@ -234,8 +239,10 @@ func (in *Instance) checkConcurrency(doc *yaml.Node, d document) error {
 			return err
 		}
 	}
-	if (c.Pools != nil || c.Runs != nil) && q != nil && (q.MaxConcurrentRuns != nil || q.TagLimits != nil || q.BlockPools != nil && q.BlockPools.Buffer != nil) {
-		return fail("runs", "Dagster refuses limits in "+section+" if concurrency has pools or runs: write all limits under concurrency")
+	if (c.Pools != nil || c.Runs != nil) && q != nil &&
+		(q.MaxConcurrentRuns != nil || q.TagLimits != nil || q.BlockPools != nil && q.BlockPools.Buffer != nil) {
+		return fail("runs", "Dagster refuses limits in "+section+
+			" if concurrency has pools or runs: write all limits under concurrency")
 	}
 	return nil
 }

@@ -43,8 +43,10 @@ func (in *Instance) Handover(o Only) []Edit {
 	if len(o.Locations)+len(o.Tags) == 0 { // Dagster has no limits per job
 		q, _ := in.QueueLimits() // Load has checked them
 		list = append(list,
-			edit(dagsterYAML, in.QueueSection(), "max_concurrent_runs: 0", "remove the line, or put your old limit back", in.Parked),
-			edit(slipwayYAML, "", fmt.Sprintf("queue: {max_concurrent_runs: %d}", q.MaxConcurrentRuns), onlyOurs, in.Settings.Queue.MaxConcurrentRuns != nil && in.Settings.Queue.Only.Empty()))
+			edit(dagsterYAML, in.QueueSection(), "max_concurrent_runs: 0",
+				"remove the line, or put your old limit back", in.Parked),
+			edit(slipwayYAML, "", fmt.Sprintf("queue: {max_concurrent_runs: %d}", q.MaxConcurrentRuns), onlyOurs,
+				in.Settings.Queue.MaxConcurrentRuns != nil && in.Settings.Queue.Only.Empty()))
 	} else {
 		var limits []string
 		for _, l := range o.Locations {
@@ -58,11 +60,14 @@ func (in *Instance) Handover(o Only) []Edit {
 			limits = append(limits, fmt.Sprintf("{key: %s, %slimit: 0}", key, value))
 		}
 		list = append(list,
-			edit(dagsterYAML, in.QueueSection(), "tag_concurrency_limits: ["+strings.Join(limits, ", ")+"]", "remove these limits", in.parks(o)),
-			edit(slipwayYAML, "", "queue: {only: "+o.String()+"}", onlyOurs, o.String() == in.Settings.Queue.Only.String()))
+			edit(dagsterYAML, in.QueueSection(), "tag_concurrency_limits: ["+strings.Join(limits, ", ")+"]",
+				"remove these limits", in.parks(o)),
+			edit(slipwayYAML, "", "queue: {only: "+o.String()+"}", onlyOurs,
+				o.String() == in.Settings.Queue.Only.String()))
 	}
 	if t := in.Settings.Terminate; in.Storage.URL != "" && !in.StockTerminates() {
-		add, done := "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or {local_only: true}", true
+		add, done := "terminate: {advertise: \"HOST:4001\"}   # where webservers reach slipway daemon; or "+
+			"{local_only: true}", true
 		switch {
 		case t.Advertise != "":
 			add = fmt.Sprintf("terminate: {advertise: %q}", t.Advertise)
@@ -75,7 +80,8 @@ func (in *Instance) Handover(o Only) []Edit {
 		}
 		list = append(list, edit(slipwayYAML, "", add, onlyOurs, done))
 	}
-	return append(list, edit(dagsterYAML, "run_monitoring", "enabled: false", "remove the line, or set it to true again", !in.MonitorsRun))
+	return append(list, edit(dagsterYAML, "run_monitoring", "enabled: false",
+		"remove the line, or set it to true again", !in.MonitorsRun))
 }
 
 // Park returns the edit that keeps the stock dequeuer from the runs that Slipway launches, and the

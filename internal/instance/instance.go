@@ -81,7 +81,8 @@ func (o Only) Fits(r dagster.Run) bool {
 			return false
 		}
 	}
-	return (len(o.Locations) == 0 || slices.Contains(o.Locations, r.Remote.Location)) && (len(o.Jobs) == 0 || slices.Contains(o.Jobs, r.Job))
+	return (len(o.Locations) == 0 || slices.Contains(o.Locations, r.Remote.Location)) &&
+		(len(o.Jobs) == 0 || slices.Contains(o.Jobs, r.Job))
 }
 
 // TagLimit is one entry of tag_concurrency_limits.
@@ -190,7 +191,8 @@ func Fields(kinds []*launcher.Kind) []config.Field {
 			continue
 		}
 		for _, k := range kinds {
-			f.Item.Cases = append(f.Item.Cases, config.Case{Where: "kind", Is: k.Name, Setting: "config", Fields: k.Schema})
+			f.Item.Cases = append(f.Item.Cases,
+				config.Case{Where: "kind", Is: k.Name, Setting: "config", Fields: k.Schema})
 		}
 	}
 	return fields
@@ -304,7 +306,8 @@ const defaultTimeout = 180
 func (in *Instance) Timeouts() Timeouts {
 	s, d := in.Settings.Monitoring, in.Monitoring
 	return Timeouts{
-		Start: pick(s.StartTimeout, d.StartTimeout, defaultTimeout), Cancel: pick(s.CancelTimeout, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRuntime, d.MaxRuntime, 0),
+		Start:  pick(s.StartTimeout, d.StartTimeout, defaultTimeout),
+		Cancel: pick(s.CancelTimeout, d.CancelTimeout, defaultTimeout), MaxRuntime: pick(s.MaxRuntime, d.MaxRuntime, 0),
 	}
 }
 
@@ -331,7 +334,8 @@ type Window struct {
 // of the month or its day of the week matches, and a time that the clock skips in spring comes
 // right after the gap.
 func (w Window) Begins() (cron.Schedule, error) {
-	standard, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor | cron.DowOrDom)
+	standard, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor |
+		cron.DowOrDom)
 	if err != nil {
 		return nil, err
 	}
@@ -371,7 +375,10 @@ func (t Terminate) Address() (host string, port int, err error) {
 	host, text, err := net.SplitHostPort(address)
 	port, perr := strconv.Atoi(text)
 	if err != nil || perr != nil || host == "" || port < 1 {
-		return "", 0, &config.Problem{Setting: "terminate." + setting, Text: fmt.Sprintf("%q is not a host:port at which webservers reach this daemon (for example: slipway.internal:4001)", address)}
+		return "", 0, &config.Problem{Setting: "terminate." + setting,
+			Text: fmt.Sprintf(
+				"%q is not a host:port at which webservers reach this daemon (for example: slipway.internal:4001)",
+				address)}
 	}
 	return host, port, nil
 }
@@ -396,13 +403,16 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 			}
 		}
 		if set > 1 {
-			fail(fmt.Sprintf("maintenance[%d]", i), "at most one of launcher, location, job and tag is allowed: write a separate entry for each")
+			fail(fmt.Sprintf("maintenance[%d]", i),
+				"at most one of launcher, location, job and tag is allowed: write a separate entry for each")
 		}
 	}
 	if _, _, err := net.SplitHostPort(s.Web.Listen); err != nil && s.Web.Listen != "" && s.Web.Listen != "off" {
 		fail("web.listen", "%q is not a host:port (for example: 127.0.0.1:9870) or off", s.Web.Listen)
 	} else if !s.Web.Loopback() && s.Web.Token == "" {
-		fail("web.listen", "other machines can reach %s: set web.token, for example to {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1", s.Web.Listen)
+		fail("web.listen",
+			"other machines can reach %s: set web.token, for example to {env: SLIPWAY_TOKEN}, or listen on 127.0.0.1",
+			s.Web.Listen)
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(s.LogLevel)); err != nil {
 		fail("log_level", "%q is not one of debug, info, warn or error", s.LogLevel)
@@ -436,17 +446,20 @@ func Home(env config.Lookup) (string, error) {
 				hint = "; there is a dagster.yaml in this folder: export DAGSTER_HOME=" + cwd
 			}
 		}
-		return "", fmt.Errorf("DAGSTER_HOME is not set: set it to the folder of the dagster.yaml that your webserver uses%s", hint)
+		return "", fmt.Errorf(
+			"DAGSTER_HOME is not set: set it to the folder of the dagster.yaml that your webserver uses%s", hint)
 	}
 	if rest, ok := strings.CutPrefix(home, "~"); ok {
 		user, _ := env("HOME")
 		home = user + rest
 	}
 	if !filepath.IsAbs(home) {
-		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires: write the whole path", home)
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not an absolute path, which Dagster requires: write the whole path",
+			home)
 	}
 	if info, err := os.Stat(home); err != nil || !info.IsDir() {
-		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w; set it to the folder of your dagster.yaml", home, errOr(err, errors.New("it is a file")))
+		return "", fmt.Errorf("DAGSTER_HOME=%s is not a folder: %w; set it to the folder of your dagster.yaml", home,
+			errOr(err, errors.New("it is a file")))
 	}
 	return filepath.Clean(home), nil
 }
@@ -466,7 +479,9 @@ func Load(home string, kinds []*launcher.Kind, env config.Lookup) (*Instance, er
 	case in.Settings.StorageURL.DirectURL == "":
 		err = errors.Join(err, in.auth)
 	case err == nil && in.Storage.URL == "":
-		err = in.Problem("storage.direct_url", "the storage in dagster.yaml is SQLite in %s: leave direct_url out, or use a DAGSTER_HOME whose dagster.yaml has storage: {postgres: …}", in.Storage.BaseDir)
+		err = in.Problem("storage.direct_url",
+			"the storage in dagster.yaml is SQLite in %s: leave direct_url out, or use a DAGSTER_HOME whose "+
+				"dagster.yaml has storage: {postgres: …}", in.Storage.BaseDir)
 	}
 	if err != nil {
 		return nil, err
@@ -536,18 +551,23 @@ func path(n *yaml.Node, keys ...string) *yaml.Node {
 
 func (in *Instance) storage(d document, doc *yaml.Node, env config.Lookup) error {
 	if class := d.InstanceClass; class != nil && strings.HasPrefix(class.Module, "dagster_cloud") {
-		return problem(in.file, path(doc, "instance_class"), "instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway needs a storage that you run, SQLite or Postgres")
+		return problem(in.file, path(doc, "instance_class"),
+			"instance_class", "this is an instance of Dagster+, whose storage cannot be shared: Slipway needs a "+
+				"storage that you run, SQLite or Postgres")
 	}
 	for _, legacy := range []string{"run_storage", "event_log_storage", "schedule_storage"} {
 		if n := config.Child(doc, legacy); n != nil {
-			return problem(in.file, n, legacy, "Slipway reads only the storage: section; replace the three storages with storage: {postgres: …} or storage: {sqlite: …}, which is the same for Dagster")
+			return problem(in.file, n, legacy,
+				"Slipway reads only the storage: section; replace the three storages with storage: {postgres: …} or "+
+					"storage: {sqlite: …}, which is the same for Dagster")
 		}
 	}
 	st := config.Child(doc, "storage")
 	in.Storage.BaseDir = in.Home
 	for _, other := range []string{"mysql", "custom"} {
 		if n := config.Child(st, other); n != nil {
-			return problem(in.file, n, "storage."+other, "Slipway supports Dagster's SQLite and Postgres storage, not %s: use sqlite or postgres", other)
+			return problem(in.file, n, "storage."+other,
+				"Slipway supports Dagster's SQLite and Postgres storage, not %s: use sqlite or postgres", other)
 		}
 	}
 	if n := config.Child(st, "sqlite"); n != nil {
@@ -576,7 +596,9 @@ func (in *Instance) queue(d document, doc *yaml.Node) error {
 	section, name := d.RunQueue, "run_queue"
 	if c := d.RunCoordinator; c != nil {
 		if c.Class != queuedCoordinator {
-			return problem(in.file, path(doc, "run_coordinator", "class"), "run_coordinator.class", "%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's default)", c.Class)
+			return problem(in.file, path(doc, "run_coordinator", "class"), "run_coordinator.class",
+				"%s launches runs itself and leaves nothing QUEUED for Slipway; use QueuedRunCoordinator (Dagster's "+
+					"default)", c.Class)
 		}
 		section, name = &runQueue{}, "run_coordinator.config"
 		if err := c.Config.Decode(section); err != nil {
@@ -592,7 +614,8 @@ func (in *Instance) queue(d document, doc *yaml.Node) error {
 	if c := d.Concurrency; c != nil {
 		q.DefaultPool = c.Old
 		if c.Pools != nil {
-			q.DefaultPool, q.PoolsPerRun, q.PoolBuffer = c.Pools.Default, c.Pools.Granularity == "run", or(c.Pools.Buffer, q.PoolBuffer)
+			q.DefaultPool, q.PoolsPerRun, q.PoolBuffer = c.Pools.Default, c.Pools.Granularity == "run",
+				or(c.Pools.Buffer, q.PoolBuffer)
 		}
 		if c.Runs != nil {
 			if err := q.override(in.file, "concurrency.runs", *c.Runs); err != nil {
@@ -650,7 +673,8 @@ func (q *Queue) override(file, section string, s limitsSection) error {
 	if s.MaxConcurrentRuns != nil {
 		q.MaxConcurrentRuns = *s.MaxConcurrentRuns
 		if q.MaxConcurrentRuns < -1 {
-			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs", Text: "must be -1 (no limit), 0 or more"}
+			return &config.Problem{File: file, Setting: section + ".max_concurrent_runs",
+				Text: "must be -1 (no limit), 0 or more"}
 		}
 	}
 	if s.TagLimits == nil {
@@ -678,7 +702,8 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		return unread
 	}
 	if id := in.Settings.InstanceID; id != "" && !launcherName.MatchString(id) {
-		return problem(file, path(doc, "instance_id"), "instance_id", "%q is not an instance ID: use 1 to 40 letters, digits, - and _", id)
+		return problem(file, path(doc, "instance_id"),
+			"instance_id", "%q is not an instance ID: use 1 to 40 letters, digits, - and _", id)
 	}
 	if len(in.Settings.Launchers) == 0 {
 		if err := in.stockLauncher(kinds, file, doc, env); err != nil {
@@ -690,7 +715,8 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 	for name, section := range in.Settings.Launchers {
 		if section.Class != "" {
 			if section.Kind != "" {
-				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class", "set either kind, or module and class, not both"))
+				errs = append(errs, problem(file, path(doc, "launchers", name, "class"), "launchers."+name+".class",
+					"set either kind, or module and class, not both"))
 				continue
 			}
 			if i := known(kinds, section.Module, section.Class); i >= 0 {
@@ -700,25 +726,31 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		if section.Kind == "" {
 			text := "required: a kind of launcher (for example: process)"
 			if section.Class != "" {
-				text = fmt.Sprintf("required: no kind of launcher replaces %s.%s; write kind: python to host the class itself", section.Module, section.Class)
+				text = fmt.Sprintf(
+					"required: no kind of launcher replaces %s.%s; write kind: python to host the class itself",
+					section.Module, section.Class)
 			}
 			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name+".kind", "%s", text))
 			continue
 		}
 		i := slices.IndexFunc(kinds, func(k *launcher.Kind) bool { return k.Name == section.Kind })
 		if i < 0 {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind", "there is no launcher of kind %q%s", section.Kind, config.Suggest(section.Kind, kindNames(kinds))))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "kind"), "launchers."+name+".kind",
+				"there is no launcher of kind %q%s", section.Kind, config.Suggest(section.Kind, kindNames(kinds))))
 			continue
 		}
 		if !launcherName.MatchString(name) {
-			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name, "the name of a launcher may have only letters, digits, - and _, at most 40"))
+			errs = append(errs, problem(file, path(doc, "launchers", name), "launchers."+name,
+				"the name of a launcher may have only letters, digits, - and _, at most 40"))
 		}
 		if g := section.Gate; g != "" && g != "off" && g != "relaunch" && g != "on" {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"), "launchers."+name+".worker_gate", "%q is not one of off, relaunch or on", g))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "worker_gate"),
+				"launchers."+name+".worker_gate", "%q is not one of off, relaunch or on", g))
 		}
 		remove, err := removal(cmp.Or(section.Remove, kinds[i].Remove, defaultRemove))
 		if err != nil {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "remove"), "launchers."+name+".remove", "%v", err))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "remove"), "launchers."+name+".remove", "%v",
+				err))
 		}
 		mode, err := refMode(section.Ref)
 		if err != nil {
@@ -729,18 +761,23 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 		}
 		section.Config.Env = env
 		section.Config.Dir = filepath.Join(in.Home, "slipway", section.Kind, name)
-		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd, Grace: section.Grace, Settle: section.Settle, Rate: section.Rate, Ref: mode, Gate: section.Gate, Remove: remove, Allow: section.Allow, Config: section.Config}
+		in.Launchers[name] = Launcher{Name: name, Kind: kinds[i], Python: section.Python, Cwd: section.Cwd,
+			Grace: section.Grace, Settle: section.Settle, Rate: section.Rate, Ref: mode, Gate: section.Gate,
+			Remove: remove, Allow: section.Allow, Config: section.Config}
 		if section.Steps {
 			if err := in.steps(doc, name); err != nil {
 				errs = append(errs, err)
 			}
 		}
 		if _, err := section.Allow.Max(); err != nil {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v", err))
+			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v",
+				err))
 		}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 && unread == nil {
-		errs = append(errs, problem(file, path(doc, "default"), "default", "there is no launcher named %q under launchers:%s", in.Settings.Default, config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
+		errs = append(errs, problem(file, path(doc, "default"),
+			"default", "there is no launcher named %q under launchers:%s", in.Settings.Default,
+			config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
 	}
 	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
 		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))
@@ -776,7 +813,8 @@ func kindNames(kinds []*launcher.Kind) []string {
 func (in *Instance) steps(doc *yaml.Node, name string) error {
 	l := in.Launchers[name]
 	if l.Kind.Steps == nil {
-		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors", Text: "Dagster has no step executors for launchers of kind " + l.Kind.Name + ": leave it out"}
+		p := &config.Problem{File: l.Config.File, Setting: "launchers." + name + ".step_executors",
+			Text: "Dagster has no step executors for launchers of kind " + l.Kind.Name + ": leave it out"}
 		if n := path(doc, "launchers", name, "step_executors"); n != nil {
 			p.Line, p.Column = n.Line, n.Column
 		}
@@ -835,7 +873,8 @@ func (in *Instance) parks(o Only) bool {
 			}
 		}
 	}
-	return in.Parked || len(o.Locations) > 0 && !slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
+	return in.Parked || len(o.Locations) > 0 &&
+		!slices.ContainsFunc(o.Locations, func(l string) bool { return !parked[dagster.CodeLocationTag+"="+l] })
 }
 
 // defaultRemove is the default of remove.
@@ -862,7 +901,8 @@ func (in *Instance) QueueLimits() (Queue, error) {
 		return q, in.Problem("queue.charge", "%q is neither admitted nor dagster: write one of them", s.Charge)
 	}
 	q.Only = s.Only
-	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) }) // no limit of ours
+	// no limit of ours
+	q.TagLimits = slices.DeleteFunc(slices.Clone(q.TagLimits), func(t TagLimit) bool { return parkedTag(t, q.Only) })
 	q.block(s.BlockPools)
 	err := q.override(file, "queue", s.limitsSection)
 	return q, err

@@ -57,7 +57,9 @@ func TestMoveFromK8sRunLauncher(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := values.DagsterDaemon.RunCoordinator
-	if n, ok := c.Config.CustomRunCoordinator.Config["max_concurrent_runs"]; c.Type != "CustomRunCoordinator" || c.Config.CustomRunCoordinator.Class != "QueuedRunCoordinator" || !ok || n != 0 || values.DagsterDaemon.RunMonitoring.Enabled == nil || *values.DagsterDaemon.RunMonitoring.Enabled {
+	if n, ok := c.Config.CustomRunCoordinator.Config["max_concurrent_runs"]; c.Type != "CustomRunCoordinator" ||
+		c.Config.CustomRunCoordinator.Class != "QueuedRunCoordinator" || !ok || n != 0 ||
+		values.DagsterDaemon.RunMonitoring.Enabled == nil || *values.DagsterDaemon.RunMonitoring.Enabled {
 		t.Errorf("the values are %+v", values)
 	}
 	env := func(string) (string, bool) { return "postgresql://h/d", true }
@@ -66,7 +68,8 @@ func TestMoveFromK8sRunLauncher(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := in.Launchers["k8s"]
-	if !in.Parked || in.MonitorsRun || !in.StockTerminates() || l.Kind == nil || l.Kind.Name != "k8s" || in.Settings.Default != "k8s" || *in.Settings.Queue.MaxConcurrentRuns != 25 {
+	if !in.Parked || in.MonitorsRun || !in.StockTerminates() || l.Kind == nil || l.Kind.Name != "k8s" ||
+		in.Settings.Default != "k8s" || *in.Settings.Queue.MaxConcurrentRuns != 25 {
 		t.Errorf("parked %v, stock monitoring %v, launchers %v", in.Parked, in.MonitorsRun, in.Launchers)
 	}
 	lost := strings.Replace(rendered, "  config:\n    max_concurrent_runs: 0\n", "", 1)
@@ -74,7 +77,8 @@ func TestMoveFromK8sRunLauncher(t *testing.T) {
 		t.Errorf("without the 0 it is parked %v, %v", in.Parked, err)
 	}
 	for _, class := range []string{"K8sRunLauncher", "CeleryK8sRunLauncher"} {
-		in, err := instance.Load(home(t, strings.Replace(rendered, "class: K8sRunLauncher", "class: "+class, 1), ""), all.Kinds(), env)
+		in, err := instance.Load(home(t, strings.Replace(rendered, "class: K8sRunLauncher", "class: "+class, 1), ""),
+			all.Kinds(), env)
 		if err != nil || in.Launchers["k8s"].Kind == nil {
 			t.Errorf("%s is not taken over: %v", class, err)
 		}

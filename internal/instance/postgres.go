@@ -50,7 +50,8 @@ func (db *postgresDB) url() string {
 func quote(s, safe string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("_.-~"+safe, c) >= 0 {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+			strings.IndexByte("_.-~"+safe, c) >= 0 {
 			b.WriteByte(c)
 		} else {
 			fmt.Fprintf(&b, "%%%02X", c)
@@ -69,7 +70,9 @@ func (in *Instance) postgres(n *yaml.Node, env config.Lookup) error {
 		if keys := config.Keys(s.Auth.Node); len(keys) > 0 {
 			provider = keys[0].Value
 		}
-		in.auth = problem(in.file, s.Auth.Node, "storage.postgres.auth_provider", "Slipway cannot log in with %s yet; set a password, or set storage.direct_url in slipway.yaml to an address with one", provider)
+		in.auth = problem(in.file, s.Auth.Node, "storage.postgres.auth_provider",
+			"Slipway cannot log in with %s yet; set a password, or set storage.direct_url in slipway.yaml to an "+
+				"address with one", provider)
 	}
 	if (s.URL == "") == (s.DB == nil) {
 		return problem(in.file, n, "storage.postgres", "set exactly one of postgres_url and postgres_db")

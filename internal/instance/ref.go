@@ -52,7 +52,8 @@ func (in *Instance) WorkerRefFor(l Launcher) json.RawMessage {
 		if with.tree == nil {
 			with.tree = map[string]any{}
 		}
-		with.tree["run_launcher"] = map[string]any{"module": l.Steps.Module, "class": l.Steps.Name, "config": l.Steps.Config}
+		with.tree["run_launcher"] = map[string]any{"module": l.Steps.Module, "class": l.Steps.Name,
+			"config": l.Steps.Config}
 		in = &with
 	}
 	switch {
@@ -144,16 +145,19 @@ func empty(v any) bool {
 func (in *Instance) ref(settings map[string]any) map[string]any {
 	base := func(dir string) map[string]any { return map[string]any{"base_dir": dir} }
 	ref := map[string]any{
-		"__class__":                   "InstanceRef",
-		"local_artifact_storage_data": in.class("local_artifact_storage", "dagster.core.storage.root", "LocalArtifactStorage", base(in.Home)),
-		"compute_logs_data":           in.class("compute_logs", "dagster.core.storage.local_compute_log_manager", "LocalComputeLogManager", base(filepath.Join(in.Home, "storage"))),
-		"scheduler_data":              in.class("scheduler", "dagster.core.scheduler", "DagsterDaemonScheduler", nil),
-		"run_coordinator_data":        in.class("run_coordinator", "dagster.core.run_coordinator", "QueuedRunCoordinator", nil),
-		"run_launcher_data":           in.class("run_launcher", "dagster", "DefaultRunLauncher", nil),
-		"defs_state_storage_data":     in.class("defs_state_storage", "", "", nil),
-		"secrets_loader_data":         nil,
-		"custom_instance_class_data":  nil,
-		"settings":                    settings,
+		"__class__": "InstanceRef",
+		"local_artifact_storage_data": in.class("local_artifact_storage", "dagster.core.storage.root",
+			"LocalArtifactStorage", base(in.Home)),
+		"compute_logs_data": in.class("compute_logs", "dagster.core.storage.local_compute_log_manager",
+			"LocalComputeLogManager", base(filepath.Join(in.Home, "storage"))),
+		"scheduler_data": in.class("scheduler", "dagster.core.scheduler", "DagsterDaemonScheduler", nil),
+		"run_coordinator_data": in.class("run_coordinator", "dagster.core.run_coordinator",
+			"QueuedRunCoordinator", nil),
+		"run_launcher_data":          in.class("run_launcher", "dagster", "DefaultRunLauncher", nil),
+		"defs_state_storage_data":    in.class("defs_state_storage", "", "", nil),
+		"secrets_loader_data":        nil,
+		"custom_instance_class_data": nil,
+		"settings":                   settings,
 	}
 	if q, ok := in.tree["run_queue"].(map[string]any); ok && len(q) > 0 {
 		ref["run_coordinator_data"] = classData("dagster.core.run_coordinator", "QueuedRunCoordinator", q)
@@ -173,7 +177,8 @@ func (in *Instance) storageRef() map[string]any {
 		class := func(name string) any { return classData("dagster_postgres", name, pg) }
 		return map[string]any{
 			"storage_data": class("DagsterPostgresStorage"), "run_storage_data": class("PostgresRunStorage"),
-			"event_storage_data": class("PostgresEventLogStorage"), "schedule_storage_data": class("PostgresScheduleStorage"),
+			"event_storage_data":    class("PostgresEventLogStorage"),
+			"schedule_storage_data": class("PostgresScheduleStorage"),
 		}
 	}
 	var dir any = in.Home
@@ -181,7 +186,8 @@ func (in *Instance) storageRef() map[string]any {
 		dir = sq["base_dir"]
 	}
 	ref := map[string]any{
-		"storage_data":     classData("dagster.core.storage.sqlite_storage", "DagsterSqliteStorage", map[string]any{"base_dir": dir}),
+		"storage_data": classData("dagster.core.storage.sqlite_storage", "DagsterSqliteStorage",
+			map[string]any{"base_dir": dir}),
 		"run_storage_data": nil, "event_storage_data": nil, "schedule_storage_data": nil,
 	}
 	if text, ok := dir.(string); ok { // {env: NAME} has no form for the three storages of old versions
@@ -192,7 +198,8 @@ func (in *Instance) storageRef() map[string]any {
 		runs["base_dir"], events["base_dir"] = runs["base_dir"].(string)+"/", events["base_dir"].(string)+"/"
 		ref["run_storage_data"] = classData("dagster.core.storage.runs", "SqliteRunStorage", runs)
 		ref["event_storage_data"] = classData("dagster.core.storage.event_log", "SqliteEventLogStorage", events)
-		ref["schedule_storage_data"] = classData("dagster.core.storage.schedules", "SqliteScheduleStorage", at("schedules"))
+		ref["schedule_storage_data"] = classData("dagster.core.storage.schedules", "SqliteScheduleStorage",
+			at("schedules"))
 	}
 	return ref
 }
@@ -226,7 +233,8 @@ func classData(module, class string, conf map[string]any) any {
 		conf = map[string]any{}
 	}
 	return map[string]any{
-		"__class__": "ConfigurableClassData", "class_name": class, "module_name": module, "config_yaml": config.Dump(conf),
+		"__class__": "ConfigurableClassData", "class_name": class, "module_name": module,
+		"config_yaml": config.Dump(conf),
 	}
 }
 
@@ -244,7 +252,8 @@ func StorageOf(ref dagster.InstanceRef, env config.Lookup) (Storage, error) {
 	case "DagsterSqliteStorage":
 		in.Storage.BaseDir, err = baseDir(n, "storage", env)
 	default:
-		err = fmt.Errorf("storage class %s.%s is not supported: slipway-worker needs Dagster's SQLite or Postgres storage", part.Module, part.Class)
+		err = fmt.Errorf("storage class %s.%s is not supported: slipway-worker needs Dagster's SQLite or Postgres "+
+			"storage", part.Module, part.Class)
 	}
 	return in.Storage, err
 }

@@ -58,9 +58,12 @@ func TestRefEqualsDagsters(t *testing.T) {
 				t.Fatal(err)
 			}
 			artifacts, _ := ref.Part("local_artifact_storage")
-			was := strings.TrimSpace(strings.TrimPrefix(artifacts.ConfigYAML, "base_dir: ")) // the home that it was made in
+			// the home that it was made in
+			was := strings.TrimSpace(strings.TrimPrefix(artifacts.ConfigYAML, "base_dir: "))
 			dir := home(t, read("dagster.yaml"), "")
-			in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql+psycopg2://u:p@h/d", true })
+			in, err := instance.Load(dir, kinds, func(string) (string, bool) {
+				return "postgresql+psycopg2://u:p@h/d", true
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,7 +75,8 @@ func TestRefEqualsDagsters(t *testing.T) {
 }
 
 func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
-	in, err := instance.Load(home(t, "run_monitoring: {enabled: false, max_resume_run_attempts: 3, start_timeout_seconds: 9}\n", ""), kinds, noEnv)
+	in, err := instance.Load(home(t,
+		"run_monitoring: {enabled: false, max_resume_run_attempts: 3, start_timeout_seconds: 9}\n", ""), kinds, noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,35 +92,56 @@ func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
 
 func TestLoadSaysWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ dagster, slipway, want string }{
-		"bad type deep down":  {"run_monitoring: {start_timeout_seconds: soon}\n", "", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
-		"two at once":         {"nux: {enabled: x}\ntelemetry: {enabled: maybe}\n", "", "dagster.yaml:2:22: telemetry.enabled"},
-		"class without name":  {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
-		"queue twice":         {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n", "", "Dagster accepts only one"},
-		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n", "", "write all limits under concurrency"},
-		"pools in two forms":  {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n", "", "not allowed beside pools"},
-		"granularity":         {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
-		"pool limit":          {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
-		"dagster plus":        {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n", "", "Dagster+"},
-		"auth provider":       {"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: {scope: s}}}}\n", "", "Slipway cannot log in with azure_wif yet"},
-		"mysql":               {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway supports"},
-		"legacy storage":      {"run_storage: {module: a, class: b}\n", "", "run_storage: Slipway reads only the storage: section"},
-		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n", "", "leaves nothing QUEUED"},
-		"unset variable":      {"storage: {postgres: {postgres_url: {env: PG}}}\n", "", "environment variable PG is not set"},
-		"both urls":           {"storage: {postgres: {postgres_url: x, postgres_db: {username: a, hostname: b, db_name: c}}}\n", "", "exactly one of"},
-		"unknown setting":     {"", "quue: {}\n", "slipway.yaml:1:1: quue: unknown setting; did you mean queue?"},
-		"unknown kind":        {"", "launchers: {local: {kind: ecs}}\n", `slipway.yaml:1:27: launchers.local.kind: there is no launcher of kind "ecs"`},
-		"unknown default":     {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
-		"limit below -1":      {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
-		"launcher of a rule":  {"", "routes:\n- {to: moon}\n", `slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`},
-		"no launcher":         {"", "routes: [{when: {job: x}}]\n", "routes[0].to: required: a launcher"},
-		"second rule":         {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n", `slipway.yaml:3:32: routes[1].when.priority: "high" is not a comparison`},
-		"cel":                 {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n", "slipway.yaml:1:34: routes[0].when.cel: ERROR"},
-		"restricted":          {"", "launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n", `launcher "local" is restricted`},
-		"condition":           {"", "routes: [{to: local, when: {locaton: x}}]\n", "routes[0].when.locaton: unknown setting; did you mean location?"},
-		"list of lists":       {"", "routes: [{to: local, when: {job: [[x]]}}]\n", "a single value is expected"},
-		"amount of a rule":    {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
-		"allowed amount":      {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n", "slipway.yaml:1:43: launchers.local.allow: max_memory"},
-		"key twice":           {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
+		"bad type deep down": {"run_monitoring: {start_timeout_seconds: soon}\n",
+			"", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
+		"two at once": {"nux: {enabled: x}\ntelemetry: {enabled: maybe}\n",
+			"", "dagster.yaml:2:22: telemetry.enabled"},
+		"class without name": {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
+		"queue twice": {"run_queue: {}\nrun_coordinator: {module: a, class: QueuedRunCoordinator}\n",
+			"", "Dagster accepts only one"},
+		"limits in two forms": {"run_queue: {max_concurrent_runs: 0}\nconcurrency: {runs: {max_concurrent_runs: 5}}\n",
+			"", "write all limits under concurrency"},
+		"pools in two forms": {"concurrency: {pools: {}, default_op_concurrency_limit: 3}\n",
+			"", "not allowed beside pools"},
+		"granularity": {"concurrency: {pools: {granularity: step}}\n", "", "neither run nor op"},
+		"pool limit":  {"concurrency: {pools: {default_limit: 5000}}\n", "", "not between 0 and 1000"},
+		"dagster plus": {"instance_class: {module: dagster_cloud.instance, class: DagsterCloudAgentInstance}\n",
+			"", "Dagster+"},
+		"auth provider": {
+			"storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {azure_wif: " +
+				"{scope: s}}}}\n", "", "Slipway cannot log in with azure_wif yet"},
+		"mysql": {"storage: {mysql: {}}\n", "", "storage.mysql: Slipway supports"},
+		"legacy storage": {"run_storage: {module: a, class: b}\n",
+			"", "run_storage: Slipway reads only the storage: section"},
+		"default coordinator": {"run_coordinator: {module: dagster, class: DefaultRunCoordinator}\n",
+			"", "leaves nothing QUEUED"},
+		"unset variable": {"storage: {postgres: {postgres_url: {env: PG}}}\n",
+			"", "environment variable PG is not set"},
+		"both urls": {
+			"storage: {postgres: {postgres_url: x, postgres_db: {username: a, hostname: b, db_name: c}}}\n",
+			"", "exactly one of"},
+		"unknown setting": {"", "quue: {}\n", "slipway.yaml:1:1: quue: unknown setting; did you mean queue?"},
+		"unknown kind": {"", "launchers: {local: {kind: ecs}}\n",
+			`slipway.yaml:1:27: launchers.local.kind: there is no launcher of kind "ecs"`},
+		"unknown default": {"", "default: gone\n", `slipway.yaml:1:10: default: there is no launcher named "gone"`},
+		"limit below -1":  {"run_queue: {max_concurrent_runs: -2}\n", "", "run_queue.max_concurrent_runs: must be"},
+		"launcher of a rule": {"", "routes:\n- {to: moon}\n",
+			`slipway.yaml:2:8: routes[0].to: there is no launcher named "moon"`},
+		"no launcher": {"", "routes: [{when: {job: x}}]\n", "routes[0].to: required: a launcher"},
+		"second rule": {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n",
+			`slipway.yaml:3:32: routes[1].when.priority: "high" is not a comparison`},
+		"cel": {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n",
+			"slipway.yaml:1:34: routes[0].when.cel: ERROR"},
+		"restricted": {"",
+			"launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n",
+			`launcher "local" is restricted`},
+		"condition": {"", "routes: [{to: local, when: {locaton: x}}]\n",
+			"routes[0].when.locaton: unknown setting; did you mean location?"},
+		"list of lists":    {"", "routes: [{to: local, when: {job: [[x]]}}]\n", "a single value is expected"},
+		"amount of a rule": {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
+		"allowed amount": {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n",
+			"slipway.yaml:1:43: launchers.local.allow: max_memory"},
+		"key twice": {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
 	} {
 		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -129,7 +154,8 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 // are accepted too.
 func TestLoadTakesEveryKey(t *testing.T) {
 	class := "{module: m, class: C, config: {x: {env: Y}}}"
-	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class + "\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
+	text := "local_artifact_storage: " + class + "\ncompute_logs: " + class + "\nscheduler: " + class +
+		"\nrun_launcher: " + class + "\ndefs_state_storage: " + class + `
 secrets: {custom: ` + class + `}
 telemetry: {enabled: no}
 nux: {enabled: false}
@@ -153,14 +179,16 @@ run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_
 	if q := in.StockQueue; q.MaxConcurrentRuns != 3 || len(q.TagLimits) != 1 || !q.BlockPools || q.PoolBuffer != 1 {
 		t.Errorf("StockQueue = %+v", q)
 	}
-	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds, env); err != nil {
+	if _, err := instance.Load(home(t, "instance_class: {module: m, class: C}\nmy_own: {key: 1}\n", ""), kinds,
+		env); err != nil {
 		t.Errorf("an instance class with a key of its own: %v", err)
 	}
 }
 
 // Settings of a newer Dagster in dagster.yaml are ignored, reported, and passed on to workers.
 func TestLoadIgnoresANewerDagster(t *testing.T) {
-	yaml := "run_monitoring: {enabled: false, soon: 1}\nnewest: {enabled: true}\nrun_coordinator: {module: dagster, class: QueuedRunCoordinator, config: {max_concurrent_runs: 3, fairness: 1}}\n" +
+	yaml := "run_monitoring: {enabled: false, soon: 1}\nnewest: {enabled: true}\nrun_coordinator: {module: dagster, " +
+		"class: QueuedRunCoordinator, config: {max_concurrent_runs: 3, fairness: 1}}\n" +
 		"storage: {postgres: {postgres_url: 'postgresql://h/d', pool_size: 3}}\n"
 	in, err := instance.Load(home(t, yaml, ""), kinds, noEnv)
 	if err != nil {
@@ -171,10 +199,12 @@ func TestLoadIgnoresANewerDagster(t *testing.T) {
 		got = append(got, p.Setting)
 	}
 	slices.Sort(got)
-	if fmt.Sprint(got) != "[newest run_coordinator.config.fairness run_monitoring.soon storage.postgres.pool_size]" || in.StockQueue.MaxConcurrentRuns != 3 {
+	if fmt.Sprint(got) != "[newest run_coordinator.config.fairness run_monitoring.soon storage.postgres.pool_size]" ||
+		in.StockQueue.MaxConcurrentRuns != 3 {
 		t.Errorf("Unknown = %v, limit %d", got, in.StockQueue.MaxConcurrentRuns)
 	}
-	if ref := string(in.WorkerRef()); !strings.Contains(ref, `"newest": {"enabled": true}`) || !strings.Contains(ref, `"soon": 1`) {
+	if ref := string(in.WorkerRef()); !strings.Contains(ref, `"newest": {"enabled": true}`) ||
+		!strings.Contains(ref, `"soon": 1`) {
 		t.Errorf("WorkerRef() = %s", ref)
 	}
 }
@@ -182,9 +212,13 @@ func TestLoadIgnoresANewerDagster(t *testing.T) {
 // A section of dagster.yaml that is copied into slipway.yaml is accepted with every key, and has
 // the same meaning there.
 func TestSectionsCanBeCopied(t *testing.T) {
-	const monitoring = "{enabled: true, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 4, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}"
-	const queue = "{max_concurrent_runs: 3, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, " +
-		"block_op_concurrency_limited_runs: {enabled: false, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: b}]}"
+	const monitoring = "{enabled: true, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, " +
+		"max_resume_run_attempts: 4, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, " +
+		"free_slots_after_run_end_seconds: 7}"
+	const queue = "{max_concurrent_runs: 3, dequeue_interval_seconds: 1, dequeue_use_threads: true, " +
+		"dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, " +
+		"block_op_concurrency_limited_runs: {enabled: false, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: " +
+		"[{key: a, limit: 1, value: b}]}"
 	stock, err := instance.Load(home(t, "run_queue: "+queue+"\nrun_monitoring: "+monitoring+"\n", ""), kinds, noEnv)
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +232,9 @@ func TestSectionsCanBeCopied(t *testing.T) {
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) || got.BlockPools || got.PoolBuffer != 1 {
 		t.Errorf("QueueLimits = %+v, %v, want %+v", got, err, want)
 	}
-	if ours.Timeouts() != stock.Timeouts() || ours.Timeouts() != (instance.Timeouts{Start: 1, Cancel: 2, MaxRuntime: 3}) || ours.Deaths().Resumes != 4 || ours.Deaths().FreeSlots != 7*time.Second {
+	if ours.Timeouts() != stock.Timeouts() ||
+		ours.Timeouts() != (instance.Timeouts{Start: 1, Cancel: 2, MaxRuntime: 3}) || ours.Deaths().Resumes != 4 ||
+		ours.Deaths().FreeSlots != 7*time.Second {
 		t.Errorf("Timeouts = %+v, Deaths = %+v", ours.Timeouts(), ours.Deaths())
 	}
 }
@@ -207,7 +243,8 @@ func TestSectionsCanBeCopied(t *testing.T) {
 // like every setting.
 func TestTextsAndSections(t *testing.T) {
 	env := func(name string) (string, bool) {
-		return map[string]string{"TEAM": "etl", "HOME_THERE": "/there", "CLASS": "DefaultRunLauncher"}[name], name != "GONE"
+		return map[string]string{"TEAM": "etl", "HOME_THERE": "/there", "CLASS": "DefaultRunLauncher"}[name],
+			name != "GONE"
 	}
 	for value, want := range map[string]instance.TagLimit{
 		"etl":                                {Value: "etl"},
@@ -222,7 +259,8 @@ func TestTextsAndSections(t *testing.T) {
 		"{applyLimitPerUniqueValue: '${PER:-on}'}": {PerValue: true},
 		"{applyLimitPerUniqueValue: false}":        {},
 	} {
-		in, err := instance.Load(home(t, "", "queue: {tag_concurrency_limits: [{key: team, limit: 1, value: "+value+"}]}\n"), kinds, func(name string) (string, bool) {
+		in, err := instance.Load(home(t, "", "queue: {tag_concurrency_limits: [{key: team, limit: 1, value: "+value+
+			"}]}\n"), kinds, func(name string) (string, bool) {
 			if name == "PER" {
 				return "", false
 			}
@@ -238,29 +276,43 @@ func TestTextsAndSections(t *testing.T) {
 		}
 	}
 	for yaml, want := range map[string]string{
-		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueVal: true}}]}\n":    "slipway.yaml:1:61: queue.tag_concurrency_limits[0].value.applyLimitPerUniqueVal: unknown setting; did you mean applyLimitPerUniqueValue?",
-		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: often}}]}\n": `"often" is neither true nor false`,
-		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {}}]}\n":                                "applyLimitPerUniqueValue: required",
-		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: [b]}]}\n":                               "a single value is expected",
-		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {env: GONE}}]}\n":                       "environment variable GONE is not set",
-		"launchers: {local: {kind: process, instance: {dagster_hom: /x}}}\n":                                "launchers.local.instance.dagster_hom: unknown setting; did you mean dagster_home?",
-		"launchers: {local: {kind: process, instance: '${GONE}'}}\n":                                        "environment variable GONE is not set",
-		"run_launcher: {module: m, class: '${GONE}'}\n":                                                     "run_launcher.class: environment variable GONE is not set",
-		"run_launcher: {module: m, class: C, cofnig: {}}\n":                                                 "run_launcher.cofnig: unknown setting; did you mean config?",
-		"run_launcher: {module: m}\n":                                                                       "run_launcher.class: required",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueVal: " +
+			"true}}]}\n": "slipway.yaml:1:61: queue.tag_concurrency_limits[0].value.applyLimitPerUniqueVal: unknown " +
+			"setting; did you mean applyLimitPerUniqueValue?",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: " +
+			"often}}]}\n": `"often" is neither true nor false`,
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: " +
+			"{}}]}\n": "applyLimitPerUniqueValue: required",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: " +
+			"[b]}]}\n": "a single value is expected",
+		"queue: {tag_concurrency_limits: [{key: a, limit: 1, value: {env: " +
+			"GONE}}]}\n": "environment variable GONE is not set",
+		"launchers: {local: {kind: process, instance: {dagster_hom: " +
+			"/x}}}\n": "launchers.local.instance.dagster_hom: unknown setting; did you mean dagster_home?",
+		"launchers: {local: {kind: process, instance: " +
+			"'${GONE}'}}\n": "environment variable GONE is not set",
+		"run_launcher: {module: m, class: " +
+			"'${GONE}'}\n": "run_launcher.class: environment variable GONE is not set",
+		"run_launcher: {module: m, class: C, cofnig: " +
+			"{}}\n": "run_launcher.cofnig: unknown setting; did you mean config?",
+		"run_launcher: {module: " +
+			"m}\n": "run_launcher.class: required",
 	} {
 		if _, err := instance.Load(home(t, "", yaml), kinds, env); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%sLoad = %v, want %q", yaml, err, want)
 		}
 	}
-	in, err := instance.Load(home(t, "", "launchers: {a: {kind: process, instance: {dagster_home: '${HOME_THERE}'}}, b: {kind: process, instance: '${MODE:-image}'}}\ndefault: a\n"), kinds, func(name string) (string, bool) {
+	in, err := instance.Load(home(t,
+		"", "launchers: {a: {kind: process, instance: {dagster_home: '${HOME_THERE}'}}, b: {kind: process, instance: "+
+			"'${MODE:-image}'}}\ndefault: a\n"), kinds, func(name string) (string, bool) {
 		v, _ := env(name)
 		return v, v != ""
 	})
 	if err != nil || in.Launchers["a"].Ref.Home != "/there" || !in.Launchers["b"].Ref.Image {
 		t.Errorf("instance: %+v, %v", in.Launchers, err)
 	}
-	if _, err := instance.Load(home(t, "", "run_launcher: {module: dagster, class: '${CLASS}'}\n"), kinds, env); err != nil {
+	if _, err := instance.Load(home(t, "", "run_launcher: {module: dagster, class: '${CLASS}'}\n"), kinds, env); err !=
+		nil {
 		t.Errorf("a class by a variable: %v", err)
 	}
 }
@@ -268,7 +320,8 @@ func TestTextsAndSections(t *testing.T) {
 // Slipway's own address replaces a provider that it cannot use to log in. Workers get the settings
 // of dagster.yaml.
 func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
-	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: {region: r}}}}\n"
+	yaml := "storage: {postgres: {postgres_db: {username: a, hostname: b, db_name: c}, auth_provider: {aws_wif: " +
+		"{region: r}}}}\n"
 	in, err := instance.Load(home(t, yaml, "storage: {direct_url: 'postgresql://u:p@h/d'}\n"), kinds, noEnv)
 	if err != nil {
 		t.Fatal(err)
@@ -279,7 +332,8 @@ func TestDirectURLInsteadOfAuthProvider(t *testing.T) {
 }
 
 func TestRefOfALauncher(t *testing.T) {
-	yaml := "launchers: {local: {kind: process}, image: {kind: process, instance: image}, there: {kind: process, instance: {dagster_home: /opt/home}}}\n"
+	yaml := "launchers: {local: {kind: process}, image: {kind: process, instance: image}, there: {kind: process, " +
+		"instance: {dagster_home: /opt/home}}}\n"
 	dir := home(t, "storage: {postgres: {postgres_url: {env: PG}}}\n", yaml)
 	in, err := instance.Load(dir, kinds, func(string) (string, bool) { return "postgresql://h/d", true })
 	if err != nil {
@@ -291,25 +345,33 @@ func TestRefOfALauncher(t *testing.T) {
 	if ref := in.WorkerRefFor(in.Launchers["image"]); ref != nil {
 		t.Errorf("image gives %s", ref)
 	}
-	if ref := string(in.WorkerRefFor(in.Launchers["there"])); strings.Contains(ref, dir) || !strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
+	if ref := string(in.WorkerRefFor(in.Launchers["there"])); strings.Contains(ref, dir) ||
+		!strings.Contains(ref, "base_dir: /opt/home/storage") || !strings.Contains(ref, "env: PG") {
 		t.Errorf("dagster_home gives %s", ref)
 	}
-	steps := launcher.Class{Module: "dagster_docker", Name: "DockerRunLauncher", Config: map[string]any{"networks": []any{"n"}}}
+	steps := launcher.Class{Module: "dagster_docker", Name: "DockerRunLauncher",
+		Config: map[string]any{"networks": []any{"n"}}}
 	with := in.Launchers["local"]
 	with.Steps = &steps
-	if ref := string(in.WorkerRefFor(with)); !strings.Contains(ref, `"class_name": "DockerRunLauncher", "config_yaml": "networks:\n- n\n"`) || strings.Contains(string(in.WorkerRef()), "dagster_docker") {
+	if ref := string(in.WorkerRefFor(with)); !strings.Contains(ref,
+		`"class_name": "DockerRunLauncher", "config_yaml": "networks:\n- n\n"`) ||
+		strings.Contains(string(in.WorkerRef()), "dagster_docker") {
 		t.Errorf("step_executors gives %s", ref)
 	}
-	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, step_executors: true}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "launchers.local.step_executors") {
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, step_executors: true}}\n"), kinds,
+		noEnv); err == nil || !strings.Contains(err.Error(), "launchers.local.step_executors") {
 		t.Errorf("step_executors of a kind without: %v", err)
 	}
-	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"), kinds, noEnv); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:46: launchers.local.instance: must be") {
+	if _, err := instance.Load(home(t, "", "launchers: {local: {kind: process, instance: {dagster_home: here}}}\n"),
+		kinds, noEnv); err == nil || !strings.Contains(err.Error(),
+		"slipway.yaml:1:46: launchers.local.instance: must be") {
 		t.Errorf("a relative path: %v", err)
 	}
 }
 
 func TestOnlySelects(t *testing.T) {
-	in, err := instance.Load(home(t, "", "queue: {only: {locations: [etl], tags: {team: data, any: ''}}}\n"), kinds, noEnv)
+	in, err := instance.Load(home(t, "", "queue: {only: {locations: [etl], tags: {team: data, any: ''}}}\n"), kinds,
+		noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +389,8 @@ func TestOnlySelects(t *testing.T) {
 		"another value":    {"etl", map[string]string{"team": "web", "any": "x"}, false},
 		"a tag is missing": {"etl", map[string]string{"team": "data"}, false},
 	} {
-		if got := q.Only.Fits(dagster.Run{Remote: dagster.RemoteOrigin{Location: c.location}, Tags: c.tags}); got != c.want {
+		if got := q.Only.Fits(dagster.Run{Remote: dagster.RemoteOrigin{Location: c.location}, Tags: c.tags}); got !=
+			c.want {
 			t.Errorf("%s: Fits = %v", name, got)
 		}
 	}
@@ -339,15 +402,19 @@ func TestQueueLimitsComeKeyByKey(t *testing.T) {
 		want             int
 		parked           bool
 	}{
-		"nothing said":                {"", "", 10, false},
-		"run_queue":                   {"run_queue: {max_concurrent_runs: 4}\n", "", 4, false},
-		"concurrency.runs":            {"concurrency: {runs: {max_concurrent_runs: 5}}\n", "", 5, false},
-		"run_coordinator":             {"run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator, config: {max_concurrent_runs: 6}}\n", "", 6, false},
-		"0 parks and is no limit":     {"run_queue: {max_concurrent_runs: 0}\n", "", 10, true},
-		"slipway.yaml wins":           {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 2}\n", 2, true},
+		"nothing said":     {"", "", 10, false},
+		"run_queue":        {"run_queue: {max_concurrent_runs: 4}\n", "", 4, false},
+		"concurrency.runs": {"concurrency: {runs: {max_concurrent_runs: 5}}\n", "", 5, false},
+		"run_coordinator": {
+			"run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator, config: " +
+				"{max_concurrent_runs: 6}}\n", "", 6, false},
+		"0 parks and is no limit": {"run_queue: {max_concurrent_runs: 0}\n", "", 10, true},
+		"slipway.yaml wins": {"run_queue: {max_concurrent_runs: 0}\n", "queue: {max_concurrent_runs: 2}\n", 2,
+			true},
 		"slipway.yaml's 0 is a limit": {"", "queue: {max_concurrent_runs: 0}\n", 0, false},
 		"no limit":                    {"", "queue: {max_concurrent_runs: -1}\n", -1, false},
-		"another key leaves it alone": {"run_queue: {max_concurrent_runs: 4}\n", "queue: {tag_concurrency_limits: [{key: a, limit: 1}]}\n", 4, false},
+		"another key leaves it alone": {"run_queue: {max_concurrent_runs: 4}\n",
+			"queue: {tag_concurrency_limits: [{key: a, limit: 1}]}\n", 4, false},
 	} {
 		in, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
 		if err != nil {
@@ -355,7 +422,8 @@ func TestQueueLimitsComeKeyByKey(t *testing.T) {
 		}
 		q, err := in.QueueLimits()
 		if err != nil || q.MaxConcurrentRuns != c.want || in.Parked != c.parked {
-			t.Errorf("%s: limit %d, parked %v, %v; want %d, %v", name, q.MaxConcurrentRuns, in.Parked, err, c.want, c.parked)
+			t.Errorf("%s: limit %d, parked %v, %v; want %d, %v", name, q.MaxConcurrentRuns, in.Parked, err, c.want,
+				c.parked)
 		}
 	}
 }
@@ -363,8 +431,11 @@ func TestQueueLimitsComeKeyByKey(t *testing.T) {
 func TestPostgresURL(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, want string }{
 		"driver suffix": {"postgres_url: postgresql+psycopg2://u:p@h/d", "postgresql+psycopg2://u:p@h/d"},
-		"parts":         {"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c search_path=x, keepalives: 1}}", "postgresql://u:p%40/x@h:5432/d?keepalives=1&options=-c%20search_path%3Dx"},
-		"literal ${}":   {"postgres_url: 'postgresql://${U}@h/d'", "postgresql://${U}@h/d"},
+		"parts": {
+			"postgres_db: {username: u, password: 'p@/x', hostname: h, db_name: d, params: {options: -c " +
+				"search_path=x, keepalives: 1}}",
+			"postgresql://u:p%40/x@h:5432/d?keepalives=1&options=-c%20search_path%3Dx"},
+		"literal ${}": {"postgres_url: 'postgresql://${U}@h/d'", "postgresql://${U}@h/d"},
 	} {
 		in, err := instance.Load(home(t, "storage: {postgres: {"+c.yaml+"}}\n", ""), kinds, noEnv)
 		if err != nil {

@@ -52,7 +52,8 @@ func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resourc
 		setting, text string
 		to            *int64
 		parse         func(string) (int64, error)
-	}{{"cpu", cpu, &res.CPUMillis, config.ParseMillis}, {"memory", memory, &res.MemoryBytes, config.ParseBytes}, {"disk", disk, &res.DiskBytes, config.ParseBytes}} {
+	}{{"cpu", cpu, &res.CPUMillis, config.ParseMillis}, {"memory", memory, &res.MemoryBytes, config.ParseBytes},
+		{"disk", disk, &res.DiskBytes, config.ParseBytes}} {
 		if n.text == "" {
 			continue
 		}
@@ -108,7 +109,8 @@ func texts(v config.Values) ([]string, error) {
 		return nil, nil
 	}
 	if v.Node.Kind != yaml.SequenceNode {
-		v.Node = &yaml.Node{Kind: yaml.SequenceNode, Line: v.Node.Line, Column: v.Node.Column, Content: []*yaml.Node{v.Node}}
+		v.Node = &yaml.Node{Kind: yaml.SequenceNode, Line: v.Node.Line, Column: v.Node.Column,
+			Content: []*yaml.Node{v.Node}}
 	}
 	var s struct {
 		List []string `config:"list"`
@@ -141,7 +143,8 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 	for _, p := range each(err) {
 		var fault *router.Problem
 		if errors.As(p, &fault) {
-			p = problem(file, at(doc, fault.Rule, fault.Setting), fmt.Sprintf("routes[%d].%s", fault.Rule, fault.Setting), "%s", fault.Text)
+			p = problem(file, at(doc, fault.Rule, fault.Setting),
+				fmt.Sprintf("routes[%d].%s", fault.Rule, fault.Setting), "%s", fault.Text)
 		}
 		errs = append(errs, p)
 	}
@@ -152,7 +155,8 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 func (in *Instance) RuleProblem(rule int, setting, format string, args ...any) error {
 	file := filepath.Join(in.Home, "slipway.yaml")
 	doc, err := parse(file)
-	return errors.Join(err, problem(file, at(doc, rule, setting), fmt.Sprintf("routes[%d].%s", rule, setting), format, args...))
+	return errors.Join(err, problem(file, at(doc, rule, setting), fmt.Sprintf("routes[%d].%s", rule, setting), format,
+		args...))
 }
 
 // each returns the errors that err joins.
@@ -211,7 +215,8 @@ func (s routeSection) rule(path string) (router.Rule, error) {
 	}
 	w := s.When
 	r := router.Rule{Name: s.Name, To: list(s.To), ByTag: s.AllowTag, When: router.When{
-		Location: list(w.Location), Repository: list(w.Repository), Job: list(w.Job), Assets: list(w.Assets), Partition: list(w.Partition),
+		Location: list(w.Location), Repository: list(w.Repository), Job: list(w.Job), Assets: list(w.Assets),
+		Partition:  list(w.Partition),
 		CodeServer: w.CodeServer, Priority: w.Priority, CPU: w.CPU, Memory: w.Memory, GPU: w.GPU, CEL: w.CEL,
 	}}
 	if len(w.Tags) > 0 {
@@ -222,7 +227,8 @@ func (s routeSection) rule(path string) (router.Rule, error) {
 	}
 	res, err := amounts(s.Set.CPU, s.Set.Memory, s.Set.Disk, s.Set.GPU, path+".set.")
 	errs = append(errs, err)
-	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Nodes: s.Set.Nodes, Grace: s.Set.Grace, Start: s.Set.Start, MaxRun: s.Set.MaxRun}
+	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Nodes: s.Set.Nodes, Grace: s.Set.Grace,
+		Start: s.Set.Start, MaxRun: s.Set.MaxRun}
 	for name, v := range s.Set.Env {
 		r.Set.Env = append(r.Set.Env, launcher.Env{Name: name, Value: v.Value, Secret: v.Secret})
 	}

@@ -19,7 +19,8 @@ import (
 //   - A class that a kind replaces becomes that kind, with the same config.
 //   - Any other class is hosted by the Python in run_launcher_python, if that is set.
 func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml.Node, env config.Lookup) error {
-	section := config.Values{File: in.file, Path: "run_launcher", Node: path(in.doc, "run_launcher"), Env: env, Literal: true}
+	section := config.Values{File: in.file, Path: "run_launcher", Node: path(in.doc, "run_launcher"), Env: env,
+		Literal: true}
 	if own := in.Settings.RunLauncher; own.Node != nil {
 		section = own
 	}
@@ -31,11 +32,14 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 	}
 	module, class := stock.Module, stock.Class
 	if section.Node == nil || class == "DefaultRunLauncher" {
-		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace, Settle: defaultSettle}}
+		in.Settings.Launchers = map[string]launcherSection{"local": {Kind: "process", Grace: defaultGrace,
+			Settle: defaultSettle}}
 		if slices.ContainsFunc(kinds, func(k *launcher.Kind) bool { return k.Name == "codeserver" }) {
-			in.Settings.Launchers["code-server"] = launcherSection{Kind: "codeserver", Grace: defaultGrace, Settle: defaultSettle}
+			in.Settings.Launchers["code-server"] = launcherSection{Kind: "codeserver", Grace: defaultGrace,
+				Settle: defaultSettle}
 			yes := true
-			in.implied = []router.Rule{{Name: "DefaultRunLauncher", When: router.When{CodeServer: &yes}, To: []string{"code-server"}}}
+			in.implied = []router.Rule{{Name: "DefaultRunLauncher", When: router.When{CodeServer: &yes},
+				To: []string{"code-server"}}}
 		}
 		return nil
 	}
@@ -50,7 +54,10 @@ func (in *Instance) stockLauncher(kinds []*launcher.Kind, file string, doc *yaml
 		l.Kind = "python"
 		l.Config.Node = mapping(l.Config.Node, "module", module, "class", class, "python", in.Settings.HostPython)
 	default:
-		return section.Problem("", "Slipway does not know %s.%s; either write launchers: in %s, which are then used instead, or host the class itself: set run_launcher_python in that file to a Python that has the class and Dagster", module, class, file)
+		return section.Problem("",
+			"Slipway does not know %s.%s; either write launchers: in %s, which are then used instead, or host the "+
+				"class itself: set run_launcher_python in that file to a Python that has the class and Dagster", module,
+			class, file)
 	}
 	in.Settings.Launchers = map[string]launcherSection{name: l}
 	if config.Child(doc, "default") == nil {

@@ -1,9 +1,10 @@
 // Package monitor decides what to do about runs in flight, and does it.
 //
-// The decision is a pure function of the run, what its target says of the worker, the run's own events, and the
-// time ([Decide]). It acts on proof: an exit record of that very worker. A target that does
-// not answer, or does not know the worker, is no proof; the run is left as it is. What has its time, as a start, a cancellation, a run that has a
-// longest one, ends when that is over: the worker is asked to stop, then killed, and only then is the run's end written.
+// The decision is a pure function of the run, what its target says of the worker, the run's own
+// events, and the time ([Decide]). It acts on proof: an exit record of that very worker. A target
+// that does not answer, or does not know the worker, is no proof; the run is left as it is. What
+// has its time, as a start, a cancellation, a run that has a longest one, ends when that is over:
+// the worker is asked to stop, then killed, and only then is the run's end written.
 package monitor
 
 import (
@@ -51,11 +52,13 @@ type Times struct {
 	MaxRuntime time.Duration // from PIPELINE_START
 	Grace      time.Duration // between stop and kill
 	Settle     time.Duration // the target must not know a worker, asked again and again, for that to be proof
-	Silence    time.Duration // a run without an event, of whose worker the target says nothing; 0, the default, is for ever
+	// a run without an event, of whose worker the target says nothing; 0, the default, is for ever
+	Silence time.Duration
 }
 
-// Of lays the run's own tags over the times: dagster/max_runtime in seconds. Dagster reads the tag with float(): an
-// empty one is as if it were absent, one that is not a number is no bound, a negative one is over at once.
+// Of lays the run's own tags over the times: dagster/max_runtime in seconds. Dagster reads the tag
+// with float(): an empty one is as if it were absent, one that is not a number is no bound, a
+// negative one is over at once.
 func (t Times) Of(r dagster.Run) Times {
 	_, text := r.MaxRuntime()
 	if text == "" {
@@ -83,7 +86,8 @@ type Watch struct {
 	Policy        *Policy
 }
 
-// mute says whether the target has known nothing of the worker for so long that it matters when the run was last heard of.
+// mute says whether the target has known nothing of the worker for so long that it matters when the
+// run was last heard of.
 func (w Watch) mute(h launcher.Health) bool {
 	return w.lost(h) || vague(h) && w.over(w.Since, w.Times.Silence)
 }
@@ -91,34 +95,39 @@ func (w Watch) mute(h launcher.Health) bool {
 // vague says whether by its target a worker neither runs nor has ended.
 func vague(h launcher.Health) bool { return h.Status != launcher.Running && !h.Status.Ended() }
 
-// tells says whether the target knows how the worker of a run that has started is. One that says it has not begun does, if a resume waits for it.
+// tells says whether the target knows how the worker of a run that has started is. One that says it
+// has not begun does, if a resume waits for it.
 func tells(h launcher.Health, events []dagster.Event) bool {
 	return h.Status == launcher.Running || h.Status == launcher.Starting && newest(events, dagster.RunStart) == nil
 }
 
-// lost reports whether the target, asked again after the time to settle, still knows no such worker, while the run wrote
-// nothing. An event begins that time anew.
+// lost reports whether the target, asked again after the time to settle, still knows no such
+// worker, while the run wrote nothing. An event begins that time anew.
 func (w Watch) lost(h launcher.Health) bool {
-	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() && w.Answered.Sub(w.quiet()) >= w.Times.Settle
+	return h.Status == launcher.NotFound && w.Times.Settle > 0 && !w.Since.IsZero() &&
+		w.Answered.Sub(w.quiet()) >= w.Times.Settle
 }
 
 // quiet is since when the worker is in its phase and its run has written nothing.
 func (w Watch) quiet() time.Time { return latest(w.Since, w.Heard) }
 
-// settled turns the answer that there is no such worker into the proof that it is dead, if it has held.
+// settled turns the answer that there is no such worker into the proof that it is dead, if it has
+// held.
 func (w Watch) settled(h launcher.Health) launcher.Health {
 	if w.lost(h) {
 		h.Status, h.Cause = launcher.Failed, launcher.CauseUnknown
-		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time", w.Answered.Sub(w.quiet()).Round(time.Second))
+		h.Message = fmt.Sprintf("the target has known no such worker for %s, and the run wrote nothing in this time",
+			w.Answered.Sub(w.quiet()).Round(time.Second))
 	}
 	return h
 }
 
-// afterKill is how long a worker that was killed may take to be seen dead. A target may have gone away meanwhile: then the run ends, and its
-// log says that nobody saw the worker's end.
+// afterKill is how long a worker that was killed may take to be seen dead. A target may have gone
+// away meanwhile: then the run ends, and its log says that nobody saw the worker's end.
 const afterKill = 30 * time.Second
 
-// Decide says what to do about a run of ours, given its worker's health and its status events in the log's order.
+// Decide says what to do about a run of ours, given its worker's health and its status events in
+// the log's order.
 func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) Action {
 	if r.Launch == nil || r.Launch.State == storage.Void {
 		return Action{Do: Nothing}
@@ -142,7 +151,9 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	case h.Status.Ended() && r.Status == dagster.Starting && !w.Asked.IsZero():
 		return w.dead(r, h, events, Action{Do: Fail, Message: tooLongToStart(w.Times), Reason: dagster.StartTimeout})
 	case h.Status.Ended():
-		return w.dead(r, h, events, Action{Do: Fail, Message: "The run worker ended without finishing the run: " + why(h) + ".", Reason: dagster.UnexpectedTermination})
+		return w.dead(r, h, events, Action{Do: Fail,
+			Message: "The run worker ended without finishing the run: " + why(h) + ".",
+			Reason:  dagster.UnexpectedTermination})
 	case r.Status == dagster.Canceling:
 		return w.cancel(h, isExpired, expired)
 	case r.Status == dagster.Starting && h.Status != "" && w.over(w.Since, w.Times.Start):
@@ -151,15 +162,19 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 			a.Note += " The target says: " + h.Message
 		}
 		return a
-	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) && !tells(h, events):
-		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination, Message: "Nothing was heard of the run, and its target told nothing of its worker, for " + seconds(w.Times.Silence) + "."})
+	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) &&
+		!tells(h, events):
+		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination,
+			Message: "Nothing was heard of the run, and its target told nothing of its worker, for " +
+				seconds(w.Times.Silence) + "."})
 	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
 		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}
 	}
 	return Action{Do: Nothing}
 }
 
-// dead says what becomes of a run whose worker is proved dead: what the policy says of the cause, else last.
+// dead says what becomes of a run whose worker is proved dead: what the policy says of the cause,
+// else last.
 func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, last Action) Action {
 	if h.Status != launcher.Failed { // it left by itself
 		return last
@@ -205,7 +220,8 @@ func (w Watch) cancel(h launcher.Health, isExpired bool, expired string) Action 
 	if isExpired {
 		return w.end(Action{Do: Fail, Message: expired})
 	}
-	return w.end(Action{Do: Cancel, Message: "Run timed out due to taking longer than " + seconds(w.Times.Cancel) + " to cancel."})
+	return w.end(Action{Do: Cancel, Message: "Run timed out due to taking longer than " + seconds(w.Times.Cancel) +
+		" to cancel."})
 }
 
 // end has a worker stopped and killed before what ends its run is written.
@@ -220,7 +236,8 @@ func (w Watch) end(last Action) Action {
 	case w.Now.Sub(w.Killed) < afterKill:
 		return Action{Do: Nothing}
 	}
-	last.Note = "[Slipway] The run worker was asked to stop and killed, but nobody has seen its end: what it made on its target may be there still."
+	last.Note = "[Slipway] The run worker was asked to stop and killed, but nobody has seen its end: what it made on " +
+		"its target may be there still."
 	return last
 }
 
@@ -238,7 +255,8 @@ func tooLongToStart(t Times) string {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%d seconds", int(d.Seconds())) }
 
-// expiry says whether a run is canceling since it has had its longest time, and with which words it fails then.
+// expiry says whether a run is canceling since it has had its longest time, and with which words it
+// fails then.
 func expiry(canceling *dagster.Event) (string, bool) {
 	if canceling == nil {
 		return "", false
@@ -247,8 +265,10 @@ func expiry(canceling *dagster.Event) (string, bool) {
 	return "Exceeded maximum runtime of " + rest, ok
 }
 
-// ofAttempt leaves out the events of earlier attempts; before the first there was none. The log's order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped. In
-// SQLite's files the event of our own claim may be written after the worker's first ones; of those, the time tells.
+// ofAttempt leaves out the events of earlier attempts; before the first there was none. The log's
+// order tells, as far as it goes: a worker's clock may be behind ours, or ours have been stepped.
+// In SQLite's files the event of our own claim may be written after the worker's first ones; of
+// those, the time tells.
 func ofAttempt(l storage.LaunchRow, events []dagster.Event) []dagster.Event {
 	if l.Attempt == 1 {
 		return events
@@ -277,12 +297,14 @@ func newest(events []dagster.Event, typ dagster.EventType) *dagster.Event {
 	return nil
 }
 
-// sticky is the event whose status wins over the column, if there is one: the first CANCELED; else a SUCCESS, which
-// only a worker writes, also over a FAILURE that we wrote; else the last FAILURE; else a CANCELING. Of a run that has had its longest time
-// a FAILURE wins over what its worker took for a user's cancel.
-// Dagster itself checks no transitions, so that a late write may have undone any of them.
+// sticky is the event whose status wins over the column, if there is one: the first CANCELED; else
+// a SUCCESS, which only a worker writes, also over a FAILURE that we wrote; else the last FAILURE;
+// else a CANCELING. Of a run that has had its longest time a FAILURE wins over what its worker took
+// for a user's cancel. Dagster itself checks no transitions, so that a late write may have undone
+// any of them.
 func sticky(events []dagster.Event) *dagster.Event {
-	rank := map[dagster.EventType]int{dagster.RunCanceling: 1, dagster.RunFailure: 2, dagster.RunSuccess: 3, dagster.RunCanceled: 4}
+	rank := map[dagster.EventType]int{dagster.RunCanceling: 1, dagster.RunFailure: 2, dagster.RunSuccess: 3,
+		dagster.RunCanceled: 4}
 	if _, expired := expiry(newest(events, dagster.RunCanceling)); expired {
 		rank[dagster.RunFailure] = 5
 	}

@@ -21,22 +21,26 @@ import (
 )
 
 const (
-	// netInterval is how often every worker in flight is asked about, whatever the target told by itself.
+	// netInterval is how often every worker in flight is asked about, whatever the target told by
+	// itself.
 	netInterval = 30 * time.Second
 	// watchRetry is the wait after a target's watch ended.
 	watchRetry = time.Second
 	// tick is how often times are looked at that runs may take.
 	tick = time.Second
-	// writeTimeout bounds a question to the storage. One whose answer is lost holds up all runs, and a daemon that lost its lead.
+	// writeTimeout bounds a question to the storage. One whose answer is lost holds up all runs,
+	// and a daemon that lost its lead.
 	writeTimeout = 10 * time.Second
-	// looseAfter is how long a run may have a launch row but neither a handle row nor a flight. A launch that is under way
-	// takes less; after that the dispatcher is asked whether it has the run in hand.
+	// looseAfter is how long a run may have a launch row but neither a handle row nor a flight. A
+	// launch that is under way takes less; after that the dispatcher is asked whether it has the
+	// run in hand.
 	looseAfter = 5 * time.Second
 	// lastCalls is how long calls that stop workers may still take when the monitor ends.
 	lastCalls = 2 * time.Second
 )
 
-// looksAgain is when a run that we finished is looked at again: a worker's last write may have come after ours.
+// looksAgain is when a run that we finished is looked at again: a worker's last write may have come
+// after ours.
 var looksAgain = []time.Duration{2 * time.Second, 30 * time.Second}
 
 // store is what the monitor asks of the storage.
@@ -54,31 +58,37 @@ type Loop struct {
 	Instance string
 	Targets  map[string]*dispatch.Target
 	Inbox    *storage.Inbox // changed runs
-	// Launched has runs whose handle was written, and runs without a handle that the dispatcher leaves to the monitor. It is
-	// not the Inbox, so that older news of a run cannot take their place.
+	// Launched has runs whose handle was written, and runs without a handle that the dispatcher
+	// leaves to the monitor. It is not the Inbox, so that older news of a run cannot take their
+	// place.
 	Launched *storage.Inbox
-	// Seen is what targets said of their workers just before Run; of those they are not asked again at once. Nil: nothing is known.
+	// Seen is what targets said of their workers just before Run; of those they are not asked again
+	// at once. Nil: nothing is known.
 	Seen map[launcher.ID]launcher.Health
 	// Times are those of one run on its launcher.
 	Times  func(r dagster.Run, launcher string) Times
 	Policy *Policy
 	// Relaunch launches the worker of a further attempt that was just written.
 	Relaunch func(r storage.Run)
-	// TakeUp is given runs that have a launch row of ours but no handle, again and again until they have one or end. Whoever
-	// launches workers goes on with those that it does not have in hand.
+	// TakeUp is given runs that have a launch row of ours but no handle, again and again until they
+	// have one or end. Whoever launches workers goes on with those that it does not have in hand.
 	TakeUp func(r storage.Run)
-	// Find looks for the worker of a run without a handle. If the target has it, its handle is written and the run comes by
-	// Launched. The health is NotFound if the target has none, and Unknown if the target cannot say.
+	// Find looks for the worker of a run without a handle. If the target has it, its handle is
+	// written and the run comes by Launched. The health is NotFound if the target has none, and
+	// Unknown if the target cannot say.
 	Find func(ctx context.Context, r storage.Run) (launcher.Health, error)
-	// Clock is the database's clock. It measures how long a run has been going on over a change of leaders.
+	// Clock is the database's clock. It measures how long a run has been going on over a change of
+	// leaders.
 	Clock func() time.Time
 	// Died is told of each worker whose death was proved and written. It must not block.
 	Died func(r storage.Run, cause launcher.Cause)
-	// Held is told of each answer that proves nothing, by which a run is left as it is: unknown, not_found or error; nil: nobody.
+	// Held is told of each answer that proves nothing, by which a run is left as it is: unknown,
+	// not_found or error; nil: nobody.
 	Held func(launcher, answer string)
 	// Phase is told how long a worker was in a phase; nil: nobody.
 	Phase func(launcher, phase string, took time.Duration)
-	// PhasesAfter is how long a worker must be in a phase for its run's log to tell of it; 0: each phase is told of at once.
+	// PhasesAfter is how long a worker must be in a phase for its run's log to tell of it; 0: each
+	// phase is told of at once.
 	PhasesAfter time.Duration
 	Log         *slog.Logger
 
@@ -98,8 +108,8 @@ type loose struct {
 	since time.Time // when it was first seen so, or given to TakeUp; monotonic
 }
 
-// flight is a run of ours whose worker is watched: one with a handle, or one whose worker is still looked for. All times are
-// our own and monotonic.
+// flight is a run of ours whose worker is watched: one with a handle, or one whose worker is still
+// looked for. All times are our own and monotonic.
 type flight struct {
 	run      storage.Run
 	times    Times
@@ -117,7 +127,8 @@ type flight struct {
 	stop     stop
 }
 
-// stop is how far the stopping of a worker has come. A stop that the target did not answer is asked for again.
+// stop is how far the stopping of a worker has come. A stop that the target did not answer is asked
+// for again.
 type stop struct {
 	asked, killed time.Time // when the target took the stop, and the kill; zero: not yet
 	calling       bool      // a call is on its way
@@ -127,7 +138,8 @@ type stop struct {
 	leave         bool // nobody needs the worker: the flight ends once the stop is taken
 }
 
-// start notes when a run was seen to have started or to be canceling, which is when the times that these may take begin.
+// start notes when a run was seen to have started or to be canceling, which is when the times that
+// these may take begin.
 func (f *flight) start() {
 	if f.began.IsZero() && f.run.Status == dagster.Started {
 		f.began = time.Now()
@@ -143,7 +155,8 @@ func (f *flight) start() {
 	}
 }
 
-// linger is how long a worker may go on after its run is canceled, which somebody may have written by force. Dagster's takes some seconds.
+// linger is how long a worker may go on after its run is canceled, which somebody may have written
+// by force. Dagster's takes some seconds.
 const linger = 15 * time.Second
 
 // lingers says whether the worker of a canceled run has had its time to end.
@@ -151,7 +164,8 @@ func (f *flight) lingers(now time.Time) bool { return !f.over.IsZero() && now.Su
 
 // seen is what was seen of a flight so far.
 func (f *flight) seen(now time.Time) Watch {
-	return Watch{Now: now, Since: f.since, Canceling: f.canceled, Answered: f.answered, Heard: f.heard, Asked: f.stop.asked, Killed: f.stop.killed, Times: f.times}
+	return Watch{Now: now, Since: f.since, Canceling: f.canceled, Answered: f.answered, Heard: f.heard,
+		Asked: f.stop.asked, Killed: f.stop.killed, Times: f.times}
 }
 
 // dueAgain is how long a run whose time is over is left alone between two looks at it.
@@ -261,7 +275,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			var errs []error
 			l.takeUp(now)
 			for id, f := range l.flights {
-				if quiet := latest(f.since, f.heard); f.health.Status == launcher.NotFound && f.answered.Sub(quiet) < f.times.Settle && now.Sub(quiet) >= f.times.Settle {
+				if quiet := latest(f.since, f.heard); f.health.Status == launcher.NotFound &&
+					f.answered.Sub(quiet) < f.times.Settle && now.Sub(quiet) >= f.times.Settle {
 					l.ask(f) // its absence counts only if it has held
 				}
 				if f.stop.leave {
@@ -300,7 +315,8 @@ func take(ctx context.Context, inbox *storage.Inbox, with func(context.Context, 
 	return errors.Join(errs...)
 }
 
-// launched takes in a run whose handle was written, in the status that it had then: what was read of it before had no handle, and is not told again.
+// launched takes in a run whose handle was written, in the status that it had then: what was read
+// of it before had no handle, and is not told again.
 func (l *Loop) launched(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
 	if f == nil || f.run.Launch.Token != r.Launch.Token {
@@ -336,7 +352,8 @@ func (l *Loop) begin(ctx context.Context, r storage.Run) error {
 	return nil
 }
 
-// noteStart writes when a run with a longest time was seen to have started, by the database's clock: for the leaders to come.
+// noteStart writes when a run with a longest time was seen to have started, by the database's
+// clock: for the leaders to come.
 func (l *Loop) noteStart(ctx context.Context, f *flight) error {
 	if f.run.Status != dagster.Started || f.times.MaxRuntime == 0 || !f.run.Began.IsZero() {
 		return nil
@@ -351,7 +368,8 @@ func (l *Loop) noteStart(ctx context.Context, f *flight) error {
 	return err
 }
 
-// takeUp passes on the runs that have waited for their handle, without anybody who says that it is on its way.
+// takeUp passes on the runs that have waited for their handle, without anybody who says that it is
+// on its way.
 func (l *Loop) takeUp(now time.Time) {
 	for id, w := range l.loose {
 		if now.Sub(w.since) >= looseAfter {
@@ -409,7 +427,8 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 		return err
 	}
 	switch {
-	case r.Status == dagster.Canceling, was == dagster.Canceling && r.Status == dagster.Canceled: // it may have had its longest time
+	// it may have had its longest time
+	case r.Status == dagster.Canceling, was == dagster.Canceling && r.Status == dagster.Canceled:
 		return l.check(ctx, r.ID)
 	case r.Status.Finished():
 		l.forget(r.ID)
@@ -417,8 +436,8 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	return nil
 }
 
-// unlaunched ends a run that was canceled just when its worker had died and was to be replaced: whoever canceled it took it for one that runs, and there is nothing
-// to stop.
+// unlaunched ends a run that was canceled just when its worker had died and was to be replaced:
+// whoever canceled it took it for one that runs, and there is nothing to stop.
 func (l *Loop) unlaunched(ctx context.Context, r storage.Run) error {
 	if r.Status != dagster.Canceling {
 		return nil
@@ -427,10 +446,12 @@ func (l *Loop) unlaunched(ctx context.Context, r storage.Run) error {
 	defer cancel()
 	out, err := l.Store.Move(ctx, l.Fence, storage.Transition{
 		Run: r.ID, From: []dagster.Status{dagster.Canceling}, Launch: r.Launch.Token,
-		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(), "The run was canceled: its worker had ended, and no other one was launched.")},
+		Events: []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceled, time.Now(),
+			"The run was canceled: its worker had ended, and no other one was launched.")},
 	})
 	if err == nil && out.Done {
-		l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", "it was canceled while it had no worker")
+		l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status,
+			"status", out.Status, "why", "it was canceled while it had no worker")
 	}
 	return err
 }
@@ -458,7 +479,9 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		return nil
 	}
 	was := f.health.Status
-	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || vague(rep.health) && f.times.Silence > 0) { // what is written from now on counts
+	// what is written from now on counts
+	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || vague(rep.health) &&
+		f.times.Silence > 0) {
 		if err := l.hear(ctx, f); err != nil {
 			return err // the net asks again
 		}
@@ -472,7 +495,8 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		l.held(f.run.Launch.Launcher, "not_found")
 	}
 	if rep.elsewhere && was != rep.health.Status {
-		l.Log.WarnContext(ctx, "a worker cannot be seen from here; its run is left as it is", "run_id", rep.id.Run, "launcher", f.run.Launch.Launcher, "why", rep.health.Message)
+		l.Log.WarnContext(ctx, "a worker cannot be seen from here; its run is left as it is", "run_id", rep.id.Run,
+			"launcher", f.run.Launch.Launcher, "why", rep.health.Message)
 	}
 	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
 		if l.Phase != nil && was != "" {
@@ -496,7 +520,8 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	}
 	if rep.health.Status.Ended() || f.run.Status == dagster.Canceling {
 		if was != rep.health.Status && rep.health.Status.Ended() {
-			l.Log.InfoContext(ctx, "worker ended", "run_id", rep.id.Run, "launcher", f.run.Launch.Launcher, "status", rep.health.Status, "message", rep.health.Message)
+			l.Log.InfoContext(ctx, "worker ended", "run_id", rep.id.Run, "launcher", f.run.Launch.Launcher,
+				"status", rep.health.Status, "message", rep.health.Message)
 		}
 		return l.check(ctx, rep.id.Run)
 	}
@@ -519,15 +544,18 @@ func phaseOf(h launcher.Health) string {
 
 // phases are those of a worker that is not running yet of which a run's log tells.
 var phases = map[launcher.Phase]string{
-	launcher.Accepted:  "The run worker waits for a place on its target", // if the target says why
-	launcher.Scheduled: "The run worker has a place on its target", launcher.Pulling: "The image of the run worker is being pulled",
-	launcher.Pulled: "The image of the run worker has been pulled", launcher.PhaseStarted: "The run worker has been started",
+	launcher.Accepted:     "The run worker waits for a place on its target", // if the target says why
+	launcher.Scheduled:    "The run worker has a place on its target",
+	launcher.Pulling:      "The image of the run worker is being pulled",
+	launcher.Pulled:       "The image of the run worker has been pulled",
+	launcher.PhaseStarted: "The run worker has been started",
 }
 
 // tell writes how far a worker has come into its run's log, once for each phase.
 func (l *Loop) tell(ctx context.Context, f *flight) error {
 	text := phases[f.health.Phase]
-	if text == "" || f.told == f.health.Phase || f.health.Status != launcher.Starting || f.health.Phase == launcher.Accepted && f.health.Message == "" {
+	if text == "" || f.told == f.health.Phase || f.health.Status != launcher.Starting ||
+		f.health.Phase == launcher.Accepted && f.health.Message == "" {
 		return nil
 	}
 	f.told = f.health.Phase
@@ -597,7 +625,8 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	return l.act(ctx, f, a)
 }
 
-// hear looks for events that somebody other than Slipway has written since the last look. It reads only those that are new.
+// hear looks for events that somebody other than Slipway has written since the last look. It reads
+// only those that are new.
 func (l *Loop) hear(ctx context.Context, f *flight) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
@@ -633,17 +662,20 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	case Assert:
 		t.Stands = a.Event
 		if r.Status == dagster.Failure {
-			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now, "[Slipway] The run worker finished after all: its own last event stands.", nil, nil)}
+			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now,
+				"[Slipway] The run worker finished after all: its own last event stands.", nil, nil)}
 		}
 	case Cancel:
-		t.Events = append(l.epitaph(f, a, now), dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), a.Message))
+		t.Events = append(l.epitaph(f, a, now),
+			dagster.NewEvent(r.Run, dagster.RunCanceled, now.Add(time.Microsecond), a.Message))
 	case Again, Resume:
 		return l.replace(ctx, f, a, t, now)
 	case Fail:
 		last := dagster.NewEvent(r.Run, dagster.RunFailure, now.Add(time.Microsecond), a.Message)
 		if a.Reason != "" {
 			last = dagster.NewRunFailure(r.Run, now.Add(time.Microsecond), a.Message, a.Reason, nil)
-			t.Tags = map[string]string{dagster.FailureReasonTag: string(a.Reason), storage.CauseTag: string(causeOf(f.health, a.Reason))}
+			t.Tags = map[string]string{dagster.FailureReasonTag: string(a.Reason),
+				storage.CauseTag: string(causeOf(f.health, a.Reason))}
 		}
 		t.Events = append(l.epitaph(f, a, now), last)
 	}
@@ -672,7 +704,8 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	if out.Status != "" && out.Status != f.run.Status {
 		f.run.Status, f.since = out.Status, time.Now()
 	}
-	l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status, "why", string(a.Do), "message", a.Message)
+	l.Log.InfoContext(ctx, "run status written", "run_id", r.ID, "job", r.Job, "was", r.Status, "status", out.Status,
+		"why", string(a.Do), "message", a.Message)
 	failpoint.Here(failpoint.FinishDone)
 	if a.Do == Fail && f.health.Status == launcher.Failed && l.Died != nil {
 		l.Died(r, causeOf(f.health, a.Reason))
@@ -684,16 +717,19 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	return nil
 }
 
-// Texts of dagster._daemon.monitoring.run_monitoring and dagster._core.instance, 1.13: the second one is counted by Dagster.
+// Texts of dagster._daemon.monitoring.run_monitoring and dagster._core.instance, 1.13: the second
+// one is counted by Dagster.
 const (
 	detected = "Detected run worker status %s: '%s'. Resuming run %s with a new worker."
 	resuming = "Launching a new run worker to resume run"
 )
 
-// replace gives the run of a dead worker another one: from the queue, where it begins anew, or at once, to go on where the dead one ended.
+// replace gives the run of a dead worker another one: from the queue, where it begins anew, or at
+// once, to go on where the dead one ended.
 func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Transition, now time.Time) error {
 	r, cause := f.run, a.Cause
-	t.Death = &storage.Death{Attempt: r.Launch.Attempt, Launcher: r.Launch.Launcher, Cause: string(cause), Then: string(a.Then)}
+	t.Death = &storage.Death{Attempt: r.Launch.Attempt, Launcher: r.Launch.Launcher, Cause: string(cause),
+		Then: string(a.Then)}
 	t.Tags = map[string]string{storage.CauseTag: string(cause)}
 	t.Events = l.epitaph(f, a, now)
 	say := func(format string, args ...any) {
@@ -703,15 +739,18 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 	if a.Do == Resume {
 		say(detected, "FAILED", why(f.health), r.ID)
 		say(resuming)
-		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: l.Targets[r.Launch.Launcher].NextToken(*r.Launch), Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
+		t.Next = &storage.Next{Launcher: r.Launch.Launcher, Token: l.Targets[r.Launch.Launcher].NextToken(*r.Launch),
+			Epoch: l.Fence.Epoch, At: now.UTC().Truncate(time.Microsecond)}
 	} else {
 		t.Void = true
 		where := "the same launcher"
 		if a.Then == ThenNext {
 			where = "the next launcher of its route"
 		}
-		say("[Slipway] The run goes back to the queue for a new run worker on %s (monitoring.deaths: %s: %s).", where, cause, a.Then)
-		t.Events = append(t.Events, dagster.NewRunEnqueued(r.Run, now.Add(time.Duration(len(t.Events))*time.Microsecond)))
+		say("[Slipway] The run goes back to the queue for a new run worker on %s (monitoring.deaths: %s: %s).", where,
+			cause, a.Then)
+		t.Events = append(t.Events, dagster.NewRunEnqueued(r.Run,
+			now.Add(time.Duration(len(t.Events))*time.Microsecond)))
 	}
 	failpoint.Here(failpoint.ReplaceBefore)
 	out, err := l.Store.Move(ctx, l.Fence, t)
@@ -722,7 +761,8 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 		return err
 	}
 	failpoint.Here(failpoint.ReplaceCommitted)
-	l.Log.InfoContext(ctx, "a dead worker is replaced", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "cause", cause, "then", a.Then, "message", a.Message)
+	l.Log.InfoContext(ctx, "a dead worker is replaced", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher,
+		"attempt", r.Launch.Attempt, "cause", cause, "then", a.Then, "message", a.Message)
 	if l.Died != nil {
 		l.Died(r, cause)
 	}
@@ -735,10 +775,13 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 	return nil
 }
 
-// epitaph is the engine event that says how a worker died, with the last lines it wrote, or that nobody knows.
+// epitaph is the engine event that says how a worker died, with the last lines it wrote, or that
+// nobody knows.
 func (l *Loop) epitaph(f *flight, a Action, now time.Time) []dagster.Event {
 	if a.Note != "" {
-		return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, a.Note, []dagster.Metadata{{Label: "Worker", Text: f.run.Handle}, {Label: "The target says", Text: string(f.health.Status) + " " + f.health.Message}}, nil)}
+		return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, a.Note,
+			[]dagster.Metadata{{Label: "Worker", Text: f.run.Handle},
+				{Label: "The target says", Text: string(f.health.Status) + " " + f.health.Message}}, nil)}
 	}
 	if a.Do == Cancel || !f.health.Status.Ended() {
 		return nil
@@ -757,7 +800,8 @@ func (l *Loop) epitaph(f *flight, a Action, now time.Time) []dagster.Event {
 	if f.debug != "" {
 		meta = append(meta, dagster.Metadata{Label: "Debug info", Text: f.debug})
 	}
-	return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, "[Slipway] The run worker ended: "+why(f.health)+".", meta, nil)}
+	return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, "[Slipway] The run worker ended: "+why(f.health)+".",
+		meta, nil)}
 }
 
 // later has a run looked at again after each of some times.
@@ -773,7 +817,8 @@ func (l *Loop) later(run string, after []time.Duration) {
 	}
 }
 
-// terminate asks a worker to stop, without waiting for the target. The outcome comes by answeredStop.
+// terminate asks a worker to stop, without waiting for the target. The outcome comes by
+// answeredStop.
 func (l *Loop) terminate(f *flight, kill bool) {
 	if f.stop.calling || time.Now().Before(f.stop.retry) {
 		return
@@ -787,7 +832,9 @@ func (l *Loop) terminate(f *flight, kill bool) {
 	l.calls.Go(func() {
 		out, was, where := stopped{id: key.id, kill: kill}, false, ""
 		if key.handle != "" { // else there is nobody to ask
-			was, out.err = dispatch.Call(l.calling, t.Of(key.handle), func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, key.handle, grace) })
+			was, out.err = dispatch.Call(l.calling, t.Of(key.handle), func(ctx context.Context) (bool, error) {
+				return t.Launcher.Terminate(ctx, key.handle, grace)
+			})
 			if errors.Is(out.err, launcher.ErrNotFound) {
 				out.err = nil
 			}
@@ -799,9 +846,11 @@ func (l *Loop) terminate(f *flight, kill bool) {
 		case where != "":
 			out.err = errors.New(where)
 		case out.err != nil:
-			l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again", "run_id", key.id.Run, "launcher", t.Name, "err", out.err)
+			l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again",
+				"run_id", key.id.Run, "launcher", t.Name, "err", out.err)
 		case key.handle != "":
-			l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run, "launcher", t.Name, "grace", grace, "running", was)
+			l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run,
+				"launcher", t.Name, "grace", grace, "running", was)
 		}
 		select {
 		case l.stopped <- out:
@@ -837,16 +886,21 @@ func (l *Loop) answeredStop(ctx context.Context, s stopped) error {
 	return nil
 }
 
-// stopFailed writes once into a run's log that its worker goes on because the target did not answer.
+// stopFailed writes once into a run's log that its worker goes on because the target did not
+// answer.
 func (l *Loop) stopFailed(ctx context.Context, f *flight, why error) error {
 	if f.stop.failed || f.stop.leave {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
-	_, err := l.Store.Move(ctx, l.Fence, storage.Transition{Run: f.run.ID, From: []dagster.Status{f.run.Status}, Launch: f.run.Launch.Token, Events: []dagster.Event{
-		dagster.NewEngineEvent(f.run.Run, time.Now(), fmt.Sprintf("[Slipway] Launcher %q could not be asked to stop the run worker. It is asked again until it answers.", f.run.Launch.Launcher), nil, why),
-	}})
+	_, err := l.Store.Move(ctx, l.Fence,
+		storage.Transition{Run: f.run.ID, From: []dagster.Status{f.run.Status}, Launch: f.run.Launch.Token,
+			Events: []dagster.Event{
+				dagster.NewEngineEvent(f.run.Run, time.Now(),
+					fmt.Sprintf("[Slipway] Launcher %q could not be asked to stop the run worker. It is asked again "+
+						"until it answers.", f.run.Launch.Launcher), nil, why),
+			}})
 	f.stop.failed = err == nil
 	return err
 }
@@ -884,7 +938,9 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 			if key.handle == "" {
 				h, err = l.Find(ctx, q.run)
 			} else {
-				h, err = dispatch.Call(ctx, t.Of(key.handle), func(ctx context.Context) (launcher.Health, error) { return t.Launcher.Health(ctx, key.handle) })
+				h, err = dispatch.Call(ctx, t.Of(key.handle), func(ctx context.Context) (launcher.Health, error) {
+					return t.Launcher.Health(ctx, key.handle)
+				})
 			}
 			if err == nil && h.Status == launcher.NotFound {
 				if where, err = t.Elsewhere(ctx, *q.run.Launch); where != "" {
@@ -896,7 +952,8 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 			}
 			if err != nil {
 				l.held(t.Name, "error")
-				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run, "launcher", t.Name, "err", err)
+				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run,
+					"launcher", t.Name, "err", err)
 				continue
 			}
 			l.report(ctx, t, key.handle, report{id: key.id, health: h, elsewhere: where != ""})
@@ -910,7 +967,9 @@ const maxDebug = 16 << 10
 // report passes on what a target says of a worker; of a dead one, with the target's debug info.
 func (l *Loop) report(ctx context.Context, t *dispatch.Target, handle launcher.Handle, r report) {
 	if d, ok := launcher.As[launcher.Describer](t.Launcher); ok && r.health.Status == launcher.Failed {
-		text, err := dispatch.Call(ctx, t.Of(handle), func(ctx context.Context) (json.RawMessage, error) { return d.Describe(ctx, handle, false) })
+		text, err := dispatch.Call(ctx, t.Of(handle), func(ctx context.Context) (json.RawMessage, error) {
+			return d.Describe(ctx, handle, false)
+		})
 		if err == nil && len(text) <= maxDebug {
 			r.debug = string(text)
 		}

@@ -14,20 +14,23 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// What was read before a run was claimed does not end the watch over its worker; what shows that the run went back to
-// the queue does.
+// What was read before a run was claimed does not end the watch over its worker; what shows that
+// the run went back to the queue does.
 func TestStaleNewsEndsNoWatch(t *testing.T) {
 	claimed := time.Now()
 	run := func(status dagster.Status, updated time.Time, launch *storage.LaunchRow, handle string) storage.Run {
-		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated, Facts: storage.Facts{Launch: launch, Handle: handle}}
+		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Updated: updated,
+			Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
-	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed, State: storage.Open}
+	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: claimed,
+		State: storage.Open}
 	voided := *launch
 	voided.State = storage.Void
 	requeued := run(dagster.Queued, claimed.Add(-time.Hour), nil, "")
 	requeued.Last = &voided
 	l := &Loop{
-		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} }, flights: map[string]*flight{}, loose: map[string]loose{},
+		Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{} },
+		flights: map[string]*flight{}, loose: map[string]loose{},
 		asks: map[string]chan question{"local": make(chan question, 10)},
 	}
 	for _, step := range []struct {
@@ -41,7 +44,9 @@ func TestStaleNewsEndsNoWatch(t *testing.T) {
 		{"read before the handle was written", run(dagster.Started, claimed.Add(time.Second), launch, ""), true},
 		{"back in the queue", requeued, false},
 		{"launched once more", run(dagster.Starting, claimed, launch, "h"), true},
-		{"launched by another instance", run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"), false},
+		{"launched by another instance",
+			run(dagster.Started, claimed, &storage.LaunchRow{Run: "r", Instance: "other", Launcher: "local"}, "h"),
+			false},
 	} {
 		if err := l.changed(t.Context(), step.run); err != nil {
 			t.Fatal(err)
@@ -95,15 +100,19 @@ func TestPhasesInTheRunsLog(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
 		want  []string
-	}{{0, []string{"waits for a place", "has a place", "is being pulled", "has been pulled", "has been started"}}, {time.Hour, nil}} {
+	}{{0, []string{"waits for a place", "has a place", "is being pulled", "has been pulled", "has been started"}},
+		{time.Hour, nil}} {
 		w := &written{}
-		r := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Starting}, Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t"}, Handle: "h"}}
+		r := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Starting},
+			Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local",
+				Token: "t"}, Handle: "h"}}
 		l := &Loop{
 			Store: w, Log: slog.New(slog.DiscardHandler), PhasesAfter: c.after,
 			flights: map[string]*flight{"r": {run: r, since: time.Now()}},
 		}
 		for _, h := range []launcher.Health{
-			{Phase: launcher.Accepted}, {Phase: launcher.Accepted, Message: "0/1 nodes are available"}, {Phase: launcher.Scheduled}, {Phase: launcher.Pulling}, {Phase: launcher.Pulling},
+			{Phase: launcher.Accepted}, {Phase: launcher.Accepted, Message: "0/1 nodes are available"},
+			{Phase: launcher.Scheduled}, {Phase: launcher.Pulling}, {Phase: launcher.Pulling},
 			{Phase: launcher.Pulled}, {Phase: launcher.PhaseStarted},
 		} {
 			h.Status = launcher.Starting
@@ -117,18 +126,22 @@ func TestPhasesInTheRunsLog(t *testing.T) {
 	}
 }
 
-// How long a worker takes to start, and a run in all, is told by our own clock from when we saw it: the clock of a target may be hours off, and ours be stepped.
+// How long a worker takes to start, and a run in all, is told by our own clock from when we saw it:
+// the clock of a target may be hours off, and ours be stepped.
 func TestTimesByOurOwnClock(t *testing.T) {
 	now := time.Now()
 	off := now.Add(-time.Hour)
 	r := storage.Run{
 		Run: dagster.Run{ID: "r", Status: dagster.Starting}, Updated: now,
-		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: off, State: storage.Open}, Handle: "h"},
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local",
+			Token: "t", At: off, State: storage.Open}, Handle: "h"},
 	}
 	times := Times{Start: time.Minute, MaxRuntime: time.Minute}
 	l := &Loop{
-		Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Times: func(dagster.Run, string) Times { return times },
-		flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now, asks: map[string]chan question{"local": make(chan question, 10)},
+		Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour,
+		Times:   func(dagster.Run, string) Times { return times },
+		flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now,
+		asks: map[string]chan question{"local": make(chan question, 10)},
 	}
 	see := func(status dagster.Status) *flight {
 		t.Helper()
@@ -163,11 +176,14 @@ func TestTimesByOurOwnClock(t *testing.T) {
 	}
 }
 
-// A run whose handle is written may have begun, or been canceled, while its worker was being launched. What was read of it then had no handle, and is not told again.
+// A run whose handle is written may have begun, or been canceled, while its worker was being
+// launched. What was read of it then had no handle, and is not told again.
 func TestLaunchedMeanwhile(t *testing.T) {
-	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: time.Now(), State: storage.Open}
+	launch := &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: time.Now(),
+		State: storage.Open}
 	run := func(status dagster.Status, handle string) storage.Run {
-		return storage.Run{Run: dagster.Run{ID: "r", Status: status}, Facts: storage.Facts{Launch: launch, Handle: handle}}
+		return storage.Run{Run: dagster.Run{ID: "r", Status: status},
+			Facts: storage.Facts{Launch: launch, Handle: handle}}
 	}
 	later := time.Now().Add(2 * time.Minute)
 	for name, c := range map[string]struct {
@@ -180,28 +196,34 @@ func TestLaunchedMeanwhile(t *testing.T) {
 		"canceled by force":                  {run(dagster.Canceled, ""), run(dagster.Canceled, "h"), false, true},
 	} {
 		l := &Loop{
-			Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler), Times: func(dagster.Run, string) Times { return Times{MaxRuntime: time.Minute} },
-			flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now, asks: map[string]chan question{"local": make(chan question, 10)},
+			Store: &written{}, Instance: "i", Log: slog.New(slog.DiscardHandler),
+			Times:   func(dagster.Run, string) Times { return Times{MaxRuntime: time.Minute} },
+			flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now,
+			asks:  map[string]chan question{"local": make(chan question, 10)},
 			Inbox: storage.NewInbox(), Launched: storage.NewInbox(),
 		}
 		l.Inbox.Put(c.read)
 		l.Launched.Put(c.launched)
-		if err := errors.Join(take(t.Context(), l.Inbox, l.changed), take(t.Context(), l.Launched, l.launched)); err != nil {
+		if err := errors.Join(take(t.Context(), l.Inbox, l.changed), take(t.Context(), l.Launched, l.launched)); err !=
+			nil {
 			t.Fatal(err)
 		}
 		if f := l.flights["r"]; f == nil || f.due(later) != c.due || f.lingers(later) != c.lingers {
-			t.Errorf("%s: %+v; want its longest time to end: %v, its worker to be stopped: %v", name, f, c.due, c.lingers)
+			t.Errorf("%s: %+v; want its longest time to end: %v, its worker to be stopped: %v", name, f, c.due,
+				c.lingers)
 		}
 	}
 }
 
-// A worker that its target does not know is dead if the run's log has nothing new since, whatever the clocks say of what stands there: a daemon whose clock was set back, or a worker
-// whose clock is off, wrote it. What we write ourselves does not count.
+// A worker that its target does not know is dead if the run's log has nothing new since, whatever
+// the clocks say of what stands there: a daemon whose clock was set back, or a worker whose clock
+// is off, wrote it. What we write ourselves does not count.
 func TestHeardByOurOwnClock(t *testing.T) {
 	now := time.Now()
 	r := storage.Run{
-		Run:   dagster.Run{ID: "r", Status: dagster.Starting},
-		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local", Token: "t", At: now, State: storage.Open}, Handle: "h"},
+		Run: dagster.Run{ID: "r", Status: dagster.Starting},
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "local",
+			Token: "t", At: now, State: storage.Open}, Handle: "h"},
 	}
 	event := func(typ dagster.EventType, at time.Duration, text string) dagster.Event {
 		return dagster.NewEvent(r.Run, typ, now.Add(at), text)
@@ -210,16 +232,22 @@ func TestHeardByOurOwnClock(t *testing.T) {
 		before, since []dagster.Event
 		dead          bool
 	}{
-		"nothing since":                           {before: []dagster.Event{event(dagster.RunStarting, 0, "")}, dead: true},
-		"nothing since, an hour ahead before":     {before: []dagster.Event{event(dagster.RunStarting, time.Hour, "")}, dead: true},
-		"an event since":                          {since: []dagster.Event{event("STEP_START", time.Minute, "")}},
+		"nothing since": {before: []dagster.Event{event(dagster.RunStarting, 0, "")},
+			dead: true},
+		"nothing since, an hour ahead before": {before: []dagster.Event{event(dagster.RunStarting, time.Hour, "")},
+			dead: true},
+		"an event since": {since: []dagster.Event{event("STEP_START", time.Minute, "")}},
 		"an event since, of a clock that is slow": {since: []dagster.Event{event("STEP_START", -time.Hour, "")}},
-		"nothing since but our own":               {since: []dagster.Event{event(dagster.EngineEvent, time.Minute, "[Slipway] Its worker is asked to stop.")}, dead: true},
+		"nothing since but our own": {
+			since: []dagster.Event{event(dagster.EngineEvent, time.Minute, "[Slipway] Its worker is asked to stop.")},
+			dead:  true},
 	} {
 		w := &written{run: r, events: c.before}
 		l := &Loop{
-			Store: w, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Policy: &Policy{}, Times: func(dagster.Run, string) Times { return Times{Settle: time.Minute} },
-			flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now, asks: map[string]chan question{"local": make(chan question, 10)},
+			Store: w, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Policy: &Policy{},
+			Times:   func(dagster.Run, string) Times { return Times{Settle: time.Minute} },
+			flights: map[string]*flight{}, loose: map[string]loose{}, Clock: time.Now,
+			asks: map[string]chan question{"local": make(chan question, 10)},
 		}
 		if err := l.changed(t.Context(), r); err != nil {
 			t.Fatal(err)

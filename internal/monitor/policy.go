@@ -37,7 +37,8 @@ type Policy struct {
 	Resumers map[string]bool            // launchers whose workers can resume runs
 }
 
-// Decide says what becomes of a run of which a worker died, and why it is not what the rule says, if it is not.
+// Decide says what becomes of a run of which a worker died, and why it is not what the rule says,
+// if it is not.
 func (p *Policy) Decide(r storage.Run, cause launcher.Cause, started bool) (Then, string) {
 	if p == nil {
 		return ThenFail, ""
@@ -61,7 +62,8 @@ func (p *Policy) Decide(r storage.Run, cause launcher.Cause, started bool) (Then
 	case then == ThenResume && !p.Resumers[r.Launch.Launcher]:
 		return ThenFail, fmt.Sprintf("launcher %q cannot resume runs", r.Launch.Launcher)
 	case then == ThenResume && resumes >= p.Resumes:
-		return ThenFail, fmt.Sprintf("it has surpassed the configured maximum attempts to resume the run: %d", p.Resumes)
+		return ThenFail, fmt.Sprintf("it has surpassed the configured maximum attempts to resume the run: %d",
+			p.Resumes)
 	case (then == ThenAgain || then == ThenNext) && len(r.Deaths)-resumes+1 >= p.Workers:
 		return ThenFail, fmt.Sprintf("it has had %d workers, as many as monitoring.launch_attempts allows", p.Workers)
 	case then == ThenNext && len(Left(p.Route(r.Run), r.Deaths, r.Launch.Launcher)) == 0:
@@ -81,12 +83,14 @@ func ooms(deaths []storage.Death) (n int) {
 	return n
 }
 
-// Memory is how much a run's next worker gets that would have base, after those that died for want of it.
+// Memory is how much a run's next worker gets that would have base, after those that died for want
+// of it.
 func Memory(ladder []int64, base int64, deaths []storage.Death) int64 {
 	return max(base, rung(ladder, base, ooms(deaths)))
 }
 
-// rung is the n-th step of a ladder that is higher than base; the last one if there are less, 0 if there is none or n is 0.
+// rung is the n-th step of a ladder that is higher than base; the last one if there are less, 0 if
+// there is none or n is 0.
 func rung(ladder []int64, base int64, n int) int64 {
 	var last int64
 	for _, bytes := range ladder {
@@ -98,11 +102,15 @@ func rung(ladder []int64, base int64, n int) int64 {
 	return last
 }
 
-// Left are the launchers of a route but for those that a run was to leave for the next one, and those named besides.
+// Left are the launchers of a route but for those that a run was to leave for the next one, and
+// those named besides.
 func Left(route []string, deaths []storage.Death, also ...string) []string {
 	var left []string
 	for _, name := range route {
-		gone := slices.Contains(also, name) || slices.ContainsFunc(deaths, func(d storage.Death) bool { return d.Then == string(ThenNext) && d.Launcher == name })
+		gone := slices.Contains(also, name) ||
+			slices.ContainsFunc(deaths, func(d storage.Death) bool {
+				return d.Then == string(ThenNext) && d.Launcher == name
+			})
 		if !gone {
 			left = append(left, name)
 		}

@@ -19,8 +19,8 @@ type pooler interface {
 	Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error)
 }
 
-// Slots frees the places in pools that runs still hold some time after their end: a worker that is killed does not do it itself. Its
-// fields are set before Run.
+// Slots frees the places in pools that runs still hold some time after their end: a worker that is
+// killed does not do it itself. Its fields are set before Run.
 type Slots struct {
 	Store pooler
 	Fence storage.Fence

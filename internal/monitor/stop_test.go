@@ -163,14 +163,17 @@ type watched struct {
 func watching(t *testing.T, l *awayTarget, times Times, change func(*Loop, *oneRun)) *watched {
 	t.Helper()
 	s := &oneRun{run: storage.Run{
-		Run:   dagster.Run{ID: "r", Job: "j", Status: dagster.Started, Tags: map[string]string{}},
-		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "x", Token: "t", At: time.Now(), State: storage.Open}, Handle: "h"},
+		Run: dagster.Run{ID: "r", Job: "j", Status: dagster.Started, Tags: map[string]string{}},
+		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r", Attempt: 1, Instance: "i", Launcher: "x", Token: "t",
+			At: time.Now(), State: storage.Open}, Handle: "h"},
 	}}
 	s.becomes(dagster.RunStart, "")
 	w := &watched{s: s, done: make(chan struct{}), Loop: &Loop{
-		Store: s, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour, Times: func(dagster.Run, string) Times { return times }, Clock: time.Now,
-		Targets: map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x"}, &launcher.Kind{Name: "fake"}, l)},
-		Inbox:   storage.NewInbox(), Launched: storage.NewInbox(),
+		Store: s, Instance: "i", Log: slog.New(slog.DiscardHandler), PhasesAfter: time.Hour,
+		Times: func(dagster.Run, string) Times { return times }, Clock: time.Now,
+		Targets: map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x"},
+			&launcher.Kind{Name: "fake"}, l)},
+		Inbox: storage.NewInbox(), Launched: storage.NewInbox(),
 	}}
 	if change != nil {
 		change(w.Loop, s)
@@ -189,8 +192,8 @@ func watching(t *testing.T, l *awayTarget, times Times, change func(*Loop, *oneR
 // cancels has somebody cancel the run.
 func (w *watched) cancels() { w.Inbox.Put(w.s.becomes(dagster.RunCanceling, "")) }
 
-// A run is canceled while its target is away. The worker is asked to stop when the target is back, with its grace, however long
-// that took; nothing is written over its head.
+// A run is canceled while its target is away. The worker is asked to stop when the target is back,
+// with its grace, however long that took; nothing is written over its head.
 func TestCanceledWhileTheTargetIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &awayTarget{away: true, health: launcher.Health{Status: launcher.Running}}
@@ -248,8 +251,8 @@ func TestFencedLeaderStopsNobody(t *testing.T) {
 	})
 }
 
-// An event that comes after the target ceased to know a worker begins the time to settle anew, and holds the run no longer than
-// that. The log that came before is not read again.
+// An event that comes after the target ceased to know a worker begins the time to settle anew, and
+// holds the run no longer than that. The log that came before is not read again.
 func TestOneLateEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &awayTarget{health: launcher.Health{Status: launcher.NotFound}}
@@ -277,8 +280,8 @@ func TestOneLateEvent(t *testing.T) {
 	})
 }
 
-// A run whose worker vanished before its handle was written is looked after like any other: it fails when its absence has
-// settled, and a cancel ends it.
+// A run whose worker vanished before its handle was written is looked after like any other: it
+// fails when its absence has settled, and a cancel ends it.
 func TestWithoutAHandle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lost := func(l *Loop, s *oneRun) {

@@ -22,7 +22,8 @@ import (
 const (
 	// sweepInterval is how often targets are compared with the storage.
 	sweepInterval = time.Minute
-	// OrphanGrace is how long a worker may go on after its run has ended: it closes connections, writes its last lines.
+	// OrphanGrace is how long a worker may go on after its run has ended: it closes connections,
+	// writes its last lines.
 	OrphanGrace = 2 * time.Minute
 	// sweepBatch is of how many runs the storage is asked at once.
 	sweepBatch = 500
@@ -53,7 +54,8 @@ type Terms struct {
 	Grace    time.Duration // for workers whose run has ended
 }
 
-// Judge says what is to be done about a worker, given its run, nil if there is none, and since when that has been seen to be so.
+// Judge says what is to be done about a worker, given its run, nil if there is none, and since when
+// that has been seen to be so.
 func Judge(w launcher.Worker, r *storage.Run, t Terms, since, now time.Time) (Finding, bool) {
 	ended, rule := w.Health.Ended, t.Removal
 	stop := func(since time.Time, why string) (Finding, bool) {
@@ -75,7 +77,8 @@ func Judge(w launcher.Worker, r *storage.Run, t Terms, since, now time.Time) (Fi
 	default:
 		ended = latest(ended, r.End)
 	}
-	good := w.Health.Status == launcher.Succeeded && (r == nil || r.Status == dagster.Success) // Dagster's worker leaves with 0 also when its run failed
+	// Dagster's worker leaves with 0 also when its run failed
+	good := w.Health.Status == launcher.Succeeded && (r == nil || r.Status == dagster.Success)
 	if !w.Health.Status.Ended() || rule.Never || rule.KeepFailed && !good {
 		return Finding{}, false
 	}
@@ -84,7 +87,8 @@ func Judge(w launcher.Worker, r *storage.Run, t Terms, since, now time.Time) (Fi
 		ended = since
 	}
 	after := max(rule.After, t.Keep)
-	return Finding{Worker: w, Why: fmt.Sprintf("it ended %s ago", now.Sub(ended).Round(time.Second))}, now.Sub(ended) >= after
+	return Finding{Worker: w, Why: fmt.Sprintf("it ended %s ago", now.Sub(ended).Round(time.Second))},
+		now.Sub(ended) >= after
 }
 
 func latest(a, b time.Time) time.Time {
@@ -94,8 +98,9 @@ func latest(a, b time.Time) time.Time {
 	return a
 }
 
-// Sweeper compares what targets have with the storage: workers that no run needs are stopped, what is kept of ended ones is removed.
-// It touches only workers that carry the instance's id. Its fields are set before Run.
+// Sweeper compares what targets have with the storage: workers that no run needs are stopped, what
+// is kept of ended ones is removed. It touches only workers that carry the instance's id. Its
+// fields are set before Run.
 type Sweeper struct {
 	Store    store
 	Instance string
@@ -114,7 +119,8 @@ type Sweeper struct {
 	mu   sync.Mutex
 }
 
-// Full has a target that has no room swept soon, of all ended workers that may go: what is kept of them may be what takes the room.
+// Full has a target that has no room swept soon, of all ended workers that may go: what is kept of
+// them may be what takes the room.
 func (s *Sweeper) Full(launcher string) {
 	select {
 	case s.fullOf(launcher) <- struct{}{}:
@@ -173,7 +179,8 @@ func (s *Sweeper) Run(ctx context.Context) error {
 					}
 				}
 				if err != nil && ctx.Err() == nil {
-					s.Log.WarnContext(ctx, "a target could not be swept; it will be again", "launcher", t.Name, "err", err)
+					s.Log.WarnContext(ctx, "a target could not be swept; it will be again", "launcher", t.Name,
+						"err", err)
 				}
 			}
 		})
@@ -192,7 +199,8 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	return nil
 }
 
-// Look finds the workers of a target about which something is to be done. A target without a list has none.
+// Look finds the workers of a target about which something is to be done. A target without a list
+// has none.
 func (s *Sweeper) Look(ctx context.Context, t *dispatch.Target) ([]Finding, error) {
 	return s.look(ctx, t, s.Removal[t.Name])
 }
@@ -216,7 +224,8 @@ func (s *Sweeper) look(ctx context.Context, t *dispatch.Target, rule Removal) ([
 		for _, w := range batch {
 			r := runs[w.ID.Run]
 			if err := s.bill(ctx, t, r, w); err != nil && ctx.Err() == nil {
-				s.Log.WarnContext(ctx, "what a worker has cost was not written; it will be", "launcher", t.Name, "run_id", w.ID.Run, "err", err)
+				s.Log.WarnContext(ctx, "what a worker has cost was not written; it will be", "launcher", t.Name,
+					"run_id", w.ID.Run, "err", err)
 				continue // it is not removed before
 			}
 			f, ok := Judge(w, r, Terms{s.Instance, rule, t.Traits.Keep, s.Grace}, s.since(w.ID, r == nil, now), now)
@@ -235,7 +244,9 @@ func (s *Sweeper) bill(ctx context.Context, t *dispatch.Target, r *storage.Run, 
 	if !ok || s.Bill == nil || r == nil || r.Broken != nil || !w.Health.Status.Ended() || !r.Status.Finished() {
 		return nil
 	}
-	cost, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Cost, error) { return m.Cost(ctx, w.Handle) })
+	cost, err := dispatch.Call(ctx, t, func(ctx context.Context) (launcher.Cost, error) {
+		return m.Cost(ctx, w.Handle)
+	})
 	if errors.Is(err, launcher.ErrNotFound) || err == nil && cost.CPUSeconds == 0 {
 		return nil
 	}
@@ -278,9 +289,12 @@ func (s *Sweeper) since(id launcher.ID, missing bool, now time.Time) time.Time {
 // Act does what is to be done about a worker.
 func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 	t := s.Targets[f.Launcher]
-	log := s.Log.With("launcher", f.Launcher, "run_id", f.Worker.ID.Run, "handle", string(f.Worker.Handle), "why", f.Why)
+	log := s.Log.With("launcher", f.Launcher, "run_id", f.Worker.ID.Run, "handle", string(f.Worker.Handle),
+		"why", f.Why)
 	if f.Stop {
-		_, err := dispatch.Call(ctx, t, func(ctx context.Context) (bool, error) { return t.Launcher.Terminate(ctx, f.Worker.Handle, t.Grace) })
+		_, err := dispatch.Call(ctx, t, func(ctx context.Context) (bool, error) {
+			return t.Launcher.Terminate(ctx, f.Worker.Handle, t.Grace)
+		})
 		if err == nil {
 			log.WarnContext(ctx, "worker asked to stop, for no run needs it")
 		}
@@ -293,7 +307,9 @@ func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 	if err := s.keepLog(ctx, t, f.Worker); err != nil {
 		return err
 	}
-	_, err := dispatch.Call(ctx, t, func(ctx context.Context) (struct{}, error) { return struct{}{}, remover.Remove(ctx, f.Worker.Handle) })
+	_, err := dispatch.Call(ctx, t, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, remover.Remove(ctx, f.Worker.Handle)
+	})
 	if err == nil {
 		log.InfoContext(ctx, "ended worker removed from its target")
 	}

@@ -14,9 +14,11 @@ type Rule struct {
 	What string `json:"what"`
 }
 
-// Explain returns a run's place in the order in which runs leave the queue, from 1 (0 if the run is not queued), and every limit that
-// holds it back. [Pick] stops at the first limit; Explain does not, so that nobody waits for one limit only to meet the next.
-func Explain(run string, queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time) (place int, rules []Rule) {
+// Explain returns a run's place in the order in which runs leave the queue, from 1 (0 if the run is
+// not queued), and every limit that holds it back. [Pick] stops at the first limit; Explain does
+// not, so that nobody waits for one limit only to meet the next.
+func Explain(run string, queued, active []Entry, limits Limits, pools map[string]Pool,
+	now time.Time) (place int, rules []Rule) {
 	order := byPriority(queued)
 	i := slices.IndexFunc(order, func(e Entry) bool { return e.Run.ID == run })
 	if i < 0 {

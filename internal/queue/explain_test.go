@@ -10,9 +10,11 @@ import (
 	"github.com/slipway-run/slipway/internal/queue"
 )
 
-// Explain names every limit that holds a run, and holds back exactly the runs that Pick does if no other run is in the queue.
+// Explain names every limit that holds a run, and holds back exactly the runs that Pick does if no
+// other run is in the queue.
 func TestExplain(t *testing.T) {
-	tags := []queue.TagLimit{{Key: "team", Value: "x", Limit: 1}, {Key: "db", PerValue: true, Limit: 1}, {Key: "any", Limit: 2}}
+	tags := []queue.TagLimit{{Key: "team", Value: "x", Limit: 1}, {Key: "db", PerValue: true, Limit: 1},
+		{Key: "any", Limit: 2}}
 	pools := map[string]queue.Pool{"full": {}, "free": {Slots: 5}}
 	for name, c := range map[string]struct {
 		run, active string
@@ -20,16 +22,18 @@ func TestExplain(t *testing.T) {
 		pools       []string
 		want        string
 	}{
-		"nothing":                  {"a", "z", 10, nil, ""},
-		"no limit":                 {"a", "y z", -1, nil, ""},
-		"as many as may be":        {"a", "y z", 2, nil, "max_concurrent_runs is reached: 2 of 2 in flight"},
-		"a limit of zero":          {"a", "", 0, nil, "max_concurrent_runs is reached: 0 of 0 in flight"},
-		"a tag's value":            {"a:team=x", "z:team=x", 10, nil, "team=x: 1 of 1"},
-		"another value":            {"a:team=y", "z:team=x", 10, nil, ""},
-		"each value":               {"a:db=legacy", "z:db=legacy", 10, nil, "db=legacy: 1 of 1"},
-		"all values of a tag":      {"a:any=1", "y:any=2 z:any=3", 10, nil, "any: 2 of 2"},
-		"a pool":                   {"a", "", 10, []string{"full", "free"}, "pool full has no free place, of 0"},
-		"all of it, not the first": {"a:team=x,db=legacy", "z:team=x,db=legacy", 1, []string{"full"}, "max_concurrent_runs is reached: 1 of 1 in flight; team=x: 1 of 1; db=legacy: 1 of 1; pool full has no free place, of 0"},
+		"nothing":             {"a", "z", 10, nil, ""},
+		"no limit":            {"a", "y z", -1, nil, ""},
+		"as many as may be":   {"a", "y z", 2, nil, "max_concurrent_runs is reached: 2 of 2 in flight"},
+		"a limit of zero":     {"a", "", 0, nil, "max_concurrent_runs is reached: 0 of 0 in flight"},
+		"a tag's value":       {"a:team=x", "z:team=x", 10, nil, "team=x: 1 of 1"},
+		"another value":       {"a:team=y", "z:team=x", 10, nil, ""},
+		"each value":          {"a:db=legacy", "z:db=legacy", 10, nil, "db=legacy: 1 of 1"},
+		"all values of a tag": {"a:any=1", "y:any=2 z:any=3", 10, nil, "any: 2 of 2"},
+		"a pool":              {"a", "", 10, []string{"full", "free"}, "pool full has no free place, of 0"},
+		"all of it, not the first": {"a:team=x,db=legacy", "z:team=x,db=legacy", 1, []string{"full"},
+			"max_concurrent_runs is reached: 1 of 1 in flight; team=x: 1 of 1; db=legacy: 1 of 1; pool full has no " +
+				"free place, of 0"},
 	} {
 		limits := queue.Limits{MaxConcurrentRuns: c.max, Tags: tags, Pools: queue.PoolLimits{Block: true, PerRun: true}}
 		run, active := entries(c.run), entries(c.active)
@@ -45,7 +49,9 @@ func TestExplain(t *testing.T) {
 		if place != 1 || strings.Join(got, "; ") != want {
 			t.Errorf("%s: Explain = %d, %q, want 1, %q", name, place, got, want)
 		}
-		if d := queue.Pick(run, active, limits, pools, time.Now(), func(dagster.Run) queue.Reason { return "" }); len(d.Picked) == 1 != (want == "") {
+		if d := queue.Pick(run, active, limits, pools, time.Now(), func(dagster.Run) queue.Reason {
+			return ""
+		}); len(d.Picked) == 1 != (want == "") {
 			t.Errorf("%s: Pick takes %v, Explain says %q", name, d.Picked, got)
 		}
 	}

@@ -16,20 +16,23 @@ import (
 // claimBatch is the most runs that one transaction claims.
 const claimBatch = 50
 
-// claimPause is how long runs that may go are collected for one claim while a launcher works off what it has.
+// claimPause is how long runs that may go are collected for one claim while a launcher works off
+// what it has.
 const claimPause = 2 * time.Millisecond
 
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
 
-// lockedRetry is how long a run whose row somebody else has locked is left alone. Each try may hold up the others for as long as the
-// storage waits for a lock.
+// lockedRetry is how long a run whose row somebody else has locked is left alone. Each try may hold
+// up the others for as long as the storage waits for a lock.
 const lockedRetry = 15 * time.Second
 
-// poolRetry is how often the loop looks whether a full pool has places again, of which no run's status tells.
+// poolRetry is how often the loop looks whether a full pool has places again, of which no run's
+// status tells.
 const poolRetry = 500 * time.Millisecond
 
-// roomRetry is how often the loop looks whether a sick launcher has recovered. One that is only full says so itself.
+// roomRetry is how often the loop looks whether a sick launcher has recovered. One that is only
+// full says so itself.
 const roomRetry = time.Second
 
 // store is what the loop asks of the storage.
@@ -44,7 +47,8 @@ type runLauncher interface {
 	// Target names the target of a run that goes to a launcher: the launcher, or one of the places
 	// behind it, which can be sick or full by itself.
 	Target(launcher string, r storage.Run) string
-	// Room is how many more runs the target takes now, and whether it is sick, so that a run's next launcher may take it.
+	// Room is how many more runs the target takes now, and whether it is sick, so that a run's next
+	// launcher may take it.
 	Room(target string) (room int, sick bool)
 	// Waits is called for each run that waits because a target has no room. It does not block.
 	Waits(r storage.Run, target string)
@@ -67,24 +71,27 @@ type Loop struct {
 	Claims   map[string]string          // tags that a claim sets
 	Route    func(storage.Run) []string // launchers of a run, the first choice first
 	Launcher runLauncher
-	Pauses   func() []Pause    // that hold now; nil: none ever
-	Held     func() bool       // reports whether nothing may be claimed, because another dequeuer may be at work; nil: never
-	Taken    func(storage.Run) // is told of each waiting run that another program launched; nil: nobody
-	Claimed  func(storage.Run) // is told of each claim; nil: nobody
-	Waiting  func(Waiting)     // is told what each pass leaves in the queue; nil: nobody
-	Inbox    *storage.Inbox    // changed runs of all statuses
-	Freed    <-chan struct{}   // ready when a launcher has room again
-	Log      *slog.Logger
+	Pauses   func() []Pause // that hold now; nil: none ever
+	// reports whether nothing may be claimed, because another dequeuer may be at work; nil: never
+	Held    func() bool
+	Taken   func(storage.Run) // is told of each waiting run that another program launched; nil: nobody
+	Claimed func(storage.Run) // is told of each claim; nil: nobody
+	Waiting func(Waiting)     // is told what each pass leaves in the queue; nil: nobody
+	Inbox   *storage.Inbox    // changed runs of all statuses
+	Freed   <-chan struct{}   // ready when a launcher has room again
+	Log     *slog.Logger
 
-	unclear     []pending          // claims whose outcome is not known: they are made again, as they were, before any other
+	// claims whose outcome is not known: they are made again, as they were, before any other
+	unclear     []pending
 	locked      map[string]pending // claims that met a row that somebody else had locked, by run
 	lockedUntil time.Time          // when those are made again
 	queued      map[string]storage.Run
 	active      map[string]storage.Run
-	hold        map[string]map[string]time.Time // by run and launcher: the launcher had no room for the run; not before then
-	choice      map[string]string               // of the runs that were picked: the launcher
-	routes      map[string][]stop               // of the queued runs, once they were asked for
-	busy        []string                        // the launchers that had no room in the last pass
+	// by run and launcher: the launcher had no room for the run; not before then
+	hold   map[string]map[string]time.Time
+	choice map[string]string // of the runs that were picked: the launcher
+	routes map[string][]stop // of the queued runs, once they were asked for
+	busy   []string          // the launchers that had no room in the last pass
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -112,8 +119,8 @@ type Requeued struct {
 	Until    time.Time
 }
 
-// Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed before it
-// returns has been handed to the launcher.
+// Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed
+// before it returns has been handed to the launcher.
 func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]map[string]time.Time{}
 	l.routes = map[string][]stop{}
@@ -149,7 +156,8 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 	}
 }
 
-// requeued holds back a run that a launcher had no room for. It is told of before it is written as well, with its ID alone.
+// requeued holds back a run that a launcher had no room for. It is told of before it is written as
+// well, with its ID alone.
 func (l *Loop) requeued(r Requeued) {
 	if l.hold[r.Run.ID] == nil {
 		l.hold[r.Run.ID] = map[string]time.Time{}
@@ -172,8 +180,9 @@ func (l *Loop) changed(r storage.Run) {
 	l.apply(r)
 }
 
-// launchedByOther reports whether a run that waited in the queue was launched without a claim of ours. A launch row that has
-// ended proves nothing: on Postgres tags are read after the row, and ours may have gone back to the queue in between.
+// launchedByOther reports whether a run that waited in the queue was launched without a claim of
+// ours. A launch row that has ended proves nothing: on Postgres tags are read after the row, and
+// ours may have gone back to the queue in between.
 func launchedByOther(r storage.Run) bool {
 	begun := r.Status == dagster.Starting || r.Status == dagster.Started || r.Status == dagster.Success
 	return begun && r.Broken == nil && r.Launch == nil
@@ -211,7 +220,8 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 			if err := l.claim(context.WithoutCancel(ctx), l.unclear); errors.Is(err, storage.ErrFenced) {
 				return 0, err
 			} else if err != nil {
-				l.Log.WarnContext(ctx, "it is not known what became of a claim; asking again for the same", "err", err, "runs", len(l.unclear))
+				l.Log.WarnContext(ctx, "it is not known what became of a claim; asking again for the same", "err", err,
+					"runs", len(l.unclear))
 				return retryDelay, nil
 			}
 		}
@@ -235,7 +245,8 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 		if err != nil {
-			l.Log.WarnContext(ctx, "the answer to a claim was lost; asking again for the same", "err", err, "runs", len(l.unclear))
+			l.Log.WarnContext(ctx, "the answer to a claim was lost; asking again for the same", "err", err,
+				"runs", len(l.unclear))
 			continue
 		}
 		if ctx.Err() != nil {
@@ -244,7 +255,8 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// pools reads the pools that queued runs use, and gives those without a limit of their own the default one.
+// pools reads the pools that queued runs use, and gives those without a limit of their own the
+// default one.
 func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
 	var names []string
 	for _, r := range l.queued {
@@ -366,7 +378,8 @@ func entriesOf(runs map[string]storage.Run) []Entry {
 	return entries
 }
 
-// claimTimeout bounds one claim. One whose answer is lost waits in the database for the first one, if that still commits.
+// claimTimeout bounds one claim. One whose answer is lost waits in the database for the first one,
+// if that still commits.
 const claimTimeout = 10 * time.Second
 
 // claims makes the claims of runs that were picked.
@@ -374,13 +387,15 @@ func (l *Loop) claims(runs []dagster.Run) []pending {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	claims := make([]pending, len(runs))
 	for i, r := range runs {
-		claims[i] = pending{l.queued[r.ID], storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance, Token: l.Launcher.Token(l.choice[r.ID]), At: now, Tags: l.Claims}}
+		claims[i] = pending{l.queued[r.ID], storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance,
+			Token: l.Launcher.Token(l.choice[r.ID]), At: now, Tags: l.Claims}}
 	}
 	return claims
 }
 
-// claim claims runs and hands those that it got to the launcher. After an error the outcome is not known, and the claims must
-// be made again as they were: the storage tells its own token, so that nothing is claimed twice and nothing is forgotten.
+// claim claims runs and hands those that it got to the launcher. After an error the outcome is not
+// known, and the claims must be made again as they were: the storage tells its own token, so that
+// nothing is claimed twice and nothing is forgotten.
 func (l *Loop) claim(ctx context.Context, batch []pending) error {
 	l.unclear = batch
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
@@ -398,7 +413,9 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 	for i, o := range outcomes {
 		r := batch[i].run
 		if delete(l.locked, r.ID); o.Busy {
-			l.Log.WarnContext(ctx, "a run cannot be claimed, because somebody has locked its row in the database; it will be", "run_id", r.ID)
+			l.Log.WarnContext(ctx,
+				"a run cannot be claimed, because somebody has locked its row in the database; it will be",
+				"run_id", r.ID)
 			l.lock(batch[i])
 			continue
 		}
@@ -415,7 +432,8 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 			l.Log.DebugContext(ctx, "run had left the queue before it was claimed", "run_id", r.ID, "status", o.Status)
 			continue
 		}
-		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt)
+		l.Log.InfoContext(ctx, "run claimed", "run_id", r.ID, "job", r.Job, "launcher", r.Launch.Launcher,
+			"attempt", r.Launch.Attempt)
 		l.Launcher.Launch(r)
 		if l.Claimed != nil {
 			l.Claimed(r)

@@ -71,9 +71,11 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 	}
 	k := &taker{}
 	return &Loop{
-		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit}, Route: func(storage.Run) []string { return []string{"local"} },
+		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit},
+		Route:    func(storage.Run) []string { return []string{"local"} },
 		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
-		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{}, routes: map[string][]stop{},
+		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{},
+		routes: map[string][]stop{},
 	}, d, k
 }
 
@@ -136,7 +138,8 @@ func TestRequeuedRunWaitsItsTime(t *testing.T) {
 	}
 }
 
-// A run goes to its next launcher while the first is sick or had no room for it; not while the first is only busy.
+// A run goes to its next launcher while the first is sick or had no room for it; not while the
+// first is only busy.
 func TestNextLauncher(t *testing.T) {
 	for name, c := range map[string]struct {
 		sick, busy, full string
@@ -179,8 +182,10 @@ func TestTargetsOfOneLauncher(t *testing.T) {
 	for _, r := range read(t, l) {
 		l.changed(r)
 	}
-	if pass(t, l); !slices.Equal(k.taken, []string{"run-b"}) || k.launchers[0] != "local" || !slices.Contains(k.waits, "run-a for local at a") {
-		t.Errorf("launched %v on %v, and %v wait; want run-b on local, and run-a to wait for its target", k.taken, k.launchers, k.waits)
+	if pass(t, l); !slices.Equal(k.taken, []string{"run-b"}) || k.launchers[0] != "local" ||
+		!slices.Contains(k.waits, "run-a for local at a") {
+		t.Errorf("launched %v on %v, and %v wait; want run-b on local, and run-a to wait for its target", k.taken,
+			k.launchers, k.waits)
 	}
 }
 
@@ -203,7 +208,8 @@ func TestBrokenRunHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// What is paused stays in the queue, what is not goes on, and a launcher that is paused leaves its runs to the next one of their route.
+// What is paused stays in the queue, what is not goes on, and a launcher that is paused leaves its
+// runs to the next one of their route.
 func TestPausedRunsStayQueued(t *testing.T) {
 	l, d, k := newLoop(t, 10)
 	l.Route = func(storage.Run) []string { return []string{"local", "other"} }
@@ -224,7 +230,8 @@ func TestPausedRunsStayQueued(t *testing.T) {
 		l.changed(r)
 	}
 	wait, err := l.pass(t.Context())
-	if err != nil || len(k.taken) != 1 || !strings.HasSuffix(k.taken[0], "b") || k.launchers[0] != "other" || wait == 0 || waiting.Reasons[Paused] != 1 || waiting.Queued != 1 {
+	if err != nil || len(k.taken) != 1 || !strings.HasSuffix(k.taken[0], "b") || k.launchers[0] != "other" ||
+		wait == 0 || waiting.Reasons[Paused] != 1 || waiting.Queued != 1 {
 		t.Fatalf("pass = %v, %v; launched %v on %v; %+v waits", wait, err, k.taken, k.launchers, waiting)
 	}
 	pauses = nil
@@ -252,7 +259,8 @@ func (s *losing) Claim(ctx context.Context, f storage.Fence, claims []storage.Cl
 	return out, err
 }
 
-// A claim whose answer is lost is made again with the same token, and its run launched once. One that meets a locked row is made again later, likewise.
+// A claim whose answer is lost is made again with the same token, and its run launched once. One
+// that meets a locked row is made again later, likewise.
 func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 	for name, busy := range map[string]bool{"a lost answer": false, "a locked row": true} {
 		t.Run(name, func(t *testing.T) {
@@ -264,7 +272,8 @@ func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 			if err := d.Enqueue(uuid.NewString(), nil); err != nil {
 				t.Fatal(err)
 			}
-			runs, err := s.store.(storage.Reader).Runs(t.Context(), storage.Filter{Statuses: dagster.UnfinishedStatuses()})
+			runs, err := s.store.(storage.Reader).Runs(t.Context(),
+				storage.Filter{Statuses: dagster.UnfinishedStatuses()})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -280,7 +289,8 @@ func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 				pass(t, l)
 			}
 			if len(k.taken) != 1 || len(s.tokens) != 2 || s.tokens[0] != s.tokens[1] {
-				t.Errorf("launched %d runs with the tokens %q, want one, asked for twice with one token", len(k.taken), s.tokens)
+				t.Errorf("launched %d runs with the tokens %q, want one, asked for twice with one token", len(k.taken),
+					s.tokens)
 			}
 		})
 	}

@@ -28,8 +28,8 @@ const (
 	OfLocation Scope = "location"
 	OfJob      Scope = "job"
 	OfTag      Scope = "tag" // its value is KEY=VALUE
-	// Ended is no pause: its value is the scope and value of maintenance windows, SCOPE/VALUE, and those of them that had
-	// begun at Since hold nothing any more.
+	// Ended is no pause: its value is the scope and value of maintenance windows, SCOPE/VALUE, and
+	// those of them that had begun at Since hold nothing any more.
 	Ended Scope = "ended"
 )
 
@@ -65,7 +65,8 @@ func (p Pause) String() string {
 	return strings.TrimSpace(string(p.Scope) + " " + p.Value)
 }
 
-// ParsePauses reads the pauses among entries of kvs, oldest first; those that cannot be read are an error each.
+// ParsePauses reads the pauses among entries of kvs, oldest first; those that cannot be read are an
+// error each.
 func ParsePauses(entries map[string]string) (pauses []Pause, bad []error) {
 	for _, key := range slices.Sorted(maps.Keys(entries)) {
 		var p Pause
@@ -75,7 +76,9 @@ func ParsePauses(entries map[string]string) (pauses []Pause, bad []error) {
 		}
 		pauses = append(pauses, p)
 	}
-	slices.SortStableFunc(pauses, func(a, b Pause) int { return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Key(), b.Key())) })
+	slices.SortStableFunc(pauses, func(a, b Pause) int {
+		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Key(), b.Key()))
+	})
 	return pauses, bad
 }
 

@@ -17,8 +17,10 @@ func TestPauses(t *testing.T) {
 		value string
 		holds bool
 	}{
-		{queue.OfInstance, "", true}, {queue.OfLocation, "etl", true}, {queue.OfLocation, "other", false}, {queue.OfJob, "daily", true}, {queue.OfJob, "dail", false},
-		{queue.OfTag, "team=a=b", true}, {queue.OfTag, "team=a", false}, {queue.OfTag, "none=", false}, {queue.OfLauncher, "daily", false},
+		{queue.OfInstance, "", true}, {queue.OfLocation, "etl", true}, {queue.OfLocation, "other", false},
+		{queue.OfJob, "daily", true}, {queue.OfJob, "dail", false},
+		{queue.OfTag, "team=a=b", true}, {queue.OfTag, "team=a", false}, {queue.OfTag, "none=", false},
+		{queue.OfLauncher, "daily", false},
 	} {
 		p := queue.Pause{Scope: c.scope, Value: c.value, By: "ann", Why: "because", Since: at, Until: at.Add(time.Hour)}
 		if got := p.HoldsRun(r); got != c.holds {
@@ -32,11 +34,13 @@ func TestPauses(t *testing.T) {
 			t.Errorf("%s is not over at its end, or before", p)
 		}
 	}
-	if p := (queue.Pause{Scope: queue.OfLauncher, Value: "local"}); !p.HoldsLauncher("local") || p.HoldsLauncher("other") || p.Over(at) {
+	if p := (queue.Pause{Scope: queue.OfLauncher, Value: "local"}); !p.HoldsLauncher("local") ||
+		p.HoldsLauncher("other") || p.Over(at) {
 		t.Errorf("%s", p)
 	}
 	good := queue.Pause{Scope: queue.OfJob, Value: "x"}
-	got, bad := queue.ParsePauses(map[string]string{queue.PausePrefix + "job/y": good.Text(), queue.PausePrefix + "job/z": "{", good.Key(): good.Text()})
+	got, bad := queue.ParsePauses(map[string]string{queue.PausePrefix + "job/y": good.Text(),
+		queue.PausePrefix + "job/z": "{", good.Key(): good.Text()})
 	if len(got) != 1 || len(bad) != 2 {
 		t.Errorf("ParsePauses = %v, %v, want one, and two that cannot be read", got, bad)
 	}

@@ -9,9 +9,11 @@ import (
 
 // PoolLimits says how pools hold back runs. The zero value does not.
 type PoolLimits struct {
-	Block  bool // runs whose pools are full wait in the queue
-	PerRun bool // a run takes one place in each of its pools; else each step takes its own, and only first steps hold it back
-	Buffer int  // how many more runs than there are places may go
+	Block bool // runs whose pools are full wait in the queue
+	// a run takes one place in each of its pools; else each step takes its own, and only first
+	// steps hold it back
+	PerRun bool
+	Buffer int // how many more runs than there are places may go
 }
 
 // Pool is a pool that has a limit.
@@ -56,8 +58,8 @@ func (c *poolCounter) add(r dagster.Run) {
 	}
 }
 
-// full says whether a run must wait: for any of its pools, or, where steps take the places, if every one of its first
-// steps would have to wait.
+// full says whether a run must wait: for any of its pools, or, where steps take the places, if
+// every one of its first steps would have to wait.
 func (c *poolCounter) full(r dagster.Run) bool {
 	if !c.limits.Block || r.Pools == nil {
 		return false

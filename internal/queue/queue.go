@@ -1,10 +1,11 @@
 // Package queue decides which queued runs may be launched now, and claims them.
 //
-// The decision is a pure function of the queue, the runs in flight, the limits and the pools ([Pick]); one loop
-// carries it out whenever something has changed. Order and limits are Dagster's (dagster._daemon.run_coordinator,
-// 1.13): creation order, then priority; max_concurrent_runs; limits per tag; pools. Unlike
-// Dagster, a limit is charged only by runs that are let through, so that a run that is held
-// back for another reason does not hold back the next ones; [ChargeDagster] is Dagster's own way.
+// The decision is a pure function of the queue, the runs in flight, the limits and the pools
+// ([Pick]); one loop carries it out whenever something has changed. Order and limits are Dagster's
+// (dagster._daemon.run_coordinator, 1.13): creation order, then priority; max_concurrent_runs;
+// limits per tag; pools. Unlike Dagster, a limit is charged only by runs that are let through, so
+// that a run that is held back for another reason does not hold back the next ones; [ChargeDagster]
+// is Dagster's own way.
 package queue
 
 import (
@@ -31,7 +32,8 @@ type Charge string
 // The ways to charge.
 const (
 	ChargeAdmitted Charge = "admitted" // the runs that may go
-	ChargeDagster  Charge = "dagster"  // those that passed the tag limits, also if a pool or a sick launcher holds them back
+	// those that passed the tag limits, also if a pool or a sick launcher holds them back
+	ChargeDagster Charge = "dagster"
 )
 
 // defaultPage is Dagster's page of queued runs (DAGSTER_RUN_QUEUE_PAGE_SIZE).
@@ -67,15 +69,18 @@ const (
 	Rival    Reason = "dagster_daemon" // it dequeues as well, or may do so
 )
 
-// Decision says which queued runs may be launched now, in the order to launch them, and how many wait for which reason. A run that
-// a pool holds back is told by nothing when the pool has places again.
+// Decision says which queued runs may be launched now, in the order to launch them, and how many
+// wait for which reason. A run that a pool holds back is told by nothing when the pool has places
+// again.
 type Decision struct {
 	Picked []dagster.Run
 	Waits  map[Reason]int
 }
 
-// Pick decides. Held gives the reason of its own for which a run must wait, "" for none. Pools are those that have a limit.
-func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) Reason) Decision {
+// Pick decides. Held gives the reason of its own for which a run must wait, "" for none. Pools are
+// those that have a limit.
+func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time,
+	held func(dagster.Run) Reason) Decision {
 	d := Decision{Waits: map[Reason]int{}}
 	free := len(queued)
 	if limits.MaxConcurrentRuns >= 0 {
@@ -117,8 +122,10 @@ func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time
 	return d
 }
 
-// asDagster decides page by page, with fresh counts for each, in which a run that is dropped counts for tags.
-func (d *Decision) asDagster(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time, held func(dagster.Run) Reason, free int) {
+// asDagster decides page by page, with fresh counts for each, in which a run that is dropped counts
+// for tags.
+func (d *Decision) asDagster(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time,
+	held func(dagster.Run) Reason, free int) {
 	page := limits.Page
 	if page == 0 {
 		page = defaultPage

@@ -45,30 +45,36 @@ func TestPick(t *testing.T) {
 		held           string
 		want           string
 	}{
-		"first in, first out":                     {"a b c", "", 10, nil, "", "a b c"},
-		"no more than fit":                        {"a b c", "", 2, nil, "", "a b"},
-		"runs in flight count":                    {"a b c", "x y", 3, nil, "", "a"},
-		"more in flight than allowed":             {"a", "x y", 1, nil, "", ""},
-		"no limit":                                {"a b c", "x y", -1, nil, "", "a b c"},
-		"zero launches nothing":                   {"a", "", 0, nil, "", ""},
-		"priority first, then order":              {"a b:priority=1 c:priority=5 d:priority=1", "", 3, nil, "", "c b d"},
-		"a priority below zero is last":           {"a:priority=-1 b:priority=x c", "", 10, nil, "", "b c a"},
-		"priorities beyond int64":                 {"a:priority=18446744073709551616 b:priority=-18446744073709551616 c:priority=36893488147419103232 d", "", 10, nil, "", "c a d b"},
-		"the empty value is limited":              {"a:team= b:team= c:team=x d", "", 10, []queue.TagLimit{{Key: "team", Empty: true, Limit: 1}}, "", "a c d"},
+		"first in, first out":         {"a b c", "", 10, nil, "", "a b c"},
+		"no more than fit":            {"a b c", "", 2, nil, "", "a b"},
+		"runs in flight count":        {"a b c", "x y", 3, nil, "", "a"},
+		"more in flight than allowed": {"a", "x y", 1, nil, "", ""},
+		"no limit":                    {"a b c", "x y", -1, nil, "", "a b c"},
+		"zero launches nothing":       {"a", "", 0, nil, "", ""},
+		"priority first, then order": {"a b:priority=1 c:priority=5 d:priority=1", "", 3, nil,
+			"", "c b d"},
+		"a priority below zero is last": {"a:priority=-1 b:priority=x c", "", 10, nil, "", "b c a"},
+		"priorities beyond int64": {
+			"a:priority=18446744073709551616 b:priority=-18446744073709551616 c:priority=36893488147419103232 d",
+			"", 10, nil, "", "c a d b"},
+		"the empty value is limited": {"a:team= b:team= c:team=x d", "", 10,
+			[]queue.TagLimit{{Key: "team", Empty: true, Limit: 1}}, "", "a c d"},
 		"a tag's value is limited":                {"a:team=x b:team=x c:team=y", "", 10, team, "", "a c"},
 		"runs in flight count for tags":           {"a:team=x b:team=y", "z:team=x", 10, team, "", "b"},
 		"each value has its own":                  {"a:team=x b:team=y c:team=x d", "", 10, each, "", "a b d"},
 		"any value counts":                        {"a:team=x b:team=y c:team=z d", "", 10, any, "", "a b d"},
 		"a held run does not charge its tag":      {"a:team=x b:team=x", "", 10, team, "a", "b"},
 		"a held run leaves its place to the next": {"a b c", "", 1, nil, "a", "b"},
-		"a limit of zero keeps its runs for ever": {"a:team=x b", "", 10, []queue.TagLimit{{Key: "team", Limit: 0}}, "", "b"},
+		"a limit of zero keeps its runs for ever": {"a:team=x b", "", 10, []queue.TagLimit{{Key: "team", Limit: 0}}, "",
+			"b"},
 	} {
-		d := queue.Pick(entries(c.queued), entries(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, nil, time.Now(), func(r dagster.Run) queue.Reason {
-			if slices.Contains(strings.Fields(c.held), r.ID) {
-				return queue.Paused
-			}
-			return ""
-		})
+		d := queue.Pick(entries(c.queued), entries(c.active), queue.Limits{MaxConcurrentRuns: c.max, Tags: c.tags}, nil,
+			time.Now(), func(r dagster.Run) queue.Reason {
+				if slices.Contains(strings.Fields(c.held), r.ID) {
+					return queue.Paused
+				}
+				return ""
+			})
 		if ids(d.Picked) != c.want {
 			t.Errorf("%s: Pick = %q, want %q", name, ids(d.Picked), c.want)
 		}

@@ -29,7 +29,8 @@ func Resources(r dagster.Run) (launcher.Resources, error) {
 		to           *int64
 		parse        func(string) (int64, error)
 	}{
-		{CPUTag, "2 or 500m", &res.CPUMillis, config.ParseMillis}, {MemoryTag, "512Mi or 2G", &res.MemoryBytes, config.ParseBytes},
+		{CPUTag, "2 or 500m", &res.CPUMillis, config.ParseMillis},
+		{MemoryTag, "512Mi or 2G", &res.MemoryBytes, config.ParseBytes},
 		{GPUTag, "1", &res.GPUs, whole}, {DiskTag, "20Gi", &res.DiskBytes, config.ParseBytes},
 	} {
 		text, ok := r.Tags[n.tag]
@@ -38,7 +39,8 @@ func Resources(r dagster.Run) (launcher.Resources, error) {
 		}
 		v, err := n.parse(strings.TrimSpace(text))
 		if err != nil || v < 0 {
-			errs = append(errs, fmt.Errorf("%w: tag %s=%q of run %s is not an amount (for example: %s)", launcher.ErrInvalid, n.tag, text, r.ID, n.example))
+			errs = append(errs, fmt.Errorf("%w: tag %s=%q of run %s is not an amount (for example: %s)",
+				launcher.ErrInvalid, n.tag, text, r.ID, n.example))
 			continue
 		}
 		*n.to = v

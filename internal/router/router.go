@@ -128,9 +128,12 @@ func New(rules []Rule, fallback []string, launchers map[string]Launcher) (*Route
 			l, ok := launchers[name]
 			switch {
 			case !ok:
-				problem("to", "there is no launcher named %q under launchers:%s", name, config.Suggest(name, slices.Sorted(maps.Keys(launchers))))
+				problem("to", "there is no launcher named %q under launchers:%s", name,
+					config.Suggest(name, slices.Sorted(maps.Keys(launchers))))
 			case l.Restricted && (r.ByTag || r.When.tagged()):
-				problem("to", "launcher %q is restricted: rules with allow_tag or with conditions on tags (partition, priority, cpu, memory and gpu are tags too) may not lead to it, because any user can set tags; match on location and job only, or remove restricted", name)
+				problem("to", "launcher %q is restricted: rules with allow_tag or with conditions on tags "+
+					"(partition, priority, cpu, memory and gpu are tags too) may not lead to it, because any user "+
+					"can set tags; match on location and job only, or remove restricted", name)
 			}
 		}
 		compiled := rule{Rule: r}
@@ -158,7 +161,8 @@ func (r *Router) Route(run dagster.Run) Decision {
 			if i := slices.Index(rule.To, name); i >= 0 {
 				d.Launchers, d.Reason = rule.To[i:i+1], d.Reason+", and the run's tag "+LauncherTag+" chooses"
 			} else {
-				d.Reason += fmt.Sprintf("; its tag %s=%q names none of this rule's launchers and is ignored", LauncherTag, name)
+				d.Reason += fmt.Sprintf("; its tag %s=%q names none of this rule's launchers and is ignored",
+					LauncherTag, name)
 			}
 		}
 		return d
@@ -188,7 +192,9 @@ func (r rule) fits(run dagster.Run, needs launcher.Resources) (bool, string) {
 // tagged reports whether the conditions look at tags.
 func (w When) tagged() bool {
 	return len(w.Tags)+len(w.Partition) > 0 || w.Priority+w.CPU+w.Memory+w.GPU != "" ||
-		slices.ContainsFunc([]string{"tags", "partition", "priority", "cpu", "memory", "gpu"}, func(word string) bool { return strings.Contains(w.CEL, word) })
+		slices.ContainsFunc([]string{"tags", "partition", "priority", "cpu", "memory", "gpu"}, func(word string) bool {
+			return strings.Contains(w.CEL, word)
+		})
 }
 
 func (w When) compile(problem func(setting, format string, args ...any)) []condition {
@@ -248,9 +254,15 @@ func (w When) compile(problem func(setting, format string, args ...any)) []condi
 		parse         func(string) (int64, error)
 		of            func(dagster.Run, launcher.Resources) (int64, bool)
 	}{
-		{"priority", w.Priority, whole, func(r dagster.Run, _ launcher.Resources) (int64, bool) { return priority(r), true }},
-		{"cpu", w.CPU, config.ParseMillis, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.CPUMillis, n.CPUMillis > 0 }},
-		{"memory", w.Memory, config.ParseBytes, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.MemoryBytes, n.MemoryBytes > 0 }},
+		{"priority", w.Priority, whole, func(r dagster.Run, _ launcher.Resources) (int64, bool) {
+			return priority(r), true
+		}},
+		{"cpu", w.CPU, config.ParseMillis, func(_ dagster.Run, n launcher.Resources) (int64, bool) {
+			return n.CPUMillis, n.CPUMillis > 0
+		}},
+		{"memory", w.Memory, config.ParseBytes, func(_ dagster.Run, n launcher.Resources) (int64, bool) {
+			return n.MemoryBytes, n.MemoryBytes > 0
+		}},
 		{"gpu", w.GPU, whole, func(_ dagster.Run, n launcher.Resources) (int64, bool) { return n.GPUs, true }},
 	} {
 		if n.text == "" {
@@ -366,7 +378,8 @@ func celCondition(text string) (condition, error) {
 			assets = []string{}
 		}
 		out, _, err := program.Eval(map[string]any{"run": map[string]any{
-			"job": r.Job, "location": r.Remote.Location, "repository": r.Remote.Repository, "tags": r.Tags, "assets": assets, "partition": r.Tags[dagster.PartitionTag],
+			"job": r.Job, "location": r.Remote.Location, "repository": r.Remote.Repository, "tags": r.Tags,
+			"assets": assets, "partition": r.Tags[dagster.PartitionTag],
 			"priority": priority(r), "cpu": float64(n.CPUMillis) / 1000, "memory": n.MemoryBytes, "gpu": n.GPUs,
 		}})
 		if err != nil { // for example a missing tag: a condition that cannot be evaluated does not match

@@ -9,8 +9,8 @@ import (
 
 // Adder puts new runs into the queue.
 type Adder interface {
-	// AddRun creates a run that is QUEUED, with its tags and the event PIPELINE_ENQUEUED, in one transaction where the storage
-	// allows it. A run ID that exists is an error.
+	// AddRun creates a run that is QUEUED, with its tags and the event PIPELINE_ENQUEUED, in one
+	// transaction where the storage allows it. A run ID that exists is an error.
 	AddRun(ctx context.Context, n NewRun) error
 }
 
@@ -42,5 +42,6 @@ func PlanAdd(n NewRun) (Change, Columns) {
 			ch.SetTags[".dagster/pool/"+pool] = "true"
 		}
 	}
-	return ch, Columns{Snapshot: r.Snapshot, Partition: r.Tags["dagster/partition"], PartitionSet: r.Tags["dagster/partition_set"]}
+	return ch, Columns{Snapshot: r.Snapshot, Partition: r.Tags["dagster/partition"],
+		PartitionSet: r.Tags["dagster/partition_set"]}
 }

@@ -17,8 +17,8 @@ type Row struct {
 	Start, End float64 // seconds since 1970; 0 while there is none
 }
 
-// Change is what a Claim or Transition makes of a row. It is worked out here once and carried out by each
-// storage in its own SQL.
+// Change is what a Claim or Transition makes of a row. It is worked out here once and carried out
+// by each storage in its own SQL.
 type Change struct {
 	Outcome    Outcome
 	Body       string // to store; only if Status or Tags changed
@@ -31,13 +31,14 @@ type Change struct {
 	DropTags   []string
 	AddTags    []Tag // in order; their ids are not set
 	Events     []dagster.Event
-	// OnlyEvents means that nothing but the log can tell whether the change was made before. The storage
-	// then leaves out events that the log has.
+	// OnlyEvents means that nothing but the log can tell whether the change was made before. The
+	// storage then leaves out events that the log has.
 	OnlyEvents bool
 }
 
-// PlanClaim plans a claim of a run. ours are the run's rows of run_tags with our prefix, ordered by id.
-// A claim whose token the current launch row has was made before: it is done, and nothing is written.
+// PlanClaim plans a claim of a run. ours are the run's rows of run_tags with our prefix, ordered by
+// id. A claim whose token the current launch row has was made before: it is done, and nothing is
+// written.
 func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	refused := Change{Outcome: Outcome{Status: row.Status}}
 	if row.Status == "" {
@@ -75,7 +76,8 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		r.Tags[k] = v
 	}
 	ch.SetTags = c.Tags
-	stale := []string{CauseTag} // of an earlier attempt, or copied by an older Slipway from the run that this one retries
+	// of an earlier attempt, or copied by an older Slipway from the run that this one retries
+	stale := []string{CauseTag}
 	if attempt == 0 {
 		stale = append(stale, CostTag, BillTag)
 	}
@@ -122,7 +124,8 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	ch := Change{Status: row.Status, Events: t.Events, SetTags: t.Tags}
 	if adopts { // its worker is past every gate
 		n := t.Next
-		launch = &LaunchRow{Run: t.Run, Attempt: 1, Instance: n.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Taken}
+		launch = &LaunchRow{Run: t.Run, Attempt: 1, Instance: n.Instance, Launcher: n.Launcher, Token: n.Token,
+			Epoch: n.Epoch, At: n.At, State: Taken}
 		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
 	}
 	if t.Stands != nil {
@@ -174,17 +177,18 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
 	ch.Outcome.Launch = *launch
 	if n := t.Next; n != nil {
-		next := LaunchRow{Run: t.Run, Attempt: launch.Attempt + 1, Instance: launch.Instance, Launcher: n.Launcher, Token: n.Token, Epoch: n.Epoch, At: n.At, State: Open}
+		next := LaunchRow{Run: t.Run, Attempt: launch.Attempt + 1, Instance: launch.Instance, Launcher: n.Launcher,
+			Token: n.Token, Epoch: n.Epoch, At: n.At, State: Open}
 		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: next.String()})
 		ch.Outcome.Launch = next
 	}
 	return ch, nil
 }
 
-// madeBefore reports whether the storage has the very change of t already, because the answer to an earlier
-// try was lost. Each kind of change leaves a trace that no other change leaves: a launch row with its token,
-// a voided one, a handle row, or the time of its status event. A change of events alone leaves only those;
-// see [Change].OnlyEvents.
+// madeBefore reports whether the storage has the very change of t already, because the answer to an
+// earlier try was lost. Each kind of change leaves a trace that no other change leaves: a launch
+// row with its token, a voided one, a handle row, or the time of its status event. A change of
+// events alone leaves only those; see [Change].OnlyEvents.
 func (t Transition) madeBefore(row Row, launch *LaunchRow, ours []Tag) bool {
 	has := func(key, value string) bool {
 		return slices.ContainsFunc(ours, func(o Tag) bool { return o.Key == key && o.Value == value })

@@ -23,10 +23,12 @@ func (p *polled) Runs(_ context.Context, f Filter) ([]Run, error) {
 	return nil, nil
 }
 
-// After the clock was set back, what is updated from then on is asked for, and not what will be when the clock is again where it was.
+// After the clock was set back, what is updated from then on is asked for, and not what will be
+// when the clock is again where it was.
 func TestPollAfterTheClockWasSetBack(t *testing.T) {
 	p := &polled{}
-	f := &Feed{Store: p, Log: slog.New(slog.DiscardHandler), Put: func(...Run) {}, known: map[string]dagster.Status{}, newest: time.Now().Add(time.Hour)}
+	f := &Feed{Store: p, Log: slog.New(slog.DiscardHandler), Put: func(...Run) {}, known: map[string]dagster.Status{},
+		newest: time.Now().Add(time.Hour)}
 	if err := f.poll(t.Context(), farOverlap); err != nil {
 		t.Fatal(err)
 	}

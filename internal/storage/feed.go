@@ -12,8 +12,8 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// Inbox collects changed runs for one reader, who is woken and takes them all at once; of several versions of
-// one run it keeps the newest. The zero value is not usable; see [NewInbox].
+// Inbox collects changed runs for one reader, who is woken and takes them all at once; of several
+// versions of one run it keeps the newest. The zero value is not usable; see [NewInbox].
 type Inbox struct {
 	mu   sync.Mutex
 	runs map[string]Run
@@ -51,12 +51,14 @@ func (b *Inbox) Take() []Run {
 	return runs
 }
 
-// Feed turns hints into changed runs. A hint names at most a run and comes up to 50 ms before the change that it
-// is about can be read, so the run is looked at several times, many hints in one query; a slow poll finds what hints missed.
+// Feed turns hints into changed runs. A hint names at most a run and comes up to 50 ms before the
+// change that it is about can be read, so the run is looked at several times, many hints in one
+// query; a slow poll finds what hints missed.
 type Feed struct {
 	Store Store
 	Log   *slog.Logger
-	// Put is given runs that may have changed; the first call has all unfinished ones. It must not block.
+	// Put is given runs that may have changed; the first call has all unfinished ones. It must not
+	// block.
 	Put func(...Run)
 
 	known  map[string]dagster.Status // of unfinished runs
@@ -66,11 +68,13 @@ type Feed struct {
 const (
 	pollInterval = 5 * time.Second // the net under hints
 	scanInterval = time.Minute     // the net under the poll: clocks of workers may be behind
-	// By how much a poll goes back before the latest update: what is stamped by a clock of another machine, or of this one.
+	// By how much a poll goes back before the latest update: what is stamped by a clock of another
+	// machine, or of this one.
 	farOverlap  = 30 * time.Second
 	nearOverlap = 2 * time.Second
 	hintRetry   = time.Second
-	// While notices do not arrive, polls are as fast as they would be, and look back over the time between an update's stamp and its commit.
+	// While notices do not arrive, polls are as fast as they would be, and look back over the time
+	// between an update's stamp and its commit.
 	deafInterval = 15 * time.Millisecond
 	deafOverlap  = 250 * time.Millisecond
 	deafRetry    = 30 * time.Second
@@ -78,7 +82,8 @@ const (
 
 // probes are the waits after a notice, each from the one before.
 var probes = []time.Duration{
-	2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond, 32 * time.Millisecond, 64 * time.Millisecond, time.Second,
+	2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond, 32 * time.Millisecond,
+	64 * time.Millisecond, time.Second,
 }
 
 // Run feeds until ctx ends or the storage fails for good; it returns nil only with ctx.
@@ -101,7 +106,9 @@ func (f *Feed) Run(ctx context.Context) error {
 	for {
 		var next <-chan time.Time
 		if len(due) > 0 {
-			next = time.After(time.Until(slices.MinFunc(slices.Collect(maps.Values(due)), func(a, b probe) int { return a.at.Compare(b.at) }).at))
+			next = time.After(time.Until(slices.MinFunc(slices.Collect(maps.Values(due)), func(a, b probe) int {
+				return a.at.Compare(b.at)
+			}).at))
 		}
 		var err error
 		select {
@@ -138,7 +145,8 @@ func (f *Feed) Run(ctx context.Context) error {
 	}
 }
 
-// hinted notes when to look at the run that a hint names. It reports whether the hint is about everything.
+// hinted notes when to look at the run that a hint names. It reports whether the hint is about
+// everything.
 func (f *Feed) hinted(h Hint, due map[string]probe) bool {
 	if h.Run == "" {
 		return true
@@ -157,8 +165,8 @@ type probe struct {
 	at time.Time
 }
 
-// first is the first look after a notice. A run in flight announces each of its events; the last looks of the series
-// are enough for it.
+// first is the first look after a notice. A run in flight announces each of its events; the last
+// looks of the series are enough for it.
 func (f *Feed) first(run string) probe {
 	n := 0
 	if f.known[run].Active() {
@@ -216,7 +224,9 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) 
 			if errors.Is(err, ErrDeaf) {
 				wait = deafRetry
 				say(true)
-				f.Log.WarnContext(ctx, "the storage's notices do not arrive; polling instead. If there is a pooler in between, set storage.direct_url in slipway.yaml", "err", err)
+				f.Log.WarnContext(ctx,
+					"the storage's notices do not arrive; polling instead. If there is a pooler in between, set "+
+						"storage.direct_url in slipway.yaml", "err", err)
 				break
 			}
 			if err != nil {

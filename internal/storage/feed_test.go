@@ -56,14 +56,15 @@ func newFeed(t *testing.T) *feedWorld {
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		f := &storage.Feed{Store: scripted{s, w.hints}, Log: slog.New(slog.DiscardHandler), Put: func(runs ...storage.Run) {
-			if w.first == 0 {
-				w.first = len(runs)
-			}
-			for _, r := range runs {
-				w.seen <- r
-			}
-		}}
+		f := &storage.Feed{Store: scripted{s, w.hints}, Log: slog.New(slog.DiscardHandler),
+			Put: func(runs ...storage.Run) {
+				if w.first == 0 {
+					w.first = len(runs)
+				}
+				for _, r := range runs {
+					w.seen <- r
+				}
+			}}
 		if err := f.Run(ctx); err != nil {
 			t.Errorf("Feed.Run = %v", err)
 		}
@@ -75,7 +76,9 @@ func newFeed(t *testing.T) *feedWorld {
 			t.Error(err)
 		}
 	})
-	w.next("the first of the two queued runs of real Dagster", func(r storage.Run) bool { return r.Status == dagster.Queued })
+	w.next("the first of the two queued runs of real Dagster", func(r storage.Run) bool {
+		return r.Status == dagster.Queued
+	})
 	w.next("the second", func(r storage.Run) bool { return r.Status == dagster.Queued })
 	if w.first != 2 { // a limit that counted only some of the runs in flight would be passed
 		t.Errorf("the first call had %d runs, want both of them", w.first)
@@ -103,11 +106,14 @@ func is(id string, status dagster.Status) func(storage.Run) bool {
 	return func(r storage.Run) bool { return r.ID == id && r.Status == status }
 }
 
-// Dagster announces an event before it turns the row: the notice is remembered and the row looked at several times.
+// Dagster announces an event before it turns the row: the notice is remembered and the row looked
+// at several times.
 func TestFeedWaitsForTheRowBehindANotice(t *testing.T) {
 	w := newFeed(t)
 	id := uuid.NewString()
-	if err := w.d.Exec("INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, 'light', 'NOT_STARTED', ?)", id, storagetest.Body(id, nil)); err != nil {
+	if err := w.d.Exec(
+		"INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, 'light', 'NOT_STARTED', ?)", id,
+		storagetest.Body(id, nil)); err != nil {
 		t.Fatal(err)
 	}
 	w.hints <- storage.Hint{Run: id}
@@ -138,7 +144,8 @@ func TestFeedFindsWhatNoHintNamed(t *testing.T) {
 
 func TestRowsOfOurs(t *testing.T) {
 	at := time.Unix(1795337531, 5000).UTC()
-	l := storage.LaunchRow{Run: "r", Attempt: 2, Instance: "i", Launcher: "l", Token: "t", Epoch: 3, At: at, State: storage.Open}
+	l := storage.LaunchRow{Run: "r", Attempt: 2, Instance: "i", Launcher: "l", Token: "t", Epoch: 3, At: at,
+		State: storage.Open}
 	if got, ok := storage.ParseLaunch("r", l.String()); !ok || got != l {
 		t.Errorf("ParseLaunch(%q) = %+v, %v", l.String(), got, ok)
 	}

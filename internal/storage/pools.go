@@ -6,12 +6,14 @@ import "context"
 type Pooler interface {
 	// Pools gives all pools that have a limit, by name.
 	Pools(ctx context.Context) (map[string]Pool, error)
-	// DefaultPools gives those of the named pools that have a limit, after it has brought the limit of each that has
-	// none of its own, or the default one, to the given default; nil takes it away. It writes only what differs.
+	// DefaultPools gives those of the named pools that have a limit, after it has brought the limit
+	// of each that has none of its own, or the default one, to the given default; nil takes it
+	// away. It writes only what differs.
 	DefaultPools(ctx context.Context, f Fence, names []string, limit *int) (map[string]Pool, error)
 	// Holders gives the runs whose steps have a place in a pool or wait for one.
 	Holders(ctx context.Context) ([]string, error)
-	// FreeSlots takes from a run all its places and gives each to the step that waits for it longest at the highest priority.
+	// FreeSlots takes from a run all its places and gives each to the step that waits for it
+	// longest at the highest priority.
 	FreeSlots(ctx context.Context, f Fence, run string) error
 }
 

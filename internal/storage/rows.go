@@ -12,7 +12,8 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// Keys of the rows that Slipway adds to Dagster's tables. Those of run_tags begin with .dagster/, which Dagster's UI hides.
+// Keys of the rows that Slipway adds to Dagster's tables. Those of run_tags begin with .dagster/,
+// which Dagster's UI hides.
 const (
 	RowPrefix = ".dagster/slipway/"
 	LaunchKey = RowPrefix + "launch"
@@ -30,8 +31,8 @@ const (
 // FactKeys are the keys of the rows of run_tags from which [FactsOf] works.
 var FactKeys = []string{LaunchKey, HandleKey, DeathKey, BeganKey, CauseTag, CostTag, BillTag}
 
-// rowOnly reports whether a tag is kept out of a run's body, since Dagster copies the tags of the body to re-executions
-// and retries. Dagster's pages can filter by such a tag and do not list it.
+// rowOnly reports whether a tag is kept out of a run's body, since Dagster copies the tags of the
+// body to re-executions and retries. Dagster's pages can filter by such a tag and do not list it.
 func rowOnly(tag string) bool { return tag == CauseTag || tag == CostTag || tag == BillTag }
 
 // LaunchRow is the fact that a run was claimed: the write that must precede any worker. The
@@ -64,7 +65,8 @@ func (l LaunchRow) String() string {
 	if l.By != "" {
 		state += "/" + l.By
 	}
-	return fmt.Sprintf("%s %d %s %s %s %d %d %s", l.Run, l.Attempt, l.Instance, l.Launcher, l.Token, l.Epoch, l.At.UnixMicro(), state)
+	return fmt.Sprintf("%s %d %s %s %s %d %d %s", l.Run, l.Attempt, l.Instance, l.Launcher, l.Token, l.Epoch,
+		l.At.UnixMicro(), state)
 }
 
 // ParseLaunch reads a launch row. It is one only if it names the run that it stands on: tags are
@@ -85,7 +87,8 @@ func ParseLaunch(run, value string) (LaunchRow, bool) {
 	return l, err1 == nil && err2 == nil && err3 == nil && l.String() == value
 }
 
-// NewToken makes a launch row's token from a unique text and, if the row's worker can be seen on one host alone, that host.
+// NewToken makes a launch row's token from a unique text and, if the row's worker can be seen on
+// one host alone, that host.
 func NewToken(unique, host string) string {
 	if host == "" {
 		return unique
@@ -93,7 +96,8 @@ func NewToken(unique, host string) string {
 	return unique + "@" + host
 }
 
-// Host names the only host on which the row's worker can be seen; "" if it can be seen from everywhere.
+// Host names the only host on which the row's worker can be seen; "" if it can be seen from
+// everywhere.
 func (l LaunchRow) Host() string {
 	_, host, _ := strings.Cut(l.Token, "@")
 	return host
@@ -131,7 +135,8 @@ func ParseHandle(l LaunchRow, value string) (string, bool) {
 	return handle, ok && handle != ""
 }
 
-// Death is the fact that the worker of an attempt was proved dead before it had finished its run, and what was decided then.
+// Death is the fact that the worker of an attempt was proved dead before it had finished its run,
+// and what was decided then.
 type Death struct {
 	Attempt  int
 	Launcher string
@@ -161,7 +166,9 @@ type Facts struct {
 	Handle string     // of it; "" if none is written
 	Last   *LaunchRow // of a queued run, which has no current one: the last that it had
 	Deaths []Death    // of workers of earlier attempts, oldest first
-	Began  time.Time  // when the run was seen to have started, by the database's clock; zero: not written. An attempt that begins anew has none.
+	// when the run was seen to have started, by the database's clock; zero: not written. An attempt
+	// that begins anew has none.
+	Began time.Time
 
 	Cause, Cost, Bill string // values of the row-only tags; "" for none
 }
@@ -257,8 +264,8 @@ func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 	return f
 }
 
-// Alien says whether a row of run_tags with our prefix must go when its run is claimed: it names another run,
-// or a user wrote it.
+// Alien says whether a row of run_tags with our prefix must go when its run is claimed: it names
+// another run, or a user wrote it.
 func Alien(run string, r Tag, body map[string]string) bool {
 	if !strings.HasPrefix(r.Key, RowPrefix) {
 		return false

@@ -33,8 +33,9 @@ type Run struct {
 	Broken error // the body cannot be read; only ID, Row and Status are set then
 }
 
-// QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the queue since has the claim's row, voided, or a later one: the time
-// of its change alone says nothing where a clock was set back.
+// QueuedBefore says whether r was read in the queue before a claim of it. One that went back to the
+// queue since has the claim's row, voided, or a later one: the time of its change alone says
+// nothing where a clock was set back.
 func (r Run) QueuedBefore(claim LaunchRow) bool {
 	since := r.Last != nil && (r.Last.Attempt > claim.Attempt || r.Last.Token == claim.Token && r.Last.State == Void)
 	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !since
@@ -65,8 +66,10 @@ type Claim struct {
 type Outcome struct {
 	Done   bool           // false: the run was not in an expected status, or its launch row is another
 	Status dagster.Status // of the run, after it; "" if the run is gone, or Busy
-	Busy   bool           // of a Claim: somebody holds the run's row, and nothing is known; the claim has to be made again
-	Launch LaunchRow      // the current one, after what is Done; zero if there is none
+	// of a Claim: somebody holds the run's row, and nothing is known; the claim has to be made
+	// again
+	Busy   bool
+	Launch LaunchRow // the current one, after what is Done; zero if there is none
 }
 
 // Transition is one change of a run, in one transaction.
@@ -75,8 +78,8 @@ type Transition struct {
 	From   []dagster.Status // the statuses it may have now; empty: any
 	Launch string           // token that the current launch row must have; "" for any or none
 	Handle string           // written as the handle row of that launch row, if not ""
-	// Void ends the launch row: nothing exists and nothing will. A worker that has passed its gate exists: without its
-	// Death the transition is refused.
+	// Void ends the launch row: nothing exists and nothing will. A worker that has passed its gate
+	// exists: without its Death the transition is refused.
 	Void bool
 	// Events are added in order. The last of them that gives a status sets the run's.
 	Events []dagster.Event
@@ -84,14 +87,17 @@ type Transition struct {
 	Stands *dagster.Event
 	Tags   map[string]string // set in run_tags and in the body, CauseTag, CostTag and BillTag in run_tags alone
 	Death  *Death            // of the worker of the current launch row
-	// Began is when the run was seen to have started, by the database's clock; zero: it is not written.
+	// Began is when the run was seen to have started, by the database's clock; zero: it is not
+	// written.
 	Began time.Time
-	// Next replaces the current launch row by that of another attempt, while the run's status stays. [Outcome] has the row.
+	// Next replaces the current launch row by that of another attempt, while the run's status
+	// stays. [Outcome] has the row.
 	Next *Next
 }
 
-// Next asks for a further attempt at a run in flight; with an Instance, for the first one at a run that somebody else has launched and
-// whose worker is known: it is adopted, if it has no launch row of ours.
+// Next asks for a further attempt at a run in flight; with an Instance, for the first one at a run
+// that somebody else has launched and whose worker is known: it is adopted, if it has no launch row
+// of ours.
 type Next struct {
 	Launcher, Token string
 	Instance        string
@@ -119,8 +125,9 @@ type Reader interface {
 	Runs(ctx context.Context, f Filter) ([]Run, error)
 	// Events gives the events of one run in the order they were stored, all types if none is named.
 	Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error)
-	// EventsAfter gives the events of one run that were stored after the one with the given id, and the id of the newest. Below
-	// zero it gives the newest id alone. Events that wait in an outbox have no id yet and are not among them.
+	// EventsAfter gives the events of one run that were stored after the one with the given id, and
+	// the id of the newest. Below zero it gives the newest id alone. Events that wait in an outbox
+	// have no id yet and are not among them.
 	EventsAfter(ctx context.Context, run string, after int64) ([]dagster.Event, int64, error)
 	// InstanceID is the run_storage_id that Dagster gave to the storage, made if there is none yet.
 	InstanceID(ctx context.Context) (string, error)
@@ -128,22 +135,25 @@ type Reader interface {
 
 // Writer changes runs under a fence.
 type Writer interface {
-	// Claim turns queued runs to STARTING with a new launch row each, and says which of them it got. It
-	// is one transaction where the storage allows it: all outcomes, or an error and an unknown
-	// outcome. The events may wait for Flush, which the caller calls once it has handed the claims on.
+	// Claim turns queued runs to STARTING with a new launch row each, and says which of them it
+	// got. It is one transaction where the storage allows it: all outcomes, or an error and an
+	// unknown outcome. The events may wait for Flush, which the caller calls once it has handed the
+	// claims on.
 	//
-	// After an error the caller makes the same call again, with the same tokens, until it has an answer. What the
-	// first call wrote, or still commits, is done then, with the status that the run has now; nothing is written twice.
+	// After an error the caller makes the same call again, with the same tokens, until it has an
+	// answer. What the first call wrote, or still commits, is done then, with the status that the
+	// run has now; nothing is written twice.
 	Claim(ctx context.Context, f Fence, claims []Claim) ([]Outcome, error)
-	// Move carries out one transition. After an error the caller makes the same call again, with the same
-	// transition, as for Claim: token, handle and events must be those of the first call.
+	// Move carries out one transition. After an error the caller makes the same call again, with
+	// the same transition, as for Claim: token, handle and events must be those of the first call.
 	Move(ctx context.Context, f Fence, t Transition) (Outcome, error)
 }
 
 // Heart reads and writes the heartbeats of daemons.
 type Heart interface {
 	Heartbeats(ctx context.Context) ([]Heartbeat, error)
-	// Beat writes the heartbeat of a daemon type, unless another id has written one since the given time.
+	// Beat writes the heartbeat of a daemon type, unless another id has written one since the given
+	// time.
 	Beat(ctx context.Context, h Heartbeat, since time.Time) (bool, error)
 }
 
@@ -173,11 +183,11 @@ type Store interface {
 	Entries
 	// Revision is the schema's, as alembic names it; "" if the storage says none.
 	Revision() string
-	// Probe tries the writes of a daemon, keeps nothing of them, and returns everything that would make them fail, a [Fault]
-	// where the remedy is known.
+	// Probe tries the writes of a daemon, keeps nothing of them, and returns everything that would
+	// make them fail, a [Fault] where the remedy is known.
 	Probe(ctx context.Context) []error
-	// Flush writes what committed writes have left to be written: of claims, and of a process that died in the middle of a
-	// write. It must be called after taking the lead, before anything else.
+	// Flush writes what committed writes have left to be written: of claims, and of a process that
+	// died in the middle of a write. It must be called after taking the lead, before anything else.
 	Flush(ctx context.Context, f Fence) error
 	// Hints yields a hint for each change it hears of, first one for everything, until ctx ends. An
 	// error means that hints may have been lost; the caller starts again.

@@ -1,4 +1,5 @@
-// Package web is what of a daemon is seen from outside: metrics for Prometheus, health, and its status.
+// Package web is what of a daemon is seen from outside: metrics for Prometheus, health, and its
+// status.
 package web
 
 import (
@@ -10,8 +11,9 @@ import (
 	"github.com/slipway-run/slipway/internal/queue"
 )
 
-// Metrics are a daemon's. Its labels are bounded: names of launchers, reasons, causes, outcomes, statuses, phases. Its methods may be called from many goroutines
-// at once; those of a nil Metrics do nothing.
+// Metrics are a daemon's. Its labels are bounded: names of launchers, reasons, causes, outcomes,
+// statuses, phases. Its methods may be called from many goroutines at once; those of a nil Metrics
+// do nothing.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -47,37 +49,55 @@ func NewMetrics(version string) *Metrics {
 		return c
 	}
 	times := func(name, help string, first float64, labels ...string) *prometheus.HistogramVec {
-		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "slipway_" + name, Help: help, Buckets: prometheus.ExponentialBuckets(first, 2, 16)}, labels)
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "slipway_" + name, Help: help,
+			Buckets: prometheus.ExponentialBuckets(first, 2, 16)}, labels)
 		m.registry.MustRegister(h)
 		return h
 	}
 	m.waiting = gauges("queued_runs", "Queued runs that wait, by reason.", "reason")
 	m.inFlight = gauge("in_flight_runs", "Runs that are STARTING, STARTED or CANCELING, whoever launched them.")
 	m.oldest = gauge("oldest_queued_run_timestamp_seconds", "When the oldest queued run was made; 0 if there is none.")
-	m.queued = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "slipway_queue_seconds", Help: "Time of runs from their creation to their claim.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 20)})
+	m.queued = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "slipway_queue_seconds",
+		Help: "Time of runs from their creation to their claim.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 20)})
 	m.registry.MustRegister(m.queued)
-	m.launches = times("launch_seconds", "Time from a claim to the outcome of its launch, by launcher and outcome (launched, failed, requeued).", 0.005, "launcher", "outcome")
-	m.phases = times("phase_seconds", "Time that workers spent in a phase, by launcher and phase.", 0.01, "launcher", "phase")
-	m.ended = counters("ended_runs_total", "Runs of Slipway's that ended, by launcher and status.", "launcher", "status")
-	m.deaths = counters("worker_deaths_total", "Workers that were proved dead before their run was finished, by launcher and cause.", "launcher", "cause")
-	m.rateLimited = counters("rate_limited_total", "Calls to a target that it refused for their rate, by launcher.", "launcher")
-	m.held = counters("held_answers_total", "Answers of targets that prove nothing of a worker, by which its run was left as it is, by launcher and answer (unknown, not_found, error).", "launcher", "answer")
-	m.cost = counters("cost_total", "What workers have cost on targets that bill them, by launcher and currency.", "launcher", "currency")
-	m.seconds = counters("billed_seconds_total", "Seconds that targets bill, by launcher and what (cpu, gb).", "launcher", "what")
+	m.launches = times("launch_seconds",
+		"Time from a claim to the outcome of its launch, by launcher and outcome (launched, failed, requeued).", 0.005,
+		"launcher", "outcome")
+	m.phases = times("phase_seconds", "Time that workers spent in a phase, by launcher and phase.", 0.01, "launcher",
+		"phase")
+	m.ended = counters("ended_runs_total", "Runs of Slipway's that ended, by launcher and status.", "launcher",
+		"status")
+	m.deaths = counters("worker_deaths_total",
+		"Workers that were proved dead before their run was finished, by launcher and cause.", "launcher", "cause")
+	m.rateLimited = counters("rate_limited_total", "Calls to a target that it refused for their rate, by launcher.",
+		"launcher")
+	m.held = counters("held_answers_total",
+		"Answers of targets that prove nothing of a worker, by which its run was left as it is, by launcher and "+
+			"answer (unknown, not_found, error).", "launcher", "answer")
+	m.cost = counters("cost_total", "What workers have cost on targets that bill them, by launcher and currency.",
+		"launcher", "currency")
+	m.seconds = counters("billed_seconds_total", "Seconds that targets bill, by launcher and what (cpu, gb).",
+		"launcher", "what")
 	m.orphans = gauges("orphans", "Workers that no run needs, at the last sweep, by launcher.", "launcher")
-	m.lease = times("storage_seconds", "Time of a small write to the storage, the renewal of the lease, by outcome (ok, error).", 0.0005, "outcome")
+	m.lease = times("storage_seconds",
+		"Time of a small write to the storage, the renewal of the lease, by outcome (ok, error).", 0.0005, "outcome")
 	m.leads = gauge("leader", "1 while this daemon leads the instance.")
-	m.epoch = gauge("epoch", "Epoch of this daemon's lead: how many leaders the instance has had; 0 while it stands by.")
+	m.epoch = gauge("epoch",
+		"Epoch of this daemon's lead: how many leaders the instance has had; 0 while it stands by.")
 	m.pauses = gauge("pauses", "Pauses that hold now.")
-	m.sick = gauges("launcher_sick", "1 while the calls of a launcher, or of one of the places behind it such as a code server, fail and it gets but single ones; the place is empty for the launcher itself.", "launcher", "place")
+	m.sick = gauges("launcher_sick",
+		"1 while the calls of a launcher, or of one of the places behind it such as a code server, fail and it gets "+
+			"but single ones; the place is empty for the launcher itself.", "launcher", "place")
 	info := gauges("info", "1; its label is the version.", "version")
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // reasons are all that a queued run can wait for.
-var reasons = []queue.Reason{queue.Limit, queue.TagFull, queue.PoolFull, queue.Paused, queue.Backoff, queue.Busy, queue.Sick, queue.Rival}
+var reasons = []queue.Reason{queue.Limit, queue.TagFull, queue.PoolFull, queue.Paused, queue.Backoff, queue.Busy,
+	queue.Sick, queue.Rival}
 
 // Waiting takes in what a pass left in the queue.
 func (m *Metrics) Waiting(w queue.Waiting) {

@@ -14,8 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Server answers over HTTP: GET /healthz and /readyz, for everybody and with one word; GET /metrics and /status, for those with the token, if there is
-// one.
+// Server answers over HTTP: GET /healthz and /readyz, for everybody and with one word; GET /metrics
+// and /status, for those with the token, if there is one.
 type Server struct {
 	Metrics *Metrics
 	Token   string                             // "" asks for none
@@ -63,7 +63,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(text) // the client may be gone
 	})))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	select {
@@ -89,7 +91,8 @@ func (s *Server) guarded(h http.Handler) http.Handler {
 		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if s.Token != "" && (!ok || subtle.ConstantTimeCompare([]byte(got), []byte(s.Token)) != 1) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "a token is needed: Authorization: Bearer TOKEN, which is web.token in slipway.yaml", http.StatusUnauthorized)
+			http.Error(w, "a token is needed: Authorization: Bearer TOKEN, which is web.token in slipway.yaml",
+				http.StatusUnauthorized)
 			return
 		}
 		h.ServeHTTP(w, r)

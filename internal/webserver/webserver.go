@@ -54,7 +54,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		if python == "" {
 			python = filepath.Join(o.Bin, "python")
 		}
-		workspace += fmt.Sprintf("  - python_file: {relative_path: %q, location_name: %q, executable_path: %q}\n", f, name, python)
+		workspace += fmt.Sprintf("  - python_file: {relative_path: %q, location_name: %q, executable_path: %q}\n", f,
+			name, python)
 	}
 	for name, address := range o.Servers {
 		host, port, err := net.SplitHostPort(address)
@@ -79,7 +80,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.cmd = exec.Command(filepath.Join(o.Bin, "dagster-webserver"), "-w", file, "-h", "127.0.0.1", "-p", fmt.Sprint(port))
+	s.cmd = exec.Command(filepath.Join(o.Bin, "dagster-webserver"), "-w", file, "-h", "127.0.0.1",
+		"-p", fmt.Sprint(port))
 	s.cmd.Env = append(append(os.Environ(), "DAGSTER_HOME="+o.Home, "DAGSTER_DISABLE_TELEMETRY=1"), o.Env...)
 	s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = o.Home, log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -120,7 +122,9 @@ func (s *Server) ready(ctx context.Context, locations int) error {
 				}
 			}
 		}
-		err := s.Query(ctx, `{workspaceOrError {... on Workspace {locationEntries {name loadStatus locationOrLoadError {__typename ... on PythonError {message}}}}}}`, nil, &got)
+		err := s.Query(ctx,
+			`{workspaceOrError {... on Workspace {locationEntries {name loadStatus locationOrLoadError {__typename `+
+				`... on PythonError {message}}}}}}`, nil, &got)
 		if err == nil {
 			loaded := 0
 			for _, e := range got.WorkspaceOrError.LocationEntries {
@@ -212,7 +216,8 @@ func (s *Server) Launch(ctx context.Context, j Job) (string, error) {
 		config = map[string]any{}
 	}
 	params := map[string]any{
-		"selector":      map[string]any{"repositoryLocationName": j.Location, "repositoryName": "__repository__", "jobName": j.Name},
+		"selector": map[string]any{"repositoryLocationName": j.Location, "repositoryName": "__repository__",
+			"jobName": j.Name},
 		"runConfigData": config, "executionMetadata": map[string]any{"tags": tags},
 	}
 	var got struct {
@@ -227,7 +232,8 @@ func (s *Server) Launch(ctx context.Context, j Job) (string, error) {
 		return "", err
 	}
 	if got.LaunchRun.Run.RunID == "" {
-		return "", fmt.Errorf("launch %s: %s %s %v", j.Name, got.LaunchRun.Typename, got.LaunchRun.Message, got.LaunchRun.Errors)
+		return "", fmt.Errorf("launch %s: %s %s %v", j.Name, got.LaunchRun.Typename, got.LaunchRun.Message,
+			got.LaunchRun.Errors)
 	}
 	return got.LaunchRun.Run.RunID, nil
 }
@@ -242,10 +248,13 @@ func (s *Server) Reexecute(ctx context.Context, parent string) (string, error) {
 			Message  string
 		}
 	}
-	err := s.Query(ctx, `mutation ($p: ReexecutionParams!) {launchRunReexecution(reexecutionParams: $p) {__typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}`,
+	err := s.Query(ctx,
+		`mutation ($p: ReexecutionParams!) {launchRunReexecution(reexecutionParams: $p) {__typename ... on `+
+			`LaunchRunSuccess {run {runId}} ... on PythonError {message}}}`,
 		map[string]any{"p": map[string]any{"parentRunId": parent, "strategy": "ALL_STEPS"}}, &got)
 	if err == nil && got.LaunchRunReexecution.Run.RunID == "" {
-		err = fmt.Errorf("re-execute %s: %s %s", parent, got.LaunchRunReexecution.Typename, got.LaunchRunReexecution.Message)
+		err = fmt.Errorf("re-execute %s: %s %s", parent, got.LaunchRunReexecution.Typename,
+			got.LaunchRunReexecution.Message)
 	}
 	return got.LaunchRunReexecution.Run.RunID, err
 }
@@ -266,7 +275,9 @@ func (s *Server) Runs(ctx context.Context, limit int) ([]Run, error) {
 			Results  []Run
 		}
 	}
-	err := s.Query(ctx, `query ($n: Int) {runsOrError(limit: $n) {__typename ... on Runs {results {runId jobName status creationTime startTime endTime tags {key value}}} ... on PythonError {message}}}`,
+	err := s.Query(ctx,
+		`query ($n: Int) {runsOrError(limit: $n) {__typename ... on Runs {results {runId jobName status creationTime `+
+			`startTime endTime tags {key value}}} ... on PythonError {message}}}`,
 		map[string]any{"n": limit}, &got)
 	if err == nil && got.RunsOrError.Typename != "Runs" {
 		err = fmt.Errorf("runs page: %s: %s", got.RunsOrError.Typename, got.RunsOrError.Message)
@@ -329,7 +340,8 @@ func (s *Server) RunPage(ctx context.Context, run string) error {
 			}
 		}
 	}
-	err := s.Query(ctx, `query ($run: ID!) {runOrError(runId: $run) {__typename ... on PythonError {message} ... on Run {
+	err := s.Query(ctx,
+		`query ($run: ID!) {runOrError(runId: $run) {__typename ... on PythonError {message} ... on Run {
 		id runId status canTerminate hasReExecutePermission runConfigYaml tags {key value} rootRunId parentRunId
 		startTime endTime updateTime stepKeysToExecute hasConcurrencyKeySlots hasRunMetricsEnabled
 		repositoryOrigin {repositoryName repositoryLocationName} executionPlan {steps {key}} assets {key {path}}
@@ -348,7 +360,8 @@ func (s *Server) Steps(ctx context.Context, run string) (map[string]string, erro
 			StepStats []struct{ StepKey, Status string }
 		}
 	}
-	err := s.Query(ctx, `query ($run: ID!) {runOrError(runId: $run) {... on Run {stepStats {stepKey status}}}}`, map[string]any{"run": run}, &got)
+	err := s.Query(ctx, `query ($run: ID!) {runOrError(runId: $run) {... on Run {stepStats {stepKey status}}}}`,
+		map[string]any{"run": run}, &got)
 	steps := map[string]string{}
 	for _, st := range got.RunOrError.StepStats {
 		steps[st.StepKey] = st.Status
@@ -361,7 +374,9 @@ func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr strin
 	var keys struct {
 		LogsForRun struct{ Events []struct{ FileKey string } }
 	}
-	if err := s.Query(ctx, `query ($run: ID!) {logsForRun(runId: $run) {... on EventConnection {events {... on LogsCapturedEvent {fileKey}}}}}`, map[string]any{"run": run}, &keys); err != nil {
+	if err := s.Query(ctx,
+		`query ($run: ID!) {logsForRun(runId: $run) {... on EventConnection {events {... on LogsCapturedEvent `+
+			`{fileKey}}}}}`, map[string]any{"run": run}, &keys); err != nil {
 		return "", "", err
 	}
 	for _, e := range keys.LogsForRun.Events {
@@ -371,7 +386,8 @@ func (s *Server) Captured(ctx context.Context, run string) (stdout, stderr strin
 		var got struct {
 			CapturedLogs struct{ Stdout, Stderr string }
 		}
-		if err := s.Query(ctx, `query ($key: [String!]!) {capturedLogs(logKey: $key) {stdout stderr}}`, map[string]any{"key": []string{run, "compute_logs", e.FileKey}}, &got); err != nil {
+		if err := s.Query(ctx, `query ($key: [String!]!) {capturedLogs(logKey: $key) {stdout stderr}}`,
+			map[string]any{"key": []string{run, "compute_logs", e.FileKey}}, &got); err != nil {
 			return "", "", err
 		}
 		stdout, stderr = stdout+got.CapturedLogs.Stdout, stderr+got.CapturedLogs.Stderr
@@ -396,7 +412,8 @@ func (s *Server) Delete(ctx context.Context, run string) error {
 			Typename string `json:"__typename"`
 		}
 	}
-	err := s.Query(ctx, `mutation ($run: String!) {deleteRun(runId: $run) {__typename}}`, map[string]any{"run": run}, &got)
+	err := s.Query(ctx, `mutation ($run: String!) {deleteRun(runId: $run) {__typename}}`, map[string]any{"run": run},
+		&got)
 	if err == nil && got.DeleteRun.Typename != "DeletePipelineRunSuccess" {
 		err = fmt.Errorf("deleteRun: %s", got.DeleteRun.Typename)
 	}
@@ -412,13 +429,18 @@ func (s *Server) Backfill(ctx context.Context, location, job string, partitions 
 			Message    string
 		}
 	}
-	err := s.Query(ctx, `mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {__typename ... on LaunchBackfillSuccess {backfillId} ... on PythonError {message}}}`,
+	err := s.Query(ctx,
+		`mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {__typename ... on `+
+			`LaunchBackfillSuccess {backfillId} ... on PythonError {message}}}`,
 		map[string]any{"p": map[string]any{
-			"selector":       map[string]any{"partitionSetName": job + "_partition_set", "repositorySelector": map[string]any{"repositoryLocationName": location, "repositoryName": "__repository__"}},
+			"selector": map[string]any{"partitionSetName": job + "_partition_set",
+				"repositorySelector": map[string]any{"repositoryLocationName": location,
+					"repositoryName": "__repository__"}},
 			"partitionNames": partitions,
 		}}, &got)
 	if err == nil && got.LaunchPartitionBackfill.BackfillID == "" {
-		err = fmt.Errorf("launchPartitionBackfill: %s %s", got.LaunchPartitionBackfill.Typename, got.LaunchPartitionBackfill.Message)
+		err = fmt.Errorf("launchPartitionBackfill: %s %s", got.LaunchPartitionBackfill.Typename,
+			got.LaunchPartitionBackfill.Message)
 	}
 	return got.LaunchPartitionBackfill.BackfillID, err
 }
@@ -431,9 +453,12 @@ func (s *Server) CancelBackfill(ctx context.Context, id string) error {
 			Message  string
 		}
 	}
-	err := s.Query(ctx, `mutation ($id: String!) {cancelPartitionBackfill(backfillId: $id) {__typename ... on PythonError {message}}}`, map[string]any{"id": id}, &got)
+	err := s.Query(ctx,
+		`mutation ($id: String!) {cancelPartitionBackfill(backfillId: $id) {__typename ... on PythonError {message}}}`,
+		map[string]any{"id": id}, &got)
 	if err == nil && got.CancelPartitionBackfill.Typename != "CancelBackfillSuccess" {
-		err = fmt.Errorf("cancelPartitionBackfill: %s %s", got.CancelPartitionBackfill.Typename, got.CancelPartitionBackfill.Message)
+		err = fmt.Errorf("cancelPartitionBackfill: %s %s", got.CancelPartitionBackfill.Typename,
+			got.CancelPartitionBackfill.Message)
 	}
 	return err
 }
@@ -445,7 +470,10 @@ func (s *Server) terminate(ctx context.Context, run, policy string) (bool, error
 			Message  string
 		}
 	}
-	err := s.Query(ctx, `mutation ($run: String!, $policy: TerminateRunPolicy) {terminateRun(runId: $run, terminatePolicy: $policy) {__typename ... on TerminateRunFailure {message} ... on PythonError {message}}}`, map[string]any{"run": run, "policy": policy}, &got)
+	err := s.Query(ctx,
+		`mutation ($run: String!, $policy: TerminateRunPolicy) {terminateRun(runId: $run, terminatePolicy: $policy) `+
+			`{__typename ... on TerminateRunFailure {message} ... on PythonError {message}}}`,
+		map[string]any{"run": run, "policy": policy}, &got)
 	if got.TerminateRun.Message != "" {
 		err = errors.Join(err, errors.New(got.TerminateRun.Message))
 	}

@@ -44,7 +44,8 @@ func (b *Builder) start(req *launcher.Request, entry []string, verb string, r da
 	}
 	packed := dagster.Compress(args)
 	if !fits(len(packed) + len(dagster.CompressedArgsEnv) + 1) {
-		return fmt.Errorf("%w: the arguments of run %s have %d bytes even when compressed, more than launcher %s accepts",
+		return fmt.Errorf(
+			"%w: the arguments of run %s have %d bytes even when compressed, more than launcher %s accepts",
 			launcher.ErrInvalid, r.ID, len(packed), t.Name)
 	}
 	req.Env = append(req.Env, launcher.Env{Name: dagster.CompressedArgsEnv, Value: packed, Secret: true})

@@ -49,22 +49,31 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 		set       launcher.Resources
 		setting   string
 	}{
-		{router.CPUTag, needs.CPUMillis, t.Allow.Max.CPUMillis, launcher.Resources{CPUMillis: needs.CPUMillis}, "max_cpu"},
-		{router.MemoryTag, needs.MemoryBytes, t.Allow.Max.MemoryBytes, launcher.Resources{MemoryBytes: needs.MemoryBytes}, "max_memory"},
+		{router.CPUTag, needs.CPUMillis, t.Allow.Max.CPUMillis, launcher.Resources{CPUMillis: needs.CPUMillis},
+			"max_cpu"},
+		{router.MemoryTag, needs.MemoryBytes, t.Allow.Max.MemoryBytes,
+			launcher.Resources{MemoryBytes: needs.MemoryBytes}, "max_memory"},
 		{router.GPUTag, needs.GPUs, t.Allow.Max.GPUs, launcher.Resources{GPUs: needs.GPUs}, "max_gpu"},
-		{router.DiskTag, needs.DiskBytes, t.Allow.Max.DiskBytes, launcher.Resources{DiskBytes: needs.DiskBytes}, "max_disk"},
+		{router.DiskTag, needs.DiskBytes, t.Allow.Max.DiskBytes, launcher.Resources{DiskBytes: needs.DiskBytes},
+			"max_disk"},
 	} {
 		if n.asks == 0 {
 			continue
 		}
 		if n.max > 0 && n.asks > n.max {
-			return nil, fmt.Errorf("%w: tag %s=%s of run %s is more than launchers.%s.allow.%s in slipway.yaml allows: raise that limit, or launch the run with a smaller amount", launcher.ErrInvalid, n.tag, r.Tags[n.tag], r.ID, t.Name, n.setting)
+			return nil,
+				fmt.Errorf("%w: tag %s=%s of run %s is more than launchers.%s.allow.%s in slipway.yaml allows: raise "+
+					"that limit, or launch the run with a smaller amount", launcher.ErrInvalid, n.tag, r.Tags[n.tag],
+					r.ID, t.Name, n.setting)
 		}
 		layers = append(layers, Layer{"tag " + n.tag, router.Set{Resources: n.set}})
 	}
 	if image, ok := r.Tags[router.ImageTag]; ok {
 		if !router.Fits(image, t.Allow.Images) {
-			return nil, fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml: add it there, or launch the run without the tag", launcher.ErrInvalid, router.ImageTag, image, r.ID, t.Name)
+			return nil,
+				fmt.Errorf("%w: tag %s=%q of run %s is not among launchers.%s.allow.images in slipway.yaml: add it "+
+					"there, or launch the run without the tag", launcher.ErrInvalid, router.ImageTag, image, r.ID,
+					t.Name)
 		}
 		layers = append(layers, Layer{"tag " + router.ImageTag, router.Set{Image: image}})
 	}
@@ -73,7 +82,9 @@ func (b *Builder) Layers(r dagster.Run, t Target) ([]Layer, error) {
 	}
 	for _, tag := range t.Denied {
 		if _, ok := r.Tags[tag]; ok {
-			return nil, fmt.Errorf("%w: tag %s of run %s is not among launchers.%s.allow.tags in slipway.yaml: add it there, or launch the run without it", launcher.ErrInvalid, tag, r.ID, t.Name)
+			return nil,
+				fmt.Errorf("%w: tag %s of run %s is not among launchers.%s.allow.tags in slipway.yaml: add it there, "+
+					"or launch the run without it", launcher.ErrInvalid, tag, r.ID, t.Name)
 		}
 	}
 	return layers, nil

@@ -103,8 +103,9 @@ func parseCodeServer(args []string) (s CodeServer, ok bool) {
 	into := map[string]*string{
 		"--location-name": &s.Location, "--instance-ref": &s.Ref,
 		"-f": &s.File, "--python-file": &s.File,
-		"-m": &s.Module, "--module-name": &s.Module, "--package-name": &s.Module, "--autoload-defs-module-name": &s.Module,
-		"-d": &s.WorkingDirectory, "--working-directory": &s.WorkingDirectory,
+		"-m": &s.Module, "--module-name": &s.Module, "--package-name": &s.Module,
+		"--autoload-defs-module-name": &s.Module,
+		"-d":                          &s.WorkingDirectory, "--working-directory": &s.WorkingDirectory,
 	}
 	for rest := args[i+1:]; len(rest) > 0; rest = rest[1:] {
 		name, value, joined := strings.Cut(rest[0], "=")

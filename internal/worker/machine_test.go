@@ -23,9 +23,12 @@ func TestCodeServersOfThisMachine(t *testing.T) {
 		line []string
 		want worker.CodeServer
 	}{
-		{[]string{"api", "grpc", "--port", "1", "-f", "code/etl.py", "-d", "code"}, worker.CodeServer{File: "code/etl.py", WorkingDirectory: "code"}},
+		{[]string{"api", "grpc", "--port", "1", "-f", "code/etl.py", "-d", "code"},
+			worker.CodeServer{File: "code/etl.py", WorkingDirectory: "code"}},
 		{[]string{"code-server", "start", "-p", "1", "--module-name=pkg"}, worker.CodeServer{Module: "pkg"}},
-		{[]string{"api", "grpc", "--socket", "/s", "--heartbeat", "--instance-ref", "{}", "--location-name", "etl", "--package-name", "p", "-d", "sub"}, worker.CodeServer{Ref: "{}", Location: "etl", Module: "p", WorkingDirectory: "sub"}},
+		{[]string{"api", "grpc", "--socket", "/s", "--heartbeat", "--instance-ref", "{}", "--location-name", "etl",
+			"--package-name", "p", "-d", "sub"},
+			worker.CodeServer{Ref: "{}", Location: "etl", Module: "p", WorkingDirectory: "sub"}},
 	} {
 		cmd := exec.Command("sh", append([]string{"-c", "echo; read x", "dagster"}, c.line...)...)
 		cmd.Dir = dir

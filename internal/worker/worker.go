@@ -28,9 +28,10 @@ type Builder struct {
 	RefSecret          bool
 	AllowSecretsInArgv bool
 	Ref                json.RawMessage // InstanceRef of the instance, by which its managed code servers are known
-	GoWorker           []string        // command of the worker of runs that need no Python, where it runs on this machine
-	Files              Files
-	Router             *router.Router // what its rules set; nil: nothing
+	// command of the worker of runs that need no Python, where it runs on this machine
+	GoWorker []string
+	Files    Files
+	Router   *router.Router // what its rules set; nil: nothing
 }
 
 // Files answers questions about this machine, for workers that see its files.
@@ -87,13 +88,16 @@ type Attempt struct {
 // Request builds the request for one attempt at a run. Its error is [launcher.ErrInvalid].
 func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request, error) {
 	if r.Code.Raw == nil {
-		return nil, fmt.Errorf("%w: run %s has no pipeline_code_origin: no webserver or daemon created it, so no worker can load its job", launcher.ErrInvalid, r.ID)
+		return nil,
+			fmt.Errorf("%w: run %s has no pipeline_code_origin: no webserver or daemon created it, so no worker can "+
+				"load its job", launcher.ErrInvalid, r.ID)
 	}
 	req := &launcher.Request{
 		ID: launcher.ID{Run: r.ID, Attempt: a.Number}, Token: a.Token, Instance: b.Instance, At: a.At,
 		Job: r.Job, Location: r.Remote.Location, Repository: r.Remote.Repository,
 		Labels: map[string]string{
-			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway", "created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
+			"dagster-run-id": r.ID, "dagster-job": r.Job, "created-by": "slipway",
+			"created-at": a.At.Format(time.RFC3339), "slipway-instance": b.Instance,
 		},
 		Run: json.RawMessage(r.Body()), InstanceRef: t.Ref, Resume: a.Resume,
 	}
@@ -112,8 +116,11 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 		return nil, err
 	}
 	if t.Traits.OwnCommand && r.IsCommand() {
-		return nil, fmt.Errorf("%w: run %s is a command job, and launcher %q launches only jobs of Dagster's code locations: send it to another launcher with a rule in slipway.yaml, for example "+
-			"`routes: [{when: {location: %s}, to: NAME}]`", launcher.ErrInvalid, r.ID, t.Name, dagster.CommandLocation)
+		return nil,
+			fmt.Errorf("%w: run %s is a command job, and launcher %q launches only jobs of Dagster's code locations: "+
+				"send it to another launcher with a rule in slipway.yaml, for example "+
+				"`routes: [{when: {location: %s}, to: NAME}]`", launcher.ErrInvalid, r.ID, t.Name,
+				dagster.CommandLocation)
 	}
 	if t.Traits.OwnCommand {
 		return req, nil
@@ -137,7 +144,8 @@ func (b *Builder) Request(r dagster.Run, a Attempt, t Target) (*launcher.Request
 // Canary builds the request for a worker that opens the storage as a run's worker would, prints
 // that it did and ends. It is a Python worker, with the Python that launchers.NAME.python sets for
 // location, or slipway-worker.
-func (b *Builder) Canary(id string, python bool, location, image string, at time.Time, t Target) (*launcher.Request, error) {
+func (b *Builder) Canary(id string, python bool, location, image string, at time.Time,
+	t Target) (*launcher.Request, error) {
 	r := dagster.NewCommandRun(id, "canary", json.RawMessage("{}"), nil)
 	req, err := b.Request(r, Attempt{Number: 1, Token: "canary", At: at}, t)
 	if err != nil {
@@ -188,7 +196,9 @@ func overrides(r dagster.Run, t Target, layers []Layer) ([]launcher.Override, er
 		var tree any
 		if err := json.Unmarshal(text, &tree); err == nil { // the launcher refuses a text that is not JSON
 			if field := has(tree, t.Allow.Forbid); field != "" {
-				return fmt.Errorf("%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids: remove the field, or allow it there", launcher.ErrInvalid, source, r.ID, field, t.Name)
+				return fmt.Errorf(
+					"%w: %s of run %s sets %s, which launchers.%s.allow.forbid in slipway.yaml forbids: remove the "+
+						"field, or allow it there", launcher.ErrInvalid, source, r.ID, field, t.Name)
 			}
 		}
 		out = append(out, launcher.Override{Source: source, JSON: text})
@@ -264,7 +274,8 @@ func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python st
 	where := fmt.Sprintf("launchers.%s.python.%s in slipway.yaml", t.Name, r.Remote.Location)
 	if p := setting(t.Python, r.Remote.Location); p != "" {
 		if !b.Files.Exists(p) {
-			return nil, "", fmt.Errorf("%w: code location %s: %s does not exist on this machine: correct %s", launcher.ErrInvalid, r.Remote.Location, p, where)
+			return nil, "", fmt.Errorf("%w: code location %s: %s does not exist on this machine: correct %s",
+				launcher.ErrInvalid, r.Remote.Location, p, where)
 		}
 		return module(p), p, nil
 	}
@@ -276,7 +287,10 @@ func (b *Builder) entryPoint(r dagster.Run, t Target) (entry []string, python st
 	if e := r.Code.EntryPoint; len(e) > 0 && (b.Files.Exists(e[0]) && filepath.IsAbs(e[0]) || b.Files.LookPath(e[0])) {
 		return append([]string{}, e...), e[0], nil
 	}
-	return nil, "", fmt.Errorf("%w: code location %s runs in %s, which is not on this machine, and %q is not on PATH; set %s to a Python that has the packages of the location", launcher.ErrInvalid, r.Remote.Location, orNone(r.Code.Executable), strings.Join(r.Code.EntryPoint, " "), where)
+	return nil,
+		"", fmt.Errorf("%w: code location %s runs in %s, which is not on this machine, and %q is not on PATH; set %s "+
+			"to a Python that has the packages of the location", launcher.ErrInvalid, r.Remote.Location,
+			orNone(r.Code.Executable), strings.Join(r.Code.EntryPoint, " "), where)
 }
 
 func orNone(s string) string {

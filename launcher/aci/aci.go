@@ -174,7 +174,8 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	one("priority", c.Priority, priorities...)
 	one("sku", c.SKU, skus...)
 	one("cloud", c.Cloud, "public", "government", "china", "custom")
-	one("credential", c.Credential, "default", "managed_identity", "workload_identity", "service_principal", "cli", "token")
+	one("credential", c.Credential, "default", "managed_identity", "workload_identity", "service_principal", "cli",
+		"token")
 	l := &Launcher{c: c, env: v.Env, log: log}
 	var err error
 	if l.base.CPU, err = positive(c.CPU); err != nil {
@@ -184,18 +185,23 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 		bad("memory", "%v: write gigabytes, as 1.5", err)
 	}
 	if c.GPUs != 0 {
-		bad("gpus", "Azure retired GPUs in container groups on 2025-07-14: leave it out, and route runs that need one to another launcher")
+		bad("gpus", "Azure retired GPUs in container groups on 2025-07-14: leave it out, and route runs that need "+
+			"one to another launcher")
 	}
 	if !prefixPattern.MatchString(c.NamePrefix) {
-		bad("name_prefix", "%q: 1 to 14 lower case letters, digits and - are expected, - not first or last", c.NamePrefix)
+		bad("name_prefix", "%q: 1 to 14 lower case letters, digits and - are expected, - not first or last",
+			c.NamePrefix)
 	}
 	for i, id := range c.Identities {
 		if id != "system" && !resourcePattern.MatchString(id) {
-			bad(fmt.Sprintf("identities[%d]", i), "%q is neither system nor the resource ID of an identity, /subscriptions/…/userAssignedIdentities/NAME", id)
+			bad(fmt.Sprintf("identities[%d]", i),
+				"%q is neither system nor the resource ID of an identity, /subscriptions/…/userAssignedIdentities/NAME",
+				id)
 		}
 	}
 	if c.Subnet != "" && !resourcePattern.MatchString(c.Subnet) {
-		bad("subnet_id", "%q is not the resource ID of a subnet, /subscriptions/…/virtualNetworks/NAME/subnets/NAME", c.Subnet)
+		bad("subnet_id", "%q is not the resource ID of a subnet, /subscriptions/…/virtualNetworks/NAME/subnets/NAME",
+			c.Subnet)
 	}
 	if strings.HasPrefix(c.Priority, "spot") {
 		switch {
@@ -223,7 +229,8 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 	slices.SortFunc(l.base.env, func(a, b launcher.Env) int { return cmp.Compare(a.Name, b.Name) })
 	for _, e := range l.base.env {
 		if !validVariable.MatchString(e.Name) {
-			bad("environment_variables."+e.Name, "Azure takes letters, digits and _ in the names of variables, at most 63, no digit first")
+			bad("environment_variables."+e.Name,
+				"Azure takes letters, digits and _ in the names of variables, at most 63, no digit first")
 		}
 	}
 	for i, vol := range c.Volumes {
@@ -305,8 +312,10 @@ const (
 // workerOf returns the worker that a group's tags name, and false if it is not one of Slipway's.
 func (l *Launcher) workerOf(g *arm.ContainerGroup) (launcher.Worker, bool) {
 	attempt, err := strconv.Atoi(val(g.Tags[attemptTag]))
-	w := launcher.Worker{ID: launcher.ID{Run: val(g.Tags[runTag]), Attempt: attempt}, Instance: val(g.Tags[instanceTag]), Handle: launcher.Handle(val(g.Name))}
-	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(string(w.Handle), l.prefix(w.ID))
+	w := launcher.Worker{ID: launcher.ID{Run: val(g.Tags[runTag]), Attempt: attempt},
+		Instance: val(g.Tags[instanceTag]), Handle: launcher.Handle(val(g.Name))}
+	return w, err == nil && w.Instance != "" && w.ID.Check() == nil &&
+		strings.HasPrefix(string(w.Handle), l.prefix(w.ID))
 }
 
 // prefix returns the beginning of the names of all groups that may be the worker of an ID. The key
@@ -357,7 +366,8 @@ func (r *regions) of(location string) *region {
 // them. Azure treats names that differ only in case as equal.
 func tagsOf(req *launcher.Request, more map[string]string) map[string]*string {
 	ours := map[string]string{
-		runTag: req.ID.Run, jobTag: req.Job, byTag: cmp.Or(req.Labels[byTag], "slipway"), atTag: strconv.FormatInt(req.At.Unix(), 10),
+		runTag: req.ID.Run, jobTag: req.Job, byTag: cmp.Or(req.Labels[byTag], "slipway"),
+		atTag:       strconv.FormatInt(req.At.Unix(), 10),
 		instanceTag: req.Instance, attemptTag: strconv.Itoa(req.ID.Attempt),
 	}
 	out, names := map[string]*string{}, map[string]string{} // by their lower-case form

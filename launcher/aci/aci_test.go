@@ -51,8 +51,10 @@ func newAzure(t testing.TB, backend emulator.Backend, change func(*emulator.Sett
 // settings returns the settings of a launcher for an emulator, with changes.
 func (a *azure) settings(more map[string]any) map[string]any {
 	out := map[string]any{
-		"resource_group": "data-platform", "subscription_id": "11111111-2222-3333-4444-555555555555", "image": "registry.example.com/etl:1", "location": "westeurope",
-		"cpu": "0.1", "memory": "0.3", "endpoint": a.url, "allow_http": true, "credential": "token", "token": "a-token", "poll": "50ms",
+		"resource_group": "data-platform", "subscription_id": "11111111-2222-3333-4444-555555555555",
+		"image": "registry.example.com/etl:1", "location": "westeurope",
+		"cpu": "0.1", "memory": "0.3", "endpoint": a.url, "allow_http": true, "credential": "token", "token": "a-token",
+		"poll": "50ms",
 	}
 	maps.Copy(out, more)
 	return out

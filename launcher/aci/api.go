@@ -81,11 +81,13 @@ func connect(c Config) (*api, error) {
 		conf = cloud.AzureChina
 	case "custom":
 		if c.Endpoint == "" {
-			return nil, &settingError{"endpoint", errors.New("a custom cloud needs the address of its Azure Resource Manager")}
+			return nil, &settingError{"endpoint",
+				errors.New("a custom cloud needs the address of its Azure Resource Manager")}
 		}
 	}
 	options := policy.ClientOptions{
-		Cloud: conf, Retry: policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 2 * time.Second},
+		Cloud: conf, Retry: policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond,
+			MaxRetryDelay: 2 * time.Second},
 		Telemetry: policy.TelemetryOptions{ApplicationID: "slipway"},
 	}
 	a := &api{rg: c.ResourceGroup, sub: c.SubscriptionID, pace: pace{left: -1}}
@@ -97,7 +99,9 @@ func connect(c Config) (*api, error) {
 		if u.Scheme == "http" {
 			ip := net.ParseIP(u.Hostname())
 			if here := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback(); !c.AllowHTTP || !here {
-				return nil, &settingError{"endpoint", fmt.Errorf("%s would send tokens and secrets as they are: use https, or, on this machine only, set allow_http: true", c.Endpoint)}
+				return nil, &settingError{"endpoint",
+					fmt.Errorf("%s would send tokens and secrets as they are: use https, or, on this machine only, "+
+						"set allow_http: true", c.Endpoint)}
 			}
 			options.InsecureAllowCredentialWithHTTP = true
 		}
@@ -107,7 +111,8 @@ func connect(c Config) (*api, error) {
 		}
 		options.Cloud = cloud.Configuration{
 			ActiveDirectoryAuthorityHost: c.Authority,
-			Services:                     map[cloud.ServiceName]cloud.ServiceConfiguration{cloud.ResourceManager: {Endpoint: c.Endpoint, Audience: audience}},
+			Services: map[cloud.ServiceName]cloud.ServiceConfiguration{
+				cloud.ResourceManager: {Endpoint: c.Endpoint, Audience: audience}},
 		}
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // from net/http
@@ -154,13 +159,17 @@ func credential(c Config, options policy.ClientOptions) (azcore.TokenCredential,
 		}
 		return azidentity.NewManagedIdentityCredential(o)
 	case "workload_identity":
-		return azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{ClientOptions: options, ClientID: c.ClientID, TenantID: c.Tenant})
+		return azidentity.NewWorkloadIdentityCredential(
+			&azidentity.WorkloadIdentityCredentialOptions{ClientOptions: options, ClientID: c.ClientID,
+				TenantID: c.Tenant})
 	case "service_principal":
 		if c.Tenant == "" || c.ClientID == "" || (c.Secret == "") == (c.Cert == "") {
-			return nil, errors.New("a service principal needs tenant_id, client_id, and client_secret or client_certificate")
+			return nil,
+				errors.New("a service principal needs tenant_id, client_id, and client_secret or client_certificate")
 		}
 		if c.Cert == "" {
-			return azidentity.NewClientSecretCredential(c.Tenant, c.ClientID, string(c.Secret), &azidentity.ClientSecretCredentialOptions{ClientOptions: options})
+			return azidentity.NewClientSecretCredential(c.Tenant, c.ClientID, string(c.Secret),
+				&azidentity.ClientSecretCredentialOptions{ClientOptions: options})
 		}
 		text, err := os.ReadFile(c.Cert)
 		if err != nil {
@@ -170,16 +179,20 @@ func credential(c Config, options policy.ClientOptions) (azcore.TokenCredential,
 		if err != nil {
 			return nil, &settingError{"client_certificate", err}
 		}
-		return azidentity.NewClientCertificateCredential(c.Tenant, c.ClientID, certs, key, &azidentity.ClientCertificateCredentialOptions{ClientOptions: options})
+		return azidentity.NewClientCertificateCredential(c.Tenant, c.ClientID, certs, key,
+			&azidentity.ClientCertificateCredentialOptions{ClientOptions: options})
 	case "cli":
 		return azidentity.NewAzureCLICredential(&azidentity.AzureCLICredentialOptions{TenantID: c.Tenant})
 	case "token":
 		if c.Token == "" || c.Endpoint == "" {
-			return nil, &settingError{"token", errors.New("credential: token needs a token, and an endpoint other than Azure's own, where tokens end within the hour")}
+			return nil, &settingError{"token",
+				errors.New("credential: token needs a token, and an endpoint other than Azure's own, where tokens " +
+					"end within the hour")}
 		}
 		return staticToken(c.Token), nil
 	}
-	return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: options, TenantID: c.Tenant})
+	return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: options,
+		TenantID: c.Tenant})
 }
 
 type staticToken string
@@ -206,7 +219,8 @@ func (p *pace) Do(req *policy.Request) (*http.Response, error) {
 		wait = max(time.Second, seconds(h.Get("Retry-After")))
 	}
 	for name, window := range map[string]time.Duration{"pt5m": 15 * time.Second, "pt1h": time.Minute} {
-		if n, e := strconv.Atoi(h.Get("x-ms-ratelimit-remaining-subscription-resource-requests-" + name)); e == nil && n == 0 && write {
+		if n, e := strconv.Atoi(h.Get("x-ms-ratelimit-remaining-subscription-resource-requests-" + name)); e == nil &&
+			n == 0 && write {
 			wait = max(wait, window) // the last request of the window is used
 		}
 	}
@@ -257,7 +271,8 @@ func (a *api) begin(op operation) error {
 	if left <= 0 {
 		return nil
 	}
-	err := fmt.Errorf("%w: %s: Azure asked for no further requests for %s", launcher.ErrTransient, op.name, left.Round(time.Second))
+	err := fmt.Errorf("%w: %s: Azure asked for no further requests for %s", launcher.ErrTransient, op.name,
+		left.Round(time.Second))
 	return launcher.WithRetryAfter(launcher.WithCause(err, launcher.CauseThrottled), left)
 }
 
@@ -390,7 +405,8 @@ func (a *api) permissions(ctx context.Context) ([]permission, error) {
 	if err := a.begin(opPermissions); err != nil {
 		return nil, err
 	}
-	at := runtime.JoinPaths(a.raw.Endpoint(), "subscriptions", url.PathEscape(a.sub), "resourceGroups", url.PathEscape(a.rg), "providers/Microsoft.Authorization/permissions")
+	at := runtime.JoinPaths(a.raw.Endpoint(), "subscriptions", url.PathEscape(a.sub),
+		"resourceGroups", url.PathEscape(a.rg), "providers/Microsoft.Authorization/permissions")
 	req, err := runtime.NewRequest(ctx, http.MethodGet, at)
 	if err != nil {
 		return nil, err

@@ -43,7 +43,8 @@ func newCase(t *testing.T, change func(*emulator.Settings), more map[string]any)
 
 func (c *case_) request(script string) *launcher.Request {
 	req := c.in.NewRun("sh", "-c", script)
-	req.Env = []launcher.Env{{Name: "PLAIN", Value: "a value"}, {Name: "DB_PASSWORD", Value: "hunter2"}, {Name: "HIDDEN", Value: "hunter3", Secret: true}}
+	req.Env = []launcher.Env{{Name: "PLAIN", Value: "a value"}, {Name: "DB_PASSWORD", Value: "hunter2"},
+		{Name: "HIDDEN", Value: "hunter3", Secret: true}}
 	return req
 }
 
@@ -148,17 +149,19 @@ func TestBehaviours(t *testing.T) {
 			c.counts("put", 1)
 			c.deployed(h, 1)
 		}},
-		{"02b the last group of a quota, whose answer is lost, is found and not taken for a lack of room", func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil, func(c *case_) {
-			req := c.request(forever)
-			c.inject(emulator.Fault{Action: "drop_after", Operation: "put", Count: 1})
-			c.inject(emulator.Fault{Action: "status", Operation: "get", Status: 500, Skip: 1, Count: 30}) // after the look before the PUT
-			_ = c.fails(req, launcher.ErrTransient)
-			c.Calm()
-			if _, err := c.must(c, nil).Launch(ctx, req); err != nil {
-				c.Errorf("Launch = %v, want the group that exists", err)
-			}
-			c.counts("put", 1)
-		}},
+		{"02b the last group of a quota, whose answer is lost, is found and not taken for a lack of room",
+			func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil, func(c *case_) {
+				req := c.request(forever)
+				c.inject(emulator.Fault{Action: "drop_after", Operation: "put", Count: 1})
+				// after the look before the PUT
+				c.inject(emulator.Fault{Action: "status", Operation: "get", Status: 500, Skip: 1, Count: 30})
+				_ = c.fails(req, launcher.ErrTransient)
+				c.Calm()
+				if _, err := c.must(c, nil).Launch(ctx, req); err != nil {
+					c.Errorf("Launch = %v, want the group that exists", err)
+				}
+				c.counts("put", 1)
+			}},
 		{"03 a PUT that is lost is sent again", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "drop_before", Operation: "put", Count: 1})
 			h := c.launch(c.request(forever))
@@ -186,7 +189,8 @@ func TestBehaviours(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			c.deployed(c.launch(req), 1) // of two processes on one machine; on two machines the gate lets only one pass, see e2e
+			// of two processes on one machine; on two machines the gate lets only one pass, see e2e
+			c.deployed(c.launch(req), 1)
 			if len(c.Names()) != 1 {
 				c.Errorf("groups %v", c.Names())
 			}
@@ -222,33 +226,35 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("groups %v", n)
 			}
 		}},
-		{"07b a quota that is used up is seen before the PUT", func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil, func(c *case_) {
-			c.launch(c.request(forever))
-			c.l = c.must(c, nil)
-			_ = c.fails(c.request(forever), launcher.ErrCapacity)
-			c.counts("put", 1)
-			if n, known, err := c.l.Free(ctx, launcher.Resources{}); n != 0 || !known || err != nil {
-				c.Errorf("Free = %d, %v, %v", n, known, err)
-			}
-		}},
-		{"08 without capacity the next region is tried, after the first has answered", nil, map[string]any{"locations": []string{"northeurope", "francecentral"}}, func(c *case_) {
-			c.inject(emulator.Fault{Action: "capacity", Operation: "put", Location: "westeurope"})
-			c.inject(emulator.Fault{Action: "capacity", Operation: "put", Location: "northeurope"})
-			h := c.launch(c.request(forever))
-			c.counts("put", 3)
-			c.until(h, "running", running)
-			names := map[string]bool{}
-			for _, r := range c.Journal() {
-				if r.Operation == "put" {
-					names[r.Group] = true
+		{"07b a quota that is used up is seen before the PUT", func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil,
+			func(c *case_) {
+				c.launch(c.request(forever))
+				c.l = c.must(c, nil)
+				_ = c.fails(c.request(forever), launcher.ErrCapacity)
+				c.counts("put", 1)
+				if n, known, err := c.l.Free(ctx, launcher.Resources{}); n != 0 || !known || err != nil {
+					c.Errorf("Free = %d, %v, %v", n, known, err)
 				}
-			}
-			if len(names) != 3 || len(c.Names()) != 1 {
-				c.Errorf("names %v, groups %v; want one name for each region and one group", names, c.Names())
-			}
-			c.launch(c.request(forever))
-			c.counts("put", 4) // regions without capacity are not tried again
-		}},
+			}},
+		{"08 without capacity the next region is tried, after the first has answered", nil,
+			map[string]any{"locations": []string{"northeurope", "francecentral"}}, func(c *case_) {
+				c.inject(emulator.Fault{Action: "capacity", Operation: "put", Location: "westeurope"})
+				c.inject(emulator.Fault{Action: "capacity", Operation: "put", Location: "northeurope"})
+				h := c.launch(c.request(forever))
+				c.counts("put", 3)
+				c.until(h, "running", running)
+				names := map[string]bool{}
+				for _, r := range c.Journal() {
+					if r.Operation == "put" {
+						names[r.Group] = true
+					}
+				}
+				if len(names) != 3 || len(c.Names()) != 1 {
+					c.Errorf("names %v, groups %v; want one name for each region and one group", names, c.Names())
+				}
+				c.launch(c.request(forever))
+				c.counts("put", 4) // regions without capacity are not tried again
+			}},
 		{"08b without capacity for a large group a location still takes a small one", nil, nil, func(c *case_) {
 			large := c.request(forever)
 			large.Resources.CPUMillis = 16_000
@@ -281,7 +287,8 @@ func TestBehaviours(t *testing.T) {
 			c.inject(emulator.Fault{Action: "throttle", Operation: "put", RetryAfter: 372})
 			for range 3 {
 				err := c.fails(c.request(forever), launcher.ErrTransient)
-				if after, ok := launcher.RetryAfter(err); !ok || after < 370*time.Second || launcher.CauseOf(err) != launcher.CauseThrottled {
+				if after, ok := launcher.RetryAfter(err); !ok || after < 370*time.Second ||
+					launcher.CauseOf(err) != launcher.CauseThrottled {
 					c.Errorf("%v: to be tried again after %v", err, after)
 				}
 			}
@@ -318,18 +325,20 @@ func TestBehaviours(t *testing.T) {
 			c.inject(emulator.Fault{Action: "registry_error", Operation: "put", Count: 1})
 			c.until(c.launch(c.request(forever)), "running", running)
 		}},
-		{"12d a registry that stays away fails the run, and is no matter of other runs", nil, map[string]any{"pull_patience": "200ms"}, func(c *case_) {
-			c.inject(emulator.Fault{Action: "registry_error", Operation: "put"})
-			req := c.request(forever)
-			_ = c.fails(req, launcher.ErrPending)
-			testenv.Eventually(c, wait, func() (bool, string) {
-				_, err := c.l.Launch(ctx, req)
-				if !errors.Is(err, launcher.ErrPending) && !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull && errors.Is(err, launcher.ErrInvalid) {
-					c.Fatalf("Launch = %v, want ErrPending, then ErrInvalid for the image", err)
-				}
-				return errors.Is(err, launcher.ErrInvalid), fmt.Sprint(err)
-			})
-		}},
+		{"12d a registry that stays away fails the run, and is no matter of other runs", nil,
+			map[string]any{"pull_patience": "200ms"}, func(c *case_) {
+				c.inject(emulator.Fault{Action: "registry_error", Operation: "put"})
+				req := c.request(forever)
+				_ = c.fails(req, launcher.ErrPending)
+				testenv.Eventually(c, wait, func() (bool, string) {
+					_, err := c.l.Launch(ctx, req)
+					if !errors.Is(err, launcher.ErrPending) && !errors.Is(err, launcher.ErrInvalid) ||
+						launcher.CauseOf(err) != launcher.CauseImagePull && errors.Is(err, launcher.ErrInvalid) {
+						c.Fatalf("Launch = %v, want ErrPending, then ErrInvalid for the image", err)
+					}
+					return errors.Is(err, launcher.ErrInvalid), fmt.Sprint(err)
+				})
+			}},
 		{"13 a group that is stuck is deleted before it is reported as gone", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "stuck_pending"})
 			h := c.launch(c.request(forever))
@@ -344,17 +353,19 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("groups %v", n)
 			}
 		}},
-		{"14 provisioning that failed and may start later is deleted before it counts as dead", func(s *emulator.Settings) { s.Timing.Delete = 500 * time.Millisecond }, nil, func(c *case_) {
-			c.inject(emulator.Fault{Action: "provision_failed", Delay: 2 * time.Second})
-			h := c.launch(c.request(forever))
-			got := c.ended(h)
-			if got.Cause != launcher.CauseUnschedulable || !strings.Contains(got.Message, "not available in the location") {
-				c.Errorf("Health = %+v", got)
-			}
-			if n := c.Names(); len(n) != 0 {
-				c.Errorf("groups %v", n)
-			}
-		}},
+		{"14 provisioning that failed and may start later is deleted before it counts as dead",
+			func(s *emulator.Settings) { s.Timing.Delete = 500 * time.Millisecond }, nil, func(c *case_) {
+				c.inject(emulator.Fault{Action: "provision_failed", Delay: 2 * time.Second})
+				h := c.launch(c.request(forever))
+				got := c.ended(h)
+				if got.Cause != launcher.CauseUnschedulable ||
+					!strings.Contains(got.Message, "not available in the location") {
+					c.Errorf("Health = %+v", got)
+				}
+				if n := c.Names(); len(n) != 0 {
+					c.Errorf("groups %v", n)
+				}
+			}},
 		{"15 a container that has ended wins over its group that says Running", nil, nil, func(c *case_) {
 			c.inject(emulator.Fault{Action: "group_says_running"})
 			if got := c.ended(c.launch(c.request("exit 5"))); got.Exit == nil || *got.Exit != 5 {
@@ -381,7 +392,9 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("Terminate = %v, %v", was, err)
 			}
 		}},
-		{"17 a stopped worker counts as dead only when the service says so", func(s *emulator.Settings) { s.Timing.StopGrace = 700 * time.Millisecond }, nil, func(c *case_) {
+		{"17 a stopped worker counts as dead only when the service says so", func(s *emulator.Settings) {
+			s.Timing.StopGrace = 700 * time.Millisecond
+		}, nil, func(c *case_) {
 			h := c.launch(c.request("trap '' TERM; " + forever))
 			c.until(h, "running", running)
 			if was, err := c.l.Terminate(ctx, h, time.Second); !was || err != nil {
@@ -419,14 +432,18 @@ func TestBehaviours(t *testing.T) {
 			}
 			c.l = c.must(c, nil)
 			_ = c.fails(c.request(forever), launcher.ErrCapacity)
-			testenv.Eventually(c, wait, func() (bool, string) { return len(c.Names()) == 0, "the group is still there" })
+			testenv.Eventually(c, wait, func() (bool, string) {
+				return len(c.Names()) == 0, "the group is still there"
+			})
 			c.l = c.must(c, nil)
 			c.launch(c.request(forever))
 		}},
 		{"20 errors of reads say nothing of the worker", nil, nil, func(c *case_) {
 			h := c.launch(c.request(forever))
 			c.until(h, "running", running)
-			for _, f := range []emulator.Fault{{Action: "status", Status: 500}, {Action: "status", Status: 503, Code: "ServerBusy"}, {Action: "drop_before"}, {Action: "bad_json"}, {Action: "status", Status: 400, Code: "BadRequest"}} {
+			for _, f := range []emulator.Fault{{Action: "status", Status: 500},
+				{Action: "status", Status: 503, Code: "ServerBusy"}, {Action: "drop_before"}, {Action: "bad_json"},
+				{Action: "status", Status: 400, Code: "BadRequest"}} {
 				c.Calm()
 				c.inject(f)
 				time.Sleep(60 * time.Millisecond) // older than the known state may be
@@ -446,17 +463,23 @@ func TestBehaviours(t *testing.T) {
 				code   string
 				want   error
 			}{
-				{401, "ExpiredAuthenticationToken", launcher.ErrDenied}, {403, "AuthorizationFailed", launcher.ErrDenied}, {404, "ResourceGroupNotFound", launcher.ErrDenied},
-				{404, "SubscriptionNotFound", launcher.ErrDenied}, {409, "ScopeLocked", launcher.ErrDenied}, {409, "MissingSubscriptionRegistration", launcher.ErrDenied},
-				{403, "LinkedAuthorizationFailed", launcher.ErrInvalid}, {403, "RequestDisallowedByPolicy", launcher.ErrInvalid}, {404, "ResourceNotFound", launcher.ErrInvalid},
-				{404, "VirtualNetworkNotFound", launcher.ErrInvalid}, {400, "SubnetNotDelegated", launcher.ErrInvalid}, {409, "SomethingNew", launcher.ErrInvalid},
+				{401, "ExpiredAuthenticationToken", launcher.ErrDenied},
+				{403, "AuthorizationFailed", launcher.ErrDenied}, {404, "ResourceGroupNotFound", launcher.ErrDenied},
+				{404, "SubscriptionNotFound", launcher.ErrDenied}, {409, "ScopeLocked", launcher.ErrDenied},
+				{409, "MissingSubscriptionRegistration", launcher.ErrDenied},
+				{403, "LinkedAuthorizationFailed", launcher.ErrInvalid},
+				{403, "RequestDisallowedByPolicy", launcher.ErrInvalid}, {404, "ResourceNotFound", launcher.ErrInvalid},
+				{404, "VirtualNetworkNotFound", launcher.ErrInvalid}, {400, "SubnetNotDelegated", launcher.ErrInvalid},
+				{409, "SomethingNew", launcher.ErrInvalid},
 				{500, "InternalServerError", launcher.ErrTransient}, {429, "TooManyRequests", launcher.ErrTransient},
 			} {
 				c.Calm()
 				c.l = c.must(c, nil)
-				c.inject(emulator.Fault{Operation: "put", Action: "status", Status: a.status, Code: a.code, Message: "in Azure's words"})
+				c.inject(emulator.Fault{Operation: "put", Action: "status", Status: a.status, Code: a.code,
+					Message: "in Azure's words"})
 				err := c.fails(c.request(forever), a.want)
-				for _, kind := range []error{launcher.ErrDenied, launcher.ErrInvalid, launcher.ErrTransient, launcher.ErrNotFound} {
+				for _, kind := range []error{launcher.ErrDenied, launcher.ErrInvalid, launcher.ErrTransient,
+					launcher.ErrNotFound} {
 					if errors.Is(err, kind) && kind != a.want { //nolint:errorlint // one of the list
 						c.Errorf("%d %s: Launch = %v, which is %v too", a.status, a.code, err, kind)
 					}
@@ -491,11 +514,20 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("Health = %+v", got)
 			}
 		}},
-		{"24 maintenance starts the container again", nil, nil, func(c *case_) { c.moved("maintenance", launcher.CauseEvicted) }},
-		{"24b maintenance of which only the start time tells", func(s *emulator.Settings) { s.Switches.ForgetRestarts, s.Switches.SkipPrevious = true, true }, nil, func(c *case_) { c.moved("maintenance", launcher.CauseEvicted) }},
-		{"25 an eviction of a spot container", nil, map[string]any{"priority": "spot"}, func(c *case_) { c.moved("evict", launcher.CausePreempted) }},
-		{"26 a platform that starts a failed container again", func(s *emulator.Settings) { s.Switches.RestartOnFailure = true }, nil, func(c *case_) {
-			if got := c.ended(c.launch(c.request("echo dying; exit 1"))); got.Exit == nil || *got.Exit != 1 || got.Cause != launcher.CauseExit {
+		{"24 maintenance starts the container again", nil, nil, func(c *case_) {
+			c.moved("maintenance", launcher.CauseEvicted)
+		}},
+		{"24b maintenance of which only the start time tells", func(s *emulator.Settings) {
+			s.Switches.ForgetRestarts, s.Switches.SkipPrevious = true, true
+		}, nil, func(c *case_) { c.moved("maintenance", launcher.CauseEvicted) }},
+		{"25 an eviction of a spot container", nil, map[string]any{"priority": "spot"}, func(c *case_) {
+			c.moved("evict", launcher.CausePreempted)
+		}},
+		{"26 a platform that starts a failed container again", func(s *emulator.Settings) {
+			s.Switches.RestartOnFailure = true
+		}, nil, func(c *case_) {
+			if got := c.ended(c.launch(c.request("echo dying; exit 1"))); got.Exit == nil || *got.Exit != 1 ||
+				got.Cause != launcher.CauseExit {
 				c.Errorf("Health = %+v", got)
 			}
 		}},
@@ -519,7 +551,9 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("the foreign group has gone: %v", c.Names())
 			}
 		}},
-		{"28 three hundred groups are one list and one GET for each in its time", func(s *emulator.Settings) { s.Sizes.CPU = 4 }, map[string]any{"poll": "30s"}, func(c *case_) {
+		{"28 three hundred groups are one list and one GET for each in its time", func(s *emulator.Settings) {
+			s.Sizes.CPU = 4
+		}, map[string]any{"poll": "30s"}, func(c *case_) {
 			for range 300 {
 				c.launch(c.request("exit 0"))
 			}
@@ -570,10 +604,13 @@ func (c *case_) moved(what string, cause launcher.Cause) {
 // put makes a group that does not belong to the launcher.
 func (c *case_) put(name string, tags map[string]string) {
 	c.Helper()
-	body := text(map[string]any{"location": "westeurope", "tags": tags, "properties": map[string]any{"osType": "Linux", "restartPolicy": "Never", "containers": []any{map[string]any{
-		"name": "c", "properties": map[string]any{"image": "i", "command": []string{"true"}, "resources": map[string]any{"requests": map[string]any{"cpu": 1, "memoryInGB": 1}}},
-	}}}})
-	url := c.url + "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/data-platform/providers/Microsoft.ContainerInstance/containerGroups/" + name + "?api-version=2023-05-01"
+	body := text(map[string]any{"location": "westeurope", "tags": tags,
+		"properties": map[string]any{"osType": "Linux", "restartPolicy": "Never", "containers": []any{map[string]any{
+			"name": "c", "properties": map[string]any{"image": "i", "command": []string{"true"},
+				"resources": map[string]any{"requests": map[string]any{"cpu": 1, "memoryInGB": 1}}},
+		}}}})
+	url := c.url +
+		"/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/data-platform/providers/Microsoft.ContainerInstance/containerGroups/" + name + "?api-version=2023-05-01"
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPut, url, strings.NewReader(body))
 	if err != nil {
 		c.Fatal(err)

@@ -18,18 +18,24 @@ import (
 // --from-target.
 func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 	if _, err := l.api.credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{l.api.scope}}); err != nil {
-		return []launcher.Finding{{What: "no token from Microsoft Entra: " + firstLine(err), Fix: "sign in (az login), give the machine a managed identity, or set credential"}}
+		return []launcher.Finding{{What: "no token from Microsoft Entra: " + firstLine(err),
+			Fix: "sign in (az login), give the machine a managed identity, or set credential"}}
 	}
 	out := []launcher.Finding{{OK: true, What: "credential " + l.c.Credential + " gives a token"}}
 	if _, err := l.api.list(ctx); err != nil {
-		return append(out, launcher.Finding{What: fmt.Sprintf("resource group %s of subscription %s: %v", l.c.ResourceGroup, l.c.SubscriptionID, err),
-			Fix: "create it, correct resource_group and subscription_id, and give the identity the role of docs/launchers/aci.md there"})
+		return append(out, launcher.Finding{What: fmt.Sprintf("resource group %s of subscription %s: %v",
+			l.c.ResourceGroup, l.c.SubscriptionID, err),
+			Fix: "create it, correct resource_group and subscription_id, and give the identity the role of " +
+				"docs/launchers/aci.md there"})
 	}
-	out = append(out, launcher.Finding{OK: true, What: "resource group " + l.c.ResourceGroup + " can be read"}, l.checkPermissions(ctx))
+	out = append(out, launcher.Finding{OK: true, What: "resource group " + l.c.ResourceGroup + " can be read"},
+		l.checkPermissions(ctx))
 	for _, location := range l.base.Locations {
 		out = append(out, l.checkQuota(ctx, location), l.checkSize(ctx, location))
 	}
-	return append(out, launcher.Finding{OK: true, What: "whether the image is pulled and the storage reached is told by: slipway launchers check --from-target NAME"})
+	return append(out, launcher.Finding{OK: true,
+		What: "whether the image is pulled and the storage reached is told by: slipway launchers check --from-target " +
+			"NAME"})
 }
 
 func firstLine(err error) string {
@@ -40,7 +46,8 @@ func firstLine(err error) string {
 func (l *Launcher) checkPermissions(ctx context.Context) launcher.Finding {
 	have, err := l.api.permissions(ctx)
 	if err != nil {
-		return launcher.Finding{OK: true, What: "permissions could not be read, which is not needed to launch: " + firstLine(err)}
+		return launcher.Finding{OK: true, What: "permissions could not be read, which is not needed to launch: " +
+			firstLine(err)}
 	}
 	var missing []string
 	for _, op := range operations() {
@@ -49,7 +56,9 @@ func (l *Launcher) checkPermissions(ctx context.Context) launcher.Finding {
 		}
 	}
 	if len(missing) > 0 {
-		return launcher.Finding{What: "missing permissions: " + strings.Join(missing, ", "), Fix: "assign the role of docs/launchers/aci.md on the resource group, and its part about locations on the subscription"}
+		return launcher.Finding{What: "missing permissions: " + strings.Join(missing, ", "),
+			Fix: "assign the role of docs/launchers/aci.md on the resource group, and its part about locations on " +
+				"the subscription"}
 	}
 	return launcher.Finding{OK: true, What: "all permissions are there"}
 }
@@ -68,12 +77,15 @@ func allowed(have []permission, action string) bool {
 
 func (l *Launcher) checkQuota(ctx context.Context, location string) launcher.Finding {
 	if err := l.regions.read(ctx, l, location); err != nil {
-		return launcher.Finding{What: fmt.Sprintf("quotas of %s: %s", location, firstLine(err)), Fix: "correct location, and give the identity Microsoft.ContainerInstance/locations/usages/read on the subscription"}
+		return launcher.Finding{What: fmt.Sprintf("quotas of %s: %s", location, firstLine(err)),
+			Fix: "correct location, and give the identity Microsoft.ContainerInstance/locations/usages/read on the " +
+				"subscription"}
 	}
 	l.regions.mu.Lock()
 	at := *l.regions.of(location)
 	l.regions.mu.Unlock()
-	f := launcher.Finding{What: fmt.Sprintf("quotas of %s: %d more container groups, %g more cores, %g more spot cores", location, at.groups, at.cores, at.spot)}
+	f := launcher.Finding{What: fmt.Sprintf("quotas of %s: %d more container groups, %g more cores, %g more spot cores",
+		location, at.groups, at.cores, at.spot)}
 	cores := at.cores
 	if strings.HasPrefix(l.base.Priority, "spot") {
 		cores = max(at.spot, cores)
@@ -90,15 +102,20 @@ func (l *Launcher) checkQuota(ctx context.Context, location string) launcher.Fin
 func (l *Launcher) checkSize(ctx context.Context, location string) launcher.Finding {
 	all, err := l.api.capabilities(ctx, location)
 	if err != nil {
-		return launcher.Finding{OK: true, What: fmt.Sprintf("sizes of %s could not be read, which is not needed to launch: %s", location, firstLine(err))}
+		return launcher.Finding{OK: true,
+			What: fmt.Sprintf("sizes of %s could not be read, which is not needed to launch: %s", location,
+				firstLine(err))}
 	}
 	cpu, memory := 0.0, 0.0
 	for _, c := range all {
 		if c.Capabilities != nil && strings.EqualFold(val(c.OSType), "linux") && strings.EqualFold(val(c.Gpu), "none") {
-			cpu, memory = max(cpu, float64(val(c.Capabilities.MaxCPU))), max(memory, float64(val(c.Capabilities.MaxMemoryInGB)))
+			cpu, memory = max(cpu, float64(val(c.Capabilities.MaxCPU))),
+				max(memory, float64(val(c.Capabilities.MaxMemoryInGB)))
 		}
 	}
-	f := launcher.Finding{OK: cpu >= l.base.CPU && memory >= l.base.Memory, What: fmt.Sprintf("%s offers groups of up to %g processors and %g GB; workers have %g and %g", location, cpu, memory, l.base.CPU, l.base.Memory)}
+	f := launcher.Finding{OK: cpu >= l.base.CPU && memory >= l.base.Memory,
+		What: fmt.Sprintf("%s offers groups of up to %g processors and %g GB; workers have %g and %g", location, cpu,
+			memory, l.base.CPU, l.base.Memory)}
 	if !f.OK {
 		f.Fix = "lower cpu and memory, or choose another location"
 	}
@@ -115,7 +132,8 @@ func Role() json.RawMessage {
 		}
 	}
 	text, err := json.MarshalIndent(map[string]any{
-		"Name": "Slipway run launcher", "Description": "Launches Dagster runs in container groups.", "IsCustom": true, "Actions": actions, "NotActions": []string{},
+		"Name": "Slipway run launcher", "Description": "Launches Dagster runs in container groups.", "IsCustom": true,
+		"Actions": actions, "NotActions": []string{},
 		"AssignableScopes": []string{"/subscriptions/SUBSCRIPTION/resourceGroups/RESOURCE_GROUP"},
 	}, "", "  ")
 	if err != nil { // texts cannot fail

@@ -38,7 +38,8 @@ func priceTable(c Config) (map[string]rates, error) {
 		for _, at := range []struct {
 			name, text string
 			to         *float64
-		}{{"cpu_hour", p.CPUHour, &r.cpu}, {"gb_hour", p.GBHour, &r.gb}, {"spot_cpu_hour", p.SpotCPUHour, &r.spotCPU}, {"spot_gb_hour", p.SpotGBHour, &r.spotGB}} {
+		}{{"cpu_hour", p.CPUHour, &r.cpu}, {"gb_hour", p.GBHour, &r.gb}, {"spot_cpu_hour", p.SpotCPUHour, &r.spotCPU},
+			{"spot_gb_hour", p.SpotGBHour, &r.spotGB}} {
 			if at.text == "" {
 				continue
 			}
@@ -77,7 +78,8 @@ func (l *Launcher) cost(g *arm.ContainerGroup, h launcher.Health, now time.Time)
 	c := containerOf(g)
 	begin, end := h.Started, h.Ended
 	if c.InstanceView != nil {
-		if e := happened(c.InstanceView.Events, "Pulling"); e != nil && (begin.IsZero() || val(e.FirstTimestamp).Before(begin)) {
+		if e := happened(c.InstanceView.Events, "Pulling"); e != nil &&
+			(begin.IsZero() || val(e.FirstTimestamp).Before(begin)) {
 			begin = val(e.FirstTimestamp)
 		}
 	}
@@ -88,7 +90,8 @@ func (l *Launcher) cost(g *arm.ContainerGroup, h launcher.Health, now time.Time)
 		return launcher.Cost{}
 	}
 	took := end.Sub(begin).Seconds()
-	out := launcher.Cost{CPUSeconds: took * val(c.Resources.Requests.CPU), GBSeconds: took * val(c.Resources.Requests.MemoryInGB)}
+	out := launcher.Cost{CPUSeconds: took * val(c.Resources.Requests.CPU),
+		GBSeconds: took * val(c.Resources.Requests.MemoryInGB)}
 	r, ok := l.prices[plain(val(g.Location))]
 	cpu, gb := r.cpu, r.gb
 	if val(g.Properties.Priority) == arm.ContainerGroupPrioritySpot {

@@ -26,8 +26,10 @@ func TestTemplate(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := newAzure(t, &emulator.Processes{}, nil)
-	url := a.url + "/subscriptions/s1234567/resourceGroups/rg/providers/Microsoft.Resources/deployments/d?api-version=2021-04-01"
-	body := `{"properties": {"mode": "Incremental", "template": ` + string(template) + `, "parameters": {"name": {"value": "mine"}}}}`
+	url := a.url +
+		"/subscriptions/s1234567/resourceGroups/rg/providers/Microsoft.Resources/deployments/d?api-version=2021-04-01"
+	body := `{"properties": {"mode": "Incremental", "template": ` + string(template) +
+		`, "parameters": {"name": {"value": "mine"}}}}`
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)

@@ -60,13 +60,16 @@ func classify(err error) error {
 	say := func(sentinel error) error { return fmt.Errorf("%w: azure: %s: %s", sentinel, r.ErrorCode, text) }
 	switch r.ErrorCode {
 	case "ContainerGroupQuotaReached":
-		return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota), capacityPause/4)
+		return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota),
+			capacityPause/4)
 	case "ServiceUnavailable":
 		if strings.Contains(text, "Limit: '0'") {
-			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota), fraudPause)
+			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseQuota),
+				fraudPause)
 		}
 		if r.StatusCode == http.StatusConflict || strings.Contains(text, "not available in the location") {
-			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseUnschedulable), capacityPause)
+			return launcher.WithRetryAfter(launcher.WithCause(say(launcher.ErrCapacity), launcher.CauseUnschedulable),
+				capacityPause)
 		}
 	case "ContainerGroupTransitioning":
 		return launcher.WithRetryAfter(fmt.Errorf("%w: azure: %w: %s", launcher.ErrTransient, errBusy, text), busyPause)
@@ -74,9 +77,11 @@ func classify(err error) error {
 		return launcher.WithCause(fmt.Errorf("azure: %w: %s", errImage, text), launcher.CauseImagePull)
 	case "RegistryErrorResponse":
 		return launcher.WithCause(fmt.Errorf("azure: %w: %s", errRegistry, text), launcher.CauseImagePull)
-	case "ResourceNotFound", "ContainerLogNotAvailable", "ContainerGroupDeploymentNotReady", "ContainerGroupStopped", "ContainerNotFound":
+	case "ResourceNotFound", "ContainerLogNotAvailable", "ContainerGroupDeploymentNotReady", "ContainerGroupStopped",
+		"ContainerNotFound":
 		return say(launcher.ErrNotFound)
-	case "AuthorizationFailed", "ResourceGroupNotFound", "ResourceGroupBeingDeleted", "ScopeLocked", "SubscriptionNotFound", "InvalidSubscriptionId",
+	case "AuthorizationFailed", "ResourceGroupNotFound", "ResourceGroupBeingDeleted",
+		"ScopeLocked", "SubscriptionNotFound", "InvalidSubscriptionId",
 		"ReadOnlyDisabledSubscription", "MissingSubscriptionRegistration":
 		return launcher.WithCause(say(launcher.ErrDenied), launcher.CauseAuth)
 	case "LinkedAuthorizationFailed": // an identity may not be assigned, or a subnet not joined

@@ -24,14 +24,22 @@ func TestFaults(t *testing.T) {
 	if os.Getenv("SLIPWAY_SOAK") != "" {
 		n = 300
 	}
-	c := newCase(t, func(s *emulator.Settings) { s.Timing.StopGrace = 100 * time.Millisecond }, map[string]any{"locations": []string{"northeurope"}, "poll": "20ms"})
+	c := newCase(t, func(s *emulator.Settings) { s.Timing.StopGrace = 100 * time.Millisecond },
+		map[string]any{"locations": []string{"northeurope"}, "poll": "20ms"})
 	random := rand.New(rand.NewPCG(7, 7)) //nolint:gosec // a schedule
 	c.Seed(7)
 	for _, f := range []emulator.Fault{
-		{Action: "drop_before", Probability: 0.05}, {Action: "drop_after", Probability: 0.05}, {Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.05}, {Action: "status", Status: 500, Probability: 0.03},
-		{Action: "bad_json", Probability: 0.03}, {Action: "throttle", RetryAfter: 1, Skip: 500, Count: 3}, {Action: "capacity", Operation: "put", Location: "westeurope", Probability: 0.02},
-		{Action: "transitioning", Operation: "stop", Probability: 0.1}, {Action: "no_instance_view", Operation: "get", Probability: 0.05}, {Action: "slow", Delay: 30 * time.Millisecond, Probability: 0.05},
-		{Action: "stuck_pending", Delay: 200 * time.Millisecond, Probability: 0.1}, {Action: "image_pull", Message: "i/o timeout", Delay: 300 * time.Millisecond, Probability: 0.1}, {Action: "slow_delete", Delay: 200 * time.Millisecond, Probability: 0.2},
+		{Action: "drop_before", Probability: 0.05}, {Action: "drop_after", Probability: 0.05},
+		{Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.05},
+		{Action: "status", Status: 500, Probability: 0.03},
+		{Action: "bad_json", Probability: 0.03}, {Action: "throttle", RetryAfter: 1, Skip: 500, Count: 3},
+		{Action: "capacity", Operation: "put", Location: "westeurope", Probability: 0.02},
+		{Action: "transitioning", Operation: "stop", Probability: 0.1},
+		{Action: "no_instance_view", Operation: "get", Probability: 0.05},
+		{Action: "slow", Delay: 30 * time.Millisecond, Probability: 0.05},
+		{Action: "stuck_pending", Delay: 200 * time.Millisecond, Probability: 0.1},
+		{Action: "image_pull", Message: "i/o timeout", Delay: 300 * time.Millisecond, Probability: 0.1},
+		{Action: "slow_delete", Delay: 200 * time.Millisecond, Probability: 0.2},
 	} {
 		c.inject(f)
 	}
@@ -62,7 +70,9 @@ func TestFaults(t *testing.T) {
 			t.Errorf("the worker of %s was started %d times, %v", f.Name(), len(lines)/2, err)
 		}
 	}
-	testenv.Eventually(t, wait, func() (bool, string) { return len(c.Names()) == 0, fmt.Sprintf("%d groups are left", len(c.Names())) })
+	testenv.Eventually(t, wait, func() (bool, string) {
+		return len(c.Names()) == 0, fmt.Sprintf("%d groups are left", len(c.Names()))
+	})
 	if got := c.count("put"); got < n {
 		t.Errorf("%d PUTs", got)
 	}
@@ -114,7 +124,8 @@ func (c *case_) through(req *launcher.Request, script string) error {
 	if err != nil {
 		return err
 	}
-	if want := map[string]launcher.Status{"exit 3": launcher.Failed, forever: launcher.Failed}[script]; want != "" && last.Status != want || want == "" && last.Status != launcher.Succeeded {
+	if want := map[string]launcher.Status{"exit 3": launcher.Failed, forever: launcher.Failed}[script]; want != "" &&
+		last.Status != want || want == "" && last.Status != launcher.Succeeded {
 		return fmt.Errorf("ended as %+v", last)
 	}
 	return again("removal", func() (bool, error) {

@@ -72,7 +72,8 @@ func Health(g *arm.ContainerGroup) launcher.Health {
 		return end.health()
 	}
 	if state == "Stopped" {
-		return launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled, Message: "the container group was stopped"}
+		return launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled,
+			Message: "the container group was stopped"}
 	}
 	h := launcher.Health{Status: launcher.Starting, Phase: phase(view.Events)}
 	detail := val(now.DetailStatus)
@@ -93,7 +94,8 @@ func Health(g *arm.ContainerGroup) launcher.Health {
 		return launcher.Health{Status: launcher.Running, Phase: launcher.PhaseStarted}
 	case state == "Succeeded", state == "Failed", provisioning == "Succeeded" && val(now.State) == "":
 		// Without the container's own state the outcome is unknown.
-		return launcher.Health{Status: launcher.Unknown, Message: strings.TrimSpace("the group is "+state) + ", and nothing is said of its container"}
+		return launcher.Health{Status: launcher.Unknown,
+			Message: strings.TrimSpace("the group is "+state) + ", and nothing is said of its container"}
 	case detail != "":
 		h.Message = detail
 	}
@@ -143,7 +145,9 @@ func happened(events []*arm.Event, name string) *arm.Event {
 }
 
 func pullFailed(events []*arm.Event) *arm.Event {
-	i := slices.IndexFunc(events, func(e *arm.Event) bool { return val(e.Name) == "Failed" && strings.Contains(val(e.Message), "pull") })
+	i := slices.IndexFunc(events, func(e *arm.Event) bool {
+		return val(e.Name) == "Failed" && strings.Contains(val(e.Message), "pull")
+	})
 	if i < 0 || happened(events, "Pulled") != nil {
 		return nil
 	}
@@ -151,7 +155,9 @@ func pullFailed(events []*arm.Event) *arm.Event {
 }
 
 func failedStart(events []*arm.Event) *arm.Event {
-	i := slices.IndexFunc(events, func(e *arm.Event) bool { return val(e.Name) == "Failed" && strings.HasPrefix(val(e.Message), "Error:") })
+	i := slices.IndexFunc(events, func(e *arm.Event) bool {
+		return val(e.Name) == "Failed" && strings.HasPrefix(val(e.Message), "Error:")
+	})
 	if i < 0 {
 		return nil
 	}
@@ -175,12 +181,14 @@ func phase(events []*arm.Event) launcher.Phase {
 func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launcher.Health {
 	// The times are cut to milliseconds, as in the tag that records an end: the same end must read
 	// the same from both.
-	h := launcher.Health{Started: val(s.StartTime).Truncate(time.Millisecond), Ended: val(s.FinishTime).Truncate(time.Millisecond)}
+	h := launcher.Health{Started: val(s.StartTime).Truncate(time.Millisecond),
+		Ended: val(s.FinishTime).Truncate(time.Millisecond)}
 	if h.Ended.Before(h.Started) {
 		h.Ended = h.Started
 	}
 	if s.ExitCode == nil {
-		h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseUnknown, "the container has ended; Azure does not say how"
+		h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseUnknown,
+			"the container has ended; Azure does not say how"
 		return h
 	}
 	code := int(*s.ExitCode)
@@ -189,7 +197,8 @@ func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launche
 		h.Status = launcher.Succeeded
 		return h
 	}
-	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, fmt.Sprintf("the container ended with exit code %d", code)
+	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit,
+		fmt.Sprintf("the container ended with exit code %d", code)
 	detail, _, _ := strings.Cut(val(s.DetailStatus), ":")
 	switch {
 	case detail == "OOMKilled", code == 137: // only the kernel sends SIGKILL to a worker that was not asked to stop
@@ -197,14 +206,18 @@ func ended(g *arm.ContainerGroup, s *arm.ContainerState, restarted bool) launche
 		if r := containerOf(g).Resources; r != nil && r.Requests != nil {
 			memory = val(r.Requests.MemoryInGB)
 		}
-		h.Cause, h.Message = launcher.CauseOOM, fmt.Sprintf("the container was killed (exit code %d), as when its memory of %g GB is used up", code, memory)
+		h.Cause, h.Message = launcher.CauseOOM,
+			fmt.Sprintf("the container was killed (exit code %d), as when its memory of %g GB is used up", code, memory)
 	case code == maintenance1, code == maintenance2:
-		h.Cause, h.Message = launcher.CauseEvicted, fmt.Sprintf("the platform ended the container for its maintenance (exit code %d)", code)
+		h.Cause, h.Message = launcher.CauseEvicted,
+			fmt.Sprintf("the platform ended the container for its maintenance (exit code %d)", code)
 		if val(g.Properties.Priority) == arm.ContainerGroupPrioritySpot {
-			h.Cause, h.Message = launcher.CausePreempted, fmt.Sprintf("the spot container was evicted (exit code %d)", code)
+			h.Cause, h.Message = launcher.CausePreempted,
+				fmt.Sprintf("the spot container was evicted (exit code %d)", code)
 		}
 	case code == 0: // a second start finds that the attempt is taken, and exits
-		h.Cause, h.Message = launcher.CauseEvicted, "the platform started the container again, and the second worker left at its gate"
+		h.Cause, h.Message = launcher.CauseEvicted,
+			"the platform started the container again, and the second worker left at its gate"
 		if val(g.Properties.Priority) == arm.ContainerGroupPrioritySpot {
 			h.Cause = launcher.CausePreempted
 		}
@@ -224,12 +237,14 @@ type end struct {
 }
 
 func endOf(h launcher.Health) end {
-	return end{Cause: h.Cause, Exit: h.Exit, Started: h.Started.UnixMilli(), Ended: h.Ended.UnixMilli(), Message: cut(h.Message, 120)}
+	return end{Cause: h.Cause, Exit: h.Exit, Started: h.Started.UnixMilli(), Ended: h.Ended.UnixMilli(),
+		Message: cut(h.Message, 120)}
 }
 
 func (e end) health() launcher.Health {
 	return launcher.Health{
-		Status: launcher.Failed, Cause: e.Cause, Exit: e.Exit, Message: e.Message, Started: time.UnixMilli(e.Started).UTC(), Ended: time.UnixMilli(e.Ended).UTC(),
+		Status: launcher.Failed, Cause: e.Cause, Exit: e.Exit, Message: e.Message,
+		Started: time.UnixMilli(e.Started).UTC(), Ended: time.UnixMilli(e.Ended).UTC(),
 	}
 }
 

@@ -25,7 +25,9 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 	if err != nil {
 		return launcher.Launched{}, err
 	}
-	got, err, _ := launching.Do(l.c.SubscriptionID+"/"+l.c.ResourceGroup+"/"+cs[0].name, func() (any, error) { return l.launch(ctx, req, cs) })
+	got, err, _ := launching.Do(l.c.SubscriptionID+"/"+l.c.ResourceGroup+"/"+cs[0].name, func() (any, error) {
+		return l.launch(ctx, req, cs)
+	})
 	if err != nil {
 		return launcher.Launched{}, err
 	}
@@ -52,7 +54,9 @@ func (l *Launcher) find(ctx context.Context, req *launcher.Request, cs []candida
 			return launcher.Launched{}, false, transient(err)
 		}
 		if val(g.Tags[instanceTag]) != req.Instance || val(g.Tags[runTag]) != req.ID.Run {
-			return launcher.Launched{}, false, fmt.Errorf("%w: there is a container group %s that is not of this instance; it is left alone", launcher.ErrInvalid, c.name)
+			return launcher.Launched{}, false,
+				fmt.Errorf("%w: there is a container group %s that is not of this instance; it is left alone",
+					launcher.ErrInvalid, c.name)
 		}
 		l.workers.found(c.name, g, time.Now())
 		return l.launched(c), true, nil
@@ -74,8 +78,10 @@ func (l *Launcher) launched(c candidate) launcher.Launched {
 		Handle: launcher.Handle(c.name),
 		Tags:   map[string]string{"azure/container_group": c.name, "azure/location": c.String()},
 		Notes: []launcher.Note{{
-			Text:     fmt.Sprintf("[AzureContainerInstanceRunLauncher] Launching run in container group %s in %s", c.name, c),
-			Metadata: [][2]string{{"Resource group", l.c.ResourceGroup}, {"Image", val(c.group.Properties.Containers[0].Properties.Image)}},
+			Text: fmt.Sprintf("[AzureContainerInstanceRunLauncher] Launching run in container group %s in %s",
+				c.name, c),
+			Metadata: [][2]string{{"Resource group", l.c.ResourceGroup},
+				{"Image", val(c.group.Properties.Containers[0].Properties.Image)}},
 		}},
 	}
 }
@@ -144,7 +150,10 @@ func (l *Launcher) put(ctx context.Context, req *launcher.Request, c candidate) 
 		first, again := l.images.LoadOrStore(c.name, time.Now())
 		since := time.Since(first.(time.Time)) //nolint:errcheck,forcetypeassert // the stored type
 		if !again || errors.Is(err, errRegistry) && since < l.c.PullPatience {
-			return launcher.Pending(imagePause, launcher.Note{Text: fmt.Sprintf("[AzureContainerInstanceRunLauncher] Azure cannot reach image %s, and is asked again: %v", val(c.group.Properties.Containers[0].Properties.Image), err)})
+			return launcher.Pending(imagePause,
+				launcher.Note{Text: fmt.Sprintf(
+					"[AzureContainerInstanceRunLauncher] Azure cannot reach image %s, and is asked again: %v",
+					val(c.group.Properties.Containers[0].Properties.Image), err)})
 		}
 		err = fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
 	}
@@ -260,7 +269,8 @@ func (r *regions) refused(c candidate, err error) {
 	if now.Before(at.closed) {
 		cpu, memory = min(cpu, at.cpu), min(memory, at.memory)
 	}
-	at.closed, at.cpu, at.memory, at.why = now.Add(after), cpu, memory, fmt.Sprintf("%s is left alone after: %v", c.location, err)
+	at.closed, at.cpu, at.memory, at.why = now.Add(after), cpu, memory,
+		fmt.Sprintf("%s is left alone after: %v", c.location, err)
 }
 
 // closedFor returns how long groups of a size avoid the location; 0 if they need not.

@@ -175,13 +175,15 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	// The first three members are those of the guide's example.
 	out := map[string]any{"container_state": nil, "events": []any{}, "start_time": nil}
 	if v := containerOf(g).InstanceView; v != nil {
-		out["events"], out["restarts"], out["current_state"], out["previous_state"] = v.Events, v.RestartCount, v.CurrentState, v.PreviousState
+		out["events"], out["restarts"], out["current_state"], out["previous_state"] = v.Events, v.RestartCount,
+			v.CurrentState, v.PreviousState
 		if s := v.CurrentState; s != nil {
 			out["container_state"], out["start_time"] = s.State, s.StartTime
 		}
 	}
 	out["health"] = map[string]any{"status": health.Status, "cause": health.Cause, "message": health.Message}
-	out["subscription"], out["resource_group"], out["container_group"], out["location"], out["tags"] = l.c.SubscriptionID, l.c.ResourceGroup, name, g.Location, g.Tags
+	out["subscription"], out["resource_group"], out["container_group"], out["location"], out["tags"] =
+		l.c.SubscriptionID, l.c.ResourceGroup, name, g.Location, g.Tags
 	out["group"] = hidden(*g)
 	out["hint"] = "az container show -g " + l.c.ResourceGroup + " -n " + name
 	if logs {

@@ -155,7 +155,8 @@ func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.Cont
 		return l.finish(ctx, name, w, g, h), nil
 	case stopIt:
 		if err := l.api.stop(ctx, name); err != nil && !errors.Is(err, errBusy) {
-			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again", "group", name, "err", err)
+			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again",
+				"group", name, "err", err)
 		}
 	case readIt:
 		h.Tail = l.lines(ctx, name, tailLines)
@@ -186,7 +187,8 @@ func (l *Launcher) note(w *worker, g *arm.ContainerGroup, now time.Time) (launch
 		case w.death != nil:
 			w.health = *w.death
 		case !w.written.IsZero() && now.Sub(w.written) < stale && w.deleted.IsZero() && w.group == nil:
-			w.health = launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted, Message: "accepted, and not visible yet"}
+			w.health = launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted,
+				Message: "accepted, and not visible yet"}
 		default:
 			w.health = launcher.Health{Status: launcher.NotFound, Message: "there is no such container group"}
 		}
@@ -264,7 +266,8 @@ func (l *Launcher) deathOf(g *arm.ContainerGroup, h launcher.Health, w *worker) 
 	switch {
 	case start != nil:
 		dead.Cause = launcher.CauseExit
-	case pull != nil && (final(val(pull.Message)) || val(pull.LastTimestamp).Sub(val(pull.FirstTimestamp)) > l.c.PullPatience):
+	case pull != nil && (final(val(pull.Message)) ||
+		val(pull.LastTimestamp).Sub(val(pull.FirstTimestamp)) > l.c.PullPatience):
 		dead.Cause = launcher.CauseImagePull
 	case val(g.Properties.ProvisioningState) == "Failed":
 		dead.Cause = launcher.CauseUnschedulable
@@ -282,7 +285,8 @@ func (l *Launcher) deathOf(g *arm.ContainerGroup, h launcher.Health, w *worker) 
 
 // final reports whether a registry's text means that its answer will not change.
 func final(text string) bool {
-	for _, sign := range []string{"manifest unknown", "not found", "access denied", "unauthorized", "authentication required", "denied:", "no matching manifest", "invalid reference"} {
+	for _, sign := range []string{"manifest unknown", "not found", "access denied",
+		"unauthorized", "authentication required", "denied:", "no matching manifest", "invalid reference"} {
 		if strings.Contains(text, sign) {
 			return true
 		}
@@ -296,7 +300,8 @@ const tryAgain = 10 * time.Second
 // finish ends the group of a worker that can never succeed. If the platform has started it again,
 // finish records how the worker ended and stops the group. If it never ran, finish deletes the
 // group, because it may still start. Until that is done the worker counts as alive.
-func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.ContainerGroup, h launcher.Health) launcher.Health {
+func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.ContainerGroup,
+	h launcher.Health) launcher.Health {
 	l.workers.mu.Lock()
 	last := w.deleted
 	if w.stopped.After(last) {
@@ -330,7 +335,8 @@ func (l *Launcher) finish(ctx context.Context, name string, w *worker, g *arm.Co
 		}
 		l.workers.mu.Unlock()
 		if err != nil {
-			l.log.WarnContext(ctx, "aci: a container group that is of no use was not ended; it will be", "group", name, "err", err)
+			l.log.WarnContext(ctx, "aci: a container group that is of no use was not ended; it will be", "group", name,
+				"err", err)
 		}
 	}
 	h.Message = cut("being ended: "+h.Message, 1000)
@@ -418,7 +424,8 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 		told := map[string]launcher.Health{}
 		report := func(w launcher.Worker) bool {
 			last, ok := told[string(w.Handle)]
-			if ok && last.Status == w.Health.Status && last.Phase == w.Health.Phase && last.Incarnation == w.Health.Incarnation && last.Message == w.Health.Message {
+			if ok && last.Status == w.Health.Status && last.Phase == w.Health.Phase &&
+				last.Incarnation == w.Health.Incarnation && last.Message == w.Health.Message {
 				return true
 			}
 			told[string(w.Handle)] = w.Health
@@ -464,7 +471,8 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 					return
 				}
 				if err != nil {
-					l.log.DebugContext(ctx, "aci: a container group could not be looked at; it will be", "group", name, "err", err)
+					l.log.DebugContext(ctx, "aci: a container group could not be looked at; it will be", "group", name,
+						"err", err)
 					continue
 				}
 				w, ok := ids[name]

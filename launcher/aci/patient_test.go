@@ -23,7 +23,8 @@ func again[T any](ctx context.Context, f func() (T, error)) (T, error) {
 		if err == nil || ctx.Err() != nil {
 			return got, err
 		}
-		for _, answer := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrNotFound, launcher.ErrPending} {
+		for _, answer := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrNotFound,
+			launcher.ErrPending} {
 			if errors.Is(err, answer) {
 				return got, err
 			}

@@ -39,7 +39,9 @@ func TestDockerContract(t *testing.T) {
 func TestRealAzure(t *testing.T) {
 	settings := os.Getenv(testenv.AzureEnv)
 	if settings == "" {
-		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+" to a launcher's settings as JSON, with an image that has sh and a resource group that may be filled; credentials as az login has them")
+		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+
+			" to a launcher's settings as JSON, with an image that has sh and a resource group that may be filled; "+
+			"credentials as az login has them")
 	}
 	var conf map[string]any
 	if err := json.Unmarshal([]byte(settings), &conf); err != nil {
@@ -56,9 +58,12 @@ func TestContractUnderFaults(t *testing.T) {
 	a := newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Timing.StopGrace = stubborn })
 	a.Seed(300)
 	for _, f := range []emulator.Fault{
-		{Action: "drop_before", Probability: 0.03}, {Action: "drop_after", Probability: 0.03}, {Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.03},
-		{Action: "status", Status: 500, Probability: 0.02}, {Action: "bad_json", Probability: 0.02}, {Action: "transitioning", Operation: "stop", Probability: 0.1},
-		{Action: "slow", Delay: 30 * time.Millisecond, Probability: 0.05}, {Action: "slow_delete", Delay: 100 * time.Millisecond, Probability: 0.1},
+		{Action: "drop_before", Probability: 0.03}, {Action: "drop_after", Probability: 0.03},
+		{Action: "status", Status: 503, Code: "ServerBusy", Probability: 0.03},
+		{Action: "status", Status: 500, Probability: 0.02}, {Action: "bad_json", Probability: 0.02},
+		{Action: "transitioning", Operation: "stop", Probability: 0.1},
+		{Action: "slow", Delay: 30 * time.Millisecond, Probability: 0.05},
+		{Action: "slow_delete", Delay: 100 * time.Millisecond, Probability: 0.1},
 	} {
 		if err := a.Inject(f); err != nil {
 			t.Fatal(err)
@@ -66,7 +71,8 @@ func TestContractUnderFaults(t *testing.T) {
 	}
 	t.Run("kit", func(t *testing.T) { // it ends after all sentences
 		launchertest.Run(t, launchertest.Target{
-			Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(), Parallel: true,
+			Kind: aci.Kind(), Timeout: time.Minute, Image: "registry.example.com/etl:1", Many: testenv.Crowd(),
+			Parallel: true,
 			Open: func() (launcher.Launcher, error) {
 				l, err := a.open(t, nil)
 				return patient{l}, err
@@ -81,5 +87,7 @@ func TestContractUnderFaults(t *testing.T) {
 // The kit passes with the opposite of every assumption about Azure.
 func TestContractFlipped(t *testing.T) {
 	t.Parallel()
-	newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) { s.Switches, s.Timing.StopGrace = emulator.Flipped(), stubborn }).kit(t, "")
+	newAzure(t, &emulator.Processes{}, func(s *emulator.Settings) {
+		s.Switches, s.Timing.StopGrace = emulator.Flipped(), stubborn
+	}).kit(t, "")
 }

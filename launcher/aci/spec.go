@@ -99,7 +99,8 @@ func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
 	bad := func(format string, args ...any) (layer, error) {
 		return l, fmt.Errorf(o.Source+": "+format, args...)
 	}
-	for _, text := range []struct{ to, from *string }{{&l.Image, later.Image}, {&l.Priority, later.Priority}, {&l.SKU, later.SKU}, {&l.Subnet, later.Subnet}} {
+	for _, text := range []struct{ to, from *string }{{&l.Image, later.Image}, {&l.Priority, later.Priority},
+		{&l.SKU, later.SKU}, {&l.Subnet, later.Subnet}} {
 		if text.from != nil {
 			*text.to = *text.from
 		}
@@ -132,7 +133,8 @@ func (l layer) over(o launcher.Override, env config.Lookup) (layer, error) {
 	l.env = slices.Clone(l.env)
 	for _, name := range sortedKeys(later.Env) {
 		if !validVariable.MatchString(name) {
-			return bad("environment_variables.%s: Azure takes letters, digits and _ in names, at most 63, no digit first", name)
+			return bad("environment_variables.%s: Azure takes letters, digits and _ in names, at most 63, no digit "+
+				"first", name)
 		}
 		l.env = append(l.env, launcher.Env{Name: name, Value: later.Env[name].Value, Secret: later.Env[name].Secret})
 	}
@@ -208,7 +210,8 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 		return nil, err
 	}
 	if req.ID.RunName() != req.ID.Run {
-		return invalid("run ID %q cannot be in the name of a container group, which has lower-case letters, digits and dashes", req.ID.Run)
+		return invalid("run ID %q cannot be in the name of a container group, which has lower-case letters, digits "+
+			"and dashes", req.ID.Run)
 	}
 	all := l.base
 	var err error
@@ -219,11 +222,13 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	}
 	all.Image = cmp.Or(req.Image, all.Image)
 	if all.Image == "" {
-		return invalid("code location %s names no image, and the launcher's settings have none: set image, or container_image in the code location", req.Location)
+		return invalid("code location %s names no image, and the launcher's settings have none: set image, or "+
+			"container_image in the code location", req.Location)
 	}
 	all.resize(req.Resources)
 	if req.Resources.GPUs != 0 {
-		return invalid("the run asks for %d GPUs: Azure retired them in container groups on 2025-07-14", req.Resources.GPUs)
+		return invalid("the run asks for %d GPUs: Azure retired them in container groups on 2025-07-14",
+			req.Resources.GPUs)
 	}
 	vars, err := environment(all.env, req.Env)
 	if err != nil {
@@ -280,7 +285,9 @@ func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) 
 	last := map[string]launcher.Env{}
 	for _, e := range slices.Concat(base, more) {
 		if !validVariable.MatchString(e.Name) {
-			return nil, fmt.Errorf("environment variable %q: Azure takes letters, digits and _ in names, at most 63, no digit first", e.Name)
+			return nil,
+				fmt.Errorf("environment variable %q: Azure takes letters, digits and _ in names, at most 63, no "+
+					"digit first", e.Name)
 		}
 		was, ok := last[e.Name]
 		if !ok {
@@ -302,14 +309,16 @@ func environment(base, more []launcher.Env) ([]*arm.EnvironmentVariable, error) 
 }
 
 // group returns the body of the PUT.
-func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm.EnvironmentVariable) (arm.ContainerGroup, error) {
+func (l *Launcher) group(req *launcher.Request, all layer, at place,
+	vars []*arm.EnvironmentVariable) (arm.ContainerGroup, error) {
 	name, sku := containerName, arm.ContainerGroupSKU(all.SKU)
 	c := &arm.ContainerProperties{
 		Image: &all.Image, Command: to.SliceOfPtrs(req.Command...), EnvironmentVariables: vars,
 		Resources: &arm.ResourceRequirements{Requests: &arm.ResourceRequests{CPU: &all.CPU, MemoryInGB: &all.Memory}},
 	}
 	p := &arm.ContainerGroupPropertiesProperties{
-		OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever), SKU: &sku,
+		OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever),
+		SKU:        &sku,
 		Containers: []*arm.Container{{Name: &name, Properties: c}},
 	}
 	g := arm.ContainerGroup{Location: to.Ptr(at.location), Tags: tagsOf(req, all.Tags), Properties: p}
@@ -332,7 +341,8 @@ func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm
 		}
 		g.Identity.UserAssignedIdentities[id] = &arm.UserAssignedIdentities{}
 	}
-	if g.Identity != nil && len(g.Identity.UserAssignedIdentities) > 0 && *g.Identity.Type == arm.ResourceIdentityTypeSystemAssigned {
+	if g.Identity != nil && len(g.Identity.UserAssignedIdentities) > 0 &&
+		*g.Identity.Type == arm.ResourceIdentityTypeSystemAssigned {
 		g.Identity.Type = to.Ptr(arm.ResourceIdentityTypeSystemAssignedUserAssigned)
 	}
 	for _, r := range l.c.Registries {
@@ -362,11 +372,13 @@ func (l *Launcher) group(req *launcher.Request, all layer, at place, vars []*arm
 			return g, err
 		}
 		p.Volumes = append(p.Volumes, vol)
-		c.VolumeMounts = append(c.VolumeMounts, &arm.VolumeMount{Name: &v.Name, MountPath: &v.Mount, ReadOnly: &v.ReadOnly})
+		c.VolumeMounts = append(c.VolumeMounts,
+			&arm.VolumeMount{Name: &v.Name, MountPath: &v.Mount, ReadOnly: &v.ReadOnly})
 	}
 	if a := l.c.LogAnalytics; a != nil {
 		p.Diagnostics = &arm.ContainerGroupDiagnostics{LogAnalytics: &arm.LogAnalytics{
-			WorkspaceID: &a.Workspace, WorkspaceKey: to.Ptr(string(a.Key)), LogType: to.Ptr(arm.LogAnalyticsLogType(a.Type)),
+			WorkspaceID: &a.Workspace, WorkspaceKey: to.Ptr(string(a.Key)),
+			LogType: to.Ptr(arm.LogAnalyticsLogType(a.Type)),
 		}}
 	}
 	return g, nil
@@ -378,10 +390,13 @@ var volumeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{3,61}[a-z0-9])$`)
 func (v volume) azure() (*arm.Volume, error) {
 	out := &arm.Volume{Name: &v.Name}
 	if !volumeName.MatchString(v.Name) || strings.Contains(v.Name, "--") {
-		return nil, fmt.Errorf("name %q: 5 to 63 lower case letters, digits and - are expected, - not first, last or twice", v.Name)
+		return nil,
+			fmt.Errorf("name %q: 5 to 63 lower case letters, digits and - are expected, - not first, last or twice",
+				v.Name)
 	}
 	if !strings.HasPrefix(v.Mount, "/") || strings.Contains(v.Mount, ":") {
-		return nil, fmt.Errorf("mount_path %q: the path of a folder in the container, without a colon, is expected", v.Mount)
+		return nil, fmt.Errorf("mount_path %q: the path of a folder in the container, without a colon, is expected",
+			v.Mount)
 	}
 	n := 0
 	if v.Share != "" {
@@ -389,7 +404,8 @@ func (v volume) azure() (*arm.Volume, error) {
 		if v.Account == "" || v.Key == "" {
 			return nil, errors.New("share needs storage_account and storage_account_key")
 		}
-		out.AzureFile = &arm.AzureFileVolume{ShareName: &v.Share, StorageAccountName: &v.Account, StorageAccountKey: to.Ptr(string(v.Key)), ReadOnly: &v.ReadOnly}
+		out.AzureFile = &arm.AzureFileVolume{ShareName: &v.Share, StorageAccountName: &v.Account,
+			StorageAccountKey: to.Ptr(string(v.Key)), ReadOnly: &v.ReadOnly}
 	}
 	if v.Empty {
 		n++
@@ -429,7 +445,8 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 		places = append(places, c.String())
 	}
 	return json.MarshalIndent(map[string]any{
-		"url":    "PUT /subscriptions/" + l.c.SubscriptionID + "/resourceGroups/" + l.c.ResourceGroup + "/providers/Microsoft.ContainerInstance/containerGroups/" + cs[0].name,
+		"url": "PUT /subscriptions/" + l.c.SubscriptionID + "/resourceGroups/" + l.c.ResourceGroup +
+			"/providers/Microsoft.ContainerInstance/containerGroups/" + cs[0].name,
 		"places": places, "body": hidden(cs[0].group),
 	}, "", "  ")
 }
@@ -453,7 +470,8 @@ func hidden(g arm.ContainerGroup) arm.ContainerGroup {
 	p.ImageRegistryCredentials = slices.Clone(p.ImageRegistryCredentials)
 	for i, r := range p.ImageRegistryCredentials {
 		if r.Password != nil {
-			p.ImageRegistryCredentials[i] = &arm.ImageRegistryCredential{Server: r.Server, Username: r.Username, Password: &text}
+			p.ImageRegistryCredentials[i] = &arm.ImageRegistryCredential{Server: r.Server, Username: r.Username,
+				Password: &text}
 		}
 	}
 	p.Volumes = slices.Clone(p.Volumes)

@@ -36,7 +36,8 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 		return false, fmt.Errorf("%w: container group %s is not visible yet", launcher.ErrTransient, name)
 	}
 	if _, ours := l.workerOf(group); !ours {
-		return false, fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrInvalid, name)
+		return false, fmt.Errorf("%w: container group %s is not of this launcher; it is left alone",
+			launcher.ErrInvalid, name)
 	}
 	kill := grace <= 0 && !stopped.IsZero() && time.Since(stopped) > patience
 	if health.Status == launcher.Starting || kill {
@@ -45,7 +46,9 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 			l.workers.mu.Lock()
 			w.deleted, w.seen = time.Now(), time.Time{}
 			if w.death == nil {
-				w.death = &launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled, Message: "the container group was deleted when it was to stop", Started: health.Started, Ended: time.Now(), Tail: w.tail}
+				w.death = &launcher.Health{Status: launcher.Failed, Cause: launcher.CauseCanceled,
+					Message: "the container group was deleted when it was to stop", Started: health.Started,
+					Ended: time.Now(), Tail: w.tail}
 			}
 			l.workers.mu.Unlock()
 			return true, nil
@@ -95,7 +98,8 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 	}
 	if group != nil {
 		if _, ours := l.workerOf(group); !ours {
-			return fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrInvalid, name)
+			return fmt.Errorf("%w: container group %s is not of this launcher; it is left alone", launcher.ErrInvalid,
+				name)
 		}
 	}
 	if err := l.api.delete(ctx, name); err != nil && !errors.Is(err, launcher.ErrNotFound) && !errors.Is(err, errBusy) {

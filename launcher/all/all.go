@@ -16,5 +16,6 @@ import (
 // Kinds returns all kinds of launchers. agent is the command of the process launcher's supervisor;
 // without it, this program itself is the supervisor.
 func Kinds(agent ...string) []*launcher.Kind {
-	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), k8s.Kind(), aci.Kind(), command.Kind(), plugin.Kind(), python.Kind()}
+	return []*launcher.Kind{process.Kind(agent...), codeserver.Kind(), docker.Kind(), k8s.Kind(), aci.Kind(),
+		command.Kind(), plugin.Kind(), python.Kind()}
 }

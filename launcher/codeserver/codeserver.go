@@ -73,7 +73,8 @@ const (
 // Kind declares the codeserver launcher.
 func Kind() *launcher.Kind {
 	return &launcher.Kind{
-		Name: "codeserver", Help: "Have the code server of a run's location execute it, as Dagster's DefaultRunLauncher does.",
+		Name:   "codeserver",
+		Help:   "Have the code server of a run's location execute it, as Dagster's DefaultRunLauncher does.",
 		Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{OwnCommand: true, Settle: settle},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
@@ -81,7 +82,8 @@ func Kind() *launcher.Kind {
 			if err := v.Decode(&c); err != nil {
 				return nil, err
 			}
-			return &Launcher{timeout: c.ServerTimeout, log: log, conns: map[server]*grpc.ClientConn{}, used: map[server]time.Time{}}, nil
+			return &Launcher{timeout: c.ServerTimeout, log: log, conns: map[server]*grpc.ClientConn{},
+				used: map[server]time.Time{}}, nil
 		},
 	}
 }
@@ -96,7 +98,10 @@ func serverOf(r dagster.Run) (server, error) {
 	o := r.Remote
 	switch {
 	case !r.HasCodeServer():
-		return "", fmt.Errorf("%w: code location %s is not served by a code server of its own (grpc_server in workspace.yaml), so its runs need another launcher; in slipway.yaml, add a route with when: {code_server: false}", launcher.ErrInvalid, o.Location)
+		return "", fmt.Errorf(
+			"%w: code location %s is not served by a code server of its own (grpc_server in workspace.yaml), so its "+
+				"runs need another launcher; in slipway.yaml, add a route with when: {code_server: false}",
+			launcher.ErrInvalid, o.Location)
 	case o.Socket != "":
 		s = "unix:" + o.Socket
 	default:
@@ -213,7 +218,8 @@ func (l *Launcher) api(s server) (dagsterpb.DagsterApiClient, error) {
 		var err error
 		params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 10 * time.Second}
 		params.Backoff.MaxDelay = dialAgain
-		if c, err = grpc.NewClient(target, grpc.WithConnectParams(params), grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithNoProxy()); err != nil {
+		if c, err = grpc.NewClient(target, grpc.WithConnectParams(params), grpc.WithTransportCredentials(creds),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithNoProxy()); err != nil {
 			return nil, fmt.Errorf("%w: code server %s: %w", launcher.ErrInvalid, s, err)
 		}
 		l.conns[s] = c
@@ -251,7 +257,9 @@ func (l *Launcher) executes(ctx context.Context, s server, run string) (bool, er
 	if err != nil {
 		return false, err
 	}
-	reply, err := api.CanCancelExecution(ctx, &dagsterpb.CanCancelExecutionRequest{SerializedCanCancelExecutionRequest: dagster.RunRequest("CanCancelExecutionRequest", run)})
+	reply, err := api.CanCancelExecution(ctx,
+		&dagsterpb.CanCancelExecutionRequest{
+			SerializedCanCancelExecutionRequest: dagster.RunRequest("CanCancelExecutionRequest", run)})
 	if err != nil {
 		return false, launcher.Unreached(silent(ctx, s, err))
 	}
@@ -284,7 +292,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 	}
 	there, err := l.executes(ctx, s, r.ID)
 	if err != nil && time.Since(req.At) > l.timeout {
-		err = fmt.Errorf("%w: it is not known whether the run was started, and for %v (server_timeout) nobody could tell: %w", launcher.ErrInvalid, l.timeout, err)
+		err = fmt.Errorf("%w: it is not known whether the run was started, and for %v (server_timeout) nobody could "+
+			"tell: %w", launcher.ErrInvalid, l.timeout, err)
 	}
 	return launched(s, r), there, err
 }
@@ -292,7 +301,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 func launched(s server, r dagster.Run) launcher.Launched {
 	return launcher.Launched{
 		Handle: s.handle(r.ID),
-		Notes:  []launcher.Note{{Text: fmt.Sprintf("[Slipway] The code server of location %q at %s executes the run.", r.Remote.Location, s)}},
+		Notes: []launcher.Note{{Text: fmt.Sprintf("[Slipway] The code server of location %q at %s executes the run.",
+			r.Remote.Location, s)}},
 	}
 }
 
@@ -306,7 +316,9 @@ func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 		return r, "", fmt.Errorf("%w: %w", launcher.ErrInvalid, err)
 	}
 	if req.InstanceRef == nil {
-		return r, "", fmt.Errorf("%w: a code server takes the instance from whoever starts a run; this launcher cannot have instance: image in slipway.yaml", launcher.ErrInvalid)
+		return r,
+			"", fmt.Errorf("%w: a code server takes the instance from whoever starts a run; this launcher cannot "+
+				"have instance: image in slipway.yaml", launcher.ErrInvalid)
 	}
 	s, err := serverOf(r)
 	return r, s, err
@@ -362,7 +374,8 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, r dagster.R
 	if err != nil {
 		return err
 	}
-	reply, err := api.StartRun(ctx, &dagsterpb.StartRunRequest{SerializedExecuteRunArgs: dagster.StartRunArgs(r, req.InstanceRef)})
+	reply, err := api.StartRun(ctx,
+		&dagsterpb.StartRunRequest{SerializedExecuteRunArgs: dagster.StartRunArgs(r, req.InstanceRef)})
 	if err != nil { // the server may have received it
 		return fmt.Errorf("%w: %w", launcher.ErrTransient, silent(ctx, s, err))
 	}
@@ -389,7 +402,9 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 	if err != nil {
 		return false, err
 	}
-	reply, err := api.CancelExecution(ctx, &dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: dagster.RunRequest("CancelExecutionRequest", run)})
+	reply, err := api.CancelExecution(ctx,
+		&dagsterpb.CancelExecutionRequest{SerializedCancelExecutionRequest: dagster.RunRequest("CancelExecutionRequest",
+			run)})
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", launcher.ErrTransient, silent(ctx, s, err))
 	}
@@ -413,7 +428,9 @@ func health(s server, there bool) launcher.Health {
 	if there {
 		return launcher.Health{Status: launcher.Running, Message: "the code server at " + s.String() + " executes it"}
 	}
-	return launcher.Health{Status: launcher.Unknown, Message: "the code server at " + s.String() + " does not execute it; it may have ended, or the server was started anew"}
+	return launcher.Health{Status: launcher.Unknown,
+		Message: "the code server at " + s.String() +
+			" does not execute it; it may have ended, or the server was started anew"}
 }
 
 // HealthOf implements [launcher.Batcher] with one call for each server. The workers of a server
@@ -469,5 +486,6 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 	if err != nil {
 		return nil, err
 	}
-	return json.MarshalIndent(map[string]any{"server": s.String(), "tls": r.Remote.TLS, "call": "StartRun", "run": r.ID, "job": r.Job, "repository": r.Remote.Repository}, "", "  ")
+	return json.MarshalIndent(map[string]any{"server": s.String(), "tls": r.Remote.TLS, "call": "StartRun", "run": r.ID,
+		"job": r.Job, "repository": r.Remote.Repository}, "", "  ")
 }

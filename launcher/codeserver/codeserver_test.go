@@ -49,15 +49,18 @@ func (s *server) GetCurrentRuns(ctx context.Context, e *dagsterpb.Empty) (*dagst
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	text, err := json.Marshal(map[string]any{"__class__": "GetCurrentRunsResult", "current_runs": s.runs, "serializable_error_info": nil})
+	text, err := json.Marshal(map[string]any{"__class__": "GetCurrentRunsResult", "current_runs": s.runs,
+		"serializable_error_info": nil})
 	return &dagsterpb.GetCurrentRunsReply{SerializedCurrentRuns: string(text)}, err
 }
 
-func (s *server) CanCancelExecution(_ context.Context, r *dagsterpb.CanCancelExecutionRequest) (*dagsterpb.CanCancelExecutionReply, error) {
+func (s *server) CanCancelExecution(_ context.Context,
+	r *dagsterpb.CanCancelExecutionRequest) (*dagsterpb.CanCancelExecutionReply, error) {
 	id, err := dagster.ParseRunRequest(r.SerializedCanCancelExecutionRequest)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &dagsterpb.CanCancelExecutionReply{SerializedCanCancelExecutionResult: dagster.CanCancelExecutionResult(slices.Contains(s.runs, id))}, err
+	return &dagsterpb.CanCancelExecutionReply{
+		SerializedCanCancelExecutionResult: dagster.CanCancelExecutionResult(slices.Contains(s.runs, id))}, err
 }
 
 func (s *server) StartRun(_ context.Context, r *dagsterpb.StartRunRequest) (*dagsterpb.StartRunReply, error) {
@@ -75,7 +78,8 @@ func (s *server) StartRun(_ context.Context, r *dagsterpb.StartRunRequest) (*dag
 	if s.deaf != nil {
 		<-s.deaf
 	}
-	text, err := json.Marshal(map[string]any{"__class__": "StartRunResult", "success": message == "", "message": message, "serializable_error_info": nil})
+	text, err := json.Marshal(map[string]any{"__class__": "StartRunResult", "success": message == "",
+		"message": message, "serializable_error_info": nil})
 	return &dagsterpb.StartRunReply{SerializedStartRunResult: string(text)}, err
 }
 
@@ -123,13 +127,19 @@ func socket(t *testing.T) string {
 // request returns a request for a run of a location with the given origin.
 func request(origin string) *launcher.Request {
 	return &launcher.Request{
-		ID: launcher.ID{Run: run, Attempt: 1}, Instance: "test", At: time.Now(), InstanceRef: json.RawMessage(`{"__class__": "InstanceRef"}`),
-		Run: json.RawMessage(`{"__class__": "PipelineRun", "run_id": "` + run + `", "pipeline_name": "j", "tags": {}, "external_pipeline_origin": {"__class__": "ExternalPipelineOrigin", "external_repository_origin": {"__class__": "ExternalRepositoryOrigin", "repository_location_origin": ` + origin + `, "repository_name": "r"}, "pipeline_name": "j"}}`),
+		ID: launcher.ID{Run: run, Attempt: 1}, Instance: "test", At: time.Now(),
+		InstanceRef: json.RawMessage(`{"__class__": "InstanceRef"}`),
+		Run: json.RawMessage(`{"__class__": "PipelineRun", "run_id": "` + run +
+			`", "pipeline_name": "j", "tags": {}, "external_pipeline_origin": {"__class__": ` +
+			`"ExternalPipelineOrigin", "external_repository_origin": {"__class__": "ExternalRepositoryOrigin", ` +
+			`"repository_location_origin": ` + origin + `, "repository_name": "r"}, "pipeline_name": "j"}}`),
 	}
 }
 
 func at(socket string) *launcher.Request {
-	return request(fmt.Sprintf(`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": %q, "location_name": "etl"}`, socket))
+	return request(fmt.Sprintf(
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": %q, `+
+			`"location_name": "etl"}`, socket))
 }
 
 // A start whose answer was lost is found and not repeated, both with a server that lists its runs
@@ -143,7 +153,8 @@ func TestLostAnswer(t *testing.T) {
 		_, err := l.Launch(ctx, req)
 		cancel()
 		if err == nil || errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrPending) {
-			t.Fatalf("lists %v: Launch without an answer = %v, want an error that says nothing of the outcome", lists, err)
+			t.Fatalf("lists %v: Launch without an answer = %v, want an error that says nothing of the outcome", lists,
+				err)
 		}
 		close(s.deaf)
 		got, found, err := l.(launcher.Finder).Find(t.Context(), req)
@@ -152,14 +163,17 @@ func TestLostAnswer(t *testing.T) {
 		}
 		again, err := l.Launch(t.Context(), req)
 		if err != nil || again.Handle != got.Handle || s.starts != 1 {
-			t.Errorf("lists %v: Launch again = %+v, %v, and %d starts; want %s and one", lists, again, err, s.starts, got.Handle)
+			t.Errorf("lists %v: Launch again = %+v, %v, and %d starts; want %s and one", lists, again, err, s.starts,
+				got.Handle)
 		}
 		if h, err := open(t, "").Health(t.Context(), got.Handle); err != nil || h.Status != launcher.Running {
 			t.Errorf("lists %v: Health = %+v, %v, want Running", lists, h, err)
 		}
 		other := strings.Replace(string(got.Handle), run, "another", 1)
-		hs, err := l.(launcher.Batcher).HealthOf(t.Context(), []launcher.Handle{launcher.Handle(other), got.Handle, "unix:/nowhere x", "what"})
-		if err != nil || hs[0].Status != launcher.Unknown || hs[1].Status != launcher.Running || hs[2].Status != launcher.Unknown || hs[3].Status != launcher.NotFound {
+		hs, err := l.(launcher.Batcher).HealthOf(t.Context(),
+			[]launcher.Handle{launcher.Handle(other), got.Handle, "unix:/nowhere x", "what"})
+		if err != nil || hs[0].Status != launcher.Unknown || hs[1].Status != launcher.Running ||
+			hs[2].Status != launcher.Unknown || hs[3].Status != launcher.NotFound {
 			t.Errorf("lists %v: HealthOf = %+v, %v", lists, hs, err)
 		}
 	}
@@ -173,7 +187,8 @@ func TestServerThatIsNotThere(t *testing.T) {
 	many := l.(launcher.Divider)
 	place := many.PlaceOfRun(req.Run)
 	_, err := l.Launch(t.Context(), req)
-	if !errors.Is(err, launcher.ErrDenied) || !strings.HasPrefix(err.Error(), "the code server at "+address+" does not answer: dial unix") {
+	if !errors.Is(err, launcher.ErrDenied) ||
+		!strings.HasPrefix(err.Error(), "the code server at "+address+" does not answer: dial unix") {
 		t.Errorf("Launch = %v, want ErrDenied that names the server", err)
 	}
 	if err := many.Ping(t.Context(), place); !errors.Is(err, launcher.ErrDenied) {
@@ -183,7 +198,8 @@ func TestServerThatIsNotThere(t *testing.T) {
 		t.Errorf("Find = %v, want ErrDenied", err)
 	}
 	req.At = time.Now().Add(-2 * time.Hour)
-	if _, _, err := l.(launcher.Finder).Find(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "server_timeout") {
+	if _, _, err := l.(launcher.Finder).Find(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "server_timeout") {
 		t.Errorf("Find after server_timeout = %v, want ErrInvalid that names the setting", err)
 	}
 	s := &server{lists: true}
@@ -198,7 +214,8 @@ func TestServerThatIsNotThere(t *testing.T) {
 		t.Errorf("Ping(%s) = %v", place, err)
 	}
 	s.refuses = "no such job"
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "no such job") {
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "no such job") {
 		t.Errorf("Launch that is refused = %v, want ErrInvalid with the server's words", err)
 	}
 }
@@ -206,10 +223,14 @@ func TestServerThatIsNotThere(t *testing.T) {
 // A run and its worker are at the same place, which [launcher.Divider]'s Ping can ask.
 func TestPlaces(t *testing.T) {
 	for origin, want := range map[string]string{
-		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "::1", "port": 4000, "socket": null, "location_name": "etl"}`:                           "[::1]:4000",
-		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "code.example", "port": 4000, "socket": null, "location_name": "etl", "use_ssl": true}`: "tls code.example:4000",
-		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": "/tmp/s", "location_name": "etl"}`:                 "/tmp/s",
-		`{"__class__": "ManagedGrpcPythonEnvRepositoryLocationOrigin", "location_name": "etl"}`:                                                              "",
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "::1", "port": 4000, "socket": null, ` +
+			`"location_name": "etl"}`: "[::1]:4000",
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "code.example", "port": 4000, "socket": null, ` +
+			`"location_name": "etl", "use_ssl": true}`: "tls code.example:4000",
+		`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "port": null, "socket": "/tmp/s", ` +
+			`"location_name": "etl"}`: "/tmp/s",
+		`{"__class__": "ManagedGrpcPythonEnvRepositoryLocationOrigin", "location_name": ` +
+			`"etl"}`: "",
 	} {
 		many := open(t, "").(launcher.Divider)
 		req := request(origin)
@@ -234,17 +255,21 @@ func TestPlaces(t *testing.T) {
 func TestRunsWithoutACodeServer(t *testing.T) {
 	l := open(t, "")
 	managed := request(`{"__class__": "ManagedGrpcPythonEnvRepositoryLocationOrigin", "location_name": "etl"}`)
-	if _, err := l.Launch(t.Context(), managed); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "code_server: false") {
+	if _, err := l.Launch(t.Context(), managed); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "code_server: false") {
 		t.Errorf("Launch = %v, want ErrInvalid that names the condition", err)
 	}
 	req := at("/nowhere")
 	req.InstanceRef = nil
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "instance: image") {
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "instance: image") {
 		t.Errorf("Launch without an InstanceRef = %v, want ErrInvalid that names the setting", err)
 	}
-	req = request(`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "code.example", "port": 4000, "socket": null, "location_name": "etl", "use_ssl": true}`)
+	req = request(`{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "code.example", "port": 4000, ` +
+		`"socket": null, "location_name": "etl", "use_ssl": true}`)
 	text, err := l.(launcher.Previewer).Preview(t.Context(), req)
-	if want := `"server": "code.example:4000"`; err != nil || !strings.Contains(string(text), want) || !strings.Contains(string(text), `"tls": true`) {
+	if want := `"server": "code.example:4000"`; err != nil || !strings.Contains(string(text), want) ||
+		!strings.Contains(string(text), `"tls": true`) {
 		t.Errorf("Preview = %s, %v, want %s with TLS", text, err, want)
 	}
 }
@@ -253,7 +278,10 @@ func TestRunsWithoutACodeServer(t *testing.T) {
 // what Python prints around them.
 func TestWordsOfAnErrorOfPython(t *testing.T) {
 	s, address := &server{}, socket(t)
-	s.broken = status.Error(codes.Unknown, "Exception calling application: <_InactiveRpcError of RPC that terminated with:\n\tstatus = StatusCode.UNAVAILABLE\n\tdetails = \"failed to connect to all addresses\"\n\tdebug_error_string = \"UNKNOWN: x\"\n>")
+	s.broken = status.Error(codes.Unknown,
+		"Exception calling application: <_InactiveRpcError of RPC that terminated with:\n\tstatus = "+
+			"StatusCode.UNAVAILABLE\n\tdetails = \"failed to connect to all addresses\"\n\tdebug_error_string = "+
+			"\"UNKNOWN: x\"\n>")
 	s.serve(t, address)
 	l := open(t, "")
 	_, err := l.Launch(t.Context(), at(address))
@@ -261,7 +289,8 @@ func TestWordsOfAnErrorOfPython(t *testing.T) {
 	if len(launcher.Notes(err)) == 0 {
 		said = err.Error()
 	}
-	if !strings.Contains(said, "failed to connect to all addresses") || strings.Contains(said, "Exception calling application") {
+	if !strings.Contains(said, "failed to connect to all addresses") ||
+		strings.Contains(said, "Exception calling application") {
 		t.Errorf("Launch on a server whose own one is away says %s", said)
 	}
 	if err := launcher.Close(l); err != nil {

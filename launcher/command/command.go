@@ -72,10 +72,12 @@ func Kind() *launcher.Kind {
 // verbs returns the calls, each with the placeholders that it may use.
 func verbs(c Config) map[string]verb {
 	worker := []string{"name", "run_id", "attempt"}
-	request := slices.Concat([]string{"name", "run_id", "attempt", "instance", "job", "location", "repository", "image", "dir", "cpus", "memory", "gpus", "disk", "grace"}, lists)
+	request := slices.Concat([]string{"name", "run_id", "attempt", "instance", "job", "location", "repository", "image",
+		"dir", "cpus", "memory", "gpus", "disk", "grace"}, lists)
 	all := map[string]verb{
-		"launch": {c.Launch, request}, "health": {c.Health, worker}, "terminate": {c.Terminate, append(slices.Clone(worker), "grace")},
-		"list": {c.List, []string{"instance"}}, "logs": {c.Logs, append(slices.Clone(worker), "tail", "follow")},
+		"launch": {c.Launch, request}, "health": {c.Health, worker},
+		"terminate": {c.Terminate, append(slices.Clone(worker), "grace")},
+		"list":      {c.List, []string{"instance"}}, "logs": {c.Logs, append(slices.Clone(worker), "tail", "follow")},
 		"describe": {c.Describe, worker}, "remove": {c.Remove, worker}, "check": {c.Check, nil},
 	}
 	maps.DeleteFunc(all, func(_ string, v verb) bool { return len(v.args) == 0 })
@@ -104,7 +106,8 @@ func open(c Config, v config.Values, log *slog.Logger) (*Launcher, error) {
 	kind := *Kind()
 	p := c.Promises
 	kind.Traits = launcher.Traits{
-		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles, SignalsWorker: p.SignalsWorker, Nodes: p.Nodes, Gate: true, Settle: c.Settle,
+		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles,
+		SignalsWorker: p.SignalsWorker, Nodes: p.Nodes, Gate: true, Settle: c.Settle,
 	}
 	l.kind = &kind
 	return l, errors.Join(errs...)
@@ -243,7 +246,8 @@ type health struct {
 	Tail        []string        `json:"tail"`
 }
 
-var statuses = []launcher.Status{launcher.Starting, launcher.Running, launcher.Succeeded, launcher.Failed, launcher.NotFound, launcher.Unknown}
+var statuses = []launcher.Status{launcher.Starting, launcher.Running, launcher.Succeeded, launcher.Failed,
+	launcher.NotFound, launcher.Unknown}
 
 func (h health) contract() (launcher.Health, error) {
 	if !slices.Contains(statuses, h.Status) {
@@ -253,7 +257,8 @@ func (h health) contract() (launcher.Health, error) {
 		}
 		return launcher.Health{}, fmt.Errorf("the status %q is none of %s", h.Status, strings.Join(known, ", "))
 	}
-	out := launcher.Health{Status: h.Status, Phase: h.Phase, Cause: h.Cause, Message: h.Message, Exit: h.Exit, Incarnation: h.Incarnation, Tail: h.Tail}
+	out := launcher.Health{Status: h.Status, Phase: h.Phase, Cause: h.Cause, Message: h.Message, Exit: h.Exit,
+		Incarnation: h.Incarnation, Tail: h.Tail}
 	if h.Started != nil {
 		out.Started = *h.Started
 	}
@@ -316,7 +321,8 @@ func (a abilities) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 			if err != nil {
 				err = fmt.Errorf("list: %s: %w", w.Name, err)
 			}
-			if !yield(launcher.Worker{ID: id, Instance: f.Instance, Handle: launcher.Handle(w.Name), Health: h}, err) || err != nil {
+			if !yield(launcher.Worker{ID: id, Instance: f.Instance, Handle: launcher.Handle(w.Name), Health: h}, err) ||
+				err != nil {
 				return
 			}
 		}
@@ -379,7 +385,8 @@ func (a abilities) Check(ctx context.Context) []launcher.Finding {
 		Fix  string `json:"fix"`
 	}
 	if err := a.run(ctx, "check", nil, nil, &out); err != nil {
-		return []launcher.Finding{{What: "the command check failed: " + err.Error(), Fix: "run it by hand: " + strings.Join(a.c.Check, " ")}}
+		return []launcher.Finding{{What: "the command check failed: " + err.Error(),
+			Fix: "run it by hand: " + strings.Join(a.c.Check, " ")}}
 	}
 	if len(out) == 0 {
 		return []launcher.Finding{{OK: true, What: "the command check has nothing to say"}}

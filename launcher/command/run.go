@@ -51,9 +51,13 @@ func (v verb) check(arg string) error {
 		switch name, whole := m[1], wholes.FindStringSubmatch(arg); {
 		case name == "":
 		case !slices.Contains(v.known, name):
-			return fmt.Errorf("there is no placeholder {%s} here, only %s; braces that stand for themselves are doubled", name, strings.Join(v.known, ", "))
+			return fmt.Errorf(
+				"there is no placeholder {%s} here, only %s; braces that stand for themselves are doubled", name,
+				strings.Join(v.known, ", "))
 		case whole == nil:
-			return fmt.Errorf("a placeholder is an argument by itself, or ends one that begins with plain text, as --name={name}; a script has it as an argument or as $SLIPWAY_%s: %q", strings.ToUpper(name), arg)
+			return fmt.Errorf(
+				"a placeholder is an argument by itself, or ends one that begins with plain text, as --name={name}; "+
+					"a script has it as an argument or as $SLIPWAY_%s: %q", strings.ToUpper(name), arg)
 		case name == "command" && whole[1] != "":
 			return fmt.Errorf("{command} is an argument by itself, for it stands for several: %q", arg)
 		}
@@ -97,7 +101,8 @@ func (v verb) fill(vars map[string]string, req *launcher.Request) ([]string, err
 		}
 		for _, value := range all {
 			if strings.ContainsAny(value, "\x00\n\r") || prefix == "" && !ended && strings.HasPrefix(value, "-") {
-				return nil, fmt.Errorf("%w: %q cannot be the value of {%s} in a command", launcher.ErrInvalid, value, name)
+				return nil, fmt.Errorf("%w: %q cannot be the value of {%s} in a command", launcher.ErrInvalid, value,
+					name)
 			}
 			out = append(out, prefix+value)
 		}
@@ -114,8 +119,10 @@ func values(req *launcher.Request) map[string]string {
 		return strconv.FormatInt(n, 10)
 	}
 	vars := map[string]string{
-		"name": req.ID.String(), "run_id": req.ID.Run, "attempt": strconv.Itoa(req.ID.Attempt), "instance": req.Instance, "job": req.Job, "location": req.Location,
-		"repository": req.Repository, "image": req.Image, "dir": req.Dir, "memory": number(req.Resources.MemoryBytes), "gpus": number(req.Resources.GPUs),
+		"name": req.ID.String(), "run_id": req.ID.Run, "attempt": strconv.Itoa(req.ID.Attempt),
+		"instance": req.Instance, "job": req.Job, "location": req.Location,
+		"repository": req.Repository, "image": req.Image, "dir": req.Dir, "memory": number(req.Resources.MemoryBytes),
+		"gpus": number(req.Resources.GPUs),
 		"disk": number(req.Resources.DiskBytes), "grace": seconds(req.Grace), "cpus": "",
 	}
 	if m := req.Resources.CPUMillis; m != 0 {
@@ -147,10 +154,13 @@ func input(in any) ([]byte, error) {
 		env[e.Name] = e.Value
 	}
 	return json.Marshal(map[string]any{
-		"name": req.ID.String(), "run_id": req.ID.Run, "attempt": req.ID.Attempt, "instance": req.Instance, "command": req.Command, "dir": req.Dir, "env": env,
-		"image": req.Image, "labels": req.Labels, "nodes": req.Nodes, "job": req.Job, "location": req.Location, "repository": req.Repository, "grace_s": req.Grace.Seconds(),
-		"resources": map[string]any{"cpu_millis": req.Resources.CPUMillis, "memory_bytes": req.Resources.MemoryBytes, "gpus": req.Resources.GPUs, "disk_bytes": req.Resources.DiskBytes},
-		"resume":    req.Resume, "run": req.Run, "instance_ref": req.InstanceRef,
+		"name": req.ID.String(), "run_id": req.ID.Run, "attempt": req.ID.Attempt, "instance": req.Instance,
+		"command": req.Command, "dir": req.Dir, "env": env,
+		"image": req.Image, "labels": req.Labels, "nodes": req.Nodes, "job": req.Job, "location": req.Location,
+		"repository": req.Repository, "grace_s": req.Grace.Seconds(),
+		"resources": map[string]any{"cpu_millis": req.Resources.CPUMillis, "memory_bytes": req.Resources.MemoryBytes,
+			"gpus": req.Resources.GPUs, "disk_bytes": req.Resources.DiskBytes},
+		"resume": req.Resume, "run": req.Run, "instance_ref": req.InstanceRef,
 	})
 }
 

@@ -108,9 +108,10 @@ func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "docker", Help: "Run workers as containers of a Docker engine, here or elsewhere.",
 		Schema: config.Fields(Config{}), Context: "docker",
-		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
-		Stock:  "dagster_docker.DockerRunLauncher",
-		Steps:  steps,
+		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true,
+			MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
+		Stock: "dagster_docker.DockerRunLauncher",
+		Steps: steps,
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)
 		},
@@ -154,7 +155,8 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 		l.base.env = append(l.base.env, variable{e.Value, e.Secret})
 	}
 	if c.Registry != nil {
-		l.base.registry = &registry{URL: c.Registry.URL, Username: c.Registry.Username, Password: string(c.Registry.Password)}
+		l.base.registry = &registry{URL: c.Registry.URL, Username: c.Registry.Username,
+			Password: string(c.Registry.Password)}
 	}
 	kwargs, err := c.Kwargs.JSON()
 	if err != nil {
@@ -319,7 +321,9 @@ func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.
 		return launcher.Launched{}, err
 	}
 	name := req.ID.String()
-	c, err, _ := launching.Do(l.engine.DaemonHost()+" "+name, func() (any, error) { return l.start(ctx, req, name, s, auth) })
+	c, err, _ := launching.Do(l.engine.DaemonHost()+" "+name, func() (any, error) {
+		return l.start(ctx, req, name, s, auth)
+	})
 	if err != nil {
 		return launcher.Launched{}, err
 	}
@@ -346,12 +350,14 @@ func launched(c container.InspectResponse) launcher.Launched {
 	return launcher.Launched{
 		Handle: launcher.Handle(strings.TrimPrefix(c.Name, "/")),
 		Tags:   map[string]string{"docker/container_id": c.ID, "dagster/image": image},
-		Notes:  []launcher.Note{{Text: fmt.Sprintf("[DockerRunLauncher] Launching run in a new container %s with image %s", c.ID, image)}},
+		Notes: []launcher.Note{
+			{Text: fmt.Sprintf("[DockerRunLauncher] Launching run in a new container %s with image %s", c.ID, image)}},
 	}
 }
 
 // start makes the container and starts it. It skips what an earlier call has done.
-func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
+func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string, s *spec,
+	auth *registry) (container.InspectResponse, error) {
 	none := container.InspectResponse{}
 	c, err := l.find(ctx, req, name)
 	if cerrdefs.IsNotFound(err) {
@@ -364,13 +370,15 @@ func (l *Launcher) start(ctx context.Context, req *launcher.Request, name string
 		return c, nil
 	}
 	for _, n := range s.Networks[min(1, len(s.Networks)):] {
-		_, err := l.engine.NetworkConnect(ctx, n, client.NetworkConnectOptions{Container: c.ID, EndpointConfig: s.endpoint(n)})
+		_, err := l.engine.NetworkConnect(ctx, n,
+			client.NetworkConnectOptions{Container: c.ID, EndpointConfig: s.endpoint(n)})
 		if err != nil && !strings.Contains(err.Error(), "already exists") {
 			return none, l.giveUp(ctx, c.ID, "connect the container to network "+n, err)
 		}
 	}
 	failpoint.Here(failpoint.DockerCreated)
-	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil && !startedBefore(err.Error()) {
+	if _, err := l.engine.ContainerStart(ctx, c.ID, client.ContainerStartOptions{}); err != nil &&
+		!startedBefore(err.Error()) {
 		return none, l.giveUp(ctx, c.ID, "start the container", err)
 	}
 	return c, nil
@@ -384,15 +392,19 @@ func (l *Launcher) find(ctx context.Context, req *launcher.Request, name string)
 		return got.Container, err
 	case err != nil:
 		return got.Container, unclear(err)
-	case got.Container.Config.Labels[instanceLabel] != req.Instance || got.Container.Config.Labels[runLabel] != req.ID.Run:
-		return got.Container, fmt.Errorf("%w: there is a container %s that is not of this instance; it is left alone", launcher.ErrInvalid, name)
+	case got.Container.Config.Labels[instanceLabel] != req.Instance ||
+		got.Container.Config.Labels[runLabel] != req.ID.Run:
+		return got.Container, fmt.Errorf("%w: there is a container %s that is not of this instance; it is left alone",
+			launcher.ErrInvalid, name)
 	}
 	return got.Container, nil
 }
 
-func (l *Launcher) create(ctx context.Context, req *launcher.Request, name string, s *spec, auth *registry) (container.InspectResponse, error) {
+func (l *Launcher) create(ctx context.Context, req *launcher.Request, name string, s *spec,
+	auth *registry) (container.InspectResponse, error) {
 	none := container.InspectResponse{}
-	w, pull := waiter{pullKey{image: s.Config.Image, login: loginFor(s.Config.Image, auth)}, name}, client.ImagePullOptions{}
+	w, pull := waiter{pullKey{image: s.Config.Image, login: loginFor(s.Config.Image, auth)}, name},
+		client.ImagePullOptions{}
 	if p := s.Create.Platform; p != nil {
 		w.platform, pull.Platforms = path.Join(p.OS, p.Architecture, p.Variant), append(pull.Platforms, *p)
 	}
@@ -404,7 +416,8 @@ func (l *Launcher) create(ctx context.Context, req *launcher.Request, name strin
 		return none, l.pulls.start(w, pull)
 	}
 	options := s.Create
-	options.Name, options.Config, options.HostConfig, options.NetworkingConfig = name, &s.Config, &s.Host, s.networking()
+	options.Name, options.Config, options.HostConfig, options.NetworkingConfig = name, &s.Config, &s.Host,
+		s.networking()
 	_, err = l.engine.ContainerCreate(ctx, options)
 	missing := cerrdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "image")
 	switch {

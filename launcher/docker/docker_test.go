@@ -18,7 +18,9 @@ func open(t testing.TB, settings string) (launcher.Launcher, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return docker.Kind().Open(context.Background(), config.Values{File: "slipway.yaml", Path: "launchers.docker.config", Node: n, Env: os.LookupEnv}, slog.New(slog.DiscardHandler))
+	return docker.Kind().Open(context.Background(),
+		config.Values{File: "slipway.yaml", Path: "launchers.docker.config", Node: n, Env: os.LookupEnv},
+		slog.New(slog.DiscardHandler))
 }
 
 func must(t testing.TB, settings string) launcher.Launcher {

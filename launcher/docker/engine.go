@@ -57,7 +57,9 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 		}
 		options = append(options, client.WithHost("tcp://"+u.Host), client.WithDialContext(dial))
 	default:
-		return nil, fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected", host)
+		return nil,
+			fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected",
+				host)
 	}
 	return client.New(options...)
 }
@@ -68,14 +70,16 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 // answer (4.9, pkg/api/handlers/compat/info.go).
 func (l *Launcher) Host(ctx context.Context) (string, error) {
 	info, err := l.info(ctx)
-	if last, _ := l.engineID.Load().(string); err == nil && info.ID != "" && info.ID != last { // the first answer, or another engine
+	// the first answer, or another engine
+	if last, _ := l.engineID.Load().(string); err == nil && info.ID != "" && info.ID != last {
 		last = info.ID
 		if info, err = l.info(ctx); info.ID != last {
 			info.ID = ""
 		}
 	}
 	switch {
-	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err), cerrdefs.IsNotFound(err): // from a proxy that passes only some requests
+	// from a proxy that passes only some requests
+	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err), cerrdefs.IsNotFound(err):
 		return "", nil
 	case err != nil:
 		return "", unclear(err)
@@ -122,7 +126,8 @@ func tlsFromEnv(env config.Lookup, log *slog.Logger) (client.Opt, error) {
 	} else {
 		log.Warn("docker: the engine's certificate is not checked; set DOCKER_TLS_VERIFY=1")
 	}
-	return client.WithHTTPClient(&http.Client{Transport: &http.Transport{TLSClientConfig: with}, CheckRedirect: client.CheckRedirect}), nil
+	return client.WithHTTPClient(&http.Client{Transport: &http.Transport{TLSClientConfig: with},
+		CheckRedirect: client.CheckRedirect}), nil
 }
 
 // variableOf returns the value of an environment variable, or "" if it is not set.

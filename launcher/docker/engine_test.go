@@ -47,9 +47,11 @@ func newBench(t *testing.T) *bench {
 }
 
 func (b *bench) request(command ...string) *launcher.Request {
-	req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test", Image: b.image, Command: command, At: time.Now(), Job: "job"}
+	req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test",
+		Image: b.image, Command: command, At: time.Now(), Job: "job"}
 	b.Cleanup(func() {
-		_, err := b.engine.ContainerRemove(context.Background(), req.ID.String(), client.ContainerRemoveOptions{Force: true})
+		_, err := b.engine.ContainerRemove(context.Background(), req.ID.String(),
+			client.ContainerRemoveOptions{Force: true})
 		if err != nil && !strings.Contains(err.Error(), "No such container") {
 			b.Error(err)
 		}
@@ -103,13 +105,16 @@ func TestKilledAndRemovedFromOutside(t *testing.T) {
 	l := must(t, "{network: none}")
 	killed := b.request("sleep", "600")
 	h := b.launch(l, killed)
-	if _, err := b.engine.ContainerKill(t.Context(), killed.ID.String(), client.ContainerKillOptions{Signal: "SIGKILL"}); err != nil {
+	if _, err := b.engine.ContainerKill(t.Context(), killed.ID.String(),
+		client.ContainerKillOptions{Signal: "SIGKILL"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := b.until(l, h, ended); got.Status != launcher.Failed || got.Cause != launcher.CauseExit || *got.Exit != 137 {
+	if got := b.until(l, h, ended); got.Status != launcher.Failed || got.Cause != launcher.CauseExit ||
+		*got.Exit != 137 {
 		t.Errorf("Health = %+v, want Failed with exit code 137", got)
 	}
-	if _, err := b.engine.ContainerRemove(t.Context(), killed.ID.String(), client.ContainerRemoveOptions{}); err != nil {
+	if _, err := b.engine.ContainerRemove(t.Context(), killed.ID.String(), client.ContainerRemoveOptions{}); err !=
+		nil {
 		t.Fatal(err)
 	}
 	if got := b.until(l, h, func(launcher.Health) bool { return true }); got.Status != launcher.NotFound {
@@ -124,8 +129,10 @@ func TestMadeAndNotStarted(t *testing.T) {
 	make := func(req *launcher.Request, instance string) {
 		t.Helper()
 		_, err := b.engine.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-			Name:       req.ID.String(),
-			Config:     &container.Config{Image: b.image, Cmd: req.Command, Labels: map[string]string{"dagster/run_id": req.ID.Run, "slipway-instance": instance, "slipway-attempt": "1"}},
+			Name: req.ID.String(),
+			Config: &container.Config{Image: b.image, Cmd: req.Command,
+				Labels: map[string]string{"dagster/run_id": req.ID.Run, "slipway-instance": instance,
+					"slipway-attempt": "1"}},
 			HostConfig: &container.HostConfig{NetworkMode: "none"},
 		})
 		if err != nil {
@@ -154,14 +161,16 @@ func TestAdopt(t *testing.T) {
 	l := must(t, "{network: none}")
 	run := uuid.NewString()
 	made, err := b.engine.ContainerCreate(t.Context(), client.ContainerCreateOptions{ // as Dagster's launcher does
-		Config:     &container.Config{Image: b.image, Cmd: []string{"sleep", "600"}, Labels: map[string]string{"dagster/run_id": run}},
+		Config: &container.Config{Image: b.image, Cmd: []string{"sleep", "600"},
+			Labels: map[string]string{"dagster/run_id": run}},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := b.engine.ContainerRemove(context.Background(), made.ID, client.ContainerRemoveOptions{Force: true}); err != nil {
+		if _, err := b.engine.ContainerRemove(context.Background(), made.ID,
+			client.ContainerRemoveOptions{Force: true}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -173,7 +182,8 @@ func TestAdopt(t *testing.T) {
 	if got := b.until(l, h, func(launcher.Health) bool { return true }); !ok || got.Status != launcher.Running {
 		t.Errorf("Health of an adopted container = %+v, want Running", got)
 	}
-	forged, _ := a.Adopt(launcher.Foreign{Run: uuid.NewString(), Tags: map[string]string{"docker/container_id": made.ID}})
+	forged, _ := a.Adopt(launcher.Foreign{Run: uuid.NewString(),
+		Tags: map[string]string{"docker/container_id": made.ID}})
 	if was, err := l.Terminate(t.Context(), forged, 0); err != nil || was {
 		t.Errorf("Terminate by a forged tag = %v, %v, want that it finds nothing", was, err)
 	}
@@ -211,7 +221,8 @@ func TestNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := must(t, fmt.Sprintf("{networks: [%s, no-such-network]}", names[0]))
-	if got, err := missing.Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "no-such-network") {
+	if got, err := missing.Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "no-such-network") {
 		t.Errorf("Launch with a network that is missing = %+v, %v, want ErrInvalid", got, err)
 	}
 }
@@ -226,7 +237,8 @@ func TestImageThatIsNotThere(t *testing.T) {
 		req := b.request("true")
 		req.Image = "127.0.0.1:1/nobody/nothing:1"
 		_, err := launchTold(t, l, req)
-		if !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "nobody/nothing:1") {
+		if !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull ||
+			!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "nobody/nothing:1") {
 			t.Errorf("%s: Launch = %v, want ErrInvalid with cause image_pull and %q", settings, err, want)
 		}
 	}
@@ -240,7 +252,8 @@ func TestPull(t *testing.T) {
 	image := address + "/team/worker:1"
 	docker := func(args ...string) {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), "docker", append([]string{"--config", filepath.Join(t.TempDir(), "docker")}, args...)...)
+		cmd := exec.CommandContext(t.Context(),
+			"docker", append([]string{"--config", filepath.Join(t.TempDir(), "docker")}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("docker %v: %v\n%s", args, err, out)
 		}
@@ -248,30 +261,37 @@ func TestPull(t *testing.T) {
 	l := must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}", address))
 	early := b.request("true")
 	early.Image = image
-	if _, err := launchTold(t, l, early); launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), "manifest unknown") {
+	if _, err := launchTold(t, l, early); launcher.CauseOf(err) != launcher.CauseImagePull ||
+		!strings.Contains(err.Error(), "manifest unknown") {
 		t.Errorf("Launch before the image is pushed = %v, want cause image_pull", err)
 	}
 	config := t.TempDir()
-	for _, args := range [][]string{{"tag", b.image, image}, {"login", "-u", "ann", "-p", "hunter2", address}, {"push", "-q", image}} {
-		if out, err := exec.CommandContext(t.Context(), "docker", append([]string{"--config", config}, args...)...).CombinedOutput(); err != nil {
+	for _, args := range [][]string{{"tag", b.image, image}, {"login", "-u", "ann", "-p", "hunter2", address},
+		{"push", "-q", image}} {
+		if out, err := exec.CommandContext(t.Context(),
+			"docker", append([]string{"--config", config}, args...)...).CombinedOutput(); err != nil {
 			t.Fatalf("docker %v: %v\n%s", args, err, out)
 		}
 	}
 	docker("rmi", image)
 	for settings, context := range map[string]string{
 		"{network: none, pull_timeout: 20s}": `{}`,
-		fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}", address): fmt.Sprintf(`{"registry": {"url": %q, "username": "ann", "password": "wrong"}}`, address),
+		fmt.Sprintf("{network: none, registry: {url: %q, username: ann, password: hunter2}}",
+			address): fmt.Sprintf(`{"registry": {"url": %q, "username": "ann", "password": "wrong"}}`, address),
 	} {
 		denied := b.request("true")
-		denied.Image, denied.Overrides = image, []launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(context)}}
-		if _, err := launchTold(t, must(t, settings), denied); launcher.CauseOf(err) != launcher.CauseImagePull || !strings.Contains(err.Error(), "auth") {
+		denied.Image, denied.Overrides = image,
+			[]launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(context)}}
+		if _, err := launchTold(t, must(t, settings), denied); launcher.CauseOf(err) != launcher.CauseImagePull ||
+			!strings.Contains(err.Error(), "auth") {
 			t.Errorf("Launch with %s and %s = %v, want cause image_pull", settings, context, err)
 		}
 	}
 	req := b.request("true")
 	req.Image = image
 	_, err := l.Launch(t.Context(), req)
-	if notes := launcher.Notes(err); !errors.Is(err, launcher.ErrPending) || len(notes) == 0 || !strings.Contains(notes[0].Text, image) {
+	if notes := launcher.Notes(err); !errors.Is(err, launcher.ErrPending) || len(notes) == 0 ||
+		!strings.Contains(notes[0].Text, image) {
 		t.Errorf("first Launch = %v, want ErrPending and a note that names the image", err)
 	}
 	if _, err := launchTold(t, l, req); err != nil {
@@ -332,7 +352,8 @@ func TestLoginIsForItsRegistry(t *testing.T) {
 		mu.Unlock()
 		req := b.request("true")
 		req.Image = address + "/team/etl:1"
-		_, err := launchTold(t, must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: puller, password: secret}}", url)), req)
+		_, err := launchTold(t,
+			must(t, fmt.Sprintf("{network: none, registry: {url: %q, username: puller, password: secret}}", url)), req)
 		if err == nil || !strings.Contains(err.Error(), "manifest unknown") {
 			t.Errorf("login of %s: Launch = %v, want that the registry is asked and has no such image", url, err)
 		}
@@ -355,7 +376,9 @@ func registry(t *testing.T) string {
 	if err != nil {
 		testenv.Missing(t, "docker", "no htpasswd program: apt-get install apache2-utils")
 	}
-	settings := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q}\nauth: {htpasswd: {realm: test, path: %q}}\n", dir, address, filepath.Join(dir, "users"))
+	settings := fmt.Sprintf(
+		"version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q}\nauth: "+
+			"{htpasswd: {realm: test, path: %q}}\n", dir, address, filepath.Join(dir, "users"))
 	for name, text := range map[string]string{"users": string(users), "config.yml": settings} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -374,7 +397,8 @@ func TestEngineOverSSH(t *testing.T) {
 	}
 	dir, address := t.TempDir(), testenv.FreeAddress(t)
 	for _, key := range []string{"host", "user"} {
-		if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, key)).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-t", "ed25519", "-N", "",
+			"-f", filepath.Join(dir, key)).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
@@ -389,7 +413,9 @@ func TestEngineOverSSH(t *testing.T) {
 	files := map[string]string{
 		"authorized": string(public("user")) + "\n",
 		"known":      fmt.Sprintf("[%s]:%s %s\n", host, port, public("host")),
-		"sshd": fmt.Sprintf("ListenAddress %s\nHostKey %s/host\nAuthorizedKeysFile %s/authorized\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nAllowStreamLocalForwarding yes\n",
+		"sshd": fmt.Sprintf(
+			"ListenAddress %s\nHostKey %s/host\nAuthorizedKeysFile %s/authorized\nStrictModes no\nUsePAM no\nPidFile "+
+				"none\nPermitRootLogin yes\nAllowStreamLocalForwarding yes\n",
 			address, dir, dir),
 	}
 	for name, text := range files {
@@ -401,7 +427,8 @@ func TestEngineOverSSH(t *testing.T) {
 		testenv.Missing(t, "docker", "sshd needs root: "+err.Error())
 	}
 	testenv.Server(t, address, sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd"))
-	l := must(t, fmt.Sprintf("{host: %q, network: none, ssh: {key: %q, known_hosts: %q}}", "ssh://root@"+address+testenv.DockerSocket(), filepath.Join(dir, "user"), filepath.Join(dir, "known")))
+	l := must(t, fmt.Sprintf("{host: %q, network: none, ssh: {key: %q, known_hosts: %q}}",
+		"ssh://root@"+address+testenv.DockerSocket(), filepath.Join(dir, "user"), filepath.Join(dir, "known")))
 	if got := b.until(l, b.launch(l, b.request("true")), ended); got.Status != launcher.Succeeded {
 		t.Errorf("Health = %+v", got)
 	}
@@ -413,7 +440,8 @@ func TestEngineOverSSH(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	b := newBench(t)
-	c, _ := launcher.As[launcher.Checker](must(t, fmt.Sprintf("{image: %q, networks: [none, no-such-network]}", b.image)))
+	c, _ := launcher.As[launcher.Checker](must(t,
+		fmt.Sprintf("{image: %q, networks: [none, no-such-network]}", b.image)))
 	text, err := json.Marshal(c.Check(t.Context()))
 	if err != nil {
 		t.Fatal(err)
@@ -439,7 +467,8 @@ func TestOutputThatIsNotKept(t *testing.T) {
 	}
 	reader, _ := launcher.As[launcher.LogReader](l)
 	_, err := reader.Logs(t.Context(), h, launcher.LogOptions{})
-	if !errors.Is(err, launcher.ErrNotFound) || strings.Contains(fmt.Sprint(err), "no such worker") || !strings.Contains(fmt.Sprint(err), `log driver "none"`) {
+	if !errors.Is(err, launcher.ErrNotFound) || strings.Contains(fmt.Sprint(err), "no such worker") ||
+		!strings.Contains(fmt.Sprint(err), `log driver "none"`) {
 		t.Errorf("Logs = %v, want that the driver keeps no output", err)
 	}
 }

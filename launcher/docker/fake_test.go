@@ -56,7 +56,9 @@ type fakeContainer struct {
 
 func newFakeEngine(t *testing.T) *fakeEngine {
 	t.Helper()
-	e := &fakeEngine{t: t, images: map[string]bool{"image": true}, made: map[string]*fakeContainer{}, info: fakeInfo{id: func() string { return "fake" }}, pull: func(string, string, registrytypes.AuthConfig) string { return "" }}
+	e := &fakeEngine{t: t, images: map[string]bool{"image": true}, made: map[string]*fakeContainer{},
+		info: fakeInfo{id: func() string { return "fake" }},
+		pull: func(string, string, registrytypes.AuthConfig) string { return "" }}
 	s := httptest.NewServer(e)
 	t.Cleanup(s.Close)
 	e.address = "tcp://" + strings.TrimPrefix(s.URL, "http://")
@@ -134,7 +136,8 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		delete(e.made, parts[1])
 		reply(http.StatusNoContent, nil)
 	case parts[2] == "start" && e.start != refusal{}:
-		if e.start.status < http.StatusTooManyRequests || e.start.status == http.StatusInternalServerError { // else something in front of the engine has answered
+		// else something in front of the engine has answered
+		if e.start.status < http.StatusTooManyRequests || e.start.status == http.StatusInternalServerError {
 			e.made[parts[1]].error = e.start.text
 		}
 		refuse(e.start)
@@ -143,7 +146,9 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(http.StatusNoContent, nil)
 	default:
 		c := e.made[parts[1]]
-		reply(http.StatusOK, map[string]any{"Id": parts[1], "Name": "/" + parts[1], "State": map[string]any{"Status": c.status, "Error": c.error}, "Config": map[string]any{"Labels": c.labels}})
+		reply(http.StatusOK, map[string]any{"Id": parts[1], "Name": "/" + parts[1],
+			"State":  map[string]any{"Status": c.status, "Error": c.error},
+			"Config": map[string]any{"Labels": c.labels}})
 	}
 }
 
@@ -161,7 +166,8 @@ func (e *fakeEngine) containers() int {
 }
 
 func (e *fakeEngine) request() *launcher.Request {
-	return &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test", Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
+	return &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test",
+		Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
 }
 
 // launchTold repeats Launch while the launcher prepares.

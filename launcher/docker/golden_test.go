@@ -107,7 +107,8 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(path, "/json") && e.made == nil:
 		answer(http.StatusNotFound, missing)
 	case strings.HasSuffix(path, "/json"):
-		answer(http.StatusOK, map[string]any{"Id": madeID, "Name": "/x", "State": map[string]any{"Status": "created"}, "Config": map[string]any{"Labels": e.made["Labels"]}})
+		answer(http.StatusOK, map[string]any{"Id": madeID, "Name": "/x", "State": map[string]any{"Status": "created"},
+			"Config": map[string]any{"Labels": e.made["Labels"]}})
 	case call.Request == "POST /images/create":
 		for _, c := range e.c.Output.Calls {
 			if c.Request == call.Request && c.Response.Status >= 400 {
@@ -134,7 +135,9 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (e *engine) recorded(request string, status int) bool {
-	return slices.ContainsFunc(e.c.Output.Calls, func(c goldenCall) bool { return c.Request == request && c.Response.Status == status })
+	return slices.ContainsFunc(e.c.Output.Calls, func(c goldenCall) bool {
+		return c.Request == request && c.Response.Status == status
+	})
 }
 
 func (e *engine) count(request string) (n int) {
@@ -183,7 +186,8 @@ func TestGoldenLaunches(t *testing.T) {
 			if d := testenv.Diff(c.Output.Tags, got.Tags); d != "" {
 				t.Errorf("tags (-want +got):\n%s", d)
 			}
-			if len(c.Output.Events) == 0 || len(got.Notes) != 1 || got.Notes[0].Text != c.Output.Events[len(c.Output.Events)-1].Message {
+			if len(c.Output.Events) == 0 || len(got.Notes) != 1 ||
+				got.Notes[0].Text != c.Output.Events[len(c.Output.Events)-1].Message {
 				t.Errorf("notes = %v, the real launcher wrote %v", got.Notes, c.Output.Events)
 			}
 			e.compare()
@@ -204,8 +208,10 @@ func (e *engine) launch(address string) (launcher.Launched, error) {
 		e.t.Fatal(err)
 	}
 	b := &worker.Builder{Instance: "prod", AllowSecretsInArgv: true} // as Dagster does
-	target := worker.Target{Name: "docker", Traits: docker.Kind().Traits, Context: docker.Kind().Context, Ref: json.RawMessage(e.c.Input.InstanceRef), Gate: worker.GateOff}
-	req, err := b.Request(run, worker.Attempt{Number: 1, Token: "t", At: time.Unix(0, 0), Resume: e.c.Operation == "resume"}, target)
+	target := worker.Target{Name: "docker", Traits: docker.Kind().Traits, Context: docker.Kind().Context,
+		Ref: json.RawMessage(e.c.Input.InstanceRef), Gate: worker.GateOff}
+	req, err := b.Request(run, worker.Attempt{Number: 1, Token: "t", At: time.Unix(0, 0),
+		Resume: e.c.Operation == "resume"}, target)
 	if err != nil {
 		return launcher.Launched{}, err
 	}
@@ -226,13 +232,14 @@ func (e *engine) open(address string) (launcher.Launcher, error) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	return docker.Kind().Open(context.Background(), config.Values{File: "golden", Path: "config", Node: n, Literal: true, Env: func(name string) (string, bool) {
-		if name == "DOCKER_HOST" {
-			return "tcp://" + u.Host, true
-		}
-		v, ok := e.c.Input.Env[name]
-		return v, ok
-	}}, slog.New(slog.DiscardHandler))
+	return docker.Kind().Open(context.Background(),
+		config.Values{File: "golden", Path: "config", Node: n, Literal: true, Env: func(name string) (string, bool) {
+			if name == "DOCKER_HOST" {
+				return "tcp://" + u.Host, true
+			}
+			v, ok := e.c.Input.Env[name]
+			return v, ok
+		}}, slog.New(slog.DiscardHandler))
 }
 
 // compare compares the sent requests with the recorded ones.
@@ -273,7 +280,8 @@ func (e *engine) agree(want, got map[string]any) {
 	for i, arg := range want["Cmd"].([]any) {
 		want["Cmd"].([]any)[i] = strings.Replace(arg.(string), `"<instance_ref>"`, e.c.Input.InstanceRef, 1)
 	}
-	wantHost, wantLabels, gotLabels := want["HostConfig"].(map[string]any), want["Labels"].(map[string]any), got["Labels"].(map[string]any)
+	wantHost, wantLabels, gotLabels := want["HostConfig"].(map[string]any), want["Labels"].(map[string]any),
+		got["Labels"].(map[string]any)
 	delete(want, "NetworkingConfig")           // names the network again, in a form that the engine ignores
 	delete(wantHost, "AutoRemove")             // the end must be known first; then Slipway removes it
 	if mac := want["MacAddress"]; mac != nil { // the engine has it there since API 1.44

@@ -104,7 +104,8 @@ func Health(s *container.State) launcher.Health {
 		case inTrouble(s.Error): // the next start may succeed
 			h.Message = "the engine could not start the container: " + s.Error
 		case s.Error != "":
-			h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, "the container could not be started: "+s.Error
+			h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit,
+				"the container could not be started: "+s.Error
 		}
 		return h
 	case container.StateRunning, container.StatePaused, container.StateRestarting:
@@ -122,7 +123,8 @@ func Health(s *container.State) launcher.Health {
 		h.Status = launcher.Succeeded
 		return h
 	}
-	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit, fmt.Sprintf("the container ended with exit code %d", exit)
+	h.Status, h.Cause, h.Message = launcher.Failed, launcher.CauseExit,
+		fmt.Sprintf("the container ended with exit code %d", exit)
 	switch {
 	case s.OOMKilled && exit == 137: // with another exit code the kernel killed a child of the worker
 		h.Cause, h.Message = launcher.CauseOOM, "the container ran out of memory and was killed (exit code 137)"
@@ -220,7 +222,9 @@ func (l *Launcher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 		}
 		// The events begin at the engine's time before the list, so that no event is missed.
 		events := l.engine.Events(ctx, client.EventsListOptions{
-			Since: info.Info.SystemTime, Filters: client.Filters{}.Add("type", "container").Add("label", instanceLabel).Add("event", "start", "die", "oom", "destroy"),
+			Since: info.Info.SystemTime,
+			Filters: client.Filters{}.Add("type", "container").Add("label", instanceLabel).Add("event", "start", "die",
+				"oom", "destroy"),
 		})
 		for w, err := range l.List(ctx, launcher.Filter{}) {
 			if err != nil {
@@ -297,14 +301,19 @@ func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOp
 	return l.read(ctx, c, o)
 }
 
-func (l *Launcher) read(ctx context.Context, c container.InspectResponse, o launcher.LogOptions) (io.ReadCloser, error) {
+func (l *Launcher) read(ctx context.Context, c container.InspectResponse,
+	o launcher.LogOptions) (io.ReadCloser, error) {
 	options := client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: o.Follow}
 	if o.Tail > 0 {
 		options.Tail = strconv.Itoa(o.Tail)
 	}
 	stream, err := l.engine.ContainerLogs(ctx, c.ID, options)
-	if err != nil && c.HostConfig != nil && (cerrdefs.IsNotImplemented(err) || strings.Contains(err.Error(), "does not support reading")) {
-		return nil, noOutput{fmt.Errorf("docker: the log driver %q of container %s keeps no output that can be read (container_kwargs.log_config)", c.HostConfig.LogConfig.Type, strings.TrimPrefix(c.Name, "/"))}
+	if err != nil && c.HostConfig != nil &&
+		(cerrdefs.IsNotImplemented(err) || strings.Contains(err.Error(), "does not support reading")) {
+		return nil,
+			noOutput{fmt.Errorf(
+				"docker: the log driver %q of container %s keeps no output that can be read "+
+					"(container_kwargs.log_config)", c.HostConfig.LogConfig.Type, strings.TrimPrefix(c.Name, "/"))}
 	}
 	if cerrdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("%w: docker: %w", launcher.ErrNotFound, err)
@@ -367,7 +376,8 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 		slices.Sort(networks)
 	}
 	out := map[string]any{
-		"engine": l.engine.DaemonHost(), "container": strings.TrimPrefix(c.Name, "/"), "id": c.ID, "image": c.Config.Image, "image_id": c.Image, "created": c.Created,
+		"engine": l.engine.DaemonHost(), "container": strings.TrimPrefix(c.Name, "/"), "id": c.ID,
+		"image": c.Config.Image, "image_id": c.Image, "created": c.Created,
 		"state": c.State, "restarts": c.RestartCount, "networks": networks, "labels": c.Config.Labels,
 		"env": redactedEnv(c.Config.Env, c.Config.Labels[secretsLabel]), "host_config": c.HostConfig,
 	}
@@ -385,11 +395,15 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 	v, err := l.engine.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
-		return []launcher.Finding{{What: fmt.Sprintf("the engine at %s does not answer: %v", l.engine.DaemonHost(), err), Fix: "start it, or put its address into host; the daemon's user needs access to the socket"}}
+		return []launcher.Finding{{What: fmt.Sprintf("the engine at %s does not answer: %v", l.engine.DaemonHost(),
+			err), Fix: "start it, or put its address into host; the daemon's user needs access to the socket"}}
 	}
-	out := []launcher.Finding{{OK: true, What: fmt.Sprintf("engine %s at %s, API %s", v.Version, l.engine.DaemonHost(), l.engine.ClientVersion())}}
+	out := []launcher.Finding{{OK: true,
+		What: fmt.Sprintf("engine %s at %s, API %s", v.Version, l.engine.DaemonHost(), l.engine.ClientVersion())}}
 	if host, err := l.Host(ctx); err == nil && host == "" {
-		out = append(out, launcher.Finding{OK: true, What: "the engine hides its ID (GET /info): if another daemon of this instance used another engine, it would end runs of this one"})
+		out = append(out, launcher.Finding{OK: true,
+			What: "the engine hides its ID (GET /info): if another daemon of this instance used another engine, it " +
+				"would end runs of this one"})
 	}
 	if l.image != "" {
 		_, err := l.engine.ImageInspect(ctx, l.image)
@@ -398,15 +412,18 @@ func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 		case cerrdefs.IsNotFound(err) && l.pull != "never":
 			f = launcher.Finding{OK: true, What: "image " + l.image + " is not there yet; the first launch pulls it"}
 		case err != nil:
-			f.What, f.Fix = fmt.Sprintf("image %s: %v", l.image, err), "build or load it, or allow pulling with pull: missing"
+			f.What, f.Fix = fmt.Sprintf("image %s: %v", l.image, err),
+				"build or load it, or allow pulling with pull: missing"
 		}
 		out = append(out, f)
 	}
 	if r := l.base.registry; r != nil {
-		_, err := l.engine.RegistryLogin(ctx, client.RegistryLoginOptions{Username: r.Username, Password: r.Password, ServerAddress: r.URL})
+		_, err := l.engine.RegistryLogin(ctx,
+			client.RegistryLoginOptions{Username: r.Username, Password: r.Password, ServerAddress: r.URL})
 		f := launcher.Finding{OK: err == nil, What: "login at registry " + r.URL}
 		if err != nil {
-			f.What, f.Fix = fmt.Sprintf("login at registry %s as %s: %v", r.URL, r.Username, err), "correct registry.username and registry.password"
+			f.What, f.Fix = fmt.Sprintf("login at registry %s as %s: %v", r.URL, r.Username, err),
+				"correct registry.username and registry.password"
 		}
 		out = append(out, f)
 	}

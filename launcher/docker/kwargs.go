@@ -94,7 +94,8 @@ func strict(value json.RawMessage, into any) error {
 }
 
 // jsonKinds translates package json's names of kinds of values.
-var jsonKinds = map[string]string{"string": "a text", "number": "a number", "bool": "true or false", "array": "a list", "object": "a mapping"}
+var jsonKinds = map[string]string{"string": "a text", "number": "a number", "bool": "true or false", "array": "a list",
+	"object": "a mapping"}
 
 // kindOf describes the kind of value that a Go type has in YAML and JSON.
 func kindOf(t reflect.Type) string {
@@ -492,13 +493,15 @@ func eachRespelled[T any](value json.RawMessage, names map[string]string) ([]T, 
 }
 
 func ulimits(s *spec, value json.RawMessage) (err error) {
-	s.Host.Ulimits, err = eachRespelled[*container.Ulimit](value, map[string]string{"name": "Name", "soft": "Soft", "hard": "Hard"})
+	s.Host.Ulimits, err = eachRespelled[*container.Ulimit](value,
+		map[string]string{"name": "Name", "soft": "Soft", "hard": "Hard"})
 	return err
 }
 
 func deviceRequests(s *spec, value json.RawMessage) (err error) {
 	s.Host.DeviceRequests, err = eachRespelled[container.DeviceRequest](value, map[string]string{
-		"driver": "Driver", "count": "Count", "device_ids": "DeviceIDs", "capabilities": "Capabilities", "options": "Options",
+		"driver": "Driver", "count": "Count", "device_ids": "DeviceIDs", "capabilities": "Capabilities",
+		"options": "Options",
 	})
 	return err
 }
@@ -512,7 +515,8 @@ func logConfig(s *spec, value json.RawMessage) error {
 }
 
 func healthcheck(s *spec, value json.RawMessage) error {
-	names := map[string]string{"test": "Test", "interval": "Interval", "timeout": "Timeout", "retries": "Retries", "start_period": "StartPeriod"}
+	names := map[string]string{"test": "Test", "interval": "Interval", "timeout": "Timeout", "retries": "Retries",
+		"start_period": "StartPeriod"}
 	members, err := object(value)
 	if err != nil {
 		return err

@@ -125,7 +125,8 @@ func TestAllOptionsOfDockerPy(t *testing.T) {
 	names := strings.Fields(string(text))
 	if source, err := os.ReadFile(filepath.Join(testenv.Root(t), dockerPy)); err == nil {
 		var installed []string
-		for _, list := range regexp.MustCompile(`(?s)RUN_(?:CREATE|HOST_CONFIG)_KWARGS = \[(.*?)\]`).FindAllStringSubmatch(string(source), -1) {
+		for _, list := range regexp.MustCompile(
+			`(?s)RUN_(?:CREATE|HOST_CONFIG)_KWARGS = \[(.*?)\]`).FindAllStringSubmatch(string(source), -1) {
 			for _, name := range regexp.MustCompile(`'(\w+)'`).FindAllStringSubmatch(list[1], -1) {
 				installed = append(installed, name[1])
 			}
@@ -135,7 +136,8 @@ func TestAllOptionsOfDockerPy(t *testing.T) {
 			t.Errorf("the installed docker-py has other options than testdata: %v, want %v", installed, names)
 		}
 	}
-	for _, name := range append(names, "ports", "volumes", "networking_config", "stop_timeout") { // docker-py and Dagster read these separately
+	// docker-py and Dagster read these separately
+	for _, name := range append(names, "ports", "volumes", "networking_config", "stop_timeout") {
 		_, err := made(t, name, nil)
 		_, own, _ := strings.Cut(fmt.Sprint(err), "the setting for it is ")
 		if err != nil && own == "" {
@@ -148,13 +150,20 @@ func TestAllOptionsOfDockerPy(t *testing.T) {
 // explanation.
 func TestFormsOfOptions(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
-		{"ports", `{"8080/tcp": {"HostIp": "127.0.0.1", "HostPort": "18080"}}`, `"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"18080"}]`},
-		{"ports", `{"80": [1, null, {"HostPort": 3}]}`, `"80/tcp":[{"HostIp":"","HostPort":"1"},{"HostIp":"","HostPort":""},{"HostIp":"","HostPort":"3"}]`},
-		{"device_read_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`, `"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1000}]`},
-		{"device_write_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`, `"BlkioDeviceWriteBps":[{"Path":"/dev/sda","Rate":1000}]`},
-		{"device_read_iops", `[{"Path": "/dev/sda", "Rate": 10}]`, `"BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":10}]`},
-		{"device_write_iops", `[{"Path": "/dev/sda", "Rate": 10}]`, `"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":10}]`},
-		{"blkio_weight_device", `[{"Path": "/dev/sda", "Weight": 10}]`, `"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":10}]`},
+		{"ports", `{"8080/tcp": {"HostIp": "127.0.0.1", "HostPort": "18080"}}`,
+			`"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"18080"}]`},
+		{"ports", `{"80": [1, null, {"HostPort": 3}]}`,
+			`"80/tcp":[{"HostIp":"","HostPort":"1"},{"HostIp":"","HostPort":""},{"HostIp":"","HostPort":"3"}]`},
+		{"device_read_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`,
+			`"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1000}]`},
+		{"device_write_bps", `[{"Path": "/dev/sda", "Rate": 1000}]`,
+			`"BlkioDeviceWriteBps":[{"Path":"/dev/sda","Rate":1000}]`},
+		{"device_read_iops", `[{"Path": "/dev/sda", "Rate": 10}]`,
+			`"BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":10}]`},
+		{"device_write_iops", `[{"Path": "/dev/sda", "Rate": 10}]`,
+			`"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":10}]`},
+		{"blkio_weight_device", `[{"Path": "/dev/sda", "Weight": 10}]`,
+			`"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":10}]`},
 		{"volumes_from", `"a,b:ro"`, `"VolumesFrom":["a","b:ro"]`},
 		{"links", `[["db", "database"]]`, `"Links":["db:database"]`},
 		{"links", `{"db": null}`, `"Links":["db"]`},
@@ -162,7 +171,8 @@ func TestFormsOfOptions(t *testing.T) {
 		{"platform", `"linux"`, `"Platform":{"architecture":"","os":"linux"}`},
 		{"platform", `"amd64"`, `"Platform":{"architecture":"amd64","os":"linux"}`},
 		{"platform", `"arm/v7"`, `"Platform":{"architecture":"arm","os":"linux","variant":"v7"}`},
-		{"kernel_memory", `"1g"`, `"image"`}, {"lxc_conf", `{"a": "b"}`, `"image"`}, {"version", `"1.40"`, `"image"`}, {"use_config_proxy", `false`, `"image"`},
+		{"kernel_memory", `"1g"`, `"image"`}, {"lxc_conf", `{"a": "b"}`, `"image"`}, {"version", `"1.40"`, `"image"`},
+		{"use_config_proxy", `false`, `"image"`},
 
 		{"platform", `"a/b/c/d"`, `not a platform`},
 		{"init_path", `"/init"`, `engines have no such option since API 1.29; set init: true`},

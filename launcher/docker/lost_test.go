@@ -21,11 +21,15 @@ import (
 func TestLostInItsStart(t *testing.T) {
 	for text, lost := range map[string]bool{
 		"id already in use": true,
-		"failed to start shim: mkdir /run/containerd/io.containerd.runtime.v2.task/moby/70d2: file exists: unknown":  true,
-		"failed to set up container networking: listen tcp 0.0.0.0:80: bind: address already in use":                 false,
-		`failed to create shim task: OCI runtime create failed: exec: "nothing": executable file not found in $PATH`: false,
+		"failed to start shim: mkdir /run/containerd/io.containerd.runtime.v2.task/moby/70d2: file exists: " +
+			"unknown": true,
+		"failed to set up container networking: listen tcp 0.0.0.0:80: bind: address already in " +
+			"use": false,
+		`failed to create shim task: OCI runtime create failed: exec: "nothing": executable file not found in ` +
+			`$PATH`: false,
 	} {
-		req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test", Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
+		req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: "test",
+			Image: "image", Command: []string{"true"}, At: time.Now(), Job: "job"}
 		said := "" // by an earlier start
 		engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Api-Version", "1.41")
@@ -33,8 +37,10 @@ func TestLostInItsStart(t *testing.T) {
 			switch {
 			case strings.HasSuffix(r.URL.Path, "/json"):
 				out = map[string]any{
-					"Id": madeID, "Name": "/" + req.ID.String(), "State": map[string]any{"Status": "created", "Error": said},
-					"Config": map[string]any{"Labels": map[string]string{"dagster/run_id": req.ID.Run, "slipway-instance": req.Instance}},
+					"Id": madeID, "Name": "/" + req.ID.String(),
+					"State": map[string]any{"Status": "created", "Error": said},
+					"Config": map[string]any{"Labels": map[string]string{"dagster/run_id": req.ID.Run,
+						"slipway-instance": req.Instance}},
 				}
 			case strings.HasSuffix(r.URL.Path, "/start"):
 				said = text
@@ -54,7 +60,8 @@ func TestLostInItsStart(t *testing.T) {
 		if lost {
 			want = launcher.Starting
 		}
-		if got, err := l.Health(t.Context(), launcher.Handle(req.ID.String())); err != nil || got.Status != want || !strings.Contains(got.Message, text) {
+		if got, err := l.Health(t.Context(), launcher.Handle(req.ID.String())); err != nil || got.Status != want ||
+			!strings.Contains(got.Message, text) {
 			t.Errorf("%s: Health = %+v, %v; want %s", text, got, err, want)
 		}
 		engine.Close()

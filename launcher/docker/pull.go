@@ -60,7 +60,8 @@ type outcome struct {
 }
 
 func newPuller(engine *client.Client, limit time.Duration, env config.Lookup, log *slog.Logger) *puller {
-	return &puller{engine: engine, limit: limit, env: env, log: log, going: map[pullKey]*pull{}, outcomes: map[waiter]outcome{}}
+	return &puller{engine: engine, limit: limit, env: env, log: log, going: map[pullKey]*pull{},
+		outcomes: map[waiter]outcome{}}
 }
 
 const (
@@ -101,7 +102,8 @@ func (p *puller) start(w waiter, options client.ImagePullOptions) error {
 }
 
 func (at *pull) pending(image string) error {
-	return launcher.Pending(askAgain, launcher.Note{Text: "[Slipway] Pulling image " + image}, launcher.Note{Text: fmt.Sprintf("[Slipway] Image %s: %s", image, at.state)})
+	return launcher.Pending(askAgain, launcher.Note{Text: "[Slipway] Pulling image " + image},
+		launcher.Note{Text: fmt.Sprintf("[Slipway] Image %s: %s", image, at.state)})
 }
 
 // run pulls until the image is there, the registry's refusal is final, or the time is up.
@@ -129,7 +131,8 @@ func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 		err = fmt.Errorf("not within %v: %w", p.limit, last)
 	}
 	if err != nil {
-		err = launcher.WithCause(fmt.Errorf("%w: image %s cannot be pulled: %w", launcher.ErrInvalid, k.image, err), launcher.CauseImagePull)
+		err = launcher.WithCause(fmt.Errorf("%w: image %s cannot be pulled: %w", launcher.ErrInvalid, k.image, err),
+			launcher.CauseImagePull)
 	} else {
 		p.log.Info("image pulled", "image", k.image, "dur", time.Since(at.began))
 	}
@@ -144,10 +147,12 @@ func (p *puller) run(at *pull, k pullKey, options client.ImagePullOptions) {
 
 // final reports whether the registry would give the same answer next time.
 func final(err error) bool {
-	if cerrdefs.IsNotFound(err) || cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsInvalidArgument(err) {
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) ||
+		cerrdefs.IsInvalidArgument(err) {
 		return true
 	}
-	for _, sign := range []string{"manifest unknown", "not found", "pull access denied", "unauthorized", "authentication required", "denied:", "no matching manifest", "no basic auth credentials"} {
+	for _, sign := range []string{"manifest unknown", "not found", "pull access denied",
+		"unauthorized", "authentication required", "denied:", "no matching manifest", "no basic auth credentials"} {
 		if strings.Contains(err.Error(), sign) {
 			return true
 		}
@@ -155,7 +160,8 @@ func final(err error) bool {
 	return false
 }
 
-func (p *puller) once(ctx context.Context, at *pull, image string, login registrytypes.AuthConfig, options client.ImagePullOptions) error {
+func (p *puller) once(ctx context.Context, at *pull, image string, login registrytypes.AuthConfig,
+	options client.ImagePullOptions) error {
 	if login != (registrytypes.AuthConfig{}) {
 		header, err := authconfig.Encode(login)
 		if err != nil {

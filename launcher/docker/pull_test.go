@@ -37,7 +37,8 @@ func TestOutcomesOfPulls(t *testing.T) {
 		l := must(t, "{host: '"+e.address+"', network: none, pull: "+policy+"}")
 		request := func(image, context string) *launcher.Request {
 			req := e.request()
-			req.Image, req.Overrides = "r.example/"+policy+"/"+image+":1", []launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(context)}}
+			req.Image, req.Overrides = "r.example/"+policy+"/"+image+":1",
+				[]launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(context)}}
 			return req
 		}
 		login := func(password string) string {
@@ -51,12 +52,15 @@ func TestOutcomesOfPulls(t *testing.T) {
 			{"of that image, which is pushed now", "late", "{}", "", ""},
 			{"with a wrong login", "private", login("wrong"), "", wrong},
 			{"with the right one", "private", login("right"), "", ""},
-			{"for a platform that the image is not for", "other", `{"container_kwargs": {"platform": "linux/s390x"}}`, "", "no matching manifest"},
+			{"for a platform that the image is not for", "other", `{"container_kwargs": {"platform": "linux/s390x"}}`,
+				"", "no matching manifest"},
 			{"for one that it is for", "other", `{"container_kwargs": {"platform": "linux/amd64"}}`, "", ""},
 		} {
 			e.set(func() { failing, hold = c.failing, closed })
 			_, err := launchTold(t, l, request(c.image, c.context))
-			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || launcher.CauseOf(err) != launcher.CauseImagePull || !errors.Is(err, launcher.ErrInvalid)) {
+			if (err == nil) != (c.want == "") || err != nil &&
+				(!strings.Contains(err.Error(), c.want) || launcher.CauseOf(err) != launcher.CauseImagePull ||
+					!errors.Is(err, launcher.ErrInvalid)) {
 				t.Errorf("%s: Launch %s = %v, want %q", policy, c.what, err, c.want)
 			}
 		}
@@ -65,7 +69,8 @@ func TestOutcomesOfPulls(t *testing.T) {
 		waiting := make(chan struct{})
 		e.set(func() { failing, hold, e.pulls = "", waiting, nil })
 		all := map[*launcher.Request]string{
-			request("shared", "{}"): "", request("shared", "{ }"): "", request("shared", login("wrong")): wrong, request("shared", login("right")): "",
+			request("shared", "{}"): "", request("shared", "{ }"): "", request("shared", login("wrong")): wrong,
+			request("shared", login("right")):                                      "",
 			request("shared", `{"container_kwargs": {"platform": "linux/s390x"}}`): "no matching manifest",
 		}
 		for req := range all {
@@ -75,7 +80,8 @@ func TestOutcomesOfPulls(t *testing.T) {
 		}
 		close(waiting)
 		for req, want := range all {
-			if _, err := launchTold(t, l, req); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			if _, err := launchTold(t, l, req); (err == nil) != (want == "") || err != nil &&
+				!strings.Contains(err.Error(), want) {
 				t.Errorf("%s: Launch with %s = %v, want %q", policy, req.Overrides[0].JSON, err, want)
 			}
 		}

@@ -29,7 +29,8 @@ func refusal(what string, err error) error {
 // cannot work answers 503 and 429. Other errors tell nothing about what the engine has done.
 func isAnswer(err error) bool {
 	for _, is := range []func(error) bool{
-		cerrdefs.IsInvalidArgument, cerrdefs.IsNotFound, cerrdefs.IsConflict, cerrdefs.IsFailedPrecondition, cerrdefs.IsPermissionDenied,
+		cerrdefs.IsInvalidArgument, cerrdefs.IsNotFound, cerrdefs.IsConflict, cerrdefs.IsFailedPrecondition,
+		cerrdefs.IsPermissionDenied,
 		cerrdefs.IsInternal, cerrdefs.IsNotImplemented,
 	} {
 		if is(err) {
@@ -43,7 +44,8 @@ func isAnswer(err error) bool {
 // because the engine answers 500 to most requests that it cannot carry out.
 func inTrouble(text string) bool {
 	for _, sign := range []string{
-		"no space left on device", "too many open files", "cannot allocate memory", "resource temporarily unavailable", "no available IPv4 addresses",
+		"no space left on device", "too many open files", "cannot allocate memory", "resource temporarily unavailable",
+		"no available IPv4 addresses",
 		"containerd.sock", ": unavailable", "transport is closing", "context deadline exceeded", "context canceled",
 		// The client's text for an answer without one.
 		"client version", "check if the server supports the requested API version",

@@ -28,7 +28,8 @@ func TestOptionsThatTheEngineRefuses(t *testing.T) {
 		for kwargs, words := range map[string]string{
 			`"user": "nobody2"`:        "nobody2",
 			`"group_add": ["nobody2"]`: "nobody2",
-			`"device_requests": [{"capabilities": [["gpu"]], "count": -1}]`:                       "could not select device driver",
+			`"device_requests": [{"capabilities": [["gpu"]], "count": -1}]`: "could not select " +
+				"device driver",
 			`"network_mode": "container:gone"`:                                                    "gone",
 			`"network_mode": "no-such-network"`:                                                   "no-such-network",
 			`"ipc_mode": "container:gone"`:                                                        "gone",
@@ -65,12 +66,14 @@ func TestOptionsThatTheEngineRefuses(t *testing.T) {
 				t.Parallel()
 				l := must(t, "{pull_timeout: 1s}")
 				req := b.request("true")
-				req.Overrides = []launcher.Override{{Source: "container_context.docker", JSON: json.RawMessage(`{"container_kwargs": {` + kwargs + `}}`)}}
+				req.Overrides = []launcher.Override{{Source: "container_context.docker",
+					JSON: json.RawMessage(`{"container_kwargs": {` + kwargs + `}}`)}}
 				got, err := l.Launch(t.Context(), req)
 				if !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), words) {
 					t.Errorf("Launch = %+v, %v, want ErrInvalid with %q", got, err, words)
 				}
-				if found, err := b.engine.ContainerInspect(t.Context(), req.ID.String(), client.ContainerInspectOptions{}); err == nil {
+				if found, err := b.engine.ContainerInspect(t.Context(), req.ID.String(),
+					client.ContainerInspectOptions{}); err == nil {
 					t.Errorf("a container is left: %+v", found.Container.State)
 				}
 			})

@@ -125,11 +125,14 @@ func (c clientConfig) login(ctx context.Context, host string) (registrytypes.Aut
 		if registryHost(address) != host {
 			continue
 		}
-		out := registrytypes.AuthConfig{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken, ServerAddress: address}
+		out := registrytypes.AuthConfig{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken,
+			RegistryToken: a.RegistryToken, ServerAddress: address}
 		if a.Auth != "" {
 			text, err := base64.StdEncoding.DecodeString(a.Auth)
 			if err != nil {
-				return registrytypes.AuthConfig{}, fmt.Errorf("config.json: auths.%s.auth is not base64; log in again with docker login %s", address, host)
+				return registrytypes.AuthConfig{},
+					fmt.Errorf("config.json: auths.%s.auth is not base64; log in again with docker login %s", address,
+						host)
 			}
 			out.Username, out.Password, _ = strings.Cut(strings.Trim(string(text), "\x00"), ":")
 		}
@@ -163,7 +166,8 @@ func askHelper(ctx context.Context, name, host string) (registrytypes.AuthConfig
 		return none, nil
 	}
 	if err != nil { // then its standard output is the reason, and contains no login
-		return none, fmt.Errorf("docker-credential-%s get (for %s): %w: %.300s", name, server, err, strings.TrimSpace(string(out)))
+		return none, fmt.Errorf("docker-credential-%s get (for %s): %w: %.300s", name, server, err,
+			strings.TrimSpace(string(out)))
 	}
 	var got struct{ Username, Secret string }
 	if json.Unmarshal(out, &got) != nil || got.Secret == "" {
@@ -188,7 +192,8 @@ func (l *Launcher) proxies() []variable {
 		p = c.Proxies["default"]
 	}
 	var out []variable
-	for _, v := range [][2]string{{"http_proxy", p.HTTPProxy}, {"https_proxy", p.HTTPSProxy}, {"ftp_proxy", p.FTPProxy}, {"no_proxy", p.NoProxy}} {
+	for _, v := range [][2]string{{"http_proxy", p.HTTPProxy}, {"https_proxy", p.HTTPSProxy}, {"ftp_proxy", p.FTPProxy},
+		{"no_proxy", p.NoProxy}} {
 		if v[1] != "" {
 			secret := strings.Contains(v[1], "@") // the URL contains a login
 			out = append(out, variable{v[0] + "=" + v[1], secret}, variable{strings.ToUpper(v[0]) + "=" + v[1], secret})

@@ -44,15 +44,25 @@ func TestLoginsOfDockersConfig(t *testing.T) {
 		{"nothing", `{}`, "r.example/x:1", registrytypes.AuthConfig{}, ""},
 		{"the file", `{"auths": {"https://r.example/v1/": {"auth": "` + auth + `"}, "other.example": {"auth": "eDp5"}}}`, "r.example/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of:the file"}, ""},
 		{"the file, of the hub", `{"auths": {"https://index.docker.io/v1/": {"auth": "` + auth + `"}}}`, "team/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of:the file"}, ""},
-		{"the file, of another", `{"auths": {"other.example": {"auth": "` + auth + `"}}}`, "r.example/x:1", registrytypes.AuthConfig{}, ""},
-		{"a token in the file", `{"auths": {"r.example": {"identitytoken": "a token"}}}`, "r.example/x:1", registrytypes.AuthConfig{IdentityToken: "a token"}, ""},
-		{"the store", `{"credsStore": "test", "auths": {"helped.example": {}}}`, "helped.example/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of the helper"}, ""},
-		{"the store, of the hub", `{"credsStore": "test"}`, "x:1", registrytypes.AuthConfig{Username: "ann", Password: "of the hub"}, ""},
-		{"a token in the store", `{"credsStore": "test"}`, "token.example/x:1", registrytypes.AuthConfig{IdentityToken: "a token"}, ""},
-		{"the file behind a store without it", `{"credsStore": "test", "auths": {"r.example": {"auth": "` + auth + `"}}}`, "r.example/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of:the file"}, ""},
-		{"a helper of one registry", `{"credsStore": "missing", "credHelpers": {"helped.example": "test"}}`, "helped.example/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of the helper"}, ""},
-		{"a helper that fails", `{"credsStore": "test"}`, "broken.example/x:1", registrytypes.AuthConfig{}, "the keychain is locked"},
-		{"a helper that is missing", `{"credsStore": "missing"}`, "r.example/x:1", registrytypes.AuthConfig{}, "docker-credential-missing"},
+		{"the file, of another", `{"auths": {"other.example": {"auth": "` + auth + `"}}}`, "r.example/x:1",
+			registrytypes.AuthConfig{}, ""},
+		{"a token in the file", `{"auths": {"r.example": {"identitytoken": "a token"}}}`, "r.example/x:1",
+			registrytypes.AuthConfig{IdentityToken: "a token"}, ""},
+		{"the store", `{"credsStore": "test", "auths": {"helped.example": {}}}`, "helped.example/x:1",
+			registrytypes.AuthConfig{Username: "ann", Password: "of the helper"}, ""},
+		{"the store, of the hub", `{"credsStore": "test"}`, "x:1",
+			registrytypes.AuthConfig{Username: "ann", Password: "of the hub"}, ""},
+		{"a token in the store", `{"credsStore": "test"}`, "token.example/x:1",
+			registrytypes.AuthConfig{IdentityToken: "a token"}, ""},
+		{"the file behind a store without it",
+			`{"credsStore": "test", "auths": {"r.example": {"auth": "` + auth + `"}}}`, "r.example/x:1",
+			registrytypes.AuthConfig{Username: "ann", Password: "of:the file"}, ""},
+		{"a helper of one registry", `{"credsStore": "missing", "credHelpers": {"helped.example": "test"}}`,
+			"helped.example/x:1", registrytypes.AuthConfig{Username: "ann", Password: "of the helper"}, ""},
+		{"a helper that fails", `{"credsStore": "test"}`, "broken.example/x:1", registrytypes.AuthConfig{},
+			"the keychain is locked"},
+		{"a helper that is missing", `{"credsStore": "missing"}`, "r.example/x:1", registrytypes.AuthConfig{},
+			"docker-credential-missing"},
 		{"a file that cannot be read", `{"auths": [`, "r.example/x:1", registrytypes.AuthConfig{}, "config.json"},
 	} {
 		dir := t.TempDir()
@@ -106,13 +116,16 @@ func TestLoginIsForItsHost(t *testing.T) {
 		e := newFakeEngine(t)
 		req := e.request()
 		req.Image = c.image
-		l := must(t, "{host: '"+e.address+"', network: none, registry: {url: '"+c.url+"', username: ann, password: secret}}")
-		if _, err := launchTold(t, l, req); err != nil && !strings.Contains(err.Error(), "No such image") { // the engine's names are longer
+		l := must(t, "{host: '"+e.address+"', network: none, registry: {url: '"+c.url+
+			"', username: ann, password: secret}}")
+		// the engine's names are longer
+		if _, err := launchTold(t, l, req); err != nil && !strings.Contains(err.Error(), "No such image") {
 			t.Errorf("%s: Launch = %v", c.image, err)
 		}
 		e.set(func() {
 			if shown := len(e.pulls) > 0 && e.pulls[0].Password == "secret"; len(e.pulls) == 0 || shown != c.shown {
-				t.Errorf("login of %s, image %s: the pulls have the logins %+v, want it shown: %v", c.url, c.image, e.pulls, c.shown)
+				t.Errorf("login of %s, image %s: the pulls have the logins %+v, want it shown: %v", c.url, c.image,
+					e.pulls, c.shown)
 			}
 		})
 	}
@@ -128,8 +141,10 @@ func TestProxiesOfDockersConfig(t *testing.T) {
 	}
 	t.Setenv("DOCKER_CONFIG", dir)
 	for settings, want := range map[string][]string{
-		"{image: image}": {"http_proxy=[redacted]", "HTTP_PROXY=[redacted]", "no_proxy=localhost", "NO_PROXY=localhost"},
-		"{image: image, env_vars: [NO_PROXY=mine]}":                              {"http_proxy=[redacted]", "HTTP_PROXY=[redacted]", "no_proxy=localhost", "NO_PROXY=mine"},
+		"{image: image}": {"http_proxy=[redacted]", "HTTP_PROXY=[redacted]", "no_proxy=localhost",
+			"NO_PROXY=localhost"},
+		"{image: image, env_vars: [NO_PROXY=mine]}": {"http_proxy=[redacted]",
+			"HTTP_PROXY=[redacted]", "no_proxy=localhost", "NO_PROXY=mine"},
 		"{image: image, host: 'tcp://engine:2375'}":                              {"https_proxy=http://near:3128", "HTTPS_PROXY=http://near:3128"},
 		"{image: image, container_kwargs: {use_config_proxy: false, tty: true}}": nil,
 	} {

@@ -40,7 +40,8 @@ type registry struct {
 // over lays a code location's layer over l. The later registry replaces the earlier one, lists are
 // appended, and keywords are replaced one by one.
 func (l layer) over(later layer) layer {
-	out := layer{registry: l.registry, env: slices.Concat(l.env, later.env), networks: slices.Concat(l.networks, later.networks), kwargs: slices.Clone(l.kwargs)}
+	out := layer{registry: l.registry, env: slices.Concat(l.env, later.env),
+		networks: slices.Concat(l.networks, later.networks), kwargs: slices.Clone(l.kwargs)}
 	if later.registry != nil {
 		out.registry = later.registry
 	}
@@ -187,7 +188,8 @@ func (l *Launcher) spec(req *launcher.Request) (*spec, *registry, error) {
 		s.Config.Image = l.image
 	}
 	if s.Config.Image == "" {
-		return invalid("code location %s names no image, and the launcher's settings have none: set image, or container_image in the code location", req.Location)
+		return invalid("code location %s names no image, and the launcher's settings have none: set image, or "+
+			"container_image in the code location", req.Location)
 	}
 	if _, err := reference.ParseNormalizedNamed(s.Config.Image); err != nil {
 		return invalid("%q names no image: %w", s.Config.Image, err)
@@ -250,7 +252,8 @@ func (s *spec) label(req *launcher.Request, secret []string) {
 	maps.Copy(labels, s.Config.Labels)
 	maps.Copy(labels, req.Labels)
 	labels[runLabel], labels[jobLabel] = req.ID.Run, req.Job
-	labels[instanceLabel], labels[attemptLabel], labels[imageLabel] = req.Instance, strconv.Itoa(req.ID.Attempt), s.Config.Image
+	labels[instanceLabel], labels[attemptLabel], labels[imageLabel] = req.Instance, strconv.Itoa(req.ID.Attempt),
+		s.Config.Image
 	if len(secret) > 0 {
 		labels[secretsLabel] = strings.Join(secret, ",")
 	}

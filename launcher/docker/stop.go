@@ -47,7 +47,8 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	switch {
 	case err == nil:
 		return true, nil
-	case cerrdefs.IsNotFound(err), cerrdefs.IsConflict(err), strings.Contains(err.Error(), "is not running"): // it has just ended
+	// it has just ended
+	case cerrdefs.IsNotFound(err), cerrdefs.IsConflict(err), strings.Contains(err.Error(), "is not running"):
 		return false, nil
 	}
 	return false, unclear(err)
@@ -60,11 +61,12 @@ func (l *Launcher) stop(ctx context.Context, id string, grace time.Duration) err
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace+time.Minute)
 		defer cancel()
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(info httptrace.WroteRequestInfo) {
-			if info.Err == nil {
-				asked <- struct{}{}
-			}
-		}})
+		ctx = httptrace.WithClientTrace(ctx,
+			&httptrace.ClientTrace{WroteRequest: func(info httptrace.WroteRequestInfo) {
+				if info.Err == nil {
+					asked <- struct{}{}
+				}
+			}})
 		_, err := l.engine.ContainerStop(ctx, id, client.ContainerStopOptions{Timeout: &seconds})
 		if err != nil && !cerrdefs.IsNotFound(err) {
 			l.log.Warn("docker: a container was not stopped", "container", id, "err", err)

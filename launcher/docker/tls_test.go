@@ -41,16 +41,20 @@ func newAuthority(t *testing.T) *authority {
 }
 
 // issue writes NAME.pem and NAME.key, signed by the parent or by itself.
-func (a *authority) issue(name string, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+func (a *authority) issue(name string, parent *x509.Certificate,
+	signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IsCA: parent == nil, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IsCA:        parent == nil, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	if parent == nil {
 		parent, signer = template, key
@@ -63,7 +67,8 @@ func (a *authority) issue(name string, parent *x509.Certificate, signer *ecdsa.P
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	for file, block := range map[string]*pem.Block{".pem": {Type: "CERTIFICATE", Bytes: der}, ".key": {Type: "EC PRIVATE KEY", Bytes: secret}} {
+	for file, block := range map[string]*pem.Block{".pem": {Type: "CERTIFICATE", Bytes: der},
+		".key": {Type: "EC PRIVATE KEY", Bytes: secret}} {
 		if err := os.WriteFile(filepath.Join(a.dir, name+file), pem.EncodeToMemory(block), 0o600); err != nil {
 			a.t.Fatal(err)
 		}
@@ -87,14 +92,17 @@ func TestEngineOverTLS(t *testing.T) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})
+	listener, err := tls.Listen("tcp", "127.0.0.1:0",
+		&tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	go forward(listener, testenv.DockerSocket())
 	files := func(cert string) string {
-		return fmt.Sprintf("{host: 'tcp://%s', network: none, tls: {ca: %[2]s/ca.pem, cert: %[2]s/%[3]s.pem, key: %[2]s/%[3]s.key}}", listener.Addr(), a.dir, cert)
+		return fmt.Sprintf(
+			"{host: 'tcp://%s', network: none, tls: {ca: %[2]s/ca.pem, cert: %[2]s/%[3]s.pem, key: %[2]s/%[3]s.key}}",
+			listener.Addr(), a.dir, cert)
 	}
 	l := must(t, files("client"))
 	if got := b.until(l, b.launch(l, b.request("true")), ended); got.Status != launcher.Succeeded {
@@ -103,14 +111,17 @@ func TestEngineOverTLS(t *testing.T) {
 	stranger := newAuthority(t)
 	stranger.issue("client", stranger.cert, stranger.key)
 	for _, ext := range []string{".pem", ".key"} {
-		if err := os.Rename(filepath.Join(stranger.dir, "client"+ext), filepath.Join(a.dir, "stranger"+ext)); err != nil {
+		if err := os.Rename(filepath.Join(stranger.dir, "client"+ext), filepath.Join(a.dir, "stranger"+ext)); err !=
+			nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := must(t, files("stranger")).Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrTransient) {
+	if _, err := must(t, files("stranger")).Launch(t.Context(), b.request("true")); !errors.Is(err,
+		launcher.ErrTransient) {
 		t.Errorf("Launch with a certificate that the engine does not know = %v, want an error of the connection", err)
 	}
-	for file, as := range map[string]string{"client.pem": "cert.pem", "client.key": "key.pem"} { // as Docker's clients name them
+	// as Docker's clients name them
+	for file, as := range map[string]string{"client.pem": "cert.pem", "client.key": "key.pem"} {
 		if err := os.Symlink(filepath.Join(a.dir, file), filepath.Join(a.dir, as)); err != nil {
 			t.Fatal(err)
 		}
@@ -128,11 +139,13 @@ func TestEngineOverTLS(t *testing.T) {
 	if err := os.Rename(filepath.Join(stranger.dir, "ca.pem"), filepath.Join(a.dir, "ca.pem")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := must(t, "{network: none}").Launch(t.Context(), b.request("true")); !errors.Is(err, launcher.ErrTransient) {
+	if _, err := must(t, "{network: none}").Launch(t.Context(), b.request("true")); !errors.Is(err,
+		launcher.ErrTransient) {
 		t.Errorf("Launch on an engine with another authority's certificate = %v, want an error of the connection", err)
 	}
 	t.Setenv("DOCKER_CERT_PATH", "/no/such/folder")
-	if _, err := open(t, "{network: none}"); err == nil || !strings.Contains(err.Error(), "config.host: DOCKER_CERT_PATH") {
+	if _, err := open(t, "{network: none}"); err == nil ||
+		!strings.Contains(err.Error(), "config.host: DOCKER_CERT_PATH") {
 		t.Errorf("without the files: %v, want that it names DOCKER_CERT_PATH", err)
 	}
 }

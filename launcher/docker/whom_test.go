@@ -22,7 +22,9 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 		{refusal{409, "conflicting options: hostname and the network mode"}, ends},
 		{refusal{501, "not supported on this platform"}, ends},
 		{refusal{500, "an error that nobody has thought of"}, ends},
-		{refusal{500, "driver failed programming external connectivity: Bind for 0.0.0.0:80 failed: port is already allocated"}, ends},
+		{refusal{500,
+			"driver failed programming external connectivity: Bind for 0.0.0.0:80 failed: port is already allocated"},
+			ends},
 		{refusal{500, "failed to initialize logging driver: dial tcp 127.0.0.1:1: connect: connection refused"}, ends},
 		{refusal{403, "authorization denied by plugin opa: privileged containers are forbidden"}, ends},
 		{refusal{500, ""}, engine},
@@ -32,8 +34,12 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 		{refusal{502, "bad gateway"}, engine},
 		{refusal{503, "the engine is starting"}, engine},
 		{refusal{500, "mkdir /var/lib/docker/overlay2/x: no space left on device"}, engine},
-		{refusal{500, `connection error: desc = "transport: error while dialing: dial unix:///run/containerd/containerd.sock: connect: connection refused": unavailable`}, engine},
-		{refusal{500, "failed to set up container networking: no available IPv4 addresses on this network's address pools: dagster"}, engine},
+		{refusal{500,
+			`connection error: desc = "transport: error while dialing: dial unix:///run/containerd/containerd.sock: ` +
+				`connect: connection refused": unavailable`}, engine},
+		{refusal{500,
+			"failed to set up container networking: no available IPv4 addresses on this network's address pools: " +
+				"dagster"}, engine},
 		{refusal{500, "fork/exec /usr/bin/runc: resource temporarily unavailable"}, engine},
 		{refusal{401, "authentication required"}, denied},
 		{refusal{403, "request forbidden by administrative rules"}, denied},
@@ -50,8 +56,10 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 					t.Errorf("%s answers %d %q: Launch = %v, want that %s", call, c.status, c.text, err, c.want)
 				}
 			}
-			if got, herr := l.Health(t.Context(), launcher.Handle(req.ID.String())); c.want == engine && call == "start" && (herr != nil || got.Status != launcher.Starting) {
-				t.Errorf("start answers %q: Health = %+v, %v, want Starting: the next start may succeed", c.text, got, herr)
+			if got, herr := l.Health(t.Context(), launcher.Handle(req.ID.String())); c.want == engine &&
+				call == "start" && (herr != nil || got.Status != launcher.Starting) {
+				t.Errorf("start answers %q: Health = %+v, %v, want Starting: the next start may succeed", c.text, got,
+					herr)
 			}
 			if !strings.Contains(err.Error(), c.text) {
 				t.Errorf("%s: Launch = %v, want the engine's words %q in it", call, err, c.text)
@@ -63,7 +71,8 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 			if _, err := l.Launch(t.Context(), req); err != nil {
 				t.Errorf("%s: Launch after %q = %v", call, c.text, err)
 			}
-			if got, err := l.Health(t.Context(), launcher.Handle(req.ID.String())); err != nil || got.Status != launcher.Running {
+			if got, err := l.Health(t.Context(), launcher.Handle(req.ID.String())); err != nil ||
+				got.Status != launcher.Running {
 				t.Errorf("%s: Health after %q = %+v, %v, want Running", call, c.text, got, err)
 			}
 		}
@@ -75,7 +84,8 @@ func TestRefusedAndNotRemoved(t *testing.T) {
 	e := newFakeEngine(t)
 	l := must(t, "{host: '"+e.address+"', network: none}")
 	e.set(func() { e.start, e.removal = refusal{500, "no"}, refusal{409, "You cannot remove a running container"} })
-	if _, err := l.Launch(t.Context(), e.request()); !errors.Is(err, launcher.ErrTransient) || errors.Is(err, launcher.ErrInvalid) {
+	if _, err := l.Launch(t.Context(), e.request()); !errors.Is(err, launcher.ErrTransient) ||
+		errors.Is(err, launcher.ErrInvalid) {
 		t.Errorf("Launch = %v, want ErrTransient alone", err)
 	}
 }

@@ -57,7 +57,8 @@ func namespace(t *testing.T, client *kubernetes.Clientset) string {
 	t.Helper()
 	name := "test-" + uuid.NewString()[:8]
 	ctx := context.Background()
-	if _, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+	if _, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -88,13 +89,15 @@ func openAt(t *testing.T, access *rest.Config, settings map[string]any) *k8s.Lau
 
 func script(image, instance, text string) *launcher.Request {
 	return &launcher.Request{
-		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: instance, Image: image, Command: []string{"sh", "-c", text}, Job: "test", Location: "test", At: time.Now(),
+		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "t", Instance: instance, Image: image,
+		Command: []string{"sh", "-c", text}, Job: "test", Location: "test", At: time.Now(),
 		Grace: 5 * time.Second,
 	}
 }
 
 // until waits until a worker's health satisfies ok.
-func until(t *testing.T, l *k8s.Launcher, h launcher.Handle, what string, ok func(launcher.Health) bool) launcher.Health {
+func until(t *testing.T, l *k8s.Launcher, h launcher.Handle, what string,
+	ok func(launcher.Health) bool) launcher.Health {
 	t.Helper()
 	var got launcher.Health
 	testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
@@ -120,7 +123,8 @@ func (a *asked) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if i := slices.Index(parts, "namespaces"); i >= 0 && i+2 < len(parts) {
 		rest := parts[i+2:]
-		what, verb := rest[0], map[string]string{"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete", "PUT": "update"}[r.Method]
+		what, verb := rest[0], map[string]string{"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete",
+			"PUT": "update"}[r.Method]
 		if len(rest) == 3 {
 			what += "/" + rest[2]
 		}
@@ -163,15 +167,19 @@ func TestRole(t *testing.T) {
 	var rules []rbacv1.PolicyRule
 	needs := map[string]bool{}
 	for _, p := range k8s.Permissions() {
-		rules = append(rules, rbacv1.PolicyRule{APIGroups: []string{p.Group}, Resources: []string{p.Resource}, Verbs: p.Verbs})
+		rules = append(rules, rbacv1.PolicyRule{APIGroups: []string{p.Group}, Resources: []string{p.Resource},
+			Verbs: p.Verbs})
 		for _, verb := range p.Verbs {
 			needs[strings.TrimPrefix(p.Group+"/"+p.Resource+" "+verb, "/")] = true
 		}
 	}
-	role := rbacv1.Role{TypeMeta: metav1.TypeMeta{APIVersion: "rbac.authorization.k8s.io/v1", Kind: "Role"}, ObjectMeta: metav1.ObjectMeta{Name: "slipway"}, Rules: rules}
-	const head = "# What the daemon may do in a namespace of its workers; made from launcher/k8s, whose tests run with nothing else.\n"
+	role := rbacv1.Role{TypeMeta: metav1.TypeMeta{APIVersion: "rbac.authorization.k8s.io/v1", Kind: "Role"},
+		ObjectMeta: metav1.ObjectMeta{Name: "slipway"}, Rules: rules}
+	const head = "# What the daemon may do in a namespace of its workers; made from launcher/k8s, whose tests run " +
+		"with nothing else.\n"
 	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/kubernetes/role.yaml"), head+manifest(t, role))
-	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/helm/slipway/role-rules.yaml"), head+manifest(t, map[string]any{"rules": rules}))
+	testenv.GeneratedFile(t, filepath.Join(testenv.Root(t), "deploy/helm/slipway/role-rules.yaml"),
+		head+manifest(t, map[string]any{"rules": rules}))
 
 	client, access, image := admin(t)
 	space, ctx := namespace(t, client), t.Context()
@@ -179,26 +187,31 @@ func TestRole(t *testing.T) {
 	if _, err := client.RbacV1().Roles(space).Create(ctx, &role, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.CoreV1().ServiceAccounts(space).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "slipway"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := client.CoreV1().ServiceAccounts(space).Create(ctx,
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "slipway"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := client.RbacV1().RoleBindings(space).Create(ctx, &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "slipway"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "slipway"},
-		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "slipway", Namespace: space}},
+		ObjectMeta: metav1.ObjectMeta{Name: "slipway"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "slipway"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Name: "slipway", Namespace: space}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := client.CoreV1().ServiceAccounts(space).CreateToken(ctx, "slipway", &authv1.TokenRequest{}, metav1.CreateOptions{})
+	token, err := client.CoreV1().ServiceAccounts(space).CreateToken(ctx, "slipway", &authv1.TokenRequest{},
+		metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	record := &asked{by: map[string]int{}}
-	narrow := &rest.Config{Host: access.Host, BearerToken: token.Status.Token, TLSClientConfig: access.TLSClientConfig, WrapTransport: func(next http.RoundTripper) http.RoundTripper {
-		record.next = next
-		return record
-	}}
-	settings := map[string]any{"job_namespace": space, "image_pull_policy": "Never", "patience": "100ms", "qps": 200, "burst": 400}
+	narrow := &rest.Config{Host: access.Host, BearerToken: token.Status.Token, TLSClientConfig: access.TLSClientConfig,
+		WrapTransport: func(next http.RoundTripper) http.RoundTripper {
+			record.next = next
+			return record
+		}}
+	settings := map[string]any{"job_namespace": space, "image_pull_policy": "Never", "patience": "100ms", "qps": 200,
+		"burst": 400}
 	l := openAt(t, narrow, settings)
 	for _, f := range l.Check(ctx) {
 		if !f.OK || strings.Contains(f.What, "role.yaml") {
@@ -221,8 +234,10 @@ func TestRole(t *testing.T) {
 		t.Errorf("Try = %v", err)
 	}
 	wrong := script(image, "role", "x")
-	wrong.Overrides = []launcher.Override{{Source: "tag dagster-k8s/config", JSON: []byte(`{"pod_spec_config": {"restart_policy": "Always"}}`)}}
-	if err := l.Try(ctx, wrong); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "restartPolicy") {
+	wrong.Overrides = []launcher.Override{{Source: "tag dagster-k8s/config",
+		JSON: []byte(`{"pod_spec_config": {"restart_policy": "Always"}}`)}}
+	if err := l.Try(ctx, wrong); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "restartPolicy") {
 		t.Errorf("Try of a Job that the API refuses = %v, want ErrInvalid", err)
 	}
 	h := launch(good)
@@ -249,16 +264,20 @@ func TestRole(t *testing.T) {
 	})
 	<-synced
 	stubborn := "trap '' TERM; while :; do sleep 0.1; done"
-	slow, fast, bad := launch(script(image, "role", "sleep 1000")), launch(script(image, "role", stubborn)), launch(script("slipway.test/none:1", "role", "x"))
+	slow, fast, bad := launch(script(image, "role", "sleep 1000")), launch(script(image, "role", stubborn)),
+		launch(script("slipway.test/none:1", "role", "x"))
 	run := script(image, "role", "sleep 1000")
 	owner := launch(run)
 	until(t, l, slow, "running", running)
 	until(t, l, fast, "running", running)
 	until(t, l, owner, "running", running)
 	step := &batchv1.Job{
-		ObjectMeta: metav1.ObjectMeta{Name: "dagster-step-1", Labels: map[string]string{"dagster/run-id": run.ID.Run, "app.kubernetes.io/component": "step_worker"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "dagster-step-1",
+			Labels: map[string]string{"dagster/run-id": run.ID.Run, "app.kubernetes.io/component": "step_worker"}},
 		Spec: batchv1.JobSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
-			RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "step", Image: image, ImagePullPolicy: corev1.PullNever, Command: []string{"sleep", "1000"}}},
+			RestartPolicy: corev1.RestartPolicyNever,
+			Containers: []corev1.Container{{Name: "step", Image: image, ImagePullPolicy: corev1.PullNever,
+				Command: []string{"sleep", "1000"}}},
 		}}},
 	}
 	if _, err := client.BatchV1().Jobs(space).Create(ctx, step, metav1.CreateOptions{}); err != nil {
@@ -266,14 +285,16 @@ func TestRole(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		got, err := client.BatchV1().Jobs(space).Get(ctx, step.Name, metav1.GetOptions{})
-		return err == nil && len(got.OwnerReferences) == 1 && got.OwnerReferences[0].Name == "dagster-run-"+run.ID.Run, fmt.Sprintf("the step's Job is owned by %v, %v", got.OwnerReferences, err)
+		return err == nil && len(got.OwnerReferences) == 1 && got.OwnerReferences[0].Name == "dagster-run-"+run.ID.Run,
+			fmt.Sprintf("the step's Job is owned by %v, %v", got.OwnerReferences, err)
 	})
 	for h, grace := range map[launcher.Handle]time.Duration{slow: 5 * time.Second, fast: 0, owner: 0} {
 		if ok, err := l.Terminate(ctx, h, grace); err != nil || !ok {
 			t.Errorf("Terminate = %v, %v", ok, err)
 		}
 	}
-	for h, cause := range map[launcher.Handle]launcher.Cause{slow: launcher.CauseCanceled, fast: launcher.CauseCanceled, owner: launcher.CauseCanceled, bad: launcher.CauseImagePull} {
+	for h, cause := range map[launcher.Handle]launcher.Cause{slow: launcher.CauseCanceled, fast: launcher.CauseCanceled,
+		owner: launcher.CauseCanceled, bad: launcher.CauseImagePull} {
 		if got := until(t, l, h, "ended", ended); got.Cause != cause {
 			t.Errorf("%s ended as %+v, want cause %s", h, got, cause)
 		}
@@ -282,7 +303,8 @@ func TestRole(t *testing.T) {
 		t.Error(err)
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // with its run
-		got, err := client.BatchV1().Jobs(space).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=step_worker"})
+		got, err := client.BatchV1().Jobs(space).List(ctx,
+			metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=step_worker"})
 		return err == nil && len(got.Items) == 0, fmt.Sprintf("the step's Job is there still: %v", err)
 	})
 	for _, err := range l.List(ctx, launcher.Filter{Instance: "role"}) {
@@ -312,7 +334,8 @@ func TestRefusals(t *testing.T) {
 	space, other := namespace(t, client), namespace(t, client)
 	ctx := t.Context()
 	_, err := client.CoreV1().ResourceQuotas(space).Create(ctx, &corev1.ResourceQuota{
-		ObjectMeta: metav1.ObjectMeta{Name: "jobs"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/jobs.batch": resource.MustParse("1")}},
+		ObjectMeta: metav1.ObjectMeta{Name: "jobs"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/jobs.batch": resource.MustParse("1")}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -332,13 +355,15 @@ func TestRefusals(t *testing.T) {
 	if again, err := l.Launch(ctx, req); err != nil || again.Handle != first.Handle {
 		t.Errorf("the same Launch with the quota used up = %+v, %v, want %s", again, err, first.Handle)
 	}
-	if _, err := l.Launch(ctx, script(image, "refusals", "x")); !errors.Is(err, launcher.ErrCapacity) || launcher.CauseOf(err) != launcher.CauseQuota {
+	if _, err := l.Launch(ctx, script(image, "refusals", "x")); !errors.Is(err, launcher.ErrCapacity) ||
+		launcher.CauseOf(err) != launcher.CauseQuota {
 		t.Errorf("another Launch with the quota used up = %v, want ErrCapacity", err)
 	}
 	narrow := rest.CopyConfig(access)
 	narrow.Impersonate.UserName = "nobody"
 	elsewhere := script(image, "refusals", "x")
-	elsewhere.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: fmt.Appendf(nil, `{"namespace": %q}`, other)}}
+	elsewhere.Overrides = []launcher.Override{{Source: "container_context.k8s",
+		JSON: fmt.Appendf(nil, `{"namespace": %q}`, other)}}
 	powerless := openAt(t, narrow, map[string]any{"job_namespace": space})
 	for what, c := range map[string]struct {
 		l    *k8s.Launcher
@@ -346,11 +371,14 @@ func TestRefusals(t *testing.T) {
 		want error
 		says string
 	}{
-		"no right in job_namespace":               {powerless, script(image, "refusals", "x"), launcher.ErrDenied, `User "nobody" cannot create resource "jobs"`},
-		"no right in a code location's namespace": {powerless, elsewhere, launcher.ErrInvalid, `User "nobody" cannot create resource "jobs"`},
+		"no right in job_namespace": {powerless, script(image, "refusals", "x"), launcher.ErrDenied,
+			`User "nobody" cannot create resource "jobs"`},
+		"no right in a code location's namespace": {powerless, elsewhere, launcher.ErrInvalid,
+			`User "nobody" cannot create resource "jobs"`},
 		"a code location's namespace that is not": {l, func() *launcher.Request {
 			r := script(image, "refusals", "x")
-			r.Overrides = []launcher.Override{{Source: "container_context.k8s", JSON: []byte(`{"namespace": "not-there"}`)}}
+			r.Overrides = []launcher.Override{{Source: "container_context.k8s",
+				JSON: []byte(`{"namespace": "not-there"}`)}}
 			return r
 		}(), launcher.ErrInvalid, `namespaces "not-there" not found`},
 	} {
@@ -386,13 +414,16 @@ func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if b.down {
 		b.mu.Unlock()
-		http.Error(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"down","code":500}`, http.StatusInternalServerError)
+		http.Error(w,
+			`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"down","code":500}`, http.StatusInternalServerError)
 		return
 	}
 	if b.gone > 0 {
 		b.gone--
 		b.mu.Unlock()
-		http.Error(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","message":"too old resource version","code":410}`, http.StatusGone)
+		http.Error(w,
+			`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","message":"too old resource `+
+				`version","code":410}`, http.StatusGone)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -458,11 +489,13 @@ func TestWatchExpires(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &breaking{live: map[int]context.CancelFunc{}, proxy: &httputil.ReverseProxy{
-		Transport: transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) }, ErrorHandler: func(http.ResponseWriter, *http.Request, error) {},
+		Transport: transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) {},
 	}}
 	server := httptest.NewServer(b)
 	defer server.Close()
-	l := openAt(t, &rest.Config{Host: server.URL}, map[string]any{"job_namespace": space, "image_pull_policy": "Never", "own_step_jobs": false})
+	l := openAt(t, &rest.Config{Host: server.URL},
+		map[string]any{"job_namespace": space, "image_pull_policy": "Never", "own_step_jobs": false})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ends, synced := make(chan launcher.ID, 100), make(chan struct{})
@@ -506,7 +539,9 @@ func TestWatchExpires(t *testing.T) {
 	until(t, l, live.Handle, "running", func(h launcher.Health) bool { return h.Status == launcher.Running })
 	quiet := func(want bool, what string) {
 		t.Helper()
-		testenv.Eventually(t, time.Minute, func() (bool, string) { return (b.asks(t, l, live.Handle) == 0) == want, what })
+		testenv.Eventually(t, time.Minute, func() (bool, string) {
+			return (b.asks(t, l, live.Handle) == 0) == want, what
+		})
 	}
 	quiet(true, "a worker that is watched is asked for")
 	b.breaks(true)

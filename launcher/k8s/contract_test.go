@@ -35,7 +35,8 @@ func TestContract(t *testing.T) {
 func cluster(t testing.TB, more map[string]any) (settings map[string]any, image string) {
 	t.Helper()
 	kubeconfig, image := testenv.Kubernetes(t)
-	settings = map[string]any{"load_incluster_config": false, "kubeconfig_file": kubeconfig, "image_pull_policy": "Never", "job_image": image, "qps": 200, "burst": 400}
+	settings = map[string]any{"load_incluster_config": false, "kubeconfig_file": kubeconfig,
+		"image_pull_policy": "Never", "job_image": image, "qps": 200, "burst": 400}
 	maps.Copy(settings, more)
 	return settings, image
 }

@@ -26,14 +26,18 @@ type podDebug struct {
 // nil if there is none. events are those of the Job.
 func debugText(name string, job *batchv1.Job, events []corev1.Event, pods []podDebug) string {
 	if len(pods) == 0 {
-		return fmt.Sprintf("\n\nDebug information for job %s:\n\n%s\n\nFor more information about the failure, try running `kubectl describe job %s` in your cluster.", name, jobText(name, job, events), name)
+		return fmt.Sprintf(
+			"\n\nDebug information for job %s:\n\n%s\n\nFor more information about the failure, try running `kubectl "+
+				"describe job %s` in your cluster.", name, jobText(name, job, events), name)
 	}
 	var texts []string
 	for _, p := range pods {
 		texts = append(texts, p.text())
 	}
 	first := pods[0].pod.Name
-	return strings.Join(texts, "\n") + fmt.Sprintf("\nFor more information about the failure, try running `kubectl describe pod %s`, `kubectl logs %s`, or `kubectl describe job %s` in your cluster.", first, first, name)
+	return strings.Join(texts, "\n") +
+		fmt.Sprintf("\nFor more information about the failure, try running `kubectl describe pod %s`, `kubectl logs "+
+			"%s`, or `kubectl describe job %s` in your cluster.", first, first, name)
 }
 
 func jobText(name string, job *batchv1.Job, events []corev1.Event) string {
@@ -51,7 +55,8 @@ func jobText(name string, job *batchv1.Job, events []corev1.Event) string {
 	if job.Status.StartTime != nil {
 		fmt.Fprintf(&b, "\n - start_time: %s", job.Status.StartTime.UTC().Format("2006-01-02T15:04:05-07:00"))
 	}
-	fmt.Fprintf(&b, "\n - active=%s\n - succeeded=%s\n - failed=%s", count(job.Status.Active), count(job.Status.Succeeded), count(job.Status.Failed))
+	fmt.Fprintf(&b, "\n - active=%s\n - succeeded=%s\n - failed=%s", count(job.Status.Active),
+		count(job.Status.Succeeded), count(job.Status.Failed))
 	for _, e := range events {
 		fmt.Fprintf(&b, "\n\n%s: %s", e.Reason, e.Message)
 	}
@@ -64,12 +69,16 @@ func (p podDebug) text() string {
 		log := strings.TrimRight(p.logs[c.Name], "\n")
 		switch {
 		case p.errs[c.Name] != nil:
-			parts = append(parts, fmt.Sprintf("Failure fetching pod logs for container '%s': %v", c.Name, p.errs[c.Name]))
+			parts = append(parts, fmt.Sprintf("Failure fetching pod logs for container '%s': %v", c.Name,
+				p.errs[c.Name]))
 		case log == "":
 			parts = append(parts, fmt.Sprintf("No logs for container '%s'.", c.Name))
 		default:
 			if strings.Contains(log, "exec format error") {
-				parts = append(parts, fmt.Sprintf("Logs for container '%s' contained `exec format error`, which usually means that your Docker image was built using the wrong architecture.\nTry rebuilding your docker image with the `--platform linux/amd64` flag set.", c.Name))
+				parts = append(parts,
+					fmt.Sprintf("Logs for container '%s' contained `exec format error`, which usually means that "+
+						"your Docker image was built using the wrong architecture.\nTry rebuilding your docker image "+
+						"with the `--platform linux/amd64` flag set.", c.Name))
 			}
 			parts = append(parts, fmt.Sprintf("Last %d log lines for container '%s':\n%s", debugLines, c.Name, log))
 		}
@@ -81,7 +90,8 @@ func (p podDebug) status() string {
 	if p.pod.Status.Phase == "" {
 		return "Could not determine pod status."
 	}
-	lines := []string{strings.TrimSuffix(fmt.Sprintf("Pod status: %s: %s", p.pod.Status.Phase, p.pod.Status.Message), ": ")}
+	lines := []string{strings.TrimSuffix(fmt.Sprintf("Pod status: %s: %s", p.pod.Status.Phase, p.pod.Status.Message),
+		": ")}
 	for _, c := range p.pod.Status.ContainerStatuses {
 		lines = append(lines, fmt.Sprintf("Container '%s' status: %s", c.Name, containerText(c)))
 	}
@@ -104,7 +114,8 @@ func containerText(c corev1.ContainerStatus) string {
 	case s.Running != nil:
 		return "Running but not ready"
 	case s.Terminated != nil:
-		return join(fmt.Sprintf("Terminated with exit code %d", s.Terminated.ExitCode), s.Terminated.Reason, s.Terminated.Message)
+		return join(fmt.Sprintf("Terminated with exit code %d", s.Terminated.ExitCode), s.Terminated.Reason,
+			s.Terminated.Message)
 	case s.Waiting != nil:
 		return join("Waiting", s.Waiting.Reason, s.Waiting.Message)
 	}

@@ -31,7 +31,8 @@ func TestGoldenDebugText(t *testing.T) {
 	n := 0
 	for _, c := range testenv.GoldenLaunches[goldenCase](t, "k8s.json") {
 		var want string
-		if c.Operation != "debug" || json.Unmarshal(c.Output.Returned, &want) != nil || strings.Contains(want, "Failure fetching") {
+		if c.Operation != "debug" || json.Unmarshal(c.Output.Returned, &want) != nil ||
+			strings.Contains(want, "Failure fetching") {
 			continue
 		}
 		n++
@@ -78,7 +79,8 @@ func TestGoldenDebugText(t *testing.T) {
 			pod := &pods.Items[i]
 			d := podDebug{pod: pod, logs: logs[pod.Name], events: events[pod.Name]}
 			for _, container := range pod.Spec.Containers {
-				if _, read := logs[pod.Name][container.Name]; read != hasLog(containerStatus(pod, container.Name)) && len(logs) > 0 {
+				if _, read := logs[pod.Name][container.Name]; read != hasLog(containerStatus(pod, container.Name)) &&
+					len(logs) > 0 {
 					t.Errorf("%s: the log of %s is read %v", c.Name, container.Name, !read)
 				}
 			}
@@ -105,8 +107,9 @@ func TestGoldenDebugText(t *testing.T) {
 func TestSlim(t *testing.T) {
 	spec := corev1.PodSpec{
 		NodeName: "n", RestartPolicy: corev1.RestartPolicyNever,
-		Containers: []corev1.Container{{Name: "dagster", Image: "i", Args: []string{strings.Repeat("x", 100_000)}, Env: []corev1.EnvVar{{Name: "A", Value: "b"}}}, {Name: "side"}},
-		Volumes:    make([]corev1.Volume, 100),
+		Containers: []corev1.Container{{Name: "dagster", Image: "i", Args: []string{strings.Repeat("x", 100_000)},
+			Env: []corev1.EnvVar{{Name: "A", Value: "b"}}}, {Name: "side"}},
+		Volumes: make([]corev1.Volume, 100),
 	}
 	job, pod := &batchv1.Job{}, &corev1.Pod{Spec: spec}
 	job.Name, job.Spec.Template.Spec = "j", *spec.DeepCopy()
@@ -119,7 +122,8 @@ func TestSlim(t *testing.T) {
 			t.Errorf("%d bytes are kept, %v", len(text), err)
 		}
 	}
-	if mainContainer(job) != "dagster" || job.Name != "j" || pod.Spec.NodeName != "n" || pod.Spec.RestartPolicy != corev1.RestartPolicyNever || len(pod.Spec.Containers) != 2 {
+	if mainContainer(job) != "dagster" || job.Name != "j" || pod.Spec.NodeName != "n" ||
+		pod.Spec.RestartPolicy != corev1.RestartPolicyNever || len(pod.Spec.Containers) != 2 {
 		t.Errorf("kept of the Job: %+v, of the pod: %+v", job, pod)
 	}
 }

@@ -141,10 +141,11 @@ func openGolden(t testing.TB, c goldenCase, address string) (*k8s.Launcher, erro
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k8s.OpenAt(config.Values{File: "golden", Path: "config", Node: n, Literal: true, Env: func(name string) (string, bool) {
-		v, ok := c.Input.Env[name]
-		return v, ok
-	}}, &rest.Config{Host: address, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	return k8s.OpenAt(config.Values{File: "golden", Path: "config", Node: n, Literal: true,
+		Env: func(name string) (string, bool) {
+			v, ok := c.Input.Env[name]
+			return v, ok
+		}}, &rest.Config{Host: address, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 }
 
 func goldenRequest(t testing.TB, c goldenCase) (*launcher.Request, error) {
@@ -160,10 +161,12 @@ func goldenRequest(t testing.TB, c goldenCase) (*launcher.Request, error) {
 	b := &worker.Builder{Instance: "prod", AllowSecretsInArgv: true} // as Dagster does
 	kind := k8s.Kind()
 	target := worker.Target{
-		Name: "k8s", Traits: kind.Traits, Context: kind.Context, Tags: kind.Tags, Ref: json.RawMessage(c.Input.InstanceRef), Gate: worker.GateOff,
+		Name: "k8s", Traits: kind.Traits, Context: kind.Context, Tags: kind.Tags,
+		Ref: json.RawMessage(c.Input.InstanceRef), Gate: worker.GateOff,
 		FailsWithRun: kind.FailsWithRun(config.Values{Node: n}),
 	}
-	return b.Request(run, worker.Attempt{Number: 1 + c.Input.ResumeAttempt, Token: "t", At: time.Unix(0, 0), Resume: c.Operation == "resume"}, target)
+	return b.Request(run, worker.Attempt{Number: 1 + c.Input.ResumeAttempt, Token: "t", At: time.Unix(0, 0),
+		Resume: c.Operation == "resume"}, target)
 }
 
 func launchGolden(t testing.TB, c goldenCase, address string) (launcher.Launched, error) {
@@ -187,7 +190,9 @@ func launchGolden(t testing.TB, c goldenCase, address string) (launcher.Launched
 // compare compares the sent Job with the recorded one, except for intended differences.
 func (a *api) compare(c goldenCase) {
 	a.t.Helper()
-	i := slices.IndexFunc(c.Output.Calls, func(call goldenCall) bool { return strings.HasPrefix(call.Request, "POST ") })
+	i := slices.IndexFunc(c.Output.Calls, func(call goldenCall) bool {
+		return strings.HasPrefix(call.Request, "POST ")
+	})
 	if i < 0 {
 		a.t.Fatal("the real launcher made no Job")
 	}
@@ -217,7 +222,8 @@ func (a *api) compare(c goldenCase) {
 	delete(at(want, "metadata"), "namespace") // the API accepts only the one in the path
 	delete(at(got, "metadata"), "namespace")
 	for _, path := range [][]string{{"metadata"}, {"spec", "template", "metadata"}} {
-		wantLabels, gotLabels := at(want, path...)["labels"].(map[string]any), at(got, path...)["labels"].(map[string]any)
+		wantLabels, gotLabels := at(want, path...)["labels"].(map[string]any),
+			at(got, path...)["labels"].(map[string]any)
 		if wantLabels["app.kubernetes.io/version"] == "1.13.27" { // the version of the worker is not known
 			delete(wantLabels, "app.kubernetes.io/version")
 		}

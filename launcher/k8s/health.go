@@ -31,10 +31,13 @@ func Health(job *batchv1.Job, pods []*corev1.Pod, now time.Time) (h launcher.Hea
 	}
 	h = launcher.Health{Incarnation: incarnation(pods, pod, mainContainer(job))}
 	c := containerStatus(pod, mainContainer(job))
-	if c.State.Terminated != nil && !restarts(pod, c) || pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
+	if c.State.Terminated != nil && !restarts(pod, c) || pod.Status.Phase == corev1.PodFailed ||
+		pod.Status.Phase == corev1.PodSucceeded {
 		ended(&h, job, pod, c)
-		if h.Status == launcher.Failed && !finished(job) && !abandoned(job) && limit(job) > job.Status.Failed && pod.Status.Phase == corev1.PodFailed {
-			return launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted, Incarnation: h.Incarnation, Message: h.Message + "; the Job's backoffLimit lets it have another pod"}, nil, time.Time{}
+		if h.Status == launcher.Failed && !finished(job) && !abandoned(job) && limit(job) > job.Status.Failed &&
+			pod.Status.Phase == corev1.PodFailed {
+			return launcher.Health{Status: launcher.Starting, Phase: launcher.Accepted, Incarnation: h.Incarnation,
+				Message: h.Message + "; the Job's backoffLimit lets it have another pod"}, nil, time.Time{}
 		}
 		return h, nil, time.Time{}
 	}
@@ -43,7 +46,9 @@ func Health(job *batchv1.Job, pods []*corev1.Pod, now time.Time) (h launcher.Hea
 		return h, nil, time.Time{}
 	}
 	if pod.DeletionTimestamp != nil && pod.Spec.NodeName != "" && now.Sub(pod.DeletionTimestamp.Time) > overdue {
-		h.Status, h.Message = launcher.Unknown, fmt.Sprintf("the pod was to end by %s, and node %s has not said that it did%s", pod.DeletionTimestamp.UTC().Format(time.RFC3339), pod.Spec.NodeName, inWords(disruption(pod)))
+		h.Status, h.Message = launcher.Unknown,
+			fmt.Sprintf("the pod was to end by %s, and node %s has not said that it did%s",
+				pod.DeletionTimestamp.UTC().Format(time.RFC3339), pod.Spec.NodeName, inWords(disruption(pod)))
 		return h, nil, time.Time{}
 	}
 	if c.State.Running != nil {
@@ -205,9 +210,12 @@ var disruptions = map[string]launcher.Cause{
 
 // podReasons maps a failed pod's own reason to a cause.
 var podReasons = map[string]launcher.Cause{
-	"Evicted": launcher.CauseEvicted, "Preempting": launcher.CausePreempted, "Terminated": launcher.CauseEvicted, "Shutdown": launcher.CauseEvicted, "NodeShutdown": launcher.CauseEvicted,
-	"NodeLost": launcher.CauseNodeLost, "DeadlineExceeded": launcher.CauseTimeout, "UnexpectedAdmissionError": launcher.CauseUnschedulable, "NodeAffinity": launcher.CauseUnschedulable,
-	"OutOfcpu": launcher.CauseUnschedulable, "OutOfmemory": launcher.CauseUnschedulable, "OutOfpods": launcher.CauseUnschedulable,
+	"Evicted": launcher.CauseEvicted, "Preempting": launcher.CausePreempted, "Terminated": launcher.CauseEvicted,
+	"Shutdown": launcher.CauseEvicted, "NodeShutdown": launcher.CauseEvicted,
+	"NodeLost": launcher.CauseNodeLost, "DeadlineExceeded": launcher.CauseTimeout,
+	"UnexpectedAdmissionError": launcher.CauseUnschedulable, "NodeAffinity": launcher.CauseUnschedulable,
+	"OutOfcpu": launcher.CauseUnschedulable, "OutOfmemory": launcher.CauseUnschedulable,
+	"OutOfpods": launcher.CauseUnschedulable,
 }
 
 // ended completes the health of a worker that has ended.
@@ -233,7 +241,8 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 		h.Cause, h.Message = d.Cause, d.Message
 		return
 	case t != nil && t.Reason == "OOMKilled":
-		h.Cause, h.Message = launcher.CauseOOM, fmt.Sprintf("the container ran out of memory and was killed (exit code %d)", t.ExitCode)
+		h.Cause, h.Message = launcher.CauseOOM,
+			fmt.Sprintf("the container ran out of memory and was killed (exit code %d)", t.ExitCode)
 	case job.Annotations[stopNote] != "":
 		h.Cause, h.Message = launcher.CauseCanceled, "the worker was stopped"
 	case reason != "":
@@ -243,7 +252,8 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 	case pod.DeletionTimestamp != nil:
 		h.Cause, h.Message = launcher.CauseEvicted, "its pod was deleted"
 	case t == nil:
-		h.Message = strings.TrimSuffix(fmt.Sprintf("the pod failed before its container %s was started: %s", c.Name, cmp.Or(initFailure(pod), pod.Status.Message, pod.Status.Reason)), ": ")
+		h.Message = strings.TrimSuffix(fmt.Sprintf("the pod failed before its container %s was started: %s", c.Name,
+			cmp.Or(initFailure(pod), pod.Status.Message, pod.Status.Reason)), ": ")
 	case t.Message != "" && (t.Reason == "StartError" || t.Reason == "ContainerCannotRun"):
 		h.Message = fmt.Sprintf("the container could not be started: %s", t.Message)
 	default:
@@ -264,7 +274,8 @@ func ended(h *launcher.Health, job *batchv1.Job, pod *corev1.Pod, c corev1.Conta
 func initFailure(pod *corev1.Pod) string {
 	for _, c := range pod.Status.InitContainerStatuses {
 		if t := c.State.Terminated; t != nil && t.ExitCode != 0 {
-			return strings.TrimSuffix(fmt.Sprintf("init container %s ended with exit code %d (%s): %s", c.Name, t.ExitCode, t.Reason, t.Message), ": ")
+			return strings.TrimSuffix(fmt.Sprintf("init container %s ended with exit code %d (%s): %s", c.Name,
+				t.ExitCode, t.Reason, t.Message), ": ")
 		}
 	}
 	return ""
@@ -299,7 +310,8 @@ func waits(h *launcher.Health, pod *corev1.Pod, c corev1.ContainerStatus) (*fail
 		}
 		text := strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", s.Name, w.Reason, w.Message), ": ")
 		switch w.Reason {
-		case "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
+		case "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName",
+			"ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
 			h.Phase, h.Message, h.Cause = launcher.Pulling, text, launcher.CauseImagePull
 			d := &failure{launcher.CauseImagePull, text}
 			if hopeless(w.Reason, w.Message) {
@@ -320,7 +332,9 @@ func hopeless(reason, message string) bool {
 		return true
 	}
 	message = strings.ToLower(message)
-	for _, sign := range []string{"not found", "manifest unknown", "access denied", "unauthorized", "authentication required", "insufficient_scope", "repository does not exist", "no match for platform"} {
+	for _, sign := range []string{"not found", "manifest unknown", "access denied",
+		"unauthorized", "authentication required", "insufficient_scope", "repository does not exist",
+		"no match for platform"} {
 		if strings.Contains(message, sign) {
 			return true
 		}

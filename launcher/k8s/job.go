@@ -39,7 +39,10 @@ func (l *Launcher) spec(req *launcher.Request) (*batchv1.Job, error) {
 		return nil, err
 	}
 	if labelText(req.Instance) != req.Instance {
-		return nil, fmt.Errorf("%w: the instance's id %q cannot be a label of Kubernetes, by which its workers are found: set instance_id in slipway.yaml to at most 63 letters, digits, dots, dashes and underscores", launcher.ErrInvalid, req.Instance)
+		return nil,
+			fmt.Errorf("%w: the instance's id %q cannot be a label of Kubernetes, by which its workers are found: "+
+				"set instance_id in slipway.yaml to at most 63 letters, digits, dots, dashes and underscores",
+				launcher.ErrInvalid, req.Instance)
 	}
 	all, err := l.layers(req)
 	if err != nil {
@@ -64,7 +67,8 @@ func (l *Launcher) layers(req *launcher.Request) (layer, error) {
 		if !trusted {
 			var dropped []string
 			if later, dropped = l.allowed.filter(later); len(dropped) > 0 {
-				l.log.Warn("variables of a code location or of tags are left out: only_allow_user_defined_env_vars does not list them", "run", req.ID.Run, "variables", strings.Join(dropped, ", "))
+				l.log.Warn("variables of a code location or of tags are left out: only_allow_user_defined_env_vars "+
+					"does not list them", "run", req.ID.Run, "variables", strings.Join(dropped, ", "))
 			}
 			if user, err = user.over(later); err != nil {
 				return err
@@ -120,7 +124,9 @@ func (l *Launcher) build(all layer, req *launcher.Request) (*batchv1.Job, error)
 		}
 	}
 	if container["image"] == "" {
-		return nil, fmt.Errorf("code location %s names no image, and the launcher's settings have none: set job_image, or container_image in the code location", req.Location)
+		return nil,
+			fmt.Errorf("code location %s names no image, and the launcher's settings have none: set job_image, or "+
+				"container_image in the code location", req.Location)
 	}
 	container["args"] = texts(req.Command)
 	if _, ok := container["name"]; !ok {
@@ -229,7 +235,8 @@ func (l *Launcher) environment(req *launcher.Request, user []any) []any {
 
 // inSecret returns a variable whose value is in the worker's own Secret.
 func inSecret(req *launcher.Request, name string) any {
-	return map[string]any{"name": name, "valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": jobName(req), "key": name}}}
+	return map[string]any{"name": name,
+		"valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": jobName(req), "key": name}}}
 }
 
 // secretOf returns the Secret of a Job, with the values that must not be in the Job itself. It
@@ -253,8 +260,10 @@ func (l *Launcher) secretOf(req *launcher.Request, job *batchv1.Job) *corev1.Sec
 	immutable := true
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: job.Name, Namespace: job.Namespace, Labels: map[string]string{instanceLabel: job.Labels[instanceLabel], runLabel: job.Labels[runLabel]},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: job.Name, UID: job.UID}},
+			Name: job.Name, Namespace: job.Namespace,
+			Labels: map[string]string{instanceLabel: job.Labels[instanceLabel], runLabel: job.Labels[runLabel]},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: job.Name,
+				UID: job.UID}},
 		},
 		Immutable: &immutable, StringData: data,
 	}
@@ -265,7 +274,8 @@ func requested(container map[string]any, r launcher.Resources, gpu string) error
 	if r == (launcher.Resources{}) {
 		return nil
 	}
-	resources, err := deep(map[string]any{"requests": map[string]any{}, "limits": map[string]any{}}, take(container, "resources", map[string]any{}), "resources")
+	resources, err := deep(map[string]any{"requests": map[string]any{}, "limits": map[string]any{}},
+		take(container, "resources", map[string]any{}), "resources")
 	if err != nil {
 		return err
 	}
@@ -310,7 +320,8 @@ const deploymentVar = "DAGSTER_CLOUD_DEPLOYMENT_NAME"
 // labelsOf returns Dagster's own labels. It leaves out the version if that is unknown.
 func (l *Launcher) labelsOf(req *launcher.Request, env []any) (map[string]any, error) {
 	out := map[string]any{
-		"app.kubernetes.io/name": "dagster", "app.kubernetes.io/instance": "dagster", "app.kubernetes.io/part-of": "dagster", "app.kubernetes.io/component": runWorker,
+		"app.kubernetes.io/name": "dagster", "app.kubernetes.io/instance": "dagster",
+		"app.kubernetes.io/part-of": "dagster", "app.kubernetes.io/component": runWorker,
 		"dagster/job": labelText(req.Job), dagsterRunLabel: labelText(req.ID.Run),
 	}
 	if req.DagsterVersion != "" {

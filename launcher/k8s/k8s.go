@@ -128,9 +128,10 @@ func Kind() *launcher.Kind {
 	return &launcher.Kind{
 		Name: "k8s", Help: "Run workers as Jobs of a Kubernetes cluster.",
 		Schema: config.Fields(Config{}), Context: "k8s", Tags: []string{configTag, resourcesTag}, StockTags: true,
-		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, Nodes: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
-		Stock:  "dagster_k8s.K8sRunLauncher dagster_celery_k8s.CeleryK8sRunLauncher",
-		Steps:  steps,
+		Traits: launcher.Traits{Unique: true, StrongRead: true, SignalsWorker: true, Gate: true, Nodes: true,
+			MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute},
+		Stock: "dagster_k8s.K8sRunLauncher dagster_celery_k8s.CeleryK8sRunLauncher",
+		Steps: steps,
 		FailsWithRun: func(v config.Values) bool {
 			c, err := decode(v)
 			return err == nil && c.FailPod // Open has reported the error
@@ -225,9 +226,11 @@ func decode(v config.Values) (Config, error) {
 // read makes the settings the layer below all others, and checks it.
 func (l *Launcher) read(v config.Values) error {
 	c := l.config
-	for setting, value := range map[string]string{"image_pull_policy": c.ImagePullPolicy, "pod_security": c.PodSecurity, "spot": c.Spot} {
+	for setting, value := range map[string]string{"image_pull_policy": c.ImagePullPolicy, "pod_security": c.PodSecurity,
+		"spot": c.Spot} {
 		choices := map[string][]string{
-			"image_pull_policy": {"", "IfNotPresent", "Always", "Never"}, "pod_security": {"none", "restricted"}, "spot": {"", "gke", "aks", "eks", "karpenter"},
+			"image_pull_policy": {"", "IfNotPresent", "Always", "Never"}, "pod_security": {"none", "restricted"},
+			"spot": {"", "gke", "aks", "eks", "karpenter"},
 		}[setting]
 		if !slices.Contains(choices, value) {
 			return v.Problem(setting, "%q is none of %s", value, strings.Trim(strings.Join(choices, ", "), ", "))
@@ -239,10 +242,12 @@ func (l *Launcher) read(v config.Values) error {
 		}
 	}
 	for setting, value := range map[string]config.Values{
-		"broker": c.Broker, "backend": c.Backend, "include": c.Include, "config_source": c.ConfigSource, "retries": c.Retries,
+		"broker": c.Broker, "backend": c.Backend, "include": c.Include, "config_source": c.ConfigSource,
+		"retries": c.Retries,
 	} {
 		if value.Node != nil {
-			l.log.Warn("a setting of CeleryK8sRunLauncher has no effect here: Slipway starts run workers, and Celery's executor reads its own settings from the run's config", "setting", setting)
+			l.log.Warn("a setting of CeleryK8sRunLauncher has no effect here: Slipway starts run workers, and "+
+				"Celery's executor reads its own settings from the run's config", "setting", setting)
 		}
 	}
 	top, err := c.named(v)
@@ -287,7 +292,8 @@ func (l *Launcher) read(v config.Values) error {
 			return v.Problem("only_allow_user_defined_k8s_config_fields", "%v", err)
 		}
 	}
-	if _, err := l.build(l.base, &launcher.Request{ID: launcher.ID{Run: "check", Attempt: 1}, Image: "check", Command: []string{"check"}}); err != nil {
+	if _, err := l.build(l.base, &launcher.Request{ID: launcher.ID{Run: "check", Attempt: 1}, Image: "check",
+		Command: []string{"check"}}); err != nil {
 		return v.Problem("", "these settings make no Job: %v", err)
 	}
 	return nil
@@ -305,7 +311,8 @@ func section(v config.Values) (any, error) {
 // named returns the settings that code locations have too.
 func (c Config) named(v config.Values) (layer, error) {
 	n := named{
-		imagePullPolicy: c.ImagePullPolicy, serviceAccount: c.ServiceAccount, scheduler: c.Scheduler, envConfigMaps: c.EnvConfigMaps, envSecrets: c.EnvSecrets,
+		imagePullPolicy: c.ImagePullPolicy, serviceAccount: c.ServiceAccount, scheduler: c.Scheduler,
+		envConfigMaps: c.EnvConfigMaps, envSecrets: c.EnvSecrets,
 	}
 	for _, s := range c.ImagePullSecrets {
 		n.imagePullSecrets = append(n.imagePullSecrets, map[string]any{"name": s.Name})
@@ -314,7 +321,8 @@ func (c Config) named(v config.Values) (layer, error) {
 		setting string
 		value   config.Values
 	}{
-		{"volume_mounts", c.VolumeMounts}, {"volumes", c.Volumes}, {"labels", c.Labels}, {"resources", c.Resources}, {"security_context", c.SecurityContext},
+		{"volume_mounts", c.VolumeMounts}, {"volumes", c.Volumes}, {"labels", c.Labels}, {"resources", c.Resources},
+		{"security_context", c.SecurityContext},
 	} {
 		value, err := section(raw.value)
 		if err != nil {
@@ -365,13 +373,15 @@ func problems(v config.Values, setting string, err error) error {
 // typed returns Slipway's own settings about pods.
 func (c Config) typed(v config.Values) (layer, error) {
 	out := newLayer()
-	container, pod, podMeta, job, jobMeta := out.sections[containerConfig], out.sections[podSpecConfig], out.sections[podMetadata], out.sections[jobSpecConfig], out.sections[jobMetadata]
+	container, pod, podMeta, job, jobMeta := out.sections[containerConfig], out.sections[podSpecConfig],
+		out.sections[podMetadata], out.sections[jobSpecConfig], out.sections[jobMetadata]
 	requests, limits := map[string]any{}, map[string]any{}
 	for _, q := range []struct {
 		setting, value string
 		name           corev1.ResourceName
 		limit          bool
-	}{{"cpu", c.CPU, corev1.ResourceCPU, false}, {"memory", c.Memory, corev1.ResourceMemory, true}, {"ephemeral_storage", c.Disk, corev1.ResourceEphemeralStorage, true}} {
+	}{{"cpu", c.CPU, corev1.ResourceCPU, false}, {"memory", c.Memory, corev1.ResourceMemory, true},
+		{"ephemeral_storage", c.Disk, corev1.ResourceEphemeralStorage, true}} {
 		if q.value == "" {
 			continue
 		}
@@ -392,7 +402,8 @@ func (c Config) typed(v config.Values) (layer, error) {
 	for _, raw := range []struct {
 		setting, key string
 		value        config.Values
-	}{{"tolerations", "tolerations", c.Tolerations}, {"affinity", "affinity", c.Affinity}, {"topology_spread_constraints", "topologySpreadConstraints", c.Topology}} {
+	}{{"tolerations", "tolerations", c.Tolerations}, {"affinity", "affinity", c.Affinity},
+		{"topology_spread_constraints", "topologySpreadConstraints", c.Topology}} {
 		if raw.value.Node == nil {
 			continue
 		}
@@ -426,7 +437,8 @@ func (c Config) typed(v config.Values) (layer, error) {
 		selector[s[0]] = s[1]
 		pod["nodeSelector"] = selector
 		before, _ := pod["tolerations"].([]any)
-		pod["tolerations"] = append(before, map[string]any{"key": s[0], "operator": "Equal", "value": s[1], "effect": "NoSchedule"})
+		pod["tolerations"] = append(before,
+			map[string]any{"key": s[0], "operator": "Equal", "value": s[1], "effect": "NoSchedule"})
 	}
 	if c.Queue != "" {
 		jobMeta["labels"] = map[string]any{queueLabel: c.Queue}
@@ -436,8 +448,10 @@ func (c Config) typed(v config.Values) (layer, error) {
 		job["ttlSecondsAfterFinished"] = json.Number(fmt.Sprint(int64(c.TTL.Seconds())))
 	}
 	if c.PodSecurity == "restricted" {
-		pod["securityContext"] = map[string]any{"runAsNonRoot": true, "seccompProfile": map[string]any{"type": "RuntimeDefault"}}
-		container["securityContext"] = map[string]any{"allowPrivilegeEscalation": false, "capabilities": map[string]any{"drop": []any{"ALL"}}}
+		pod["securityContext"] = map[string]any{"runAsNonRoot": true,
+			"seccompProfile": map[string]any{"type": "RuntimeDefault"}}
+		container["securityContext"] = map[string]any{"allowPrivilegeEscalation": false,
+			"capabilities": map[string]any{"drop": []any{"ALL"}}}
 	}
 	return out, nil
 }
@@ -468,10 +482,13 @@ func (c Config) access(v config.Values) (*rest.Config, error) {
 	var err error
 	switch {
 	case c.InCluster && given && c.Kubeconfig != "":
-		return nil, v.Problem("kubeconfig_file", "load_incluster_config is true: set it to false to use a kubeconfig, or leave kubeconfig_file out")
+		return nil, v.Problem("kubeconfig_file",
+			"load_incluster_config is true: set it to false to use a kubeconfig, or leave kubeconfig_file out")
 	case c.InCluster && c.Kubeconfig == "" && (given || inCluster(v.Env)):
 		if out, err = rest.InClusterConfig(); err != nil {
-			return nil, v.Problem("load_incluster_config", "the daemon does not run in a pod of a cluster (%v); set it to false to use kubeconfig_file, KUBECONFIG or ~/.kube/config", err)
+			return nil, v.Problem("load_incluster_config",
+				"the daemon does not run in a pod of a cluster (%v); set it to false to use kubeconfig_file, "+
+					"KUBECONFIG or ~/.kube/config", err)
 		}
 	default:
 		rules := clientcmd.NewDefaultClientConfigLoadingRules()
@@ -481,9 +498,11 @@ func (c Config) access(v config.Values) (*rest.Config, error) {
 			}
 		}
 		rules.ExplicitPath = c.Kubeconfig
-		out, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+		out, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
+			&clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
 		if err != nil {
-			return nil, v.Problem("kubeconfig_file", "%v; set it to a file that leads to the cluster, and context to one of its contexts", err)
+			return nil, v.Problem("kubeconfig_file",
+				"%v; set it to a file that leads to the cluster, and context to one of its contexts", err)
 		}
 	}
 	if c.CA != "" {

@@ -59,7 +59,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 // waits for the Secret.
 func (l *Launcher) complete(ctx context.Context, req *launcher.Request, job *batchv1.Job) (launcher.Launched, error) {
 	if secret := l.secretOf(req, job); secret != nil && !finished(job) {
-		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		if _, err := l.client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err !=
+			nil && !apierrors.IsAlreadyExists(err) {
 			if err := l.withoutSecret(ctx, job, err); err != nil {
 				return launcher.Launched{}, err
 			}
@@ -73,7 +74,8 @@ func (l *Launcher) complete(ctx context.Context, req *launcher.Request, job *bat
 // Otherwise it returns the meaning of the refusal. The Job can exist because the answer to an
 // earlier creation may have been lost, and the API server checks rights, policies and quotas before
 // it looks at the name.
-func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *batchv1.Job, refusal error) (*batchv1.Job, error) {
+func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *batchv1.Job,
+	refusal error) (*batchv1.Job, error) {
 	refused := l.launchError(refusal, job.Namespace)
 	if !final(refused) && !apierrors.IsAlreadyExists(refusal) {
 		return nil, refused
@@ -83,11 +85,14 @@ func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *bat
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 		return nil, refused // a daemon that may not read Jobs there has not created one
 	case err != nil:
-		return nil, fmt.Errorf("%w: kubernetes: cannot see whether Job %s/%s exists (%w) after its creation was refused: %w", launcher.ErrTransient, job.Namespace, job.Name, err, refusal)
+		return nil,
+			fmt.Errorf("%w: kubernetes: cannot see whether Job %s/%s exists (%w) after its creation was refused: %w",
+				launcher.ErrTransient, job.Namespace, job.Name, err, refusal)
 	}
 	for _, label := range []string{instanceLabel, runLabel, attemptLabel} {
 		if got.Labels[label] != job.Labels[label] {
-			return nil, fmt.Errorf("%w: there is a Job %s/%s that is not of run %s of this instance; it is left alone", launcher.ErrInvalid, job.Namespace, job.Name, req.ID.Run)
+			return nil, fmt.Errorf("%w: there is a Job %s/%s that is not of run %s of this instance; it is left alone",
+				launcher.ErrInvalid, job.Namespace, job.Name, req.ID.Run)
 		}
 	}
 	return got, nil
@@ -95,7 +100,8 @@ func (l *Launcher) existing(ctx context.Context, req *launcher.Request, job *bat
 
 // final reports whether an error proves that a worker does not exist and will not.
 func final(err error) bool {
-	return errors.Is(err, launcher.ErrCapacity) || errors.Is(err, launcher.ErrDenied) || errors.Is(err, launcher.ErrInvalid)
+	return errors.Is(err, launcher.ErrCapacity) || errors.Is(err, launcher.ErrDenied) ||
+		errors.Is(err, launcher.ErrInvalid)
 }
 
 func launched(job *batchv1.Job) launcher.Launched {
@@ -104,7 +110,8 @@ func launched(job *batchv1.Job) launcher.Launched {
 		Tags:   map[string]string{"dagster/image": job.Spec.Template.Spec.Containers[0].Image},
 		Notes: []launcher.Note{
 			{Text: "[K8sRunLauncher] Creating Kubernetes run worker job", Metadata: [][2]string{
-				{"Kubernetes Job name", job.Name}, {"Kubernetes Namespace", job.Namespace}, {"Run ID", job.Labels[runLabel]},
+				{"Kubernetes Job name", job.Name}, {"Kubernetes Namespace", job.Namespace},
+				{"Run ID", job.Labels[runLabel]},
 			}},
 			{Text: "[K8sRunLauncher] Kubernetes run worker job created"},
 		},
@@ -137,15 +144,20 @@ func (l *Launcher) launchError(err error, namespace string) error {
 	switch {
 	case apierrors.IsForbidden(err) && strings.Contains(text, "exceeded quota"):
 		return launcher.WithCause(fmt.Errorf("%w: kubernetes: %w", launcher.ErrCapacity, err), launcher.CauseQuota)
-	case apierrors.IsForbidden(err) && (strings.Contains(text, "not yet ready to handle request") || strings.Contains(text, "status unknown for quota")):
+	case apierrors.IsForbidden(err) && (strings.Contains(text, "not yet ready to handle request") ||
+		strings.Contains(text, "status unknown for quota")):
 		// A server or a quota that has just been created.
 		return fmt.Errorf("%w: kubernetes: %w", launcher.ErrTransient, err)
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err), strings.Contains(text, "denied the request"):
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err),
+		strings.Contains(text, "denied the request"):
 		// The last: by an admission webhook.
 		return fmt.Errorf("%w: kubernetes refuses the Job: %w", launcher.ErrInvalid, err)
 	case apierrors.IsNotFound(err) && elsewhere, apierrors.IsForbidden(err) && elsewhere:
-		return fmt.Errorf("%w: kubernetes: %w; the run's code location or rule names namespace %s: create it and apply deploy/kubernetes/role.yaml there, or take namespace out", launcher.ErrInvalid, err, namespace)
-	case apierrors.IsForbidden(err) && objectName(err) != "" && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return fmt.Errorf(
+			"%w: kubernetes: %w; the run's code location or rule names namespace %s: create it and apply "+
+				"deploy/kubernetes/role.yaml there, or take namespace out", launcher.ErrInvalid, err, namespace)
+	case apierrors.IsForbidden(err) && objectName(err) != "" &&
+		!apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return fmt.Errorf("%w: kubernetes refuses the Job: %w", launcher.ErrInvalid, err)
 	}
 	return asked(err)
@@ -185,7 +197,8 @@ func asked(err error) error {
 // foreign reports whether only a code location or a rule names a namespace, and not the launcher's
 // settings.
 func (l *Launcher) foreign(namespace string) bool {
-	return namespace != l.config.Namespace && namespace != metav1.NamespaceAll && !slices.Contains(l.config.Namespaces, namespace)
+	return namespace != l.config.Namespace && namespace != metav1.NamespaceAll &&
+		!slices.Contains(l.config.Namespaces, namespace)
 }
 
 // askedIn returns the meaning of an error of a call about one worker in a namespace. If the daemon
@@ -215,7 +228,8 @@ func (l *Launcher) Try(ctx context.Context, req *launcher.Request) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.client.BatchV1().Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	_, err = l.client.BatchV1().Jobs(job.Namespace).Create(ctx, job,
+		metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return l.launchError(err, job.Namespace)
 	}

@@ -181,7 +181,8 @@ func rawLayer(v any, path string, behaviour bool) (layer, error) {
 		}
 		m, ok := known[key]
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s: unknown section; %s are known", at, strings.Join(slices.Sorted(maps.Keys(known)), ", ")))
+			errs = append(errs, fmt.Errorf("%s: unknown section; %s are known", at,
+				strings.Join(slices.Sorted(maps.Keys(known)), ", ")))
 			continue
 		}
 		section, err := m.normal(members[key], at)
@@ -377,7 +378,8 @@ func (n *named) set(r *reader, key string, v any) bool {
 	case "volumes":
 		n.volumes = r.objects(key, v, false)
 	case "volume_mounts":
-		n.volumeMounts = r.objects(key, v, false, "name", "mount_path", "mount_propagation", "read_only", "sub_path", "sub_path_expr")
+		n.volumeMounts = r.objects(key, v, false, "name", "mount_path", "mount_propagation", "read_only", "sub_path",
+			"sub_path_expr")
 	case "env_config_maps":
 		n.envConfigMaps = r.texts(key, v)
 	case "env_secrets":
@@ -549,7 +551,9 @@ func (a allowed) check(l layer) error {
 		bad = append(bad, "namespace")
 	}
 	if len(bad) > 0 {
-		return fmt.Errorf("the code location or the run's tags set %s, which only_allow_user_defined_k8s_config_fields does not allow", strings.Join(bad, ", "))
+		return fmt.Errorf(
+			"the code location or the run's tags set %s, which only_allow_user_defined_k8s_config_fields does not "+
+				"allow", strings.Join(bad, ", "))
 	}
 	return nil
 }

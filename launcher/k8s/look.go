@@ -63,7 +63,8 @@ func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*ba
 }
 
 func (l *Launcher) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod, error) {
-	list, err := l.client.CoreV1().Pods(job.Namespace).List(ctx, metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job.Name})
+	list, err := l.client.CoreV1().Pods(job.Namespace).List(ctx,
+		metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job.Name})
 	if err != nil {
 		return nil, l.askedIn(job.Namespace, err)
 	}
@@ -80,7 +81,9 @@ func (l *Launcher) podsOf(ctx context.Context, job *batchv1.Job) ([]*corev1.Pod,
 func (l *Launcher) findAdopted(ctx context.Context, run string) (*batchv1.Job, []*corev1.Pod, error) {
 	var found []batchv1.Job
 	for _, namespace := range l.informers.namespaces() {
-		list, err := l.client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{LabelSelector: dagsterRunLabel + "=" + labelText(run) + ",!" + instanceLabel + "," + componentLabel + "=" + runWorker})
+		list, err := l.client.BatchV1().Jobs(namespace).List(ctx,
+			metav1.ListOptions{LabelSelector: dagsterRunLabel + "=" + labelText(run) + ",!" + instanceLabel + "," +
+				componentLabel + "=" + runWorker})
 		if err != nil {
 			return nil, nil, asked(err)
 		}
@@ -93,7 +96,9 @@ func (l *Launcher) findAdopted(ctx context.Context, run string) (*batchv1.Job, [
 	if len(found) == 0 {
 		return nil, nil, fmt.Errorf("%w: no Job of run %s", launcher.ErrNotFound, run)
 	}
-	job := slices.MaxFunc(found, func(a, b batchv1.Job) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	job := slices.MaxFunc(found, func(a, b batchv1.Job) int {
+		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+	})
 	pods, err := l.podsOf(ctx, &job)
 	return &job, pods, err
 }
@@ -105,7 +110,8 @@ func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Heal
 		return launcher.Health{Status: launcher.NotFound, Message: "there is no such Job"}, nil
 	}
 	if errors.Is(err, launcher.ErrInvalid) { // concerns only this worker: HealthOf still answers for the others
-		return launcher.Health{Status: launcher.Unknown, Message: strings.TrimPrefix(err.Error(), launcher.ErrInvalid.Error()+": ")}, nil
+		return launcher.Health{Status: launcher.Unknown,
+			Message: strings.TrimPrefix(err.Error(), launcher.ErrInvalid.Error()+": ")}, nil
 	}
 	if err != nil {
 		return launcher.Health{}, err
@@ -237,7 +243,8 @@ func (l *Launcher) slow(ctx context.Context, h *launcher.Health, job *batchv1.Jo
 
 // events returns the events of one object, oldest first.
 func (l *Launcher) events(ctx context.Context, namespace, uid string) ([]corev1.Event, error) {
-	list, err := l.client.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 100})
+	list, err := l.client.CoreV1().Events(namespace).List(ctx,
+		metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 100})
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +265,8 @@ func (l *Launcher) Remove(ctx context.Context, h launcher.Handle) error {
 		return fmt.Errorf("kubernetes: the worker of Job %s/%s still runs", job.Namespace, job.Name)
 	}
 	background := metav1.DeletePropagationBackground
-	err = l.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &job.UID}})
+	err = l.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name,
+		metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &job.UID}})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return l.askedIn(job.Namespace, err)
 	}
@@ -281,7 +289,8 @@ func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOp
 				return r, nil
 			}
 		}
-		if health, _, _ := Health(job, pods, time.Now()); !o.Follow || health.Status != launcher.Starting || !errors.Is(err, launcher.ErrNotFound) {
+		if health, _, _ := Health(job, pods, time.Now()); !o.Follow || health.Status != launcher.Starting ||
+			!errors.Is(err, launcher.ErrNotFound) {
 			return nil, err
 		}
 		select {
@@ -295,7 +304,8 @@ func (l *Launcher) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOp
 // followEvery is the pause between looks at a worker that has no output yet.
 const followEvery = 200 * time.Millisecond
 
-func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod, o launcher.LogOptions) (io.ReadCloser, error) {
+func (l *Launcher) stream(ctx context.Context, job *batchv1.Job, pod *corev1.Pod,
+	o launcher.LogOptions) (io.ReadCloser, error) {
 	options := &corev1.PodLogOptions{Container: mainContainer(job), Follow: o.Follow}
 	if o.Tail > 0 {
 		n := int64(o.Tail)
@@ -349,7 +359,8 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 		Pods                    []*corev1.Pod
 		Events                  []event
 		Hints                   []string
-	}{Server: l.host, Namespace: job.Namespace, Name: job.Name, Health: health, Job: shown(job), Pods: []*corev1.Pod{}, Events: []event{}}
+	}{Server: l.host, Namespace: job.Namespace, Name: job.Name, Health: health, Job: shown(job), Pods: []*corev1.Pod{},
+		Events: []event{}}
 	kubectl := "kubectl -n " + job.Namespace
 	out.Hints = append(out.Hints, kubectl+" describe job "+job.Name)
 	about := func(object string, uid types.UID) ([]corev1.Event, error) {
@@ -358,7 +369,8 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 			out.Events = append(out.Events, event{Type: "Error", Object: object, Message: err.Error()})
 		}
 		for _, e := range events {
-			out.Events = append(out.Events, event{Type: e.Type, Reason: e.Reason, Message: e.Message, Object: object, Count: e.Count, Last: when(e)})
+			out.Events = append(out.Events, event{Type: e.Type, Reason: e.Reason, Message: e.Message, Object: object,
+				Count: e.Count, Last: when(e)})
 		}
 		return events, err
 	}
@@ -386,6 +398,7 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 // lastLines returns the last lines of one container, with their times.
 func (l *Launcher) lastLines(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
 	lines := int64(debugLines)
-	text, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
+	text, err := l.client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name,
+		&corev1.PodLogOptions{Container: container, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
 	return string(text), err
 }

@@ -23,13 +23,15 @@ func steps(v config.Values) (launcher.Class, error) {
 		return launcher.Class{}, err
 	}
 	out := launcher.Class{Module: "dagster_k8s", Name: "K8sRunLauncher", Config: map[string]any{
-		"job_namespace": c.Namespace, "dagster_home": c.DagsterHome, "image_pull_policy": c.ImagePullPolicy, "load_incluster_config": true,
-		"service_account_name": c.ServiceAccount, "instance_config_map": c.ConfigMap,
+		"job_namespace": c.Namespace, "dagster_home": c.DagsterHome, "image_pull_policy": c.ImagePullPolicy,
+		"load_incluster_config": true,
+		"service_account_name":  c.ServiceAccount, "instance_config_map": c.ConfigMap,
 	}}
 	if c.ServiceAccount == "" { // it must be a text
 		out.Config["service_account_name"] = "default"
 	}
-	for key, value := range map[string]string{"job_image": c.Image, "postgres_password_secret": c.PostgresSecret, "scheduler_name": c.Scheduler} {
+	for key, value := range map[string]string{"job_image": c.Image, "postgres_password_secret": c.PostgresSecret,
+		"scheduler_name": c.Scheduler} {
 		if value != "" {
 			out.Config[key] = value
 		}
@@ -58,8 +60,9 @@ func steps(v config.Values) (launcher.Class, error) {
 		}
 	}
 	for key, value := range map[string]config.Values{
-		"volume_mounts": c.VolumeMounts, "volumes": c.Volumes, "labels": c.Labels, "resources": c.Resources, "security_context": c.SecurityContext,
-		"run_k8s_config": c.RunConfig, "only_allow_user_defined_k8s_config_fields": c.AllowFields,
+		"volume_mounts": c.VolumeMounts, "volumes": c.Volumes, "labels": c.Labels, "resources": c.Resources,
+		"security_context": c.SecurityContext,
+		"run_k8s_config":   c.RunConfig, "only_allow_user_defined_k8s_config_fields": c.AllowFields,
 	} {
 		if value.Node == nil {
 			continue
@@ -89,20 +92,25 @@ func (set *informerSet) followSteps(ctx context.Context, s *space) {
 		if run == nil {
 			return
 		}
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": step.UID, "ownerReferences": []metav1.OwnerReference{
-			{APIVersion: "batch/v1", Kind: "Job", Name: run.Name, UID: run.UID},
-		}}})
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": step.UID,
+			"ownerReferences": []metav1.OwnerReference{
+				{APIVersion: "batch/v1", Kind: "Job", Name: run.Name, UID: run.UID},
+			}}})
 		if err != nil {
 			return
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err = set.l.client.BatchV1().Jobs(step.Namespace).Patch(ctx, step.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		_, err = set.l.client.BatchV1().Jobs(step.Namespace).Patch(ctx, step.Name, types.MergePatchType, patch,
+			metav1.PatchOptions{})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil {
-			set.l.log.WarnContext(ctx, "a step's Job has no owner: it will not go with its run", "job", step.Namespace+"/"+step.Name, "err", err)
+			set.l.log.WarnContext(ctx, "a step's Job has no owner: it will not go with its run",
+				"job", step.Namespace+"/"+step.Name, "err", err)
 		}
 	}
-	if _, err := s.steps.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: own, UpdateFunc: func(_, o any) { own(o) }}); err != nil {
+	if _, err := s.steps.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: own, UpdateFunc: func(_, o any) {
+		own(o)
+	}}); err != nil {
 		set.l.log.ErrorContext(ctx, "kubernetes: the steps' Jobs cannot be watched", "err", err)
 	}
 }
@@ -112,7 +120,8 @@ func (set *informerSet) runJob(s *space, step *batchv1.Job) *batchv1.Job {
 	var found *batchv1.Job
 	for _, o := range s.jobs.GetStore().List() {
 		job, ok := o.(*batchv1.Job)
-		if ok && job.Namespace == step.Namespace && job.Labels[runLabel] == step.Labels[dagsterRunLabel] && (found == nil || found.CreationTimestamp.Before(&job.CreationTimestamp)) {
+		if ok && job.Namespace == step.Namespace && job.Labels[runLabel] == step.Labels[dagsterRunLabel] &&
+			(found == nil || found.CreationTimestamp.Before(&job.CreationTimestamp)) {
 			found = job
 		}
 	}

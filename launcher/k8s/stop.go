@@ -35,7 +35,8 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, grace time.
 	pod := newest(pods)
 	begun := pod != nil && (pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodUnknown)
 	if job.Annotations[stopNote] == "" || !begun && !suspended(job) {
-		if err := l.patchJob(ctx, job, map[string]string{stopNote: time.Now().UTC().Format(time.RFC3339)}, !begun); err != nil {
+		if err := l.patchJob(ctx, job, map[string]string{stopNote: time.Now().UTC().Format(time.RFC3339)},
+			!begun); err != nil {
 			return false, err
 		}
 	}
@@ -66,9 +67,11 @@ func (l *Launcher) stopPod(ctx context.Context, pod *corev1.Pod, grace time.Dura
 	switch {
 	case seconds < has && pod.DeletionGracePeriodSeconds != nil && *pod.DeletionGracePeriodSeconds <= seconds:
 	case seconds < has:
-		err = l.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &seconds, Preconditions: &metav1.Preconditions{UID: &pod.UID}})
+		err = l.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name,
+			metav1.DeleteOptions{GracePeriodSeconds: &seconds, Preconditions: &metav1.Preconditions{UID: &pod.UID}})
 	case pod.DeletionTimestamp == nil && (pod.Spec.ActiveDeadlineSeconds == nil || *pod.Spec.ActiveDeadlineSeconds > 1):
-		_, err = l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, []byte(`{"spec":{"activeDeadlineSeconds":1}}`), metav1.PatchOptions{})
+		_, err = l.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType,
+			[]byte(`{"spec":{"activeDeadlineSeconds":1}}`), metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return l.askedIn(pod.Namespace, err)
@@ -83,16 +86,19 @@ func (l *Launcher) patchJob(ctx context.Context, job *batchv1.Job, notes map[str
 	if suspend {
 		spec["suspend"] = true
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": job.UID, "annotations": notes}, "spec": spec})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": job.UID, "annotations": notes},
+		"spec": spec})
 	if err != nil {
 		return err
 	}
-	_, err = l.client.BatchV1().Jobs(job.Namespace).Patch(ctx, job.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = l.client.BatchV1().Jobs(job.Namespace).Patch(ctx, job.Name, types.MergePatchType, patch,
+		metav1.PatchOptions{})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // another Job has its name now
 		return nil
 	case apierrors.IsInvalid(err):
-		return fmt.Errorf("%w: kubernetes refuses to stop Job %s/%s: %w", launcher.ErrTransient, job.Namespace, job.Name, err)
+		return fmt.Errorf("%w: kubernetes refuses to stop Job %s/%s: %w", launcher.ErrTransient, job.Namespace,
+			job.Name, err)
 	}
 	return l.askedIn(job.Namespace, err)
 }
@@ -103,6 +109,7 @@ func (l *Launcher) giveUp(ctx context.Context, job *batchv1.Job, why *failure) e
 	if err != nil {
 		return err
 	}
-	l.log.WarnContext(ctx, "a worker can never begin and is given up", "job", job.Namespace+"/"+job.Name, "cause", why.Cause, "why", why.Message)
+	l.log.WarnContext(ctx, "a worker can never begin and is given up", "job", job.Namespace+"/"+job.Name,
+		"cause", why.Cause, "why", why.Message)
 	return l.patchJob(ctx, job, map[string]string{givenUpNote: string(note)}, true)
 }

@@ -78,7 +78,9 @@ func (w *watcher) take() []string {
 }
 
 func newInformerSet(l *Launcher) *informerSet {
-	set := &informerSet{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{}, fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{}, again: map[string]bool{}, asking: rate.NewLimiter(eventsPerSecond, 5)}
+	set := &informerSet{l: l, spaces: map[string]*space{}, watchers: map[*watcher]bool{},
+		fresh: map[string]*batchv1.Job{}, tails: map[string][]string{}, details: map[string]detail{},
+		again: map[string]bool{}, asking: rate.NewLimiter(eventsPerSecond, 5)}
 	for _, namespace := range append([]string{l.config.Namespace}, l.config.Namespaces...) {
 		set.spaces[namespace] = nil
 	}
@@ -171,7 +173,9 @@ func (set *informerSet) made(job *batchv1.Job) {
 	} else if _, there, _ := s.jobs.GetStore().GetByKey(job.Namespace + "/" + job.Name); there {
 		return
 	}
-	maps.DeleteFunc(set.fresh, func(_ string, j *batchv1.Job) bool { return time.Since(j.CreationTimestamp.Time) > freshFor })
+	maps.DeleteFunc(set.fresh, func(_ string, j *batchv1.Job) bool {
+		return time.Since(j.CreationTimestamp.Time) > freshFor
+	})
 	set.fresh[job.Namespace+"/"+job.Name] = job
 }
 
@@ -183,11 +187,14 @@ const freshFor = time.Minute
 func (set *informerSet) start(namespace string) {
 	s := &space{broken: map[string]error{}}
 	set.spaces[namespace] = s
-	ours := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
+	ours := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace),
+		informers.WithTransform(slim),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = instanceLabel }))
 	s.jobs, s.pods = ours.Batch().V1().Jobs().Informer(), ours.Core().V1().Pods().Informer()
 	set.follow(s, "jobs", s.jobs, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetName() })
-	set.follow(s, "pods", s.pods, func(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetLabels()[batchv1.JobNameLabel] })
+	set.follow(s, "pods", s.pods, func(o metav1.Object) string {
+		return o.GetNamespace() + "/" + o.GetLabels()[batchv1.JobNameLabel]
+	})
 	if err := s.pods.AddIndexers(cache.Indexers{byJob: func(o any) ([]string, error) {
 		pod, ok := o.(*corev1.Pod)
 		if !ok {
@@ -199,7 +206,8 @@ func (set *informerSet) start(namespace string) {
 	}
 	ours.Start(set.ctx.Done())
 	if set.l.config.OwnSteps {
-		steps := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace), informers.WithTransform(slim),
+		steps := informers.NewSharedInformerFactoryWithOptions(set.l.client, 0, informers.WithNamespace(namespace),
+			informers.WithTransform(slim),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.LabelSelector = componentLabel + "=" + stepWorker + "," + dagsterRunLabel + ",!" + instanceLabel
 			}))
@@ -229,13 +237,15 @@ func slim(o any) (any, error) {
 	}
 	*spec = corev1.PodSpec{
 		Containers: containers, NodeName: spec.NodeName, RestartPolicy: spec.RestartPolicy,
-		TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds, ActiveDeadlineSeconds: spec.ActiveDeadlineSeconds,
+		TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds,
+		ActiveDeadlineSeconds:         spec.ActiveDeadlineSeconds,
 	}
 	return o, nil
 }
 
 // follow notifies the watchers of what an informer reports, and records when its watch breaks.
-func (set *informerSet) follow(s *space, what string, informer cache.SharedIndexInformer, key func(metav1.Object) string) {
+func (set *informerSet) follow(s *space, what string, informer cache.SharedIndexInformer,
+	key func(metav1.Object) string) {
 	tell := func(o any) {
 		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 			o = gone.Obj
@@ -253,19 +263,22 @@ func (set *informerSet) follow(s *space, what string, informer cache.SharedIndex
 			w.note(key(m))
 		}
 	}
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }, DeleteFunc: tell})
-	err = errors.Join(err, informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
-		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-			cache.DefaultWatchErrorHandler(ctx, r, err)
-			return // the informer lists again
-		}
-		set.mu.Lock()
-		s.broken[what] = err
-		set.mu.Unlock()
-		if ctx.Err() == nil {
-			set.l.log.WarnContext(ctx, "kubernetes: a watch failed, and is tried again", "what", what, "err", err)
-		}
-	}))
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) {
+		tell(o)
+	}, DeleteFunc: tell})
+	err = errors.Join(err, informer.SetWatchErrorHandlerWithContext(
+		func(ctx context.Context, r *cache.Reflector, err error) {
+			if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+				cache.DefaultWatchErrorHandler(ctx, r, err)
+				return // the informer lists again
+			}
+			set.mu.Lock()
+			s.broken[what] = err
+			set.mu.Unlock()
+			if ctx.Err() == nil {
+				set.l.log.WarnContext(ctx, "kubernetes: a watch failed, and is tried again", "what", what, "err", err)
+			}
+		}))
 	if err != nil {
 		set.l.log.Error("kubernetes: nothing can be watched", "what", what, "err", err)
 	}
@@ -298,7 +311,8 @@ type listener struct {
 // RoundTrip implements [http.RoundTripper].
 func (l *listener) RoundTrip(r *http.Request) (*http.Response, error) {
 	answer, err := l.next.RoundTrip(r)
-	if q := r.URL.Query(); err == nil && answer.StatusCode == http.StatusOK && q.Get("watch") != "" && q.Get("labelSelector") == instanceLabel {
+	if q := r.URL.Query(); err == nil && answer.StatusCode == http.StatusOK && q.Get("watch") != "" &&
+		q.Get("labelSelector") == instanceLabel {
 		path := strings.Split(r.URL.Path, "/")
 		namespace := metav1.NamespaceAll
 		if i := slices.Index(path, "namespaces"); i > 0 && i+1 < len(path) {
@@ -468,9 +482,11 @@ func (l *Launcher) worker(ctx context.Context, key string) (launcher.Worker, boo
 func workerOf(job *batchv1.Job) (launcher.Worker, bool) {
 	attempt, err := strconv.Atoi(job.Labels[attemptLabel])
 	w := launcher.Worker{
-		ID: launcher.ID{Run: job.Labels[runLabel], Attempt: attempt}, Instance: job.Labels[instanceLabel], Handle: launcher.Handle(job.Namespace + "/" + job.Name),
+		ID: launcher.ID{Run: job.Labels[runLabel], Attempt: attempt}, Instance: job.Labels[instanceLabel],
+		Handle: launcher.Handle(job.Namespace + "/" + job.Name),
 	}
-	return w, err == nil && w.Instance != "" && w.ID.Check() == nil && strings.HasPrefix(job.Name, "dagster-run-"+w.ID.RunName())
+	return w, err == nil && w.Instance != "" && w.ID.Check() == nil &&
+		strings.HasPrefix(job.Name, "dagster-run-"+w.ID.RunName())
 }
 
 // List implements [launcher.Lister].
@@ -490,7 +506,8 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 			jobs, pods, err := l.list(ctx, namespace, selector)
 			if f.Runs == nil && l.foreign(namespace) && apierrors.IsForbidden(err) {
 				// A run that is looked for must not seem absent.
-				l.log.WarnContext(ctx, "the workers in the namespace of a code location cannot be listed", "namespace", namespace, "err", err)
+				l.log.WarnContext(ctx, "the workers in the namespace of a code location cannot be listed",
+					"namespace", namespace, "err", err)
 				continue
 			}
 			if err != nil {
@@ -515,7 +532,8 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 const pageSize = 500
 
 // list returns the Jobs that a selector finds in a namespace, and their pods by the Job's UID.
-func (l *Launcher) list(ctx context.Context, namespace, selector string) ([]batchv1.Job, map[types.UID][]*corev1.Pod, error) {
+func (l *Launcher) list(ctx context.Context,
+	namespace, selector string) ([]batchv1.Job, map[types.UID][]*corev1.Pod, error) {
 	var jobs []batchv1.Job
 	pods := map[types.UID][]*corev1.Pod{}
 	for o := (metav1.ListOptions{LabelSelector: selector, Limit: pageSize}); ; {

@@ -41,7 +41,8 @@ func NewInstance(t TB, l launcher.Launcher) *Instance {
 // NewRun makes up a run, and returns the request for its first worker, which executes a command.
 func (in *Instance) NewRun(command ...string) *launcher.Request {
 	return &launcher.Request{
-		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: uuid.NewString(), Instance: in.ID, Command: command, At: time.Now(),
+		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: uuid.NewString(), Instance: in.ID, Command: command,
+		At:  time.Now(),
 		Job: "made_up", Location: "tests", Repository: "__repository__",
 	}
 }

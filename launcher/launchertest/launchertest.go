@@ -195,7 +195,8 @@ func (k *kit) request(script string) *launcher.Request {
 	return &launcher.Request{
 		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Token: "token", Instance: k.instance, Image: k.target.Image,
 		Command: []string{"sh", "-c", "echo started\n" + script}, At: time.Now(), Job: "kit", Location: "kit",
-		Env: []launcher.Env{{Name: "KIT_VALUE", Value: "a value"}, {Name: "KIT_SECRET", Value: "hunter2", Secret: true}},
+		Env: []launcher.Env{{Name: "KIT_VALUE", Value: "a value"},
+			{Name: "KIT_SECRET", Value: "hunter2", Secret: true}},
 	}
 }
 
@@ -500,7 +501,8 @@ func (k *kit) launchNoProgram() {
 		k.Fatalf("Launch = %v, want ErrInvalid or a worker that failed", err)
 	}
 	k.leaveNothing(k.l, got.Handle)
-	if health := k.ended(got.Handle); health.Status != launcher.Failed || !strings.Contains(health.Message, "program-of-the-kit") {
+	if health := k.ended(got.Handle); health.Status != launcher.Failed ||
+		!strings.Contains(health.Message, "program-of-the-kit") {
 		k.Errorf("Health = %+v, want Failed with the program's name", health)
 	}
 }
@@ -677,7 +679,8 @@ func (k *kit) listInstance() {
 	theirs.Instance = "another-" + k.instance
 	k.launch(theirs)
 	got := k.list(launcher.Filter{Instance: k.instance})
-	if len(got) != 1 || got[0].ID != ours.ID || got[0].Handle != h || got[0].Instance != k.instance || !got[0].Health.Status.Alive() {
+	if len(got) != 1 || got[0].ID != ours.ID || got[0].Handle != h || got[0].Instance != k.instance ||
+		!got[0].Health.Status.Alive() {
 		k.Errorf("List = %+v, want only %s", got, h)
 	}
 }
@@ -686,7 +689,8 @@ func (k *kit) listRuns() {
 	a, b := k.request("exit 0"), k.request("exit 0")
 	k.launch(a)
 	k.launch(b)
-	if got := k.list(launcher.Filter{Instance: k.instance, Runs: []string{b.ID.Run}}); len(got) != 1 || got[0].ID != b.ID {
+	if got := k.list(launcher.Filter{Instance: k.instance, Runs: []string{b.ID.Run}}); len(got) != 1 ||
+		got[0].ID != b.ID {
 		k.Errorf("List of one run = %+v, want %s", got, b.ID)
 	}
 	if got := k.list(launcher.Filter{Instance: k.instance, Runs: []string{}}); len(got) != 0 {
@@ -753,7 +757,8 @@ func (k *kit) batch() {
 	live, dead := k.launch(k.request(forever)), k.launch(k.request("exit 1"))
 	k.ended(dead)
 	got, err := b.HealthOf(k.ctx, []launcher.Handle{dead, live, dead})
-	if err != nil || len(got) != 3 || got[0].Status != launcher.Failed || !got[1].Status.Alive() || got[2].Status != launcher.Failed {
+	if err != nil || len(got) != 3 || got[0].Status != launcher.Failed || !got[1].Status.Alive() ||
+		got[2].Status != launcher.Failed {
 		k.Errorf("HealthOf = %+v, %v", got, err)
 	}
 }

@@ -45,7 +45,9 @@ func call[T any](ctx context.Context, r *Remote, f func(pb.LauncherClient) (T, e
 
 // Launch implements [launcher.Launcher].
 func (r *Remote) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
-	got, err := call(ctx, r, func(api pb.LauncherClient) (*pb.Launched, error) { return api.Launch(ctx, requestOut(req)) })
+	got, err := call(ctx, r, func(api pb.LauncherClient) (*pb.Launched, error) {
+		return api.Launch(ctx, requestOut(req))
+	})
 	if err != nil {
 		return launcher.Launched{}, err
 	}
@@ -80,7 +82,9 @@ func (r *Remote) As(ability any) bool {
 type abilities struct{ *Remote }
 
 func (a abilities) Find(ctx context.Context, req *launcher.Request) (launcher.Launched, bool, error) {
-	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.FindReply, error) { return api.Find(ctx, requestOut(req)) })
+	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.FindReply, error) {
+		return api.Find(ctx, requestOut(req))
+	})
 	if err != nil || !got.Found {
 		return launcher.Launched{}, false, err
 	}
@@ -89,23 +93,28 @@ func (a abilities) Find(ctx context.Context, req *launcher.Request) (launcher.La
 }
 
 func (a abilities) List(ctx context.Context, f launcher.Filter) iter.Seq2[launcher.Worker, error] {
-	return stream(ctx, a.Remote, func(ctx context.Context, api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) {
-		return api.List(ctx, &pb.ListRequest{Instance: f.Instance, Runs: f.Runs, AllRuns: f.Runs == nil})
-	})
+	return stream(ctx, a.Remote,
+		func(ctx context.Context, api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) {
+			return api.List(ctx, &pb.ListRequest{Instance: f.Instance, Runs: f.Runs, AllRuns: f.Runs == nil})
+		})
 }
 
 func (a abilities) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
-	return stream(ctx, a.Remote, func(ctx context.Context, api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) {
-		return api.Watch(ctx, &pb.WatchRequest{})
-	})
+	return stream(ctx, a.Remote,
+		func(ctx context.Context, api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) {
+			return api.Watch(ctx, &pb.WatchRequest{})
+		})
 }
 
 // stream yields the workers that a call streams.
-func stream(ctx context.Context, r *Remote, open func(context.Context, pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error)) iter.Seq2[launcher.Worker, error] {
+func stream(ctx context.Context, r *Remote,
+	open func(context.Context, pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error)) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // ends the stream
-		s, err := call(ctx, r, func(api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) { return open(ctx, api) })
+		s, err := call(ctx, r, func(api pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error) {
+			return open(ctx, api)
+		})
 		for err == nil {
 			var w *pb.Worker
 			if w, err = s.Recv(); err == nil && !yield(workerIn(w), nil) {
@@ -123,7 +132,9 @@ func (a abilities) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 	for _, h := range hs {
 		req.Handles = append(req.Handles, string(h))
 	}
-	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.HealthOfReply, error) { return api.HealthOf(ctx, req) })
+	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.HealthOfReply, error) {
+		return api.HealthOf(ctx, req)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -232,14 +243,19 @@ func (a abilities) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 }
 
 func (a abilities) Preview(ctx context.Context, req *launcher.Request) (json.RawMessage, error) {
-	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.JSON, error) { return api.Preview(ctx, requestOut(req)) })
+	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.JSON, error) {
+		return api.Preview(ctx, requestOut(req))
+	})
 	return got.GetJson(), err
 }
 
 func (a abilities) Check(ctx context.Context) []launcher.Finding {
-	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.CheckReply, error) { return api.Check(ctx, &pb.CheckRequest{}) })
+	got, err := call(ctx, a.Remote, func(api pb.LauncherClient) (*pb.CheckReply, error) {
+		return api.Check(ctx, &pb.CheckRequest{})
+	})
 	if err != nil {
-		return []launcher.Finding{{What: "the launcher's program gave no answer: " + err.Error(), Fix: "see what it logs: slipway daemon --log-level debug"}}
+		return []launcher.Finding{{What: "the launcher's program gave no answer: " + err.Error(),
+			Fix: "see what it logs: slipway daemon --log-level debug"}}
 	}
 	var out []launcher.Finding
 	for _, f := range got.Findings {

@@ -85,11 +85,13 @@ func Open(ctx context.Context, o Options, v config.Values, log *slog.Logger) (*R
 	}
 	r := &Remote{process: p, abilities: p.opened.Abilities}
 	d := p.declared
-	r.kind = &launcher.Kind{Name: d.Name, Help: d.Help, Schema: settingsIn(d.Settings), Tags: d.Tags, Context: d.Context, Traits: traitsIn(d.Traits)}
+	r.kind = &launcher.Kind{Name: d.Name, Help: d.Help, Schema: settingsIn(d.Settings), Tags: d.Tags,
+		Context: d.Context, Traits: traitsIn(d.Traits)}
 	if p.opened.Traits != nil {
 		r.kind.Traits = traitsIn(p.opened.Traits)
 	}
-	log.InfoContext(ctx, "launcher program started", "program", o.Command[0], "serves", d.Name, "abilities", r.abilities)
+	log.InfoContext(ctx, "launcher program started", "program", o.Command[0], "serves", d.Name,
+		"abilities", r.abilities)
 	return r, nil
 }
 
@@ -181,10 +183,13 @@ func (p *process) started() (err error) {
 	}
 	cmd := exec.Command(p.options.Command[0], p.options.Command[1:]...)
 	cmd.Dir = p.options.Cwd
-	cmd.Env = append(slices.Clone(p.options.Env), goplugin.EnvUnixSocketDir+"="+p.sockets) // the last of equal names wins
+	// the last of equal names wins
+	cmd.Env = append(slices.Clone(p.options.Env), goplugin.EnvUnixSocketDir+"="+p.sockets)
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
-		HandshakeConfig: handshake, Plugins: goplugin.PluginSet{service: &grpcPlugin{}}, Cmd: cmd, SkipHostEnv: true, AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		AutoMTLS: !p.options.Plain, Managed: true, StartTimeout: p.options.Timeout, Logger: slogger(p.log), Stderr: tail, SyncStdout: tail, SyncStderr: io.Discard,
+		HandshakeConfig: handshake, Plugins: goplugin.PluginSet{service: &grpcPlugin{}}, Cmd: cmd, SkipHostEnv: true,
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         !p.options.Plain, Managed: true, StartTimeout: p.options.Timeout, Logger: slogger(p.log),
+		Stderr: tail, SyncStdout: tail, SyncStderr: io.Discard,
 	})
 	conn, err := p.client.Client()
 	if err != nil {
@@ -201,7 +206,8 @@ func (p *process) started() (err error) {
 		return fail(err)
 	}
 	if p.declared.Contract != contract {
-		return fail(fmt.Errorf("it serves version %d of the contract; this Slipway speaks %d", p.declared.Contract, contract))
+		return fail(fmt.Errorf("it serves version %d of the contract; this Slipway speaks %d", p.declared.Contract,
+			contract))
 	}
 	if p.opened, err = api.Open(ctx, &pb.OpenRequest{Config: p.config, Dir: p.options.Dir}); err != nil {
 		return &startError{p.options.Command[0], err}

@@ -78,14 +78,16 @@ func open(t testing.TB, dir, settings string, l *logged, serve ...string) (launc
 		command.WriteString("- '" + c + "'\n")
 	}
 	var doc yaml.Node
-	text := "command:\n" + command.String() + "pass_env: [PLUGIN_PASSED]\nenv: {PLUGIN_TEST: from the settings, GORACE: atexit_sleep_ms=0}\n"
+	text := "command:\n" + command.String() +
+		"pass_env: [PLUGIN_PASSED]\nenv: {PLUGIN_TEST: from the settings, GORACE: atexit_sleep_ms=0}\n"
 	if settings != "" {
 		text += "config:\n" + settings
 	}
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 		t.Fatal(err)
 	}
-	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Node: doc.Content[0], Dir: dir, Env: os.LookupEnv}
+	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Node: doc.Content[0], Dir: dir,
+		Env: os.LookupEnv}
 	return plugin.Kind().Open(context.Background(), v, l.log())
 }
 
@@ -129,7 +131,8 @@ func odd() *launcher.Kind {
 			if err := v.Decode(&s); err != nil {
 				return nil, err
 			}
-			log.Info("it is open", "color", s.Color, "env", os.Getenv("PLUGIN_TEST"), "passed", os.Getenv("PLUGIN_PASSED"), "kept", os.Getenv("PLUGIN_KEPT"), "secret", string(s.Secret))
+			log.Info("it is open", "color", s.Color, "env", os.Getenv("PLUGIN_TEST"),
+				"passed", os.Getenv("PLUGIN_PASSED"), "kept", os.Getenv("PLUGIN_KEPT"), "secret", string(s.Secret))
 			return oddLauncher{log}, nil
 		},
 	}
@@ -148,7 +151,8 @@ func (l oddLauncher) Launch(_ context.Context, req *launcher.Request) (launcher.
 	case "transient":
 		return launcher.Launched{}, launcher.ErrTransient
 	case "pending":
-		return launcher.Launched{}, launcher.Pending(time.Second, launcher.Note{Text: "pulling", Metadata: [][2]string{{"image", "x"}}})
+		return launcher.Launched{}, launcher.Pending(time.Second,
+			launcher.Note{Text: "pulling", Metadata: [][2]string{{"image", "x"}}})
 	case "unclear":
 		return launcher.Launched{}, errors.New("what was that?")
 	case "long":
@@ -159,7 +163,8 @@ func (l oddLauncher) Launch(_ context.Context, req *launcher.Request) (launcher.
 		_ = p.Signal(syscall.SIGKILL)
 		select {}
 	}
-	return launcher.Launched{Handle: launcher.Handle(req.Job), Tags: map[string]string{"a": "b"}, Notes: []launcher.Note{{Text: "launched"}}}, nil
+	return launcher.Launched{Handle: launcher.Handle(req.Job), Tags: map[string]string{"a": "b"},
+		Notes: []launcher.Note{{Text: "launched"}}}, nil
 }
 
 func (oddLauncher) Terminate(context.Context, launcher.Handle, time.Duration) (bool, error) {
@@ -171,7 +176,8 @@ func (oddLauncher) Health(_ context.Context, h launcher.Handle) (launcher.Health
 		return launcher.Health{Status: launcher.Running, Message: string(rune(os.Getpid()))}, nil
 	}
 	zero := 0
-	return launcher.Health{Status: launcher.Status(h), Exit: &zero, Cause: launcher.CauseOOM, Started: time.Unix(5, 0).UTC(), Usage: launcher.Usage{CPU: time.Second}, Tail: []string{"a", "b"}}, nil
+	return launcher.Health{Status: launcher.Status(h), Exit: &zero, Cause: launcher.CauseOOM,
+		Started: time.Unix(5, 0).UTC(), Usage: launcher.Usage{CPU: time.Second}, Tail: []string{"a", "b"}}, nil
 }
 
 func (oddLauncher) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] {
@@ -195,7 +201,8 @@ func TestDeclarationCrossesTheWire(t *testing.T) {
 	var out logged
 	l := must(t, &out, "odd")
 	got, want := launcher.KindOf(plugin.Kind(), l), odd()
-	if got.Name != want.Name || got.Traits != want.Traits || got.Context != want.Context || !slices.Equal(got.Tags, want.Tags) {
+	if got.Name != want.Name || got.Traits != want.Traits || got.Context != want.Context ||
+		!slices.Equal(got.Tags, want.Tags) {
 		t.Errorf("kind = %+v, want %+v", got, want)
 	}
 	if text, expected := config.Table(got.Schema), config.Table(want.Schema); text != expected {
@@ -206,7 +213,8 @@ func TestDeclarationCrossesTheWire(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		text := out.String()
-		for _, want := range []string{`level=INFO msg="it is open"`, `env="from the settings"`, `passed="passed on"`, `kept=""`} {
+		for _, want := range []string{`level=INFO msg="it is open"`, `env="from the settings"`, `passed="passed on"`,
+			`kept=""`} {
 			if !strings.Contains(text, want) {
 				return false, want + " did not arrive in the program's log:\n" + text
 			}
@@ -218,10 +226,12 @@ func TestDeclarationCrossesTheWire(t *testing.T) {
 func TestErrorsCrossTheWire(t *testing.T) {
 	l := must(t, &logged{}, "odd")
 	for job, want := range map[string]error{
-		"invalid": launcher.ErrInvalid, "denied": launcher.ErrDenied, "capacity": launcher.ErrCapacity, "transient": launcher.ErrTransient, "pending": launcher.ErrPending,
+		"invalid": launcher.ErrInvalid, "denied": launcher.ErrDenied, "capacity": launcher.ErrCapacity,
+		"transient": launcher.ErrTransient, "pending": launcher.ErrPending,
 	} {
 		_, err := l.Launch(t.Context(), &launcher.Request{Job: job})
-		for _, other := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrCapacity, launcher.ErrTransient, launcher.ErrPending, launcher.ErrNotFound} {
+		for _, other := range []error{launcher.ErrInvalid, launcher.ErrDenied, launcher.ErrCapacity,
+			launcher.ErrTransient, launcher.ErrPending, launcher.ErrNotFound} {
 			if errors.Is(err, other) != (want == other) { //nolint:errorlint // one of these very errors
 				t.Errorf("%s: %v; errors.Is(%v) = %v", job, err, other, errors.Is(err, other))
 			}
@@ -237,7 +247,8 @@ func TestErrorsCrossTheWire(t *testing.T) {
 				t.Errorf("%s: retry after %v", job, after)
 			}
 		case "pending":
-			if n := launcher.Notes(err); len(n) != 1 || n[0].Text != "pulling" || n[0].Metadata[0] != [2]string{"image", "x"} || after != time.Second {
+			if n := launcher.Notes(err); len(n) != 1 || n[0].Text != "pulling" ||
+				n[0].Metadata[0] != [2]string{"image", "x"} || after != time.Second {
 				t.Errorf("%s: notes = %v, after %v", job, n, after)
 			}
 		default:
@@ -247,10 +258,12 @@ func TestErrorsCrossTheWire(t *testing.T) {
 		}
 	}
 	_, err := l.Launch(t.Context(), &launcher.Request{Job: "unclear"})
-	if err == nil || err.Error() != "what was that?" || errors.Is(err, launcher.ErrInvalid) || errors.Is(err, launcher.ErrTransient) {
+	if err == nil || err.Error() != "what was that?" || errors.Is(err, launcher.ErrInvalid) ||
+		errors.Is(err, launcher.ErrTransient) {
 		t.Errorf("an error of no kind: %v", err)
 	}
-	if _, err := l.Launch(t.Context(), &launcher.Request{Job: "long"}); err == nil || !strings.Contains(err.Error(), "1000 bytes") {
+	if _, err := l.Launch(t.Context(), &launcher.Request{Job: "long"}); err == nil ||
+		!strings.Contains(err.Error(), "1000 bytes") {
 		t.Errorf("a handle that is too long: %v", err)
 	}
 	got, err := l.Launch(t.Context(), &launcher.Request{Job: "good"})
@@ -261,10 +274,12 @@ func TestErrorsCrossTheWire(t *testing.T) {
 		t.Errorf("Terminate = %v, want ErrNotFound", err)
 	}
 	h, err := l.Health(t.Context(), "Failed")
-	if err != nil || h.Status != launcher.Failed || h.Exit == nil || *h.Exit != 0 || h.Cause != launcher.CauseOOM || !h.Started.Equal(time.Unix(5, 0)) || h.Usage.CPU != time.Second || len(h.Tail) != 2 {
+	if err != nil || h.Status != launcher.Failed || h.Exit == nil || *h.Exit != 0 || h.Cause != launcher.CauseOOM ||
+		!h.Started.Equal(time.Unix(5, 0)) || h.Usage.CPU != time.Second || len(h.Tail) != 2 {
 		t.Errorf("Health = %+v, %v", h, err)
 	}
-	if h, err := l.Health(t.Context(), "Exploded"); err != nil || h.Status != launcher.Unknown || !strings.Contains(h.Message, "Exploded") {
+	if h, err := l.Health(t.Context(), "Exploded"); err != nil || h.Status != launcher.Unknown ||
+		!strings.Contains(h.Message, "Exploded") {
 		t.Errorf("Health with a status that there is not = %+v, %v, want Unknown", h, err)
 	}
 	w, _ := launcher.As[launcher.Watcher](l)
@@ -309,7 +324,8 @@ func TestDiedProgramIsStartedAgain(t *testing.T) {
 // Mistakes in the settings of a program's launcher are reported with their place in the file.
 func TestSettingsOfAProgram(t *testing.T) {
 	for _, c := range []struct{ settings, want string }{
-		{"  {colour: blue}\n", `slipway.yaml:8:12: launchers.x.config.config.colour: unknown setting; did you mean color?`},
+		{"  {colour: blue}\n",
+			`slipway.yaml:8:12: launchers.x.config.config.colour: unknown setting; did you mean color?`},
 		{"  deep:\n    number: many\n", `slipway.yaml:9:13: launchers.x.config.config.deep.number: `},
 		{"  secret: {env: NO_SUCH_VARIABLE}\n", `slipway.yaml:8:11: launchers.x.config.config.secret: `},
 	} {

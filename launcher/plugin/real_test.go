@@ -17,7 +17,8 @@ func TestContractOverTheWireDocker(t *testing.T) {
 	launchertest.Run(t, launchertest.Target{
 		Kind: plugin.Kind(), Timeout: 2 * time.Minute, Image: image, Many: testenv.Crowd(), Parallel: true,
 		Open: func() (launcher.Launcher, error) {
-			return open(t, t.TempDir(), "  {network: none, host: 'unix://"+testenv.DockerSocket()+"'}\n", &logged{}, "docker")
+			return open(t, t.TempDir(), "  {network: none, host: 'unix://"+testenv.DockerSocket()+"'}\n", &logged{},
+				"docker")
 		},
 	})
 }

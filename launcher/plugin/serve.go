@@ -22,7 +22,8 @@ import (
 
 // handshake lets a plug-in recognize that Slipway started it, and not a user by hand. It is not a
 // secret.
-var handshake = goplugin.HandshakeConfig{ProtocolVersion: contract, MagicCookieKey: "SLIPWAY_LAUNCHER", MagicCookieValue: "contract"}
+var handshake = goplugin.HandshakeConfig{ProtocolVersion: contract, MagicCookieKey: "SLIPWAY_LAUNCHER",
+	MagicCookieValue: "contract"}
 
 // contract is the version of the contract that this package speaks.
 const contract = 1
@@ -131,7 +132,8 @@ func ability[A, T any](s *server, f func(A) (T, error)) (T, error) {
 
 func (s *server) Declare(context.Context, *pb.DeclareRequest) (*pb.Declaration, error) {
 	return &pb.Declaration{
-		Name: s.kind.Name, Help: s.kind.Help, Settings: settingsOut(s.kind.Schema), Tags: s.kind.Tags, Context: s.kind.Context, Traits: traitsOut(s.kind.Traits), Contract: contract,
+		Name: s.kind.Name, Help: s.kind.Help, Settings: settingsOut(s.kind.Schema), Tags: s.kind.Tags,
+		Context: s.kind.Context, Traits: traitsOut(s.kind.Traits), Contract: contract,
 	}, nil
 }
 

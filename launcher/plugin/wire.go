@@ -119,22 +119,27 @@ func span(us int64) time.Duration { return time.Duration(us) * time.Microsecond 
 
 func traitsOut(t launcher.Traits) *pb.Traits {
 	return &pb.Traits{
-		Unique: t.Unique, StrongRead: t.StrongRead, Restarts: t.Restarts, LocalFiles: t.LocalFiles, SignalsWorker: t.SignalsWorker, Nodes: t.Nodes, Gate: t.Gate,
-		WritesStorage: t.WritesStorage, OwnCommand: t.OwnCommand, MaxCommand: int64(t.MaxCommand), KeepUs: t.Keep.Microseconds(), SettleUs: t.Settle.Microseconds(),
+		Unique: t.Unique, StrongRead: t.StrongRead, Restarts: t.Restarts, LocalFiles: t.LocalFiles,
+		SignalsWorker: t.SignalsWorker, Nodes: t.Nodes, Gate: t.Gate,
+		WritesStorage: t.WritesStorage, OwnCommand: t.OwnCommand, MaxCommand: int64(t.MaxCommand),
+		KeepUs: t.Keep.Microseconds(), SettleUs: t.Settle.Microseconds(),
 	}
 }
 
 func traitsIn(t *pb.Traits) launcher.Traits {
 	return launcher.Traits{
-		Unique: t.GetUnique(), StrongRead: t.GetStrongRead(), Restarts: t.GetRestarts(), LocalFiles: t.GetLocalFiles(), SignalsWorker: t.GetSignalsWorker(), Nodes: t.GetNodes(), Gate: t.GetGate(),
-		WritesStorage: t.GetWritesStorage(), OwnCommand: t.GetOwnCommand(), MaxCommand: int(t.GetMaxCommand()), Keep: span(t.GetKeepUs()), Settle: span(t.GetSettleUs()),
+		Unique: t.GetUnique(), StrongRead: t.GetStrongRead(), Restarts: t.GetRestarts(), LocalFiles: t.GetLocalFiles(),
+		SignalsWorker: t.GetSignalsWorker(), Nodes: t.GetNodes(), Gate: t.GetGate(),
+		WritesStorage: t.GetWritesStorage(), OwnCommand: t.GetOwnCommand(), MaxCommand: int(t.GetMaxCommand()),
+		Keep: span(t.GetKeepUs()), Settle: span(t.GetSettleUs()),
 	}
 }
 
 func settingsOut(fields []config.Field) []*pb.Setting {
 	var out []*pb.Setting
 	for _, f := range fields {
-		s := &pb.Setting{Name: f.Name, Type: f.Type, DefaultValue: f.Default, Help: f.Help, Required: f.Required, Fields: settingsOut(f.Fields)}
+		s := &pb.Setting{Name: f.Name, Type: f.Type, DefaultValue: f.Default, Help: f.Help, Required: f.Required,
+			Fields: settingsOut(f.Fields)}
 		if f.Item != nil {
 			s.Item = settingsOut([]config.Field{*f.Item})[0]
 		}
@@ -146,7 +151,8 @@ func settingsOut(fields []config.Field) []*pb.Setting {
 func settingsIn(settings []*pb.Setting) []config.Field {
 	var out []config.Field
 	for _, s := range settings {
-		f := config.Field{Name: s.Name, Type: s.Type, Default: s.DefaultValue, Help: s.Help, Required: s.Required, Fields: settingsIn(s.Fields)}
+		f := config.Field{Name: s.Name, Type: s.Type, Default: s.DefaultValue, Help: s.Help, Required: s.Required,
+			Fields: settingsIn(s.Fields)}
 		if s.Item != nil {
 			f.Item = &settingsIn([]*pb.Setting{s.Item})[0]
 		}
@@ -164,7 +170,8 @@ func idOut(id launcher.ID) *pb.ID {
 }
 
 func resourcesIn(r *pb.Resources) launcher.Resources {
-	return launcher.Resources{CPUMillis: r.GetCpuMillis(), MemoryBytes: r.GetMemoryBytes(), GPUs: r.GetGpus(), DiskBytes: r.GetDiskBytes()}
+	return launcher.Resources{CPUMillis: r.GetCpuMillis(), MemoryBytes: r.GetMemoryBytes(), GPUs: r.GetGpus(),
+		DiskBytes: r.GetDiskBytes()}
 }
 
 func resourcesOut(r launcher.Resources) *pb.Resources {
@@ -173,8 +180,10 @@ func resourcesOut(r launcher.Resources) *pb.Resources {
 
 func requestOut(r *launcher.Request) *pb.Request {
 	out := &pb.Request{
-		Id: idOut(r.ID), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image, Labels: r.Labels, Resources: resourcesOut(r.Resources),
-		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion, GraceUs: r.Grace.Microseconds(), AtUs: micros(r.At),
+		Id: idOut(r.ID), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image,
+		Labels: r.Labels, Resources: resourcesOut(r.Resources),
+		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion,
+		GraceUs: r.Grace.Microseconds(), AtUs: micros(r.At),
 		Nodes: r.Nodes, Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
 	}
 	for _, e := range r.Env {
@@ -188,8 +197,10 @@ func requestOut(r *launcher.Request) *pb.Request {
 
 func requestIn(r *pb.Request) *launcher.Request {
 	out := &launcher.Request{
-		ID: idIn(r.Id), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image, Labels: r.Labels, Resources: resourcesIn(r.Resources),
-		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion, Grace: span(r.GraceUs), At: moment(r.AtUs),
+		ID: idIn(r.Id), Token: r.Token, Instance: r.Instance, Command: r.Command, Dir: r.Dir, Image: r.Image,
+		Labels: r.Labels, Resources: resourcesIn(r.Resources),
+		Job: r.Job, Location: r.Location, Repository: r.Repository, DagsterVersion: r.DagsterVersion,
+		Grace: span(r.GraceUs), At: moment(r.AtUs),
 		Nodes: r.Nodes, Warm: r.Warm, Run: r.Run, InstanceRef: r.InstanceRef, Resume: r.Resume,
 	}
 	for _, e := range r.Env {
@@ -240,8 +251,10 @@ func launchedIn(l *pb.Launched) (launcher.Launched, error) {
 
 func healthOut(h launcher.Health) *pb.HealthReply {
 	out := &pb.HealthReply{
-		Status: string(h.Status), Phase: string(h.Phase), Cause: string(h.Cause), Message: h.Message, Incarnation: h.Incarnation,
-		StartedUs: micros(h.Started), EndedUs: micros(h.Ended), CpuUs: h.Usage.CPU.Microseconds(), MaxMemoryBytes: h.Usage.MaxMemoryBytes, Tail: h.Tail,
+		Status: string(h.Status), Phase: string(h.Phase), Cause: string(h.Cause), Message: h.Message,
+		Incarnation: h.Incarnation,
+		StartedUs:   micros(h.Started), EndedUs: micros(h.Ended), CpuUs: h.Usage.CPU.Microseconds(),
+		MaxMemoryBytes: h.Usage.MaxMemoryBytes, Tail: h.Tail,
 	}
 	if h.Exit != nil {
 		code := int32(*h.Exit) //nolint:gosec // an exit code
@@ -253,8 +266,10 @@ func healthOut(h launcher.Health) *pb.HealthReply {
 // healthIn reads a health. A status that the contract does not have becomes Unknown.
 func healthIn(h *pb.HealthReply) launcher.Health {
 	out := launcher.Health{
-		Status: launcher.Status(h.GetStatus()), Phase: launcher.Phase(h.GetPhase()), Cause: launcher.Cause(h.GetCause()), Message: h.GetMessage(), Incarnation: h.GetIncarnation(),
-		Started: moment(h.GetStartedUs()), Ended: moment(h.GetEndedUs()), Usage: launcher.Usage{CPU: span(h.GetCpuUs()), MaxMemoryBytes: h.GetMaxMemoryBytes()}, Tail: h.GetTail(),
+		Status: launcher.Status(h.GetStatus()), Phase: launcher.Phase(h.GetPhase()),
+		Cause: launcher.Cause(h.GetCause()), Message: h.GetMessage(), Incarnation: h.GetIncarnation(),
+		Started: moment(h.GetStartedUs()), Ended: moment(h.GetEndedUs()),
+		Usage: launcher.Usage{CPU: span(h.GetCpuUs()), MaxMemoryBytes: h.GetMaxMemoryBytes()}, Tail: h.GetTail(),
 	}
 	switch out.Status {
 	case launcher.Starting, launcher.Running, launcher.Succeeded, launcher.Failed, launcher.NotFound, launcher.Unknown:
@@ -270,12 +285,14 @@ func healthIn(h *pb.HealthReply) launcher.Health {
 }
 
 func workerOut(w launcher.Worker) *pb.Worker {
-	return &pb.Worker{Id: idOut(w.ID), Instance: w.Instance, Handle: string(w.Handle), Health: healthOut(w.Health), Synced: w.Synced}
+	return &pb.Worker{Id: idOut(w.ID), Instance: w.Instance, Handle: string(w.Handle), Health: healthOut(w.Health),
+		Synced: w.Synced}
 }
 
 func workerIn(w *pb.Worker) launcher.Worker {
 	if w.Synced {
 		return launcher.Worker{Synced: true}
 	}
-	return launcher.Worker{ID: idIn(w.Id), Instance: w.Instance, Handle: launcher.Handle(w.Handle), Health: healthIn(w.Health)}
+	return launcher.Worker{ID: idIn(w.Id), Instance: w.Instance, Handle: launcher.Handle(w.Handle),
+		Health: healthIn(w.Health)}
 }

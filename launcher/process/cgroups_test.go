@@ -31,7 +31,8 @@ func TestLimitsByCgroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Exit != nil && *h.Exit == 3 }); h.Cause == launcher.CauseOOM {
+	if h := ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Exit != nil && *h.Exit == 3 }); h.Cause ==
+		launcher.CauseOOM {
 		t.Errorf("Health = %+v, want no oom", h)
 	}
 	const fill = "dd if=/dev/zero of=/dev/null bs=268435456 count=1" // fills a buffer of 256 MiB
@@ -39,7 +40,9 @@ func TestLimitsByCgroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Failed && h.Cause == launcher.CauseOOM })
+	ended(t, l, got.Handle, func(h launcher.Health) bool {
+		return h.Status == launcher.Failed && h.Cause == launcher.CauseOOM
+	})
 	req := request(fill)
 	req.Resources.MemoryBytes = 2 << 30
 	if got, err = l.Launch(t.Context(), req); err != nil {

@@ -61,7 +61,8 @@ func running(p agent.Paths, b agent.Begun) launcher.Health {
 	if agent.ReadJSON(p.Worker, &w) != nil {
 		return launcher.Health{Status: launcher.Starting, Phase: launcher.Scheduled, Started: b.At}
 	}
-	return launcher.Health{Status: launcher.Running, Phase: launcher.PhaseStarted, Started: w.At, Message: fmt.Sprintf("process %d", w.PID)}
+	return launcher.Health{Status: launcher.Running, Phase: launcher.PhaseStarted, Started: w.At,
+		Message: fmt.Sprintf("process %d", w.PID)}
 }
 
 // ended returns the health of a worker whose end is recorded, and false if there is no record.
@@ -223,7 +224,8 @@ func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, logs bool) (
 	if health.Status == launcher.NotFound {
 		return nil, fmt.Errorf("process: %s: %w", h, launcher.ErrNotFound)
 	}
-	info := map[string]any{"name": h, "status": health.Status, "message": health.Message, "exit_code": health.Exit, "log_file": p.Log, "started": health.Started}
+	info := map[string]any{"name": h, "status": health.Status, "message": health.Message, "exit_code": health.Exit,
+		"log_file": p.Log, "started": health.Started}
 	if !health.Ended.IsZero() {
 		info["ended"] = health.Ended
 	}

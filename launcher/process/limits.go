@@ -51,7 +51,9 @@ func readBounds(c Config, v config.Values) (bounds, error) {
 	}
 	if b.parent == "" {
 		if b.cpuMillis+b.memory > 0 {
-			return b, fail("cgroup", "required with cpu and memory: the name of a cgroup that the daemon's user may make others in, such as slipway")
+			return b,
+				fail("cgroup", "required with cpu and memory: the name of a cgroup that the daemon's user may make "+
+					"others in, such as slipway")
 		}
 		return b, nil
 	}
@@ -74,7 +76,9 @@ func (b bounds) prepare(fail func(setting, format string, args ...any) error) er
 		err = b.enable()
 	}
 	if err != nil {
-		return fail("cgroup", "workers cannot be limited here: %v; leave cgroup, cpu and memory out, or have the cgroup delegated to this user", err)
+		return fail("cgroup",
+			"workers cannot be limited here: %v; leave cgroup, cpu and memory out, or have the cgroup delegated to "+
+				"this user", err)
 	}
 	return nil
 }
@@ -145,7 +149,8 @@ func (b bounds) of(name string, r launcher.Resources) agent.Limits {
 		})
 	}
 	if memory > 0 {
-		l.Cgroups = append(l.Cgroups, agent.Cgroup{Dir: filepath.Join(cgroupRoot, "memory", b.parent, name), Set: [][2]string{{"memory.limit_in_bytes", bytes}}})
+		l.Cgroups = append(l.Cgroups, agent.Cgroup{Dir: filepath.Join(cgroupRoot, "memory", b.parent, name),
+			Set: [][2]string{{"memory.limit_in_bytes", bytes}}})
 	}
 	return l
 }

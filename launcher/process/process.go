@@ -76,7 +76,8 @@ func Kind(agentCommand ...string) *launcher.Kind {
 		Name: "process", Help: "Run workers as processes of this machine.",
 		Schema: config.Fields(Config{}),
 		Traits: launcher.Traits{
-			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, Gate: true, MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute,
+			Unique: true, StrongRead: true, LocalFiles: true, SignalsWorker: true, Gate: true,
+			MaxCommand: launcher.MaxArgument, Keep: 10 * time.Minute,
 		},
 		Open: func(_ context.Context, v config.Values, _ *slog.Logger) (launcher.Launcher, error) {
 			return open(v, agentCommand)
@@ -96,7 +97,8 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		}
 		agentCommand = []string{self, "agent"}
 	}
-	l := &Launcher{root: c.Dir, setting: strings.TrimPrefix(v.Path+".dir", "."), agent: agentCommand, inherit: c.InheritEnv}
+	l := &Launcher{root: c.Dir, setting: strings.TrimPrefix(v.Path+".dir", "."), agent: agentCommand,
+		inherit: c.InheritEnv}
 	if l.root == "" {
 		l.root = v.Dir
 	}
@@ -104,7 +106,8 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 		return nil, v.Problem("dir", "%q is not an absolute path: write it whole", l.root)
 	}
 	for name, value := range c.Env {
-		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret || launcher.SecretName(name)})
+		l.env = append(l.env, launcher.Env{Name: name, Value: value.Value, Secret: value.Secret ||
+			launcher.SecretName(name)})
 	}
 	for _, f := range c.EnvFiles {
 		if !filepath.IsAbs(f) {
@@ -121,11 +124,15 @@ func open(v config.Values, agentCommand []string) (*Launcher, error) {
 	}
 	for _, sub := range []string{"workers", "state", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(l.root, sub), 0o700); err != nil {
-			return nil, v.Problem("dir", "workers' files cannot be written: %v; let the daemon's user write there, or set this to another folder on a local disk", err)
+			return nil,
+				v.Problem("dir", "workers' files cannot be written: %v; let the daemon's user write there, or set "+
+					"this to another folder on a local disk", err)
 		}
 	}
 	if l.host, err = launcher.HostOf(l.root); err != nil {
-		return nil, v.Problem("dir", "the name of this host cannot be kept there: %v; let the daemon's user write there, free space on its disk, or set this to another folder on a local disk", err)
+		return nil,
+			v.Problem("dir", "the name of this host cannot be kept there: %v; let the daemon's user write there, "+
+				"free space on its disk, or set this to another folder on a local disk", err)
 	}
 	return l, nil
 }
@@ -232,7 +239,8 @@ func begun(ctx context.Context, p agent.Paths) error {
 			return err
 		}
 		if !alive && !exists(p.Begun) {
-			return fmt.Errorf("%w: process: the supervisor ended before it began: %s", launcher.ErrTransient, strings.Join(tail(p.Log, 1), ""))
+			return fmt.Errorf("%w: process: the supervisor ended before it began: %s", launcher.ErrTransient,
+				strings.Join(tail(p.Log, 1), ""))
 		}
 		select {
 		case <-ctx.Done():
@@ -249,12 +257,14 @@ func (l *Launcher) check(req *launcher.Request) error {
 	}
 	if req.Dir != "" {
 		if info, err := os.Stat(req.Dir); err != nil || !info.IsDir() {
-			return fmt.Errorf("%w: working directory %s is not a folder here; set launchers.NAME.cwd in slipway.yaml", launcher.ErrInvalid, req.Dir)
+			return fmt.Errorf("%w: working directory %s is not a folder here; set launchers.NAME.cwd in slipway.yaml",
+				launcher.ErrInvalid, req.Dir)
 		}
 	}
 	for _, a := range req.Command {
 		if len(a) > launcher.MaxArgument || strings.ContainsRune(a, 0) {
-			return fmt.Errorf("%w: an argument of %d bytes is more than the system takes (%d), or holds a NUL", launcher.ErrInvalid, len(a), launcher.MaxArgument)
+			return fmt.Errorf("%w: an argument of %d bytes is more than the system takes (%d), or holds a NUL",
+				launcher.ErrInvalid, len(a), launcher.MaxArgument)
 		}
 	}
 	return nil
@@ -388,8 +398,9 @@ func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time
 	}
 	var w agent.Worker
 	if err := agent.ReadJSON(p.Worker, &w); err != nil {
-		// The supervisor was killed before it wrote down the worker. The worker is in the supervisor's session, unless
-		// another process has the supervisor's number now, and with it the session.
+		// The supervisor was killed before it wrote down the worker. The worker is in the
+		// supervisor's session, unless another process has the supervisor's number now, and with it
+		// the session.
 		_, taken := agent.Identify(supervisor.PID)
 		groups := agent.Groups(supervisor.PID)
 		if taken == nil || len(groups) == 0 {
@@ -478,7 +489,8 @@ func (l *Launcher) Preview(_ context.Context, req *launcher.Request) (json.RawMe
 		}
 	}
 	return json.Marshal(map[string]any{
-		"name": req.ID.String(), "command": req.Command, "dir": req.Dir, "env": env, "inherit_env": l.inherit, "labels": req.Labels, "limits": l.bounds.of(req.ID.String(), req.Resources),
+		"name": req.ID.String(), "command": req.Command, "dir": req.Dir, "env": env, "inherit_env": l.inherit,
+		"labels": req.Labels, "limits": l.bounds.of(req.ID.String(), req.Resources),
 	})
 }
 
@@ -489,14 +501,17 @@ func (l *Launcher) Check(context.Context) []launcher.Finding {
 	_ = os.Remove(probe) // it was only a probe
 	files := launcher.Finding{OK: true, What: l.root + " can be written to"}
 	if err != nil {
-		files = launcher.Finding{What: fmt.Sprintf("workers' files cannot be written: %v", err), Fix: fmt.Sprintf("let the daemon's user write to %s, or set %s to another folder on a local disk", l.root, l.setting)}
+		files = launcher.Finding{What: fmt.Sprintf("workers' files cannot be written: %v", err),
+			Fix: fmt.Sprintf("let the daemon's user write to %s, or set %s to another folder on a local disk", l.root,
+				l.setting)}
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		files.Fix = fmt.Sprintf("free space on the disk of %s, or set %s to a folder on another one", l.root, l.setting)
 	}
 	supervisor := launcher.Finding{OK: true, What: fmt.Sprintf("the supervisor %s can be started", l.agent[0])}
 	if _, err := exec.LookPath(l.agent[0]); err != nil {
-		supervisor = launcher.Finding{What: fmt.Sprintf("the supervisor of workers cannot be started: %v", err), Fix: "reinstall slipway"}
+		supervisor = launcher.Finding{What: fmt.Sprintf("the supervisor of workers cannot be started: %v", err),
+			Fix: "reinstall slipway"}
 	}
 	return []launcher.Finding{files, supervisor}
 }

@@ -66,7 +66,8 @@ func TestContract(t *testing.T) {
 
 func request(script string) *launcher.Request {
 	return &launcher.Request{
-		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Instance: "test", Command: []string{"sh", "-c", script}, At: time.Now(),
+		ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Instance: "test", Command: []string{"sh", "-c", script},
+		At: time.Now(),
 	}
 }
 
@@ -99,7 +100,8 @@ func launchAndDie(agent, dir, run string) {
 
 func TestWorkerOutlivesItsDaemon(t *testing.T) {
 	dir, run := t.TempDir(), uuid.NewString()
-	if err := exec.Command(os.Args[0], "launch", testenv.Build(t, "slipway-agent"), dir, run).Run(); err == nil || !strings.Contains(err.Error(), "killed") {
+	if err := exec.Command(os.Args[0], "launch", testenv.Build(t, "slipway-agent"), dir, run).Run(); err == nil ||
+		!strings.Contains(err.Error(), "killed") {
 		t.Fatalf("the daemon was to die: %v", err)
 	}
 	l := open(t, dir)
@@ -148,12 +150,13 @@ func TestSupervisorKilledWorkerIsStillSeen(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		h := health(t, l, got.Handle)
-		return h.Status == launcher.Failed && h.Exit == nil, "want Failed without an exit code, have " + string(h.Status)
+		return h.Status == launcher.Failed && h.Exit == nil,
+			"want Failed without an exit code, have " + string(h.Status)
 	})
 }
 
-// Supervisor and worker are killed, but a step of the worker lives on and holds the worker's lock. The worker counts as
-// running until the step is stopped.
+// Supervisor and worker are killed, but a step of the worker lives on and holds the worker's lock.
+// The worker counts as running until the step is stopped.
 func TestStepThatOutlivesItsWorkerIsStopped(t *testing.T) {
 	for name, c := range map[string]struct {
 		grace   time.Duration
@@ -337,7 +340,8 @@ func openWith(t *testing.T, yaml string) (launcher.Launcher, error) {
 		t.Fatal(err)
 	}
 	env := func(name string) (string, bool) { return map[string]string{"PW": "hunter2"}[name], true }
-	return kind(t).Open(t.Context(), config.Values{File: "slipway.yaml", Path: "launchers.local.config", Node: n, Dir: t.TempDir(), Env: env}, slog.New(slog.DiscardHandler))
+	return kind(t).Open(t.Context(), config.Values{File: "slipway.yaml", Path: "launchers.local.config", Node: n,
+		Dir: t.TempDir(), Env: env}, slog.New(slog.DiscardHandler))
 }
 
 func TestEnvironmentFromFilesAndSettings(t *testing.T) {
@@ -349,19 +353,22 @@ func TestEnvironmentFromFilesAndSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := l.Launch(t.Context(), request(`test "$A $B $C $DB" = "setting from file 3 hunter2" && test $(nice) = 5`))
+	got, err := l.Launch(t.Context(),
+		request(`test "$A $B $C $DB" = "setting from file 3 hunter2" && test $(nice) = 5`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended(t, l, got.Handle, func(h launcher.Health) bool { return h.Status == launcher.Succeeded })
 	preview, err := l.(launcher.Previewer).Preview(t.Context(), request("true"))
-	if err != nil || strings.Contains(string(preview), "hunter2") || strings.Contains(string(preview), "from file") || !strings.Contains(string(preview), `"A":"setting"`) {
+	if err != nil || strings.Contains(string(preview), "hunter2") || strings.Contains(string(preview), "from file") ||
+		!strings.Contains(string(preview), `"A":"setting"`) {
 		t.Errorf("Preview = %s, %v", preview, err)
 	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Launch(t.Context(), request("true")); !errors.Is(err, launcher.ErrDenied) || !strings.Contains(err.Error(), file) {
+	if _, err := l.Launch(t.Context(), request("true")); !errors.Is(err, launcher.ErrDenied) ||
+		!strings.Contains(err.Error(), file) {
 		t.Errorf("Launch without its file = %v, want ErrDenied naming it", err)
 	}
 }
@@ -404,7 +411,8 @@ func TestMaxWorkers(t *testing.T) {
 			})
 		}
 	}
-	if n, known, err := l.(launcher.Capacity).Free(t.Context(), launcher.Resources{}); full != 3 || n != 0 || !known || err != nil {
+	if n, known, err := l.(launcher.Capacity).Free(t.Context(), launcher.Resources{}); full != 3 || n != 0 || !known ||
+		err != nil {
 		t.Errorf("%d of 5 launches had no room, Free = %d, %v, %v; want 3 and 0", full, n, known, err)
 	}
 	if _, err := l.Terminate(t.Context(), first, 0); err != nil {

@@ -64,22 +64,28 @@ func newAzure(t *testing.T, backend aci.Backend) (*azure, []string) {
 			t.Error(err)
 		}
 	})
-	caCert, caKey := certificate(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	cert, key := certificate(t, &x509.Certificate{DNSNames: []string{"management.azure.com", "login.microsoftonline.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, caCert, caKey)
+	caCert, caKey := certificate(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	cert, key := certificate(t,
+		&x509.Certificate{DNSNames: []string{"management.azure.com", "login.microsoftonline.com"},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, caCert, caKey)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caCert.Raw}), 0o600); err != nil {
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caCert.Raw}), 0o600); err !=
+		nil {
 		t.Fatal(err)
 	}
 	a := &azure{t: t, cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, emulator: e}
 	proxy := httptest.NewServer(http.HandlerFunc(a.connect))
 	t.Cleanup(proxy.Close)
 	return a, []string{
-		"HTTPS_PROXY: " + proxy.URL, "REQUESTS_CA_BUNDLE: " + ca, "NO_PROXY: ''", "AZURE_TENANT_ID: 00000000-0000-0000-0000-00000000000a", "AZURE_CLIENT_ID: c", "AZURE_CLIENT_SECRET: s",
+		"HTTPS_PROXY: " + proxy.URL, "REQUESTS_CA_BUNDLE: " + ca, "NO_PROXY: ''",
+		"AZURE_TENANT_ID: 00000000-0000-0000-0000-00000000000a", "AZURE_CLIENT_ID: c", "AZURE_CLIENT_SECRET: s",
 	}
 }
 
 // certificate returns a certificate that is valid for an hour. Without a parent it signs itself.
-func certificate(t *testing.T, c, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+func certificate(t *testing.T, c, parent *x509.Certificate,
+	by *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -88,7 +94,8 @@ func certificate(t *testing.T, c, parent *x509.Certificate, by *ecdsa.PrivateKey
 	if parent == nil {
 		parent, by = c, key
 	}
-	c.SerialNumber, c.Subject = big.NewInt(time.Now().UnixNano()), pkix.Name{CommonName: fmt.Sprintf("a test, authority %v", c.IsCA)}
+	c.SerialNumber, c.Subject = big.NewInt(time.Now().UnixNano()),
+		pkix.Name{CommonName: fmt.Sprintf("a test, authority %v", c.IsCA)}
 	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), by)
 	if err == nil {
@@ -140,7 +147,9 @@ func (a *azure) answer(w http.ResponseWriter, r *http.Request, host string) {
 			reply(200, map[string]any{"token_type": "Bearer", "expires_in": 3600, "access_token": "a token"})
 			return
 		}
-		reply(200, map[string]any{"token_endpoint": at + "/oauth2/v2.0/token", "authorization_endpoint": at + "/oauth2/v2.0/authorize", "issuer": at + "/v2.0", "tenant_discovery_endpoint": at + "/v2.0/.well-known/openid-configuration"})
+		reply(200, map[string]any{"token_endpoint": at + "/oauth2/v2.0/token",
+			"authorization_endpoint": at + "/oauth2/v2.0/authorize", "issuer": at + "/v2.0",
+			"tenant_discovery_endpoint": at + "/v2.0/.well-known/openid-configuration"})
 		return
 	}
 	a.emulator.ServeHTTP(w, r)
@@ -155,7 +164,8 @@ func TestAzureLauncher(t *testing.T) {
 	cloud, env := newAzure(t, containers)
 	h.env = append(env, "DAGSTER_AZURE_RG: my-group")
 	l, err := h.open("azure_launcher", "AzureContainerInstanceRunLauncher",
-		`{resource_group: {env: DAGSTER_AZURE_RG}, subscription_id: 11111111-2222-3333-4444-555555555555, image: "myregistry.azurecr.io/dagster:1", cpu: 2.0, memory: 4.0, environment_variables: {DAGSTER_HOME: /opt}}`)
+		`{resource_group: {env: DAGSTER_AZURE_RG}, subscription_id: 11111111-2222-3333-4444-555555555555, image: `+
+			`"myregistry.azurecr.io/dagster:1", cpu: 2.0, memory: 4.0, environment_variables: {DAGSTER_HOME: /opt}}`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,15 +197,18 @@ func TestAzureLauncher(t *testing.T) {
 		t.Errorf("groups %v", names)
 	}
 	state := httptest.NewRecorder()
-	cloud.emulator.ServeHTTP(state, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/_emulator/state", nil))
+	cloud.emulator.ServeHTTP(state, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/_emulator/state",
+		nil))
 	text := strings.Join(strings.Fields(state.Body.String()), "")
-	for _, want := range []string{`"restartPolicy":"Never"`, `"dagster-run-id":"` + req.ID.Run + `"`, `"cpu":2`, `"memoryInGB":4`, `"execute_run"`, `"name":"DAGSTER_HOME","value":"/opt"`, "myregistry.azurecr.io/dagster:1"} {
+	for _, want := range []string{`"restartPolicy":"Never"`, `"dagster-run-id":"` + req.ID.Run + `"`, `"cpu":2`,
+		`"memoryInGB":4`, `"execute_run"`, `"name":"DAGSTER_HOME","value":"/opt"`, "myregistry.azurecr.io/dagster:1"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s is missing in %s", want, text)
 		}
 	}
 	describer, _ := launcher.As[launcher.Describer](l)
-	if text, err := describer.Describe(t.Context(), handle, false); err != nil || !strings.Contains(string(text), "container_state") {
+	if text, err := describer.Describe(t.Context(), handle, false); err != nil ||
+		!strings.Contains(string(text), "container_state") {
 		t.Errorf("Describe = %s, %v", text, err)
 	}
 	if ran, err := l.Terminate(t.Context(), handle, 0); err != nil || !ran {

@@ -161,19 +161,23 @@ func (s *service) answer(r *http.Request, body map[string]any) (int, any) {
 	case strings.Contains(at, "/services/") && one != nil:
 		return http.StatusOK, map[string]any{"ID": one.id, "CreatedAt": "2026-11-27T10:00:00Z"}
 	case strings.HasSuffix(at, "/tasks") && one != nil:
-		return http.StatusOK, []any{map[string]any{"UpdatedAt": "2026-11-27T10:00:00Z", "Status": map[string]any{"State": one.state("running", "complete")}}}
+		return http.StatusOK, []any{map[string]any{"UpdatedAt": "2026-11-27T10:00:00Z",
+			"Status": map[string]any{"State": one.state("running", "complete")}}}
 	// Nomad
 	case strings.HasSuffix(at, "/dispatch"):
 		return http.StatusOK, map[string]any{"DispatchedJobID": add(fmt.Sprintf("dagster/dispatch-%d", n)).id}
 	case strings.HasSuffix(at, "/allocations") && one != nil:
-		return http.StatusOK, []any{map[string]any{"ID": "a1", "TaskStates": map[string]any{"run": map[string]any{"State": one.state("running", "dead"), "Failed": false}}}}
+		return http.StatusOK, []any{map[string]any{"ID": "a1",
+			"TaskStates": map[string]any{"run": map[string]any{"State": one.state("running", "dead"),
+				"Failed": false}}}}
 	// Kubernetes
 	case strings.HasSuffix(at, "/jobs") && r.Method == http.MethodPost:
 		id := fmt.Sprint(body["metadata"].(map[string]any)["name"]) //nolint:errcheck,forcetypeassert // as Kubernetes has it
 		add(id)
 		return http.StatusCreated, body
 	case strings.Contains(at, "/jobs/") && one != nil:
-		return http.StatusOK, map[string]any{"metadata": map[string]any{"name": path.Base(path.Dir(at))}, "status": map[string]any{one.state("active", "succeeded"): 1}}
+		return http.StatusOK, map[string]any{"metadata": map[string]any{"name": path.Base(path.Dir(at))},
+			"status": map[string]any{one.state("active", "succeeded"): 1}}
 	case r.Method == http.MethodGet && slices.Contains([]string{"jobs", "pods", "events"}, path.Base(at)):
 		return http.StatusOK, map[string]any{"items": []any{}}
 	}
@@ -208,15 +212,20 @@ func TestClassesOfPyPI(t *testing.T) {
 	classes := []class{
 		{"dagster_docker_swarm", "SwarmRunLauncher", `{image: "etl:1", cleanup_interval: 0}`, "swarm/service_id", ""},
 		{"dagster_nomad", "NomadRunLauncher", `{docker_image: "etl:1", job_id: dagster, url: "http://ADDRESS"}`, "nomad_dispatched_job_id", launcher.NotFound},
-		{"dagster_k8s", "K8sRunLauncher", `{job_image: "etl:1", instance_config_map: dagster, service_account_name: dagster, load_incluster_config: false, kubeconfig_file: "FILE"}`, "dagster/image", launcher.Starting},
+		{"dagster_k8s", "K8sRunLauncher",
+			`{job_image: "etl:1", instance_config_map: dagster, service_account_name: dagster, ` +
+				`load_incluster_config: false, kubeconfig_file: "FILE"}`, "dagster/image", launcher.Starting},
 	}
 	page, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs/launchers/python.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, named := range regexp.MustCompile(`module: (\w+)\n +class: (\w+)\n`).FindAllSubmatch(page, -1) {
-		if !slices.ContainsFunc(classes, func(c class) bool { return c.module == string(named[1]) && c.class == string(named[2]) }) {
-			t.Errorf("docs/launchers/python.md names %s of %s, which is not among the classes that this test runs", named[2], named[1])
+		if !slices.ContainsFunc(classes, func(c class) bool {
+			return c.module == string(named[1]) && c.class == string(named[2])
+		}) {
+			t.Errorf("docs/launchers/python.md names %s of %s, which is not among the classes that this test runs",
+				named[2], named[1])
 		}
 	}
 	for _, c := range classes {
@@ -228,7 +237,8 @@ func TestClassesOfPyPI(t *testing.T) {
 			s, h := newService(t), newHost(t)
 			file := filepath.Join(t.TempDir(), "kubeconfig")
 			kubeconfig := `{"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [{"name": "c", "cluster": {"server": "http://` + s.addr + `"}}],` +
-				` "users": [{"name": "u", "user": {}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}`
+				` "users": [{"name": "u", "user": {}}], "contexts": [{"name": "c", "context": {"cluster": "c", ` +
+				`"user": "u"}}]}`
 			if err := os.WriteFile(file, []byte(kubeconfig), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -259,7 +269,8 @@ func TestClassesOfPyPI(t *testing.T) {
 				t.Errorf("Terminate = %v, %v", ran, err)
 			}
 			describer, _ := launcher.As[launcher.Describer](l)
-			if text, err := describer.Describe(t.Context(), handle, false); err != nil || !strings.Contains(string(text), "debug_info") {
+			if text, err := describer.Describe(t.Context(), handle, false); err != nil ||
+				!strings.Contains(string(text), "debug_info") {
 				t.Errorf("Describe = %s, %v", text, err)
 			}
 			handle = launch(h.starting(1))
@@ -268,12 +279,14 @@ func TestClassesOfPyPI(t *testing.T) {
 			// if it is canceled.
 			s.down()
 			req := h.starting(2)
-			testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // K8sRunLauncher itself tries for half a minute
+			// K8sRunLauncher itself tries for half a minute
+			testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
 				_, err := l.Launch(t.Context(), req)
 				if !errors.Is(err, launcher.ErrTransient) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("Launch while the service is down = %v", err)
 				}
-				return strings.Contains(fmt.Sprint(err), "nothing was sent"), fmt.Sprintf("Launch while the service is down = %v", err)
+				return strings.Contains(fmt.Sprint(err), "nothing was sent"),
+					fmt.Sprintf("Launch while the service is down = %v", err)
 			})
 			absent(t, l, req)
 			if got, err := l.Health(t.Context(), handle); got.Status != c.blind || (err == nil) != (c.blind != "") {
@@ -298,7 +311,8 @@ func TestClassesOfPyPI(t *testing.T) {
 				t.Errorf("Launch while the service hangs = %v", err)
 			}
 			h.begunLongAgo(req)
-			if _, err := l.Launch(short(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "within 180 s") {
+			if _, err := l.Launch(short(), req); !errors.Is(err, launcher.ErrInvalid) ||
+				!strings.Contains(err.Error(), "within 180 s") {
 				t.Errorf("Launch long after = %v", err)
 			}
 			absent(t, l, req)
@@ -321,13 +335,16 @@ func TestClassThatConnectsWhenItIsMade(t *testing.T) {
 	others(t)
 	s, h := newService(t), newHost(t)
 	s.down()
-	l := h.hosts("dagster_multihost_launcher", "MultiHostDockerRunLauncher", `{docker_hosts: [{host_name: far, docker_url: "tcp://`+s.addr+`", location_names: [far]}]}`)
+	l := h.hosts("dagster_multihost_launcher", "MultiHostDockerRunLauncher",
+		`{docker_hosts: [{host_name: far, docker_url: "tcp://`+s.addr+`", location_names: [far]}]}`)
 	checker, _ := launcher.As[launcher.Checker](l)
-	if got := checker.Check(t.Context()); len(got) != 1 || got[0].OK || !strings.Contains(got[0].What, "cannot reach its service") {
+	if got := checker.Check(t.Context()); len(got) != 1 || got[0].OK ||
+		!strings.Contains(got[0].What, "cannot reach its service") {
 		t.Errorf("Check while the service is down = %+v", got)
 	}
 	req := h.starting(0)
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "nothing was sent") {
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrTransient) ||
+		!strings.Contains(err.Error(), "nothing was sent") {
 		t.Errorf("Launch while the service is down = %v", err)
 	}
 	absent(t, l, req)
@@ -335,7 +352,9 @@ func TestClassThatConnectsWhenItIsMade(t *testing.T) {
 	if got := checker.Check(t.Context()); len(got) != 1 || !got[0].OK {
 		t.Errorf("Check = %+v", got)
 	}
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(err.Error(), "asks for the workspace") { // of a location that it has no host for
+	// of a location that it has no host for
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(err.Error(), "asks for the workspace") {
 		t.Errorf("Launch = %v", err)
 	}
 }

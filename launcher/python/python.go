@@ -73,8 +73,9 @@ func open(ctx context.Context, v config.Values, log *slog.Logger) (launcher.Laun
 	const start = "import sys; sys.path[:0] = sys.argv[1:]; from slipway_launcher import host; host.main()"
 	return plugin.Open(ctx, plugin.Options{
 		Command: append([]string{interpreter, "-I", "-c", start, v.Dir}, c.Path...),
-		Env:     append(v.Environ(slices.Concat(c.PassEnv, named, config.EnvNames(c.Config.Node)), c.Env), "DAGSTER_HOME="+home),
-		Plain:   true, Timeout: startTime, Dir: v.Dir, Cwd: v.Dir,
+		Env: append(v.Environ(slices.Concat(c.PassEnv, named, config.EnvNames(c.Config.Node)), c.Env),
+			"DAGSTER_HOME="+home),
+		Plain: true, Timeout: startTime, Dir: v.Dir, Cwd: v.Dir,
 	}, v, log)
 }
 

@@ -74,19 +74,24 @@ func (h *host) open(module, class, settings string) (launcher.Launcher, error) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	text := fmt.Sprintf("module: %s\nclass: %s\npython: %s\npath: [%q, %q]\nenv: {THE_LOG: %q%s}\nconfig: %s\n", module, class,
-		filepath.Join(testenv.DagsterBin(h.t), "python"), testdata, filepath.Join(testenv.Root(h.t), ".venvs/launchers"), h.asked, strings.Join(append([]string{""}, h.env...), ", "), settings)
+	text := fmt.Sprintf("module: %s\nclass: %s\npython: %s\npath: [%q, %q]\nenv: {THE_LOG: %q%s}\nconfig: %s\n", module,
+		class,
+		filepath.Join(testenv.DagsterBin(h.t), "python"), testdata,
+		filepath.Join(testenv.Root(h.t), ".venvs/launchers"), h.asked,
+		strings.Join(append([]string{""}, h.env...), ", "), settings)
 	var doc yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
 		h.t.Fatalf("%v in\n%s", err, text)
 	}
-	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Node: doc.Content[0], Dir: h.dir, Env: func(name string) (string, bool) {
-		if name == "DAGSTER_HOME" {
-			return h.d.Location, true
-		}
-		return os.LookupEnv(name)
-	}}
-	return python.Kind().Open(context.Background(), v, slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	v := config.Values{File: "slipway.yaml", Path: "launchers.x.config", Node: doc.Content[0], Dir: h.dir,
+		Env: func(name string) (string, bool) {
+			if name == "DAGSTER_HOME" {
+				return h.d.Location, true
+			}
+			return os.LookupEnv(name)
+		}}
+	return python.Kind().Open(context.Background(), v,
+		slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 }
 
 // recorder hosts the class that records its calls.
@@ -145,7 +150,8 @@ func (h *host) starting(n int) *launcher.Request {
 	if err != nil || id == "" {
 		h.t.Fatalf("no run: %v", err)
 	}
-	return &launcher.Request{ID: launcher.ID{Run: id, Attempt: 1}, Token: "t", Instance: "test", At: time.Now(), Run: json.RawMessage("{}"), InstanceRef: json.RawMessage("{}")}
+	return &launcher.Request{ID: launcher.ID{Run: id, Attempt: 1}, Token: "t", Instance: "test", At: time.Now(),
+		Run: json.RawMessage("{}"), InstanceRef: json.RawMessage("{}")}
 }
 
 // begunLongAgo makes it look as if launch_run had been called for a run before the start timeout
@@ -209,22 +215,27 @@ func TestHostedClass(t *testing.T) {
 		t.Errorf("Launch after reopening = %+v, %v", again, err)
 	}
 	asked := h.was("launch")
-	if len(asked) != 1 || asked[0]["run"] != req.ID.Run || asked[0]["status"] != "STARTING" || asked[0]["instance"] != h.d.Location || asked[0]["launcher"] != "Recorder" || asked[0]["python"] == "" {
+	if len(asked) != 1 || asked[0]["run"] != req.ID.Run || asked[0]["status"] != "STARTING" ||
+		asked[0]["instance"] != h.d.Location || asked[0]["launcher"] != "Recorder" || asked[0]["python"] == "" {
 		t.Fatalf("launch_run was asked %v", asked)
 	}
-	if log := h.log.String(); !strings.Contains(log, "launching "+req.ID.Run) || !strings.Contains(log, "hosting launchers.Recorder with Dagster 1.") {
+	if log := h.log.String(); !strings.Contains(log, "launching "+req.ID.Run) ||
+		!strings.Contains(log, "hosting launchers.Recorder with Dagster 1.") {
 		t.Errorf("the log lacks what the class printed:\n%s", log)
 	}
-	if got := health(t, l, got.Handle); got.Status != launcher.Running || got.Message != "as told" || got.Incarnation != "w1" {
+	if got := health(t, l, got.Handle); got.Status != launcher.Running || got.Message != "as told" ||
+		got.Incarnation != "w1" {
 		t.Errorf("Health = %+v", got)
 	}
 	describer, _ := launcher.As[launcher.Describer](l)
-	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil || string(text) != `{"debug_info": "run `+req.ID.Run+`, logs True"}` {
+	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil ||
+		string(text) != `{"debug_info": "run `+req.ID.Run+`, logs True"}` {
 		t.Errorf("Describe = %s, %v", text, err)
 	}
 	guided := h.class("Guided", "")
 	describer, _ = launcher.As[launcher.Describer](guided)
-	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil || string(text) != `{"container_state": "Failed", "events": [{"reason": "Pulled"}]}` {
+	if text, err := describer.Describe(t.Context(), got.Handle, true); err != nil ||
+		string(text) != `{"container_state": "Failed", "events": [{"reason": "Pulled"}]}` {
 		t.Errorf("Describe of a class with the guide's signature = %s, %v", text, err)
 	}
 	if ran, err := l.Terminate(t.Context(), got.Handle, 0); err != nil || !ran || len(h.was("terminate")) != 1 {
@@ -245,7 +256,8 @@ func TestHostedClass(t *testing.T) {
 	}
 	resume := h.starting(0)
 	resume.ID.Attempt, resume.Resume = 2, true
-	if _, err := l.Launch(t.Context(), resume); err != nil || len(h.was("resume")) != 1 || h.was("resume")[0]["attempt"] != 1.0 {
+	if _, err := l.Launch(t.Context(), resume); err != nil || len(h.was("resume")) != 1 ||
+		h.was("resume")[0]["attempt"] != 1.0 {
 		t.Errorf("resume = %v, the class was asked %v", err, h.was("resume"))
 	}
 	if err := launcher.Close(other); err != nil || len(h.was("dispose")) != 1 {
@@ -258,7 +270,8 @@ func TestHostedClass(t *testing.T) {
 func TestHealthOfAClass(t *testing.T) {
 	h := newHost(t)
 	n := 0
-	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound, "UNKNOWN": launcher.Starting, "FAILED": launcher.Failed, `""`: launcher.Starting} {
+	for status, want := range map[string]launcher.Status{"SUCCESS": launcher.Succeeded, "NOT_FOUND": launcher.NotFound,
+		"UNKNOWN": launcher.Starting, "FAILED": launcher.Failed, `""`: launcher.Starting} {
 		l := h.recorder(", status: " + status)
 		req := h.starting(n)
 		got, err := l.Launch(t.Context(), req)
@@ -304,10 +317,12 @@ func TestLaunchThatFails(t *testing.T) {
 		}
 		testenv.Eventually(t, time.Minute, func() (bool, string) { // a program that died is started again
 			_, err := l.Launch(t.Context(), req)
-			return errors.Is(err, launcher.ErrTransient) && strings.Contains(err.Error(), "nobody knows how it ended"), fmt.Sprintf("%s: Launch of an unknown outcome = %v", c.fails, err)
+			return errors.Is(err, launcher.ErrTransient) && strings.Contains(err.Error(), "nobody knows how it ended"),
+				fmt.Sprintf("%s: Launch of an unknown outcome = %v", c.fails, err)
 		})
 		h.begunLongAgo(req)
-		if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), "not called a second time") {
+		if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+			!strings.Contains(fmt.Sprint(err), "not called a second time") {
 			t.Errorf("%s: Launch long after = %v", c.fails, err)
 		}
 		if err := h.d.Exec("UPDATE runs SET status = 'STARTED' WHERE run_id = ?", req.ID.Run); err != nil {
@@ -330,7 +345,8 @@ func TestNothingWasSent(t *testing.T) {
 		l, req := h.recorder(", fails: "+fails+", status: ''"), h.starting(n)
 		for range 2 {
 			_, err := l.Launch(t.Context(), req)
-			if text := fmt.Sprint(err); !errors.Is(err, launcher.ErrTransient) || strings.Contains(text, "\n") || len(text) > 1200 {
+			if text := fmt.Sprint(err); !errors.Is(err, launcher.ErrTransient) || strings.Contains(text, "\n") ||
+				len(text) > 1200 {
 				t.Errorf("%s: Launch = %v", fails, err)
 			}
 		}
@@ -375,7 +391,8 @@ func TestServiceIsDown(t *testing.T) {
 	}
 	h.begunLongAgo(req)
 	absent(t, l, req)
-	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) || !strings.Contains(fmt.Sprint(err), "no worker has reported itself within 180 s") {
+	if _, err := l.Launch(t.Context(), req); !errors.Is(err, launcher.ErrInvalid) ||
+		!strings.Contains(fmt.Sprint(err), "no worker has reported itself within 180 s") {
 		t.Errorf("Launch long after = %v", err)
 	}
 }
@@ -392,10 +409,13 @@ func TestSlowLaunch(t *testing.T) {
 			}
 		})
 	}
-	testenv.Eventually(t, time.Minute, func() (bool, string) { return len(h.was("launch")) > 0, "launch_run was not called" })
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return len(h.was("launch")) > 0, "launch_run was not called"
+	})
 	short, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	if _, err := l.Launch(short, req); !errors.Is(err, launcher.ErrTransient) || !strings.Contains(err.Error(), "launch_run of Recorder has not returned yet") {
+	if _, err := l.Launch(short, req); !errors.Is(err, launcher.ErrTransient) ||
+		!strings.Contains(err.Error(), "launch_run of Recorder has not returned yet") {
 		t.Errorf("Launch with little time = %v", err)
 	}
 	finder, _ := launcher.As[launcher.Finder](l)
@@ -419,10 +439,13 @@ func TestHostedSettings(t *testing.T) {
 		{"launchers", "Recorder", "{log: x, slots: many}", "launchers.x.config.config.slots: "},
 		{"launchers", "Recorder", "{}", `Missing required config entry "log"`},
 		{"launchers", "Recorder", "{log: x, colour: red}", `Received unexpected config entry "colour"`},
-		{"launchers", "Refuses", "{log: x}", "launchers.x.config.config: Refuses refuses its config: RuntimeError: the licence has ended"},
+		{"launchers", "Refuses", "{log: x}",
+			"launchers.x.config.config: Refuses refuses its config: RuntimeError: the licence has ended"},
 		{"launchers", "Nobody", "{}", "slipway.yaml:2:8: launchers.x.config.class: launchers has no Nobody"},
 		{"launchers", "NotALauncher", "{}", "launchers.NotALauncher is no dagster RunLauncher"},
-		{"no_such_module", "X", "{}", "slipway.yaml:1:9: launchers.x.config.module: cannot be imported by this Python: No module named 'no_such_module'"},
+		{"no_such_module", "X",
+			"{}", "slipway.yaml:1:9: launchers.x.config.module: cannot be imported by this Python: No module named " +
+				"'no_such_module'"},
 	} {
 		l, err := h.open(c.module, c.class, c.config)
 		if err == nil {
@@ -438,7 +461,8 @@ func TestHostedSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Node = doc.Content[0]
-	if _, err := python.Kind().Open(t.Context(), v, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "slipway.yaml:1:31: launchers.x.config.python: ") {
+	if _, err := python.Kind().Open(t.Context(), v, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "slipway.yaml:1:31: launchers.x.config.python: ") {
 		t.Errorf("Open with a Python that is not there = %v", err)
 	}
 }

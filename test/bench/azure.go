@@ -53,7 +53,8 @@ func azureOn(ctx context.Context, dir, kind string, n, quota int, seconds float6
 		return err
 	}
 	settings.Quota.Groups = quota
-	e, err := emulator.New(emulator.Options{Backend: &emulator.Processes{Path: dir + ":" + os.Getenv("PATH")}, State: filepath.Join(dir, kind), Settings: settings})
+	e, err := emulator.New(emulator.Options{Backend: &emulator.Processes{Path: dir + ":" + os.Getenv("PATH")},
+		State: filepath.Join(dir, kind), Settings: settings})
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,8 @@ launchers:
 	}
 	var ids []string
 	queued := map[string]time.Time{}
-	config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", fmt.Sprint(seconds)}}}})
+	config := dagster.Encode(map[string]any{
+		"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", fmt.Sprint(seconds)}}}})
 	began := time.Now()
 	err = w.slipway(ctx, aci.Kind(), func(ctx context.Context) error {
 		for range n {
@@ -120,8 +122,10 @@ launchers:
 	}
 	slices.Sort(waits)
 	first := waits[:min(quota, len(waits))]
-	fmt.Printf("%s: %d runs of %g s through %d container groups took %.0f s, %.0f runs a minute; QUEUED to accepted, of the first %d: p50 %d ms, p99 %d ms\n",
-		kind, n, seconds, quota, took.Seconds(), float64(n)/took.Minutes(), len(first), first[len(first)/2].Milliseconds(), first[(len(first)*99+99)/100-1].Milliseconds())
+	fmt.Printf("%s: %d runs of %g s through %d container groups took %.0f s, %.0f runs a minute; QUEUED to accepted, "+
+		"of the first %d: p50 %d ms, p99 %d ms\n",
+		kind, n, seconds, quota, took.Seconds(), float64(n)/took.Minutes(), len(first),
+		first[len(first)/2].Milliseconds(), first[(len(first)*99+99)/100-1].Milliseconds())
 	others := 0
 	for _, op := range slices.Sorted(maps.Keys(calls)) {
 		fmt.Printf("%s:   %-8s %6d, %.2f a run\n", kind, op, calls[op], float64(calls[op])/float64(n))

@@ -70,7 +70,8 @@ func deaths(ctx context.Context, args []string) error {
 	programs := map[string]string{}
 	for _, name := range []string{"slipway-agent", "slipway-worker"} {
 		programs[name] = filepath.Join(dir, name)
-		if out, err := exec.Command("go", "build", "-o", programs[name], "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+		if out, err := exec.Command("go", "build", "-o", programs[name],
+			"github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
 			return fmt.Errorf("go build: %w: %s", err, out)
 		}
 	}
@@ -84,17 +85,22 @@ func deaths(ctx context.Context, args []string) error {
 	}
 	for _, kind := range storages() {
 		name := "slipway, process, " + kind
-		if err := add(slipwayDeaths(ctx, dir, kind, name, "", process.Kind(programs["slipway-agent"]), []string{programs["slipway-worker"]}, *n, killProcess)); err != nil {
+		if err := add(slipwayDeaths(ctx, dir, kind, name, "", process.Kind(programs["slipway-agent"]),
+			[]string{programs["slipway-worker"]}, *n, killProcess)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if image := os.Getenv("SLIPWAY_TEST_IMAGE"); image != "" && len(storages()) > 1 {
-		conf := fmt.Sprintf("launchers: {local: {kind: docker, config: {image: %q, network: host, env_vars: [\"PATH=/opt/app:/usr/bin:/bin\"]}}}\nallow_secrets_in_argv: true\n", image)
-		if err := add(slipwayDeaths(ctx, dir, "postgres", "slipway, docker, postgres", conf, docker.Kind(), nil, min(*n, 10), killContainer)); err != nil {
+		conf := fmt.Sprintf(
+			"launchers: {local: {kind: docker, config: {image: %q, network: host, env_vars: "+
+				"[\"PATH=/opt/app:/usr/bin:/bin\"]}}}\nallow_secrets_in_argv: true\n", image)
+		if err := add(slipwayDeaths(ctx, dir, "postgres", "slipway, docker, postgres", conf, docker.Kind(), nil,
+			min(*n, 10), killContainer)); err != nil {
 			return fmt.Errorf("docker: %w", err)
 		}
 	} else {
-		fmt.Println("no Docker engine with a test image: hack/with-postgres hack/with-docker go run ./test/bench deaths measures containers as well")
+		fmt.Println("no Docker engine with a test image: hack/with-postgres hack/with-docker go run ./test/bench " +
+			"deaths measures containers as well")
 	}
 	if !*alone {
 		if err := os.WriteFile(filepath.Join(dir, "bench_sleep.py"), []byte(sleepPython), 0o600); err != nil {
@@ -103,7 +109,8 @@ func deaths(ctx context.Context, args []string) error {
 		for _, v := range []struct {
 			name, poll string
 			n          int
-		}{{"dagster-daemon, poll_interval_seconds: 1", ", poll_interval_seconds: 1", 10}, {"dagster-daemon, run_monitoring as it comes (120 s)", "", 10}} {
+		}{{"dagster-daemon, poll_interval_seconds: 1", ", poll_interval_seconds: 1", 10},
+			{"dagster-daemon, run_monitoring as it comes (120 s)", "", 10}} {
 			if err := add(stockDeaths(ctx, dir, v.name, v.poll, v.n)); err != nil {
 				return fmt.Errorf("%s: %w", v.name, err)
 			}
@@ -139,7 +146,8 @@ func killContainer(_ *world, r storage.Run) error {
 }
 
 // slipwayDeaths kills workers of command jobs one after the other, each at a random moment.
-func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launcher.Kind, worker []string, n int, kill func(*world, storage.Run) error) (result, error) {
+func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launcher.Kind, worker []string, n int,
+	kill func(*world, storage.Run) error) (result, error) {
 	w, err := newWorld(ctx, dir, kind, parkedYAML, "queue: {max_concurrent_runs: -1}\ncrash_loop: {deaths: 0}\n"+more)
 	if err != nil {
 		return result{}, err
@@ -148,12 +156,15 @@ func slipwayDeaths(ctx context.Context, dir, kind, name, more string, k *launche
 	var times []time.Duration
 	err = w.slipway(ctx, k, func(ctx context.Context) error {
 		for range n {
-			config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", "1000"}}}})
+			config := dagster.Encode(map[string]any{
+				"steps": map[string]any{"only": map[string]any{"command": []string{"sleep", "1000"}}}})
 			run := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)
 			if err := w.writer.EnqueueRun(run); err != nil {
 				return err
 			}
-			r, err := w.await(ctx, run.ID, func(r storage.Run) bool { return r.Status == dagster.Started && r.Handle != "" })
+			r, err := w.await(ctx, run.ID, func(r storage.Run) bool {
+				return r.Status == dagster.Started && r.Handle != ""
+			})
 			if err != nil {
 				return err
 			}
@@ -202,7 +213,9 @@ func stockDeaths(ctx context.Context, dir, name, poll string, n int) (result, er
 	if _, err := os.Stat(filepath.Join(bin, "dagster-daemon")); err != nil {
 		return result{}, fmt.Errorf("no Dagster in .venv: make venv installs it: %w", err)
 	}
-	w, err := newWorld(ctx, dir, "sqlite", "run_queue: {max_concurrent_runs: -1, dequeue_interval_seconds: 1}\nrun_monitoring: {enabled: true"+poll+"}\nrun_launcher: {module: bench_sleep, class: SleepLauncher}\n", "")
+	w, err := newWorld(ctx, dir, "sqlite",
+		"run_queue: {max_concurrent_runs: -1, dequeue_interval_seconds: 1}\nrun_monitoring: {enabled: true"+poll+
+			"}\nrun_launcher: {module: bench_sleep, class: SleepLauncher}\n", "")
 	if err != nil {
 		return result{}, err
 	}

@@ -36,7 +36,8 @@ func built(ctx context.Context, name string) (dir, bin string, err error) {
 		return "", "", err
 	}
 	bin = filepath.Join(dir, name)
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin,
+		"github.com/slipway-run/slipway/cmd/"+name).CombinedOutput(); err != nil {
 		return "", "", errors.Join(fmt.Errorf("go build: %w: %s", err, out), os.RemoveAll(dir))
 	}
 	return dir, bin, nil
@@ -64,7 +65,8 @@ func newWorld(ctx context.Context, dir, kind, more, slipwayYAML string) (*world,
 			return nil, err
 		}
 	}
-	err = errors.Join(home.Create(ctx, w.location), home.Write(w.home, w.location, more+"telemetry: {enabled: false}\n", slipwayYAML+home.LocalOnly),
+	err = errors.Join(home.Create(ctx, w.location),
+		home.Write(w.home, w.location, more+"telemetry: {enabled: false}\n", slipwayYAML+home.LocalOnly),
 		os.WriteFile(filepath.Join(w.home, "workspace.yaml"), []byte("load_from: []\n"), 0o600))
 	if err != nil {
 		return nil, err

@@ -48,7 +48,9 @@ func jobs(ctx context.Context, args []string) error {
 	}
 	kubeconfig, image := os.Getenv("SLIPWAY_TEST_KUBECONFIG"), os.Getenv("SLIPWAY_TEST_IMAGE")
 	if kubeconfig == "" || image == "" || !slices.Contains(storages(), "postgres") {
-		return errors.New("there is no cluster, image or Postgres here: hack/with-postgres hack/with-docker hack/with-kubernetes go run ./test/bench kubernetes starts all three")
+		return errors.New(
+			"there is no cluster, image or Postgres here: hack/with-postgres hack/with-docker hack/with-kubernetes " +
+				"go run ./test/bench kubernetes starts all three")
 	}
 	access, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -66,11 +68,14 @@ func jobs(ctx context.Context, args []string) error {
 	}
 	if !*alone {
 		for _, v := range []stockVariant{{5, false}, {1, true}} {
-			theirs, err := b.run(ctx, v.String(), func(ctx context.Context, w *jobWorld) error { return b.stock(ctx, w, v) })
+			theirs, err := b.run(ctx, v.String(), func(ctx context.Context, w *jobWorld) error {
+				return b.stock(ctx, w, v)
+			})
 			if err != nil {
 				return err
 			}
-			fmt.Printf("slipway is %.1f times as fast to p99, and makes %.1f times as many Jobs a second\n", theirs.P99/ours.P99, ours.PerSecond/theirs.PerSecond)
+			fmt.Printf("slipway is %.1f times as fast to p99, and makes %.1f times as many Jobs a second\n",
+				theirs.P99/ours.P99, ours.PerSecond/theirs.PerSecond)
 		}
 	}
 	if ours.calls > jobCallsBound {
@@ -101,14 +106,17 @@ type jobResult struct {
 	calls float64
 }
 
-func (b *jobBench) run(ctx context.Context, system string, f func(context.Context, *jobWorld) error) (jobResult, error) {
+func (b *jobBench) run(ctx context.Context, system string,
+	f func(context.Context, *jobWorld) error) (jobResult, error) {
 	none := jobResult{}
 	client, err := kubernetes.NewForConfig(b.access)
 	if err != nil {
 		return none, err
 	}
-	w := &jobWorld{namespace: "bench-" + uuid.NewString()[:8], calls: map[string]int{}, jobs: map[string]time.Time{}, pods: map[string]time.Time{}}
-	if _, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.namespace}}, metav1.CreateOptions{}); err != nil {
+	w := &jobWorld{namespace: "bench-" + uuid.NewString()[:8], calls: map[string]int{}, jobs: map[string]time.Time{},
+		pods: map[string]time.Time{}}
+	if _, err := client.CoreV1().Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.namespace}}, metav1.CreateOptions{}); err != nil {
 		return none, err
 	}
 	defer func() {
@@ -123,7 +131,10 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	if err != nil {
 		return none, err
 	}
-	proxy := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, ErrorHandler: func(http.ResponseWriter, *http.Request, error) {}, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
+	proxy := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1,
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) {}, Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+		}}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.count(r)
 		defer func() { _ = recover() }() // a watch whose client has left
@@ -131,7 +142,9 @@ func (b *jobBench) run(ctx context.Context, system string, f func(context.Contex
 	}))
 	defer server.CloseClientConnections()
 	w.kubeconfig = filepath.Join(b.dir, w.namespace)
-	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\ncurrent-context: c\n", server.URL)
+	text := fmt.Sprintf(
+		"apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: "+
+			"{cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\ncurrent-context: c\n", server.URL)
 	if err := os.WriteFile(w.kubeconfig, []byte(text), 0o600); err != nil {
 		return none, err
 	}
@@ -173,7 +186,8 @@ func (w *jobWorld) count(r *http.Request) {
 // proxy.
 func (w *jobWorld) watch(ctx context.Context, client kubernetes.Interface) error {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(w.namespace))
-	for informer, into := range map[cache.SharedIndexInformer]map[string]time.Time{f.Batch().V1().Jobs().Informer(): w.jobs, f.Core().V1().Pods().Informer(): w.pods} {
+	for informer, into := range map[cache.SharedIndexInformer]map[string]time.Time{
+		f.Batch().V1().Jobs().Informer(): w.jobs, f.Core().V1().Pods().Informer(): w.pods} {
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(o any) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -212,14 +226,18 @@ func (w *jobWorld) result(system string, n int) (jobResult, error) {
 	var made []time.Time
 	for run, at := range w.queued {
 		if w.pods[run].IsZero() || w.jobs[run].IsZero() {
-			return jobResult{}, fmt.Errorf("%s: run %s: of %d, %d Jobs and %d pods were seen", system, run, n, len(w.jobs), len(w.pods))
+			return jobResult{}, fmt.Errorf("%s: run %s: of %d, %d Jobs and %d pods were seen", system, run, n,
+				len(w.jobs), len(w.pods))
 		}
-		waits, toJob, made = append(waits, w.pods[run].Sub(at)), append(toJob, w.jobs[run].Sub(at)), append(made, w.jobs[run])
+		waits, toJob, made = append(waits, w.pods[run].Sub(at)), append(toJob, w.jobs[run].Sub(at)),
+			append(made, w.jobs[run])
 	}
 	slices.SortFunc(made, time.Time.Compare)
 	r, j := summarize(system, waits, 0), summarize(system, toJob, 0)
-	out := jobResult{comparison: comparison{P50: r.P50, P99: r.P99, PerSecond: float64(n-1) / made[len(made)-1].Sub(made[0]).Seconds()}}
-	fmt.Printf("%-36s n=%d  QUEUED to Job p50 %.0f ms, p99 %.0f ms; to pod p50 %.0f ms, p99 %.0f ms; %.1f Jobs a second\n", system, n, j.P50, j.P99, out.P50, out.P99, out.PerSecond)
+	out := jobResult{comparison: comparison{P50: r.P50, P99: r.P99,
+		PerSecond: float64(n-1) / made[len(made)-1].Sub(made[0]).Seconds()}}
+	fmt.Printf("%-36s n=%d  QUEUED to Job p50 %.0f ms, p99 %.0f ms; to pod p50 %.0f ms, p99 %.0f ms; %.1f Jobs a "+
+		"second\n", system, n, j.P50, j.P99, out.P50, out.P99, out.PerSecond)
 	for _, what := range slices.Sorted(maps.Keys(w.calls)) {
 		fmt.Printf("  %-24s %6d, %.2f a run\n", what, w.calls[what], float64(w.calls[what])/float64(n))
 		if !strings.HasPrefix(what, "WATCH ") {
@@ -251,7 +269,8 @@ launchers:
 	if err != nil {
 		return err
 	}
-	config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"true"}}}})
+	config := dagster.Encode(map[string]any{
+		"steps": map[string]any{"only": map[string]any{"command": []string{"true"}}}})
 	err = w.slipway(ctx, k8s.Kind(), func(ctx context.Context) error {
 		j.queued = map[string]time.Time{}
 		for range b.n {

@@ -68,7 +68,8 @@ func main() {
 		}
 		return
 	}
-	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations, "azure": azure, "takeover": takeovers, "kubernetes": jobs}; len(os.Args) > 1 && more[os.Args[1]] != nil {
+	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations,
+		"azure": azure, "takeover": takeovers, "kubernetes": jobs}; len(os.Args) > 1 && more[os.Args[1]] != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 		defer cancel()
 		if err := more[os.Args[1]](ctx, os.Args[2:]); err != nil {
@@ -92,11 +93,13 @@ func run() error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	agent := filepath.Join(dir, "slipway-agent")
-	if out, err := exec.Command("go", "build", "-o", agent, "github.com/slipway-run/slipway/cmd/slipway-agent").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", agent,
+		"github.com/slipway-run/slipway/cmd/slipway-agent").CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w: %s", err, out)
 	}
 	var results []result
-	for _, m := range []func(context.Context, string, string) (result, error){launchTime, exitKnown, exitKnownAfterRestart} {
+	for _, m := range []func(context.Context, string, string) (result, error){launchTime, exitKnown,
+		exitKnownAfterRestart} {
 		sub, err := os.MkdirTemp(dir, "m")
 		if err != nil {
 			return err
@@ -112,7 +115,8 @@ func run() error {
 		return err
 	}
 	results = append(results, claims...)
-	fmt.Printf("%s/%s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), time.Now().Format(time.DateOnly))
+	fmt.Printf("%s/%s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(),
+		time.Now().Format(time.DateOnly))
 	ok := true
 	for _, r := range results {
 		bound := ""
@@ -139,13 +143,15 @@ func run() error {
 func summarize(name string, times []time.Duration, bound time.Duration) result {
 	slices.Sort(times)
 	ms := func(t time.Duration) float64 { return float64(t.Microseconds()) / 1000 }
-	r := result{Name: name, N: len(times), P50: ms(times[len(times)/2]), P99: ms(times[(len(times)*99+99)/100-1]), Max: ms(times[len(times)-1]), BoundMS: ms(bound)}
+	r := result{Name: name, N: len(times), P50: ms(times[len(times)/2]), P99: ms(times[(len(times)*99+99)/100-1]),
+		Max: ms(times[len(times)-1]), BoundMS: ms(bound)}
 	r.OK = bound == 0 || r.P99 <= ms(bound)
 	return r
 }
 
 func open(agent, dir string) (launcher.Launcher, error) {
-	return process.Kind(agent).Open(context.Background(), config.Values{Dir: filepath.Join(dir, "workers")}, slog.New(slog.DiscardHandler))
+	return process.Kind(agent).Open(context.Background(), config.Values{Dir: filepath.Join(dir, "workers")},
+		slog.New(slog.DiscardHandler))
 }
 
 // launch starts a worker that sleeps until the pipe go.NAME is written to. As its last act it
@@ -156,7 +162,8 @@ func launch(ctx context.Context, l launcher.Launcher, dir string) error {
 		return err
 	}
 	script := fmt.Sprintf("read _ <%[1]s/go.%[2]s; date +%%s%%N >%[1]s/end.%[2]s", dir, id)
-	_, err := l.Launch(ctx, &launcher.Request{ID: id, Instance: "bench", Command: []string{"sh", "-c", script}, At: time.Now()})
+	_, err := l.Launch(ctx, &launcher.Request{ID: id, Instance: "bench", Command: []string{"sh", "-c", script},
+		At: time.Now()})
 	return err
 }
 
@@ -167,7 +174,8 @@ func launchTime(ctx context.Context, agent, dir string) (result, error) {
 	}
 	var times []time.Duration
 	for range samples {
-		req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Instance: "bench", Command: []string{"true"}, At: time.Now()}
+		req := &launcher.Request{ID: launcher.ID{Run: uuid.NewString(), Attempt: 1}, Instance: "bench",
+			Command: []string{"true"}, At: time.Now()}
 		began := time.Now()
 		if _, err := l.Launch(ctx, req); err != nil {
 			return result{}, err

@@ -92,7 +92,9 @@ func (v stockVariant) String() string {
 
 // yaml returns the dagster.yaml of the variant.
 func (v stockVariant) yaml(launcher string) string {
-	return fmt.Sprintf("run_queue: {max_concurrent_runs: -1, dequeue_interval_seconds: %d, dequeue_use_threads: %v}\nrun_monitoring: {enabled: false}\n%s", v.interval, v.threads, launcher)
+	return fmt.Sprintf(
+		"run_queue: {max_concurrent_runs: -1, dequeue_interval_seconds: %d, dequeue_use_threads: "+
+			"%v}\nrun_monitoring: {enabled: false}\n%s", v.interval, v.threads, launcher)
 }
 
 const nullSection = "run_launcher: {module: bench_null, class: NullLauncher}\n"
@@ -214,7 +216,8 @@ func rate(system, kind, what string, launched map[string]time.Time) comparison {
 		since = append(since, t.Sub(at[0]))
 	}
 	r := summarize("", since, 0)
-	return comparison{System: system, Storage: kind, What: what, Runs: len(at), P50: r.P50, P99: r.P99, PerSecond: float64(len(at)-1) / since[len(since)-1].Seconds()}
+	return comparison{System: system, Storage: kind, What: what, Runs: len(at), P50: r.P50, P99: r.P99,
+		PerSecond: float64(len(at)-1) / since[len(since)-1].Seconds()}
 }
 
 // arriving measures how long a run waits that is enqueued while the daemon runs.
@@ -299,7 +302,8 @@ func (b *bencher) stock(ctx context.Context, w *world, f func(*stockDaemon) erro
 }
 
 func (b *bencher) startStock(w *world, workspace string) (*stockDaemon, func(), error) {
-	s := &stockDaemon{log: filepath.Join(w.home, "null.log"), text: filepath.Join(w.home, "daemon.log"), done: make(chan struct{})}
+	s := &stockDaemon{log: filepath.Join(w.home, "null.log"), text: filepath.Join(w.home, "daemon.log"),
+		done: make(chan struct{})}
 	out, err := os.Create(s.text)
 	if err != nil {
 		return nil, nil, err
@@ -309,7 +313,8 @@ func (b *bencher) startStock(w *world, workspace string) (*stockDaemon, func(), 
 		return nil, nil, err
 	}
 	cmd := exec.Command(program, "run", "-w", workspace)
-	cmd.Env = append(os.Environ(), "DAGSTER_HOME="+w.home, "PYTHONPATH="+b.dir, "NULL_LOG="+s.log, "DAGSTER_DISABLE_TELEMETRY=1")
+	cmd.Env = append(os.Environ(), "DAGSTER_HOME="+w.home, "PYTHONPATH="+b.dir, "NULL_LOG="+s.log,
+		"DAGSTER_DISABLE_TELEMETRY=1")
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = w.home, out, out, &syscall.SysProcAttr{Setpgid: true}
 	if err := errors.Join(cmd.Start(), out.Close()); err != nil {
 		return nil, nil, err
@@ -363,7 +368,8 @@ func (s *stockDaemon) wait(ctx context.Context, n int) error {
 // until it has started the run.
 func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	agent := filepath.Join(b.dir, "slipway-agent")
-	if out, err := exec.Command("go", "build", "-o", agent, "github.com/slipway-run/slipway/cmd/slipway-agent").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", agent,
+		"github.com/slipway-run/slipway/cmd/slipway-agent").CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w: %s", err, out)
 	}
 	w, err := newWorld(ctx, b.dir, kind, parkedYAML, "")
@@ -374,7 +380,9 @@ func (b *bencher) workers(ctx context.Context, kind string, n int) error {
 	if err != nil {
 		return err
 	}
-	err = w.slipway(ctx, process.Kind(agent), func(ctx context.Context) error { return b.real(ctx, w, server, "slipway", kind, n) })
+	err = w.slipway(ctx, process.Kind(agent), func(ctx context.Context) error {
+		return b.real(ctx, w, server, "slipway", kind, n)
+	})
 	server.Stop()
 	if err := errors.Join(err, w.close()); err != nil {
 		return err
@@ -420,7 +428,8 @@ func (b *bencher) real(ctx context.Context, w *world, server *webserver.Server, 
 	var execs, starts []time.Duration
 	for i := range n + 1 {
 		file := filepath.Join(w.home, fmt.Sprintf("go%d", i))
-		config := map[string]any{"ops": map[string]any{"wait_for_file": map[string]any{"config": map[string]any{"file": file}}}}
+		config := map[string]any{"ops": map[string]any{
+			"wait_for_file": map[string]any{"config": map[string]any{"file": file}}}}
 		id, err := server.Launch(ctx, webserver.Job{Location: "fates", Name: "waits", Config: config})
 		if err != nil {
 			return err
@@ -439,7 +448,8 @@ func (b *bencher) real(ctx context.Context, w *world, server *webserver.Server, 
 			return err
 		}
 	}
-	for what, times := range map[string][]time.Duration{"QUEUED to worker's exec": execs, "QUEUED to PIPELINE_START": starts} {
+	for what, times := range map[string][]time.Duration{"QUEUED to worker's exec": execs,
+		"QUEUED to PIPELINE_START": starts} {
 		r := summarize("", times, 0)
 		b.add(comparison{System: system, Storage: kind, What: what, Runs: len(times), P50: r.P50, P99: r.P99})
 	}
@@ -466,7 +476,8 @@ func until(ctx context.Context, s storage.Store, id string, ok func(dagster.Stat
 // observe waits until a run has started. It returns when the run was queued, when the process of
 // its worker was created, and when that wrote PIPELINE_START.
 func observe(ctx context.Context, s storage.Store, id string) (queued, exec, start time.Time, err error) {
-	if err = until(ctx, s, id, func(st dagster.Status) bool { return st == dagster.Started || st.Finished() }); err != nil {
+	if err = until(ctx, s, id, func(st dagster.Status) bool { return st == dagster.Started || st.Finished() }); err !=
+		nil {
 		return queued, exec, start, err
 	}
 	events, err := s.Events(ctx, id)
@@ -513,7 +524,8 @@ func processStart(pid string) (time.Time, error) {
 
 // print prints a summary beside the best stock variant, and writes the JSON.
 func (b *bencher) print(file string) error {
-	fmt.Printf("\n%s/%s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), time.Now().Format(time.DateOnly))
+	fmt.Printf("\n%s/%s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(),
+		time.Now().Format(time.DateOnly))
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "STORAGE\tWHAT\tSYSTEM\tP50 MS\tP99 MS\tLAUNCHES/S\tSLIPWAY IS")
 	ours := map[string]comparison{}
@@ -528,7 +540,8 @@ func (b *bencher) print(file string) error {
 		case s.P50 > 0:
 			ratio = fmt.Sprintf("%.1f times as fast (p50)", c.P50/s.P50)
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%.1f\t%.1f\t%.1f\t%s\n", c.Storage, c.What, c.System, c.P50, c.P99, c.PerSecond, ratio)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%.1f\t%.1f\t%.1f\t%s\n", c.Storage, c.What, c.System, c.P50, c.P99,
+			c.PerSecond, ratio)
 	}
 	text, err := json.MarshalIndent(b.lines, "", "  ")
 	return errors.Join(t.Flush(), err, os.WriteFile(file, append(text, '\n'), 0o644))

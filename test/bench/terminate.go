@@ -34,7 +34,8 @@ func terminations(ctx context.Context, args []string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", kind, err)
 		}
-		fmt.Printf("%s: slipway runs terminate --status QUEUED of %d runs took %.1f s; bound %.0f s\n", kind, *n, took.Seconds(), terminateBound.Seconds())
+		fmt.Printf("%s: slipway runs terminate --status QUEUED of %d runs took %.1f s; bound %.0f s\n", kind, *n,
+			took.Seconds(), terminateBound.Seconds())
 		if took > terminateBound {
 			missed = append(missed, fmt.Errorf("%s: the bound was missed", kind))
 		}
@@ -51,7 +52,8 @@ func terminationOf(ctx context.Context, dir, kind, bin string, n int) (time.Dura
 		return 0, errors.Join(err, w.close())
 	}
 	began := time.Now()
-	out, err := exec.CommandContext(ctx, bin, "--home", w.home, "runs", "terminate", "--status", "QUEUED").CombinedOutput()
+	out, err := exec.CommandContext(ctx, bin, "--home", w.home, "runs", "terminate", "--status",
+		"QUEUED").CombinedOutput()
 	took := time.Since(began)
 	if err != nil {
 		return took, errors.Join(fmt.Errorf("%w: %s", err, out), w.close())

@@ -20,7 +20,8 @@ import (
 // of a process built with [overlay] is off.
 const clockEnv = "SLIPWAY_TEST_CLOCK"
 
-const now = "sec, nsec, mono := runtimeNow()\n\tif mono == 0 {\n\t\treturn Time{uint64(nsec), sec + unixToInternal, Local}"
+const now = "sec, nsec, mono := runtimeNow()\n\tif mono == 0 {\n\t\treturn Time{uint64(nsec), sec + unixToInternal, " +
+	"Local}"
 
 const clockFile = `package time
 
@@ -107,5 +108,6 @@ func (w *world) steps(i int, r *rand.Rand) {
 // setClock replaces the file atomically, because it is read all the time.
 func (w *world) setClock(i int, by time.Duration) error {
 	file := w.clock(i)
-	return errors.Join(os.WriteFile(file+".new", []byte(strconv.Itoa(int(by.Seconds()))), 0o600), os.Rename(file+".new", file))
+	return errors.Join(os.WriteFile(file+".new", []byte(strconv.Itoa(int(by.Seconds()))), 0o600),
+		os.Rename(file+".new", file))
 }

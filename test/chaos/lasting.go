@@ -66,8 +66,10 @@ func (w *world) moods() string { return filepath.Join(w.dir, "moods") }
 // answers are the writes whose answers are lost. Each has two texts that a client sends within one
 // transaction. No query that only reads contains the first text.
 var answers = [][2]string{
-	{`"event_type_value": "PIPELINE_STARTING"`, "commit"}, {"Launched the run worker", "commit"}, {`"event_type_value": "PIPELINE_FAILURE"`, "commit"},
-	{"goes back to the queue", "commit"}, {"Launching a new run worker to resume run", "commit"}, {`"event_type_value": "PIPELINE_CANCELED"`, "commit"},
+	{`"event_type_value": "PIPELINE_STARTING"`, "commit"}, {"Launched the run worker", "commit"},
+	{`"event_type_value": "PIPELINE_FAILURE"`, "commit"},
+	{"goes back to the queue", "commit"}, {"Launching a new run worker to resume run", "commit"},
+	{`"event_type_value": "PIPELINE_CANCELED"`, "commit"},
 	{`"event_type_value": "PIPELINE_ENQUEUED"`, "commit"}, {"slipway/lease", "commit"},
 }
 
@@ -149,7 +151,9 @@ func (w *world) vanish(r *rand.Rand) {
 func (w *world) locks(ctx context.Context, r *rand.Rand) {
 	ids := map[string]bool{}
 	for range 3 {
-		if id, err := w.d.Text("SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN ('QUEUED', 'STARTING', 'STARTED') ORDER BY random() LIMIT 1"); err == nil && id != "" {
+		if id, err := w.d.Text(
+			"SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN ('QUEUED', 'STARTING', " +
+				"'STARTED') ORDER BY random() LIMIT 1"); err == nil && id != "" {
 			ids[id] = true
 		}
 	}
@@ -174,13 +178,15 @@ func (w *world) locks(ctx context.Context, r *rand.Rand) {
 
 // lock returns a function that ends the lock.
 func (w *world) lock(ctx context.Context, id string) (func() error, error) {
-	driver, location, statement, args := "pgx", w.location, "SELECT status FROM runs WHERE run_id = $1 FOR UPDATE", []any{id}
+	driver, location, statement, args := "pgx", w.location, "SELECT status FROM runs WHERE run_id = $1 FOR UPDATE",
+		[]any{id}
 	if w.proxy == nil {
 		file := filepath.Join(w.home, "history", "runs", id+".db")
 		if _, err := os.Stat(file); err != nil { // it has no shard yet
 			return nil, err
 		}
-		driver, location, statement, args = "sqlite", "file:"+file+"?_txlock=immediate&_pragma=busy_timeout(100)", "UPDATE event_logs SET step_key = step_key WHERE 0", nil
+		driver, location, statement, args = "sqlite", "file:"+file+"?_txlock=immediate&_pragma=busy_timeout(100)",
+			"UPDATE event_logs SET step_key = step_key WHERE 0", nil
 	}
 	db, err := sql.Open(driver, location)
 	if err != nil {

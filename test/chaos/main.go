@@ -60,11 +60,19 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 1000, "how many runs")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the choices")
 	flag.StringVar(&o.dir, "dir", "", "folder for everything; kept if something is found (default: a temporary one)")
-	flag.StringVar(&o.disk, "disk", "", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on Linux")
-	flag.IntVar(&o.dagster, "dagster", 0, "have one run of so many executed by Dagster's own worker, from .venv; 0: none")
-	flag.IntVar(&o.containers, "containers", 5, "on Postgres with hack/with-docker: have one run of so many executed in a container; 0: none")
-	flag.DurationVar(&o.engine, "engine", 0, "likewise: kill Docker's engine about so often, beside the other faults, among which it is a rare one; 0: only there")
-	flag.BoolVar(&o.lasting, "lasting", false, "one daemon that leads all the time, and faults that it must heal by itself: single lost answers, moody targets, locked rows")
+	flag.StringVar(&o.disk, "disk",
+		"", "size of a file system of its own for the instance, as 256m, which is then filled at random; for root on "+
+			"Linux")
+	flag.IntVar(&o.dagster, "dagster", 0,
+		"have one run of so many executed by Dagster's own worker, from .venv; 0: none")
+	flag.IntVar(&o.containers, "containers", 5,
+		"on Postgres with hack/with-docker: have one run of so many executed in a container; 0: none")
+	flag.DurationVar(&o.engine, "engine", 0,
+		"likewise: kill Docker's engine about so often, beside the other faults, among which it is a rare one; 0: "+
+			"only there")
+	flag.BoolVar(&o.lasting, "lasting", false,
+		"one daemon that leads all the time, and faults that it must heal by itself: single lost answers, moody "+
+			"targets, locked rows")
 	flag.DurationVar(&o.settle, "settle", 5*time.Minute, "how long the last runs may take when everything works again")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -162,11 +170,13 @@ func chaos(ctx context.Context, o options) (err error) {
 		for _, b := range bad {
 			fmt.Println("VIOLATION", b)
 		}
-		return errors.Join(err, fmt.Errorf("%d violations on %s with seed %d; everything is kept in %s", len(bad), o.storage, o.seed, o.dir))
+		return errors.Join(err, fmt.Errorf("%d violations on %s with seed %d; everything is kept in %s", len(bad),
+			o.storage, o.seed, o.dir))
 	}
 	fmt.Printf("chaos: the checker has found nothing\n")
 	if o.disk != "" {
-		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "-l", w.home).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "-l", w.home).CombinedOutput(); err !=
+			nil {
 			return fmt.Errorf("umount: %w\n%s", err, out)
 		}
 	}
@@ -235,7 +245,8 @@ func (w *world) run(ctx context.Context) ([]string, error) {
 }
 
 func (w *world) check() ([]string, error) {
-	return check.Check(check.World{Location: w.location, Witness: w.witness, Journal: w.journal.Name(), Mark: w.dir, Proc: "/proc"})
+	return check.Check(check.World{Location: w.location, Witness: w.witness, Journal: w.journal.Name(), Mark: w.dir,
+		Proc: "/proc"})
 }
 
 func (w *world) prepare(ctx context.Context) (err error) {
@@ -249,7 +260,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		}
 	}
 	if w.disk != "" {
-		if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+w.disk, "chaos", w.home).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+w.disk,
+			"chaos", w.home).CombinedOutput(); err != nil {
 			return fmt.Errorf("-disk: mount: %w\n%s", err, out)
 		}
 		var fs syscall.Statfs_t
@@ -258,7 +270,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		}
 		if needs := uint64(w.options.runs) * diskOfRun; fs.Blocks*uint64(fs.Bsize) < needs {
 			_ = exec.CommandContext(ctx, "umount", w.home).Run() // it is empty
-			return fmt.Errorf("-disk %s is full for good before the end: %d runs need %dm", w.disk, w.options.runs, needs>>20+1)
+			return fmt.Errorf("-disk %s is full for good before the end: %d runs need %dm", w.disk, w.options.runs,
+				needs>>20+1)
 		}
 	}
 	w.bin = filepath.Join(w.dir, "bin", "slipway")
@@ -267,7 +280,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	for _, program := range []string{"./test/chaos/slipway", "./cmd/slipway-agent", "./cmd/slipway-worker"} {
-		build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-overlay", over, "-o", filepath.Join(w.dir, "bin")+"/", program)
+		build := exec.CommandContext(ctx, "go", "build", "-tags", "failpoints", "-overlay", over,
+			"-o", filepath.Join(w.dir, "bin")+"/", program)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", build, err, out)
@@ -283,7 +297,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	if err := errors.Join(err, os.WriteFile(filepath.Join(w.dir, "witness.py"), job, 0o600)); err != nil {
 		return err
 	}
-	if w.journal, err = os.OpenFile(filepath.Join(w.dir, "journal"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+	if w.journal, err = os.OpenFile(filepath.Join(w.dir, "journal"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err !=
+		nil {
 		return err
 	}
 	w.location = w.home
@@ -293,7 +308,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(home.Create(ctx, w.location), home.Write(w.home, reached, home.Parked, w.settings())); err != nil {
+	if err := errors.Join(home.Create(ctx, w.location), home.Write(w.home, reached, home.Parked, w.settings())); err !=
+		nil {
 		return err
 	}
 	if w.d, err = storagetest.Connect(w.location); err != nil {
@@ -301,7 +317,8 @@ func (w *world) prepare(ctx context.Context) (err error) {
 	}
 	for range 5 { // foreign runs
 		r := dagster.NewCommandRun(uuid.NewString(), "foreign", dagster.Encode(map[string]any{}), nil)
-		err := errors.Join(w.d.EnqueueRun(r), w.d.Event(dagster.NewEvent(r, dagster.RunStarting, time.Now(), "")), w.d.Event(dagster.NewEvent(r, dagster.RunStart, time.Now(), "")))
+		err := errors.Join(w.d.EnqueueRun(r), w.d.Event(dagster.NewEvent(r, dagster.RunStarting, time.Now(), "")),
+			w.d.Event(dagster.NewEvent(r, dagster.RunStart, time.Now(), "")))
 		if err != nil {
 			return err
 		}
@@ -332,7 +349,8 @@ func (w *world) database(ctx context.Context) (string, error) {
 	}
 	// The test server commits before it writes. These commits must survive a crash, so they have to
 	// be written.
-	if err := admin.Exec("ALTER DATABASE " + strings.TrimPrefix(u.Path, "/") + " SET synchronous_commit = on"); err != nil {
+	if err := admin.Exec("ALTER DATABASE " + strings.TrimPrefix(u.Path, "/") + " SET synchronous_commit = on"); err !=
+		nil {
 		return "", err
 	}
 	if w.proxy, err = faultproxy.New(u.Host); err != nil {
@@ -356,12 +374,14 @@ func (w *world) note(e check.Entry) {
 }
 
 func (w *world) start(i int) error {
-	log, err := os.OpenFile(filepath.Join(w.dir, fmt.Sprintf("daemon-%d.log", i)), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(filepath.Join(w.dir, fmt.Sprintf("daemon-%d.log", i)), os.O_CREATE|os.O_WRONLY|os.O_APPEND,
+		0o600)
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(w.bin, "daemon", "--home", w.home)
-	cmd.Env = append(os.Environ(), clockEnv+"="+w.clock(i), moodsEnv+"="+w.moods(), failpoint.TraceEnv+"="+filepath.Join(w.dir, "trace"))
+	cmd.Env = append(os.Environ(), clockEnv+"="+w.clock(i), moodsEnv+"="+w.moods(),
+		failpoint.TraceEnv+"="+filepath.Join(w.dir, "trace"))
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setpgid: true}
 	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 		return err
@@ -411,7 +431,8 @@ func (w *world) stopAll() {
 	}
 	if w.image != "" {
 		rm := "cd " + w.dir + " && for c in $(docker ps -aq --filter label=slipway-instance=" + w.instance +
-			"); do docker logs -t $c >$(docker inspect -f '{{.Name}}' $c | tr -d /).log 2>&1; docker rm -f -v $c >$c.rm; done"
+			"); do docker logs -t $c >$(docker inspect -f '{{.Name}}' $c | tr -d /).log 2>&1; docker rm -f -v $c " +
+			">$c.rm; done"
 		if out, err := exec.Command("sh", "-c", rm).CombinedOutput(); err != nil {
 			fmt.Printf("chaos: %s: %v\n%s", rm, err, out)
 		}
@@ -466,7 +487,8 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 		}
 	}
 	file := filepath.Join(w.witness, id)
-	conf := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", step(file, seconds, code)}}}})
+	conf := dagster.Encode(map[string]any{
+		"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", step(file, seconds, code)}}}})
 	if w.image != "" && w.containers > 0 && r.IntN(w.containers) == 0 {
 		tags = map[string]string{"on": "docker"}
 		w.count("in_a_container")
@@ -483,7 +505,8 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	again(ctx, func() error {
 		err := w.d.EnqueueRun(run)
 		if err != nil { // it may have been written in part
-			_ = errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
+			_ = errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id),
+				w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
 		}
 		return err
 	})
@@ -494,8 +517,10 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 	if r.IntN(20) == 0 {
 		again(ctx, func() error {
 			return errors.Join(
-				w.d.ExecIndex("INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('chaos', ?, 'only', false)", id),
-				w.d.ExecIndex("INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('chaos', ?, 'only', 0, CURRENT_TIMESTAMP)", id))
+				w.d.ExecIndex("INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES "+
+					"('chaos', ?, 'only', false)", id),
+				w.d.ExecIndex("INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, "+
+					"assigned_timestamp) VALUES ('chaos', ?, 'only', 0, CURRENT_TIMESTAMP)", id))
 		})
 		w.count("slot")
 	}
@@ -504,8 +529,10 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 // step returns the script of a run's step. It records when it begins and ends, and first whether
 // another step of the same run is alive.
 func step(file string, seconds float64, code int) string {
-	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
-	return fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file, seconds, code)
+	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s " +
+		"/proc/$p/cmdline || echo beside $p >> %[1]s; "
+	return fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file,
+		seconds, code)
 }
 
 func (w *world) count(what string) {
@@ -514,7 +541,8 @@ func (w *world) count(what string) {
 	w.counts[what]++
 }
 
-const unfinished = "SELECT count(*) FROM runs WHERE pipeline_name <> 'foreign' AND status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED')"
+const unfinished = "SELECT count(*) FROM runs WHERE pipeline_name <> 'foreign' AND status NOT IN ('SUCCESS', " +
+	"'FAILURE', 'CANCELED')"
 
 func (w *world) unfinished() (int, error) {
 	text, err := w.d.Text(unfinished)
@@ -634,7 +662,8 @@ func (w *world) end(ctx context.Context, r *rand.Rand, n int) {
 	if n < 7 {
 		statuses = "'STARTED'"
 	}
-	id, err := w.d.Text("SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN (" + statuses + ") ORDER BY random() LIMIT 1")
+	id, err := w.d.Text("SELECT run_id FROM runs WHERE pipeline_name <> 'foreign' AND status IN (" + statuses +
+		") ORDER BY random() LIMIT 1")
 	if err != nil || id == "" || r.IntN(3) > 0 {
 		return
 	}
@@ -650,7 +679,8 @@ func (w *world) end(ctx context.Context, r *rand.Rand, n int) {
 	default:
 		w.note(check.Entry{Do: "delete", Run: id})
 		again(ctx, func() error {
-			return errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id), w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
+			return errors.Join(w.d.Exec("DELETE FROM run_tags WHERE run_id = ?", id),
+				w.d.Exec("DELETE FROM runs WHERE run_id = ?", id))
 		})
 	}
 }
@@ -668,8 +698,12 @@ func (w *world) own(id, file string, seconds float64) dagster.Run {
 	text := func(v any) string { return string(dagster.Encode(v)) }
 	body := run.Body()
 	for was, is := range map[string]string{
-		`"executable_path": "python"`: `"executable_path": ` + text(w.python), `"module": "sample"`: `"module": "witness"`, `"working_directory": null`: `"working_directory": ` + text(w.dir),
-		`"run_config": {}`: `"run_config": ` + text(map[string]any{"ops": map[string]any{"only": map[string]any{"config": map[string]any{"file": file, "seconds": seconds}}}}),
+		`"executable_path": "python"`: `"executable_path": ` + text(w.python),
+		`"module": "sample"`:          `"module": "witness"`,
+		`"working_directory": null`:   `"working_directory": ` + text(w.dir),
+		`"run_config": {}`: `"run_config": ` +
+			text(map[string]any{"ops": map[string]any{
+				"only": map[string]any{"config": map[string]any{"file": file, "seconds": seconds}}}}),
 	} {
 		if strings.Count(body, was) != 1 {
 			panic(fmt.Sprintf("%s: not once in %s", was, body))

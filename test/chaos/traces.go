@@ -30,7 +30,9 @@ func (w *world) replays() ([]string, error) {
 	fit, large, late := 0, 0, 0
 	began := time.Now()
 	// Runs that no user touched come first.
-	for _, id := range slices.SortedFunc(maps.Keys(traces), func(a, b string) int { return len(w.ends[a]) - len(w.ends[b]) }) {
+	for _, id := range slices.SortedFunc(maps.Keys(traces), func(a, b string) int {
+		return len(w.ends[a]) - len(w.ends[b])
+	}) {
 		t := traces[id]
 		rules, ok := t.Rules()
 		ended := w.ends[id]
@@ -49,7 +51,8 @@ func (w *world) replays() ([]string, error) {
 		}
 		fit++
 	}
-	fmt.Printf("chaos: the model of the protocol can do what the daemons did with %d runs; %d were too much for it (more daemons or workers than it has), or deleted; %d were not tried in %s\n", fit, large, late, replayTime)
+	fmt.Printf("chaos: the model of the protocol can do what the daemons did with %d runs; %d were too much for it "+
+		"(more daemons or workers than it has), or deleted; %d were not tried in %s\n", fit, large, late, replayTime)
 	if tried := len(traces) - late; fit < tried/2 {
 		bad = append(bad, fmt.Sprintf("of %d traces only %d could be replayed", tried, fit))
 	}

@@ -19,14 +19,17 @@ func TestPickNeverPassesALimit(t *testing.T) {
 				"team":              rapid.SampledFrom([]string{"x", "y"}).Draw(t, "team"),
 				dagster.PriorityTag: fmt.Sprint(rapid.IntRange(-2, 2).Draw(t, "priority")),
 			}
-			queued = append(queued, queue.Entry{Run: dagster.Run{ID: fmt.Sprintf("q%d", i), Tags: tags}, Row: int64(i + 1)})
+			queued = append(queued, queue.Entry{Run: dagster.Run{ID: fmt.Sprintf("q%d", i), Tags: tags},
+				Row: int64(i + 1)})
 		}
 		for i := range rapid.IntRange(0, 5).Draw(t, "active") {
-			active = append(active, queue.Entry{Run: dagster.Run{ID: "a", Tags: map[string]string{"team": "x"}}, Row: int64(i + 1)})
+			active = append(active, queue.Entry{Run: dagster.Run{ID: "a", Tags: map[string]string{"team": "x"}},
+				Row: int64(i + 1)})
 		}
 		limits := queue.Limits{
 			MaxConcurrentRuns: rapid.IntRange(-1, 12).Draw(t, "max"),
-			Tags:              []queue.TagLimit{{Key: "team", Value: "x", Limit: rapid.IntRange(0, 6).Draw(t, "limit")}},
+			Tags: []queue.TagLimit{{Key: "team", Value: "x",
+				Limit: rapid.IntRange(0, 6).Draw(t, "limit")}},
 		}
 		nothingHeld := func(dagster.Run) queue.Reason { return "" }
 		picked := queue.Pick(queued, active, limits, nil, time.Now(), nothingHeld).Picked

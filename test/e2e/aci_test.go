@@ -107,7 +107,8 @@ func TestDockerAzure(t *testing.T) {
 		t.Fatal("the tests' server has no password")
 	}
 	w := newWorld(t, location, "")
-	for name, value := range map[string]string{"USER": u.User.Username(), "PASSWORD": password, "HOST": u.Hostname(), "DB": strings.TrimPrefix(u.Path, "/")} {
+	for name, value := range map[string]string{"USER": u.User.Username(), "PASSWORD": password, "HOST": u.Hostname(),
+		"DB": strings.TrimPrefix(u.Path, "/")} {
 		w.env = append(w.env, "DAGSTER_POSTGRES_"+name+"="+value)
 	}
 	fates, files := filepath.Join(testenv.Root(t), "test", "fates"), t.TempDir()
@@ -180,7 +181,8 @@ launchers:
 	canceled := launch("waits", nil, forever.Config)
 	oom := launch("waits", nil, forever.Config)
 	released := filepath.Join(w.home, "released")
-	evicted := launch("waits", map[string]string{"slipway/aci": `{"priority": "spot_then_regular"}`}, waitsFor(released).Config)
+	evicted := launch("waits", map[string]string{"slipway/aci": `{"priority": "spot_then_regular"}`},
+		waitsFor(released).Config)
 	for _, id := range []string{canceled, oom, evicted} {
 		w.status(p, id, dagster.Started)
 	}
@@ -222,7 +224,8 @@ launchers:
 		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1"}},
 		{canceled, dagster.Canceled, nil},
 		{oom, dagster.Failure, []string{"Cause oom", "4 GB"}},
-		{evicted, dagster.Success, []string{"Cause preempted", "Launching a new run worker to resume run", "spot container was evicted"}},
+		{evicted, dagster.Success, []string{"Cause preempted", "Launching a new run worker to resume run",
+			"spot container was evicted"}},
 		{waits, dagster.Success, []string{"has no room since", "StandardCores"}},
 	} {
 		r, said := w.run(c.id), w.says(c.id)
@@ -250,7 +253,8 @@ launchers:
 		return strings.HasSuffix(r.Cost, " USD"), fmt.Sprintf("cost %q", r.Cost)
 	})
 	out, err := w.command("launchers", "check", "--from-target", "azure")
-	if err != nil || !strings.Contains(out, "a worker there opened the storage") || !strings.Contains(string(out), "all permissions are there") {
+	if err != nil || !strings.Contains(out, "a worker there opened the storage") ||
+		!strings.Contains(string(out), "all permissions are there") {
 		t.Errorf("launchers check --from-target = %v\n%s", err, out)
 	}
 	p.stop()
@@ -309,8 +313,12 @@ const azurePostgresEnv = "SLIPWAY_TEST_AZURE_PG"
 func TestRealAzure(t *testing.T) {
 	settings, server := os.Getenv(testenv.AzureEnv), os.Getenv(azurePostgresEnv)
 	if settings == "" || server == "" {
-		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+" to a launcher's settings as JSON, with an image that has Dagster and the files of test/fates in its working directory, "+
-			"and "+azurePostgresEnv+" to the address of a Postgres server that this machine and container groups reach; see docs/launchers/aci.md")
+		testenv.Missing(t, "azure", "set "+testenv.AzureEnv+
+			" to a launcher's settings as JSON, with an image that has Dagster and the files of test/fates in its "+
+			"working directory, "+
+			"and "+azurePostgresEnv+
+			" to the address of a Postgres server that this machine and container groups reach; see "+
+			"docs/launchers/aci.md")
 	}
 	testenv.DagsterBin(t)
 	t.Setenv(testenv.PostgresEnv, server)
@@ -350,7 +358,9 @@ launchers:
 	big := launch("containers", "eats", map[string]string{"slipway/memory": "500Mi"}, nil)
 	missing := launch("fates", "light", map[string]string{"slipway/image": "mcr.microsoft.com/nobody/nothing:1"}, nil)
 	canceled := launch("fates", "waits", nil, waitsFor("/never").Config)
-	testenv.Eventually(t, long, func() (bool, string) { return w.run(canceled).Status == dagster.Started, w.says(canceled) + p.output() })
+	testenv.Eventually(t, long, func() (bool, string) {
+		return w.run(canceled).Status == dagster.Started, w.says(canceled) + p.output()
+	})
 	if ok, err := ui.Terminate(t.Context(), canceled); err != nil || !ok {
 		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
 	}
@@ -359,7 +369,8 @@ launchers:
 		id    string
 		want  dagster.Status
 		cause string
-	}{{good, dagster.Success, ""}, {bad, dagster.Failure, ""}, {big, dagster.Failure, "oom"}, {missing, dagster.Failure, "image_pull"}, {canceled, dagster.Canceled, ""}} {
+	}{{good, dagster.Success, ""}, {bad, dagster.Failure, ""}, {big, dagster.Failure, "oom"},
+		{missing, dagster.Failure, "image_pull"}, {canceled, dagster.Canceled, ""}} {
 		r := w.run(c.id)
 		if r.Status != c.want || c.cause != "" && r.Cause != c.cause {
 			t.Errorf("%s is %s of %q, want %s of %q:\n%s", r.Job, r.Status, r.Cause, c.want, c.cause, w.says(c.id))

@@ -27,7 +27,8 @@ func TestCodeServers(t *testing.T) {
 	address := testenv.FreeAddress(t)
 	first := w.codeServerAt(address, "served", "fates")
 	server := w.serves(webserver.Options{
-		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"served": address},
+		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")},
+		Servers:   map[string]string{"served": address},
 	})
 	w.stockDaemon()
 	p := w.slipway()
@@ -148,7 +149,9 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 			}
 			testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
 				said := w.says(id)
-				return w.run(id).Status == dagster.Queued && strings.Contains(said, servers[name]+" has failed since ") && strings.Contains(said, why), said + p.output()
+				return w.run(id).Status == dagster.Queued &&
+						strings.Contains(said, servers[name]+" has failed since ") && strings.Contains(said, why),
+					said + p.output()
 			})
 			if n := strings.Count(w.says(id), "waits in the queue"); n != 1 {
 				t.Errorf("the log of a run says %d times that it waits:\n%s", n, w.says(id))
@@ -178,7 +181,8 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 	text, _ = w.command("status")
 	sees("status", text, "code-server at "+servers["down"], "sick since ")
 	text, _ = w.command("doctor") // its exit code says that something must be done
-	sees("doctor", text, "launcher code-server at "+servers["down"]+" is sick since ", "launcher code-server at "+servers["hung"])
+	sees("doctor", text, "launcher code-server at "+servers["down"]+" is sick since ",
+		"launcher code-server at "+servers["hung"])
 	if strings.Contains(text, "launcher code-server: nothing was found against it") {
 		t.Errorf("doctor found nothing against a launcher that is sick:\n%s", text)
 	}
@@ -191,7 +195,8 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, v := range map[string]int{"down": 1, "hung": 1, "well": 0} {
-		sees("metrics", string(metrics), fmt.Sprintf("slipway_launcher_sick{launcher=%q,place=%q} %d", "code-server", servers[name], v))
+		sees("metrics", string(metrics), fmt.Sprintf("slipway_launcher_sick{launcher=%q,place=%q} %d",
+			"code-server", servers[name], v))
 	}
 
 	freeze(syscall.SIGCONT)
@@ -200,7 +205,8 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 	for name, ids := range runs {
 		for _, id := range ids {
 			if r := w.run(id); id != canceled && (r.Status != dagster.Success || w.count(id, dagster.RunStart) != 1) {
-				t.Errorf("a run of %s is %s, started %d times:\n%s", name, r.Status, w.count(id, dagster.RunStart), w.says(id))
+				t.Errorf("a run of %s is %s, started %d times:\n%s", name, r.Status, w.count(id, dagster.RunStart),
+					w.says(id))
 			}
 		}
 	}

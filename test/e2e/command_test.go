@@ -44,7 +44,8 @@ func (w *world) create() {
 // cli runs a command of the built program and decodes its JSON output.
 func (w *world) cli(into any, args ...string) {
 	w.t.Helper()
-	out, err := exec.Command(testenv.Build(w.t, "slipway"), append([]string{"--home", w.home, "--json"}, args...)...).Output()
+	out, err := exec.Command(testenv.Build(w.t, "slipway"),
+		append([]string{"--home", w.home, "--json"}, args...)...).Output()
 	if err != nil {
 		w.t.Fatalf("slipway %v: %v\n%s", args, err, out)
 	}
@@ -114,7 +115,8 @@ func TestDagsterReadsWhatWeWrote(t *testing.T) {
 			if err := server.RunPage(t.Context(), id); err != nil {
 				t.Error(err)
 			}
-			w.endedWell(id, "", map[string]dagster.Status{good: dagster.Success, bad: dagster.Failure, slow: dagster.Success}[id])
+			w.endedWell(id, "", map[string]dagster.Status{good: dagster.Success, bad: dagster.Failure,
+				slow: dagster.Success}[id])
 			if s := w.run(id).Launch.State; s != storage.Taken {
 				t.Errorf("the launch row of %s is %s, want taken", id, s)
 			}
@@ -130,7 +132,8 @@ func TestDagsterReadsWhatWeWrote(t *testing.T) {
 		if err != nil || stdout != "rows\nfull\n" || stderr != "a warning\n" {
 			t.Errorf("captured %q and %q, %v", stdout, stderr, err)
 		}
-		if f := w.events(bad, dagster.StepFailure); len(f) != 1 || f[0].Error() == nil || !strings.Contains(f[0].Error().Message, "exit code 7") {
+		if f := w.events(bad, dagster.StepFailure); len(f) != 1 || f[0].Error() == nil ||
+			!strings.Contains(f[0].Error().Message, "exit code 7") {
 			t.Errorf("the failure of the bad step: %+v", f)
 		}
 		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light"})
@@ -183,12 +186,15 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 		}
 		pair := func(id string) {
 			t.Helper()
-			out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: id, Launcher: "local", Instance: "test", Token: uuid.NewString(), At: time.Now()}})
+			out, err := s.Claim(t.Context(), fence,
+				[]storage.Claim{{Run: id, Launcher: "local", Instance: "test", Token: uuid.NewString(),
+					At: time.Now()}})
 			if err != nil || !out[0].Done {
 				t.Fatal(out, err)
 			}
 			l := out[0].Launch
-			target := worker.Target{Name: "local", Ref: in.WorkerRef(), Traits: launcher.Traits{LocalFiles: true, Gate: true}, Gate: worker.GateOn}
+			target := worker.Target{Name: "local", Ref: in.WorkerRef(),
+				Traits: launcher.Traits{LocalFiles: true, Gate: true}, Gate: worker.GateOn}
 			req, err := b.Request(w.run(id).Run, worker.Attempt{Number: l.Attempt, Token: l.Token, At: l.At}, target)
 			if err != nil {
 				t.Fatal(err)
@@ -197,14 +203,16 @@ func TestGateLetsOneWorkerPass(t *testing.T) {
 			for _, e := range req.Env {
 				env = append(env, e.Name+"="+e.Value)
 			}
-			for _, p := range []*process{w.start("worker", env, req.Command...), w.start("worker", env, req.Command...)} {
+			for _, p := range []*process{w.start("worker", env, req.Command...),
+				w.start("worker", env, req.Command...)} {
 				<-p.done
 				if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 					t.Errorf("a worker ended with %d:\n%s", code, p.output())
 				}
 			}
 			r := w.run(id)
-			if n := w.count(id, dagster.RunStart); n != 1 || r.Status != dagster.Success || r.Launch.State != storage.Taken {
+			if n := w.count(id, dagster.RunStart); n != 1 || r.Status != dagster.Success ||
+				r.Launch.State != storage.Taken {
 				t.Errorf("run %s: %d starts, %s, launch row %s\n%s", id, n, r.Status, r.Launch.State, w.story(id))
 			}
 			if n := strings.Count(w.story(id), "Started process for run"); n != 1 {

@@ -76,7 +76,8 @@ func TestLaunchRunInDagstersUI(t *testing.T) {
 		}{
 			{webserver.Job{Location: "etl", Name: "yearly"}, dagster.Success},
 			{webserver.Job{Location: "etl", Name: "snow_in_july"}, dagster.Failure},
-			{webserver.Job{Location: "etl", Name: "forecast", Tags: map[string]string{"team": "weather"}}, dagster.Success},
+			{webserver.Job{Location: "etl", Name: "forecast", Tags: map[string]string{"team": "weather"}},
+				dagster.Success},
 			{webserver.Job{Location: "fates", Name: "kills_itself"}, dagster.Failure},
 			{webserver.Job{Location: "etl", Name: "monthly", Partition: "2014-07-01"}, dagster.Success},
 		}
@@ -112,7 +113,8 @@ func TestLaunchRunInDagstersUI(t *testing.T) {
 		readable(t, server, ids, func(i int) dagster.Status { return fates[i].want })
 		p.stop()
 		noErrors(t, stock)
-		if text := p.output(); strings.Contains(text, "level=ERROR") || location != "" && strings.Contains(text, "slipway:slipway") {
+		if text := p.output(); strings.Contains(text, "level=ERROR") || location != "" &&
+			strings.Contains(text, "slipway:slipway") {
 			t.Errorf("the daemon's log has errors or a password:\n%s", text)
 		}
 	})
@@ -210,7 +212,9 @@ func readable(t *testing.T, server *webserver.Server, ids []string, want func(in
 			t.Errorf("the log of run %s: %v", id, err)
 			continue
 		}
-		if !slices.ContainsFunc(events, func(e webserver.Event) bool { return strings.HasPrefix(e.Message, "[Slipway] Launched") }) {
+		if !slices.ContainsFunc(events, func(e webserver.Event) bool {
+			return strings.HasPrefix(e.Message, "[Slipway] Launched")
+		}) {
 			t.Errorf("the log of run %s does not say that Slipway launched it", id)
 		}
 		if err := server.RunPage(t.Context(), id); err != nil {
@@ -221,7 +225,8 @@ func readable(t *testing.T, server *webserver.Server, ids []string, want func(in
 	err = server.Query(t.Context(), `{
 		assetsOrError {__typename ... on AssetConnection {nodes {key {path} definition {hasMaterializePermission} assetMaterializations(limit: 1) {runId}}} ... on PythonError {message}}
 		instance {id info runLauncher {name} runQueuingSupported daemonHealth {allDaemonStatuses {daemonType healthy lastHeartbeatTime lastHeartbeatErrors {message}}} runQueueConfig {maxConcurrentRuns}}
-		runTagKeysOrError {__typename ... on RunTagKeys {keys}} partitionBackfillsOrError(limit: 10) {__typename}}`, nil, &pages)
+		runTagKeysOrError {__typename ... on RunTagKeys {keys}} partitionBackfillsOrError(limit: 10) {__typename}}`,
+		nil, &pages)
 	if err != nil || strings.Contains(fmt.Sprint(pages), "PythonError") {
 		t.Errorf("pages: %v %v", pages, err)
 	}
@@ -303,7 +308,9 @@ func noPasswordInProcessList(t *testing.T, location string) {
 }
 
 func waitsFor(file string) webserver.Job {
-	return webserver.Job{Location: "fates", Name: "waits", Config: map[string]any{"ops": map[string]any{"wait_for_file": map[string]any{"config": map[string]any{"file": file}}}}}
+	return webserver.Job{Location: "fates", Name: "waits",
+		Config: map[string]any{"ops": map[string]any{
+			"wait_for_file": map[string]any{"config": map[string]any{"file": file}}}}}
 }
 
 // status waits until a run has a status.
@@ -362,15 +369,19 @@ func TestForeignRunsAreLeftAlone(t *testing.T) {
 		other := &world{t: t, home: t.TempDir(), location: w.location}
 		storageYAML := fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.location)
 		if location != "" {
-			storageYAML = fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
+			storageYAML = fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n",
+				strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
 		}
-		other.write("dagster.yaml", storageYAML+"run_coordinator: {module: dagster.core.run_coordinator, class: DefaultRunCoordinator}\ntelemetry: {enabled: false}\n")
+		other.write("dagster.yaml", storageYAML+
+			"run_coordinator: {module: dagster.core.run_coordinator, class: DefaultRunCoordinator}\ntelemetry: "+
+			"{enabled: false}\n")
 		stock := other.webserver("test/fates/fates.py")
 		launched, err := stock.Launch(t.Context(), waitsFor(file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		python := w.start("in-process", nil, filepath.Join(testenv.DagsterBin(t), "python"), "-c", inProcess, filepath.Join(testenv.Root(t), "test/fates"), file)
+		python := w.start("in-process", nil, filepath.Join(testenv.DagsterBin(t), "python"), "-c", inProcess,
+			filepath.Join(testenv.Root(t), "test/fates"), file)
 		var executed string
 		testenv.Eventually(t, 2*time.Minute, func() (bool, string) {
 			runs, err := w.open().Runs(t.Context(), storage.Filter{Statuses: []dagster.Status{dagster.Started}})
@@ -424,7 +435,8 @@ func TestStockDequeuer(t *testing.T) {
 	stock := w.stockDaemon()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		beats, err := w.open().Heartbeats(t.Context())
-		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }), fmt.Sprint(beats, err, stock.output())
+		return slices.ContainsFunc(beats, func(b storage.Heartbeat) bool { return b.Type == "QUEUED_RUN_COORDINATOR" }),
+			fmt.Sprint(beats, err, stock.output())
 	})
 	p := w.slipway()
 	p.says("waiting to see whether dagster-daemon dequeues runs")
@@ -437,7 +449,8 @@ func TestStockDequeuer(t *testing.T) {
 	p.says("another program launches runs that wait for Slipway")
 	w.status(p, theirs, dagster.Started)
 	status, err := w.command("status")
-	if err != nil || !strings.Contains(status, theirs+" was launched by another program") || !strings.Contains(status, "max_concurrent_runs: 0") {
+	if err != nil || !strings.Contains(status, theirs+" was launched by another program") ||
+		!strings.Contains(status, "max_concurrent_runs: 0") {
 		t.Errorf("slipway status: %v\n%s", err, status)
 	}
 	stock.stop()
@@ -447,13 +460,15 @@ func TestStockDequeuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := t.TempDir()
-	if err := os.WriteFile(filepath.Join(own, "dagster.yaml"), []byte(parked+fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.home)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(own, "dagster.yaml"),
+		[]byte(parked+fmt.Sprintf("storage: {sqlite: {base_dir: %q}}\n", w.home)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.run(ours); r.Status != dagster.Queued {
 		t.Errorf("a run is %s while it is not known whether dagster-daemon dequeues", r.Status)
 	}
-	w.start("parked-dagster-daemon", []string{"DAGSTER_HOME=" + own}, filepath.Join(w.dagster(), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	w.start("parked-dagster-daemon", []string{"DAGSTER_HOME=" + own}, filepath.Join(w.dagster(), "dagster-daemon"),
+		"run", "-w", filepath.Join(w.home, "workspace.yaml"))
 	p.says("runs are claimed again")
 	w.write("go", "")
 	w.ended(2*time.Minute, p, theirs, ours)

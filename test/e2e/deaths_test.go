@@ -36,18 +36,23 @@ func TestDeadWorkersAreReplaced(t *testing.T) {
 				p := w.slipway()
 				file := filepath.Join(w.home, "wrote")
 				op := map[string]any{"config": map[string]any{"file": file}}
-				id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: c.job, Config: map[string]any{"ops": map[string]any{"first_step": op, c.second: op}}})
+				id, err := server.Launch(t.Context(),
+					webserver.Job{Location: "fates", Name: c.job,
+						Config: map[string]any{"ops": map[string]any{"first_step": op, c.second: op}}})
 				if err != nil {
 					t.Fatal(err)
 				}
 				w.ended(2*time.Minute, p, id)
 				r := w.run(id)
-				if r.Status != dagster.Success || r.Launch.Attempt != 2 || len(r.Deaths) != 1 || r.Deaths[0].Cause != "exit" {
+				if r.Status != dagster.Success || r.Launch.Attempt != 2 || len(r.Deaths) != 1 ||
+					r.Deaths[0].Cause != "exit" {
 					t.Errorf("the run is %s, launch row %v, deaths %v:\n%s", r.Status, r.Launch, r.Deaths, w.story(id))
 				}
 				wrote, err := os.ReadFile(file)
-				if n := strings.Count(string(wrote), "first "); err != nil || n != c.runs || w.count(id, dagster.RunStart) != c.starts {
-					t.Errorf("the first step ran %d times, want %d; the steps wrote %q, %v; %d starts, want %d:\n%s", n, c.runs, wrote, err, w.count(id, dagster.RunStart), c.starts, w.story(id))
+				if n := strings.Count(string(wrote), "first "); err != nil || n != c.runs ||
+					w.count(id, dagster.RunStart) != c.starts {
+					t.Errorf("the first step ran %d times, want %d; the steps wrote %q, %v; %d starts, want %d:\n%s", n,
+						c.runs, wrote, err, w.count(id, dagster.RunStart), c.starts, w.story(id))
 				}
 				if err := server.RunPage(t.Context(), id); err != nil {
 					t.Error(err)

@@ -78,7 +78,8 @@ func TestDockerFates(t *testing.T) {
 	w, _, image := dockerWorld(t, "")
 	address, _ := w.codeServer("containers")
 	server := w.serves(webserver.Options{
-		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")}, Servers: map[string]string{"containers": address},
+		Locations: []string{filepath.Join(testenv.Root(t), "test/fates/fates.py")},
+		Servers:   map[string]string{"containers": address},
 	})
 	stock := w.stockDaemon()
 	p := w.slipway()
@@ -94,7 +95,8 @@ func TestDockerFates(t *testing.T) {
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("containers", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
 	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
-	steps := launch("containers", "in_steps", nil, map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
+	steps := launch("containers", "in_steps", nil,
+		map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
 	forever := waitsFor(filepath.Join(w.home, "never"))
 	canceled := launch("fates", "waits", nil, forever.Config)
 	killed := launch("fates", "waits", nil, forever.Config)
@@ -117,10 +119,12 @@ func TestDockerFates(t *testing.T) {
 		want dagster.Status
 		says []string
 	}{
-		{good, dagster.Success, []string{"[DockerRunLauncher] Launching run in a new container", "with image " + image, "default: there are no rules"}},
+		{good, dagster.Success, []string{"[DockerRunLauncher] Launching run in a new container", "with image " + image,
+			"default: there are no rules"}},
 		{bad, dagster.Failure, nil},
 		{big, dagster.Failure, []string{"Cause oom", "ran out of memory"}},
-		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "cannot be pulled", "[Slipway] Pulling image"}},
+		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "cannot be pulled",
+			"[Slipway] Pulling image"}},
 		{steps, dagster.Success, []string{"Launching step in Docker container"}},
 		{canceled, dagster.Canceled, nil},
 		{killed, dagster.Failure, []string{"exit code 137", "Cause exit"}},
@@ -149,7 +153,8 @@ func TestDockerFates(t *testing.T) {
 			t.Errorf("the page of %s: %d events, %v", r.Job, len(events), err)
 		}
 	}
-	if shows := docker(t, "docker", "inspect", "dagster-run-"+good+"-1", "--format", "{{json .Args}} {{json .Config.Cmd}}"); strings.Contains(shows, "slipway:slipway") {
+	if shows := docker(t, "docker", "inspect", "dagster-run-"+good+"-1",
+		"--format", "{{json .Args}} {{json .Config.Cmd}}"); strings.Contains(shows, "slipway:slipway") {
 		t.Errorf("docker inspect shows the password: %s", shows)
 	}
 	p.stop()
@@ -184,21 +189,24 @@ routes:
 		tags                   map[string]string
 		there                  func(id string) bool
 	}{
-		{"near", "local", `tag team "nearby" matches "near*"`, map[string]string{"team": "nearby"}, func(id string) bool {
-			found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
-			return err == nil && len(found) == 1
-		}},
-		{"nightly", "batch", `run.tags["team"] == "batch" is true`, map[string]string{"team": "batch"}, func(id string) bool {
-			found, err := filepath.Glob(filepath.Join(spooled, "dagster-run-"+id+"-1", "exit"))
-			return err == nil && len(found) == 1
-		}},
+		{"near", "local", `tag team "nearby" matches "near*"`, map[string]string{"team": "nearby"},
+			func(id string) bool {
+				found, err := filepath.Glob(filepath.Join(w.home, "slipway/process/local/workers/dagster-run-"+id+"-1"))
+				return err == nil && len(found) == 1
+			}},
+		{"nightly", "batch", `run.tags["team"] == "batch" is true`, map[string]string{"team": "batch"},
+			func(id string) bool {
+				found, err := filepath.Glob(filepath.Join(spooled, "dagster-run-"+id+"-1", "exit"))
+				return err == nil && len(found) == 1
+			}},
 		{"big", "docker", "memory", map[string]string{"slipway/memory": "300Mi"}, func(id string) bool {
 			return exec.Command("docker", "inspect", "dagster-run-"+id+"-1").Run() == nil
 		}},
 	}
 	var ids []string
 	for i := range each * len(kinds) {
-		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "light", Tags: kinds[i%len(kinds)].tags})
+		id, err := server.Launch(t.Context(),
+			webserver.Job{Location: "fates", Name: "light", Tags: kinds[i%len(kinds)].tags})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +215,8 @@ routes:
 	w.ended(8*time.Minute, p, ids...)
 	for i, id := range ids {
 		k, r := kinds[i%len(kinds)], w.run(id)
-		if r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != k.launcher || w.count(id, dagster.RunStart) != 1 {
+		if r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != k.launcher ||
+			w.count(id, dagster.RunStart) != 1 {
 			t.Errorf("run %s is %s by %+v, want SUCCESS by %s:\n%s", id, r.Status, r.Launch, k.launcher, w.says(id))
 		}
 		for j, other := range kinds {
@@ -223,7 +232,9 @@ routes:
 			Launcher, Route, Rule, Reason string
 			Fields                        []struct{ Field, Source string }
 		}
-		if jerr := json.Unmarshal([]byte(out), &why); err != nil || jerr != nil || why.Launcher != k.launcher || why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) || !strings.HasPrefix(why.Route, k.rule+": ") {
+		if jerr := json.Unmarshal([]byte(out), &why); err != nil || jerr != nil || why.Launcher != k.launcher ||
+			why.Rule != k.rule || !strings.Contains(why.Reason, k.reason) ||
+			!strings.HasPrefix(why.Route, k.rule+": ") {
 			t.Errorf("runs explain of one that went to %s = %v, %v\n%s", k.launcher, err, jerr, out)
 		}
 	}
@@ -257,7 +268,8 @@ run_launcher:
 	stock := daemon()
 	ids := map[string]string{}
 	for _, name := range []string{"good", "canceled", "killed", "handed back"} {
-		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(w.home, name)).Config})
+		id, err := server.Launch(t.Context(),
+			webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(w.home, name)).Config})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +285,8 @@ run_launcher:
 	for name, id := range ids {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			r := w.run(id)
-			return r.Launch != nil && r.Handle != "", fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
+			return r.Launch != nil && r.Handle != "",
+				fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
 		})
 	}
 	w.write("good", "")
@@ -282,7 +295,8 @@ run_launcher:
 	}
 	docker(t, "docker", "kill", "--signal", "KILL", w.run(ids["killed"]).Tags["docker/container_id"])
 	w.ended(2*time.Minute, p, ids["good"], ids["canceled"], ids["killed"])
-	for name, want := range map[string]dagster.Status{"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure, "handed back": dagster.Started} {
+	for name, want := range map[string]dagster.Status{"good": dagster.Success, "canceled": dagster.Canceled,
+		"killed": dagster.Failure, "handed back": dagster.Started} {
 		if got := w.run(ids[name]).Status; got != want {
 			t.Errorf("%s is %s, want %s:\n%s", name, got, want, w.says(ids[name]))
 		}
@@ -312,7 +326,9 @@ func TestDockerBadRunsHoldUpNobody(t *testing.T) {
 	}
 	var routes strings.Builder
 	for i, k := range kinds {
-		fmt.Fprintf(&routes, "- {name: bad%d, when: {tags: {bad: %q}}, to: docker, set: {config: {container_kwargs: {%s}}}}\n", i, fmt.Sprint(i), k.kwargs)
+		fmt.Fprintf(&routes,
+			"- {name: bad%d, when: {tags: {bad: %q}}, to: docker, set: {config: {container_kwargs: {%s}}}}\n", i,
+			fmt.Sprint(i), k.kwargs)
 	}
 	w, _, _ := dockerWorld(t, "routes:\n"+routes.String())
 	server := w.webserver("test/fates/fates.py")
@@ -334,8 +350,10 @@ func TestDockerBadRunsHoldUpNobody(t *testing.T) {
 	p := w.slipway()
 	w.ended(3*time.Minute, p, append(good, bad...)...)
 	for i, id := range bad {
-		if r, said := w.run(id), w.says(id); r.Status != dagster.Failure || !strings.Contains(said, kinds[i%len(kinds)].says) {
-			t.Errorf("a run with %s is %s, want FAILURE with the engine's words:\n%s", kinds[i%len(kinds)].kwargs, r.Status, said)
+		if r, said := w.run(id), w.says(id); r.Status != dagster.Failure ||
+			!strings.Contains(said, kinds[i%len(kinds)].says) {
+			t.Errorf("a run with %s is %s, want FAILURE with the engine's words:\n%s", kinds[i%len(kinds)].kwargs,
+				r.Status, said)
 		}
 	}
 	for _, id := range good {
@@ -360,7 +378,8 @@ func TestDockerMadeAndNotStarted(t *testing.T) {
 	w.armed(failpoint.DockerCreated).killed()
 	p := w.slipway()
 	w.ended(2*time.Minute, p, id)
-	if r := w.run(id); r.Status != dagster.Success || w.count(id, dagster.RunStart) != 1 || r.Tags["docker/container_id"] == "" {
+	if r := w.run(id); r.Status != dagster.Success || w.count(id, dagster.RunStart) != 1 ||
+		r.Tags["docker/container_id"] == "" {
 		t.Errorf("the run is %s with tags %v, want SUCCESS by one worker:\n%s", r.Status, r.Tags, w.says(id))
 	}
 	p.stop()

@@ -86,7 +86,8 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	write := func(body any) {
-		_ = errors.Join(json.NewEncoder(w).Encode(body), http.NewResponseController(w).Flush()) // the client may have left
+		// the client may have left
+		_ = errors.Join(json.NewEncoder(w).Encode(body), http.NewResponseController(w).Flush())
 	}
 	if body != nil {
 		write(body)
@@ -97,7 +98,8 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		case name := <-e.died:
 			e.mu.Lock()
-			event := events.Message{Type: events.ContainerEventType, Action: events.ActionDie, Actor: events.Actor{ID: name, Attributes: maps.Clone(e.containers[name].labels)}}
+			event := events.Message{Type: events.ContainerEventType, Action: events.ActionDie,
+				Actor: events.Actor{ID: name, Attributes: maps.Clone(e.containers[name].labels)}}
 			e.mu.Unlock()
 			event.Actor.Attributes["name"] = name
 			write(event)
@@ -123,7 +125,8 @@ func (e *engine) answer(path string, r *http.Request) (status int, body any) {
 			if c.exit >= 0 {
 				state = "exited"
 			}
-			list = append(list, map[string]any{"Id": name, "Names": []string{"/" + name}, "Labels": c.labels, "State": state})
+			list = append(list, map[string]any{"Id": name, "Names": []string{"/" + name}, "Labels": c.labels,
+				"State": state})
 		}
 		return http.StatusOK, list
 	case path == "containers/create":
@@ -146,9 +149,11 @@ func (e *engine) answer(path string, r *http.Request) (status int, body any) {
 	c := e.containers[name]
 	state := map[string]any{"Status": "running", "StartedAt": time.Now().Format(time.RFC3339Nano)}
 	if c.exit >= 0 {
-		state = map[string]any{"Status": "exited", "ExitCode": c.exit, "FinishedAt": time.Now().Format(time.RFC3339Nano)}
+		state = map[string]any{"Status": "exited", "ExitCode": c.exit,
+			"FinishedAt": time.Now().Format(time.RFC3339Nano)}
 	}
-	return http.StatusOK, map[string]any{"Id": name, "Name": "/" + name, "State": state, "Config": map[string]any{"Labels": c.labels}}
+	return http.StatusOK, map[string]any{"Id": name, "Name": "/" + name, "State": state,
+		"Config": map[string]any{"Labels": c.labels}}
 }
 
 // Two daemons on two hosts, each with its own Docker engine. The engine of the second daemon is
@@ -165,7 +170,9 @@ func TestTwoEngines(t *testing.T) {
 	first := a.slipway()
 	first.says("msg=leading")
 	id := enqueueGo(t, d, 1, "true")[0]
-	testenv.Eventually(t, time.Minute, func() (bool, string) { return a.run(id).Handle != "", "not launched:\n" + first.output() })
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return a.run(id).Handle != "", "not launched:\n" + first.output()
+	})
 	if host := a.run(id).Launch.Host(); host != here.id {
 		t.Errorf("the launch row names %q, want the engine %q", host, here.id)
 	}
@@ -180,12 +187,17 @@ func TestTwoEngines(t *testing.T) {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the settle time
-		return strings.Contains(a.story(id), "could not be asked to stop"), "the run's log does not say why it goes on:\n" + second.output()
+		return strings.Contains(a.story(id), "could not be asked to stop"),
+			"the run's log does not say why it goes on:\n" + second.output()
 	})
 	other := enqueueGo(t, d, 1, "true")[0]
-	testenv.Eventually(t, time.Minute, func() (bool, string) { return b.run(other).Handle != "", "not launched:\n" + second.output() })
-	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 || len(there.names()) != 1 || !strings.Contains(there.names()[0], other) {
-		t.Errorf("the run is %s, attempt %d; the second engine has %q:\n%s", r.Status, r.Launch.Attempt, there.names(), a.story(id))
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		return b.run(other).Handle != "", "not launched:\n" + second.output()
+	})
+	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 || len(there.names()) != 1 ||
+		!strings.Contains(there.names()[0], other) {
+		t.Errorf("the run is %s, attempt %d; the second engine has %q:\n%s", r.Status, r.Launch.Attempt, there.names(),
+			a.story(id))
 	}
 	if out, err := b.command("status"); err != nil || !strings.Contains(out, "1 workers that the leader cannot see") {
 		t.Errorf("status: %v\n%s", err, out)

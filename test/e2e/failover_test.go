@@ -28,7 +28,8 @@ type server struct {
 // pg runs a program of Postgres as a user that Postgres accepts.
 func pg(t *testing.T, dir, program string, args ...string) {
 	t.Helper()
-	command := append(strings.Fields(os.Getenv("SLIPWAY_TEST_PG_RUN")), append([]string{filepath.Join(os.Getenv("SLIPWAY_TEST_PG_BIN"), program)}, args...)...)
+	command := append(strings.Fields(os.Getenv("SLIPWAY_TEST_PG_RUN")),
+		append([]string{filepath.Join(os.Getenv("SLIPWAY_TEST_PG_BIN"), program)}, args...)...)
 	cmd := exec.Command(command[0], command[1:]...) //nolint:gosec // what hack/with-postgres names
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -45,7 +46,8 @@ func (s *server) start(settings string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.ctl("-l", filepath.Join(s.dir, "log"), "-w", "-o", fmt.Sprintf("-p %s -k %s -c listen_addresses=%s %s", port, s.dir, host, settings), "start")
+	s.ctl("-l", filepath.Join(s.dir, "log"), "-w",
+		"-o", fmt.Sprintf("-p %s -k %s -c listen_addresses=%s %s", port, s.dir, host, settings), "start")
 	s.t.Cleanup(func() {
 		if _, err := os.Stat(filepath.Join(s.dir, "data/postmaster.pid")); err == nil {
 			s.ctl("-m", "immediate", "-w", "stop")
@@ -80,17 +82,20 @@ func TestPostgresFailsOver(t *testing.T) {
 	testenv.Faults(t)
 	testenv.Postgres(t)
 	if os.Getenv("SLIPWAY_TEST_PG_BIN") == "" {
-		testenv.Missing(t, "postgres", "SLIPWAY_TEST_PG_BIN names no folder of a server's programs: hack/with-postgres does, where it has them")
+		testenv.Missing(t, "postgres",
+			"SLIPWAY_TEST_PG_BIN names no folder of a server's programs: hack/with-postgres does, where it has them")
 	}
 	testenv.Beside(t, testenv.Light)
 	primary, standby := newServer(t), newServer(t)
-	pg(t, primary.dir, "initdb", "-D", filepath.Join(primary.dir, "data"), "-U", "slipway", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C.UTF-8")
+	pg(t, primary.dir, "initdb", "-D", filepath.Join(primary.dir, "data"), "-U", "slipway", "-A", "trust", "-E", "UTF8",
+		"--no-sync", "--locale=C.UTF-8")
 	primary.start("-c fsync=off -c synchronous_standby_names=*")
 	host, port, err := net.SplitHostPort(primary.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pg(t, standby.dir, "pg_basebackup", "-h", host, "-p", port, "-U", "slipway", "-D", filepath.Join(standby.dir, "data"), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	pg(t, standby.dir, "pg_basebackup", "-h", host, "-p", port, "-U", "slipway",
+		"-D", filepath.Join(standby.dir, "data"), "-R", "-X", "stream", "-c", "fast", "--no-sync")
 	standby.start("-c fsync=off")
 
 	at := func(addr string) string { return "postgresql://slipway@" + addr + "/postgres" }

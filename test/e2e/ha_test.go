@@ -40,7 +40,8 @@ func TestStoppedAtEveryFailpoint(t *testing.T) {
 				old.sleeps()
 				// No other daemon starts what the old one is about to start, because the lock of
 				// the launcher is held.
-				starting := point == failpoint.LaunchBefore || point == failpoint.LaunchDir || point == failpoint.LaunchSpawned
+				starting := point == failpoint.LaunchBefore || point == failpoint.LaunchDir ||
+					point == failpoint.LaunchSpawned
 				old.letsGo(func() bool {
 					writing := !d.Postgres() && old.locks("POSIX", filepath.Join(d.Location, "history"))
 					// The FLOCK may be that of another of the runs.
@@ -89,7 +90,8 @@ func (p *process) sleeps() {
 	testenv.Eventually(p.t, time.Minute, func() (bool, string) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 		_, after, _ := strings.Cut(string(stat), ") ")
-		return err == nil && strings.HasPrefix(after, "T"), fmt.Sprintf("it is not stopped: %s, %v\n%s", stat, err, p.output())
+		return err == nil && strings.HasPrefix(after, "T"),
+			fmt.Sprintf("it is not stopped: %s, %v\n%s", stat, err, p.output())
 	})
 }
 

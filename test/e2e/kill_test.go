@@ -28,7 +28,9 @@ func lightWorld(t *testing.T, d *storagetest.Dagster) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, d.Location, fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nweb: {listen: 'off'}\ncrash_loop: {deaths: 0}\n", self))
+	w := newWorld(t, d.Location,
+		fmt.Sprintf("launchers: {local: {kind: process, python: {\"*\": %q}}}\nallow_secrets_in_argv: true\nqueue: "+
+			"{max_concurrent_runs: 10}\nweb: {listen: 'off'}\ncrash_loop: {deaths: 0}\n", self))
 	w.env = []string{storagetest.LightStorage + "=" + d.Location}
 	if !d.Postgres() { // the queued runs of real Dagster are not for light workers
 		if err := d.Exec("UPDATE runs SET status = 'CANCELED' WHERE status = 'QUEUED'"); err != nil {
@@ -56,7 +58,8 @@ func enqueueGo(t *testing.T, d *storagetest.Dagster, n int, script string) []str
 	t.Helper()
 	var ids []string
 	for range n {
-		config := dagster.Encode(map[string]any{"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
+		config := dagster.Encode(map[string]any{
+			"steps": map[string]any{"only": map[string]any{"command": []string{"sh", "-c", script}}}})
 		r := dagster.NewCommandRun(uuid.NewString(), "command", config, nil)
 		if err := d.EnqueueRun(r); err != nil {
 			t.Fatal(err)
@@ -90,7 +93,8 @@ func (w *world) exactlyOnce(want dagster.Status, ids ...string) {
 // exactly is exactlyOnce for runs with attempts workers, of which all but the last one died.
 func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 	w.t.Helper()
-	end := map[dagster.Status]dagster.EventType{dagster.Success: dagster.RunSuccess, dagster.Failure: dagster.RunFailure}[want]
+	end := map[dagster.Status]dagster.EventType{dagster.Success: dagster.RunSuccess,
+		dagster.Failure: dagster.RunFailure}[want]
 	for _, id := range ids {
 		r := w.run(id)
 		if r.Status != want {
@@ -99,7 +103,8 @@ func (w *world) exactly(attempts int, want dagster.Status, ids ...string) {
 		if r.Launch == nil || r.Launch.Attempt != attempts || len(r.Deaths) != attempts-1 {
 			w.t.Errorf("run %s: launch row %v, deaths %v, want %d attempts", id, r.Launch, r.Deaths, attempts)
 		}
-		for typ, n := range map[dagster.EventType]int{dagster.RunEnqueued: attempts, dagster.RunStarting: attempts, dagster.RunStart: attempts, end: 1} {
+		for typ, n := range map[dagster.EventType]int{dagster.RunEnqueued: attempts, dagster.RunStarting: attempts,
+			dagster.RunStart: attempts, end: 1} {
 			if got := w.count(id, typ); got != n {
 				w.t.Errorf("run %s has %d events %s, want %d", id, got, typ, n)
 			}
@@ -128,7 +133,8 @@ func (w *world) fated(d *storagetest.Dagster, point failpoint.Point) (ids []stri
 		tags, script, want = map[string]string{"fate": "die"}, "kill -9 $PPID", dagster.Failure
 	case failpoint.ReplaceBefore, failpoint.ReplaceCommitted:
 		mark := filepath.Join(w.t.TempDir(), "died")
-		tags, script, attempts = map[string]string{"fate": "die once"}, "[ -e "+mark+" ] || { touch "+mark+"; kill -9 $PPID; }", 2
+		tags, script, attempts = map[string]string{"fate": "die once"},
+			"[ -e "+mark+" ] || { touch "+mark+"; kill -9 $PPID; }", 2
 		policy = "monitoring: {deaths: [{causes: [exit], do: again, started: again}]}\n"
 	}
 	text, err := os.ReadFile(filepath.Join(w.home, "slipway.yaml"))
@@ -270,12 +276,15 @@ func TestForeignLaunchRowsAreLeftAlone(t *testing.T) {
 	ids := enqueue(t, d, 3, nil)
 	for i, instance := range []string{"another", "", own} {
 		if instance != "" {
-			l := storage.LaunchRow{Run: ids[i], Attempt: 1, Instance: instance, Launcher: "local", Token: "x", Epoch: 1, At: time.Now(), State: storage.Open}
-			if err := d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", ids[i], storage.LaunchKey, l.String()); err != nil {
+			l := storage.LaunchRow{Run: ids[i], Attempt: 1, Instance: instance, Launcher: "local", Token: "x", Epoch: 1,
+				At: time.Now(), State: storage.Open}
+			if err := d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", ids[i], storage.LaunchKey,
+				l.String()); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := d.Event(dagster.NewEvent(dagster.Run{ID: ids[i], Job: "light"}, dagster.RunStarting, time.Now(), "")); err != nil {
+		if err := d.Event(dagster.NewEvent(dagster.Run{ID: ids[i], Job: "light"}, dagster.RunStarting, time.Now(),
+			"")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,14 +19,19 @@ import (
 // dagster-daemon, re-execution, forged tags, and a run that is canceled while it waits.
 func TestRunsOfEveryKind(t *testing.T) {
 	halves(t, func(t *testing.T, location string) {
-		w := newWorld(t, location, "queue: {max_concurrent_runs: 8, tag_concurrency_limits: [{key: db, value: main, limit: 1}, {key: hold, limit: 0}]}\n")
-		w.write("dagster.yaml", "concurrency: {runs: {max_concurrent_runs: 0}, pools: {default_limit: 1, granularity: run}}\n"+
-			"run_monitoring: {enabled: false}\nrun_retries: {enabled: true}\ntelemetry: {enabled: false}\n"+w.storageYAML())
+		w := newWorld(t, location,
+			"queue: {max_concurrent_runs: 8, tag_concurrency_limits: [{key: db, value: main, limit: 1}, {key: hold, "+
+				"limit: 0}]}\n")
+		w.write("dagster.yaml",
+			"concurrency: {runs: {max_concurrent_runs: 0}, pools: {default_limit: 1, granularity: run}}\n"+
+				"run_monitoring: {enabled: false}\nrun_retries: {enabled: true}\ntelemetry: {enabled: false}\n"+
+				w.storageYAML())
 		server := w.webserver("test/fates/fates.py")
 		stock := w.stockDaemon()
 		launch := func(job, partition string, tags map[string]string) string {
 			t.Helper()
-			id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: job, Partition: partition, Tags: tags})
+			id, err := server.Launch(t.Context(),
+				webserver.Job{Location: "fates", Name: job, Partition: partition, Tags: tags})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -36,7 +41,8 @@ func TestRunsOfEveryKind(t *testing.T) {
 		// It ignores events from before its first look.
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			cursor, err := db.Text("SELECT value FROM kvs WHERE key = 'EVENT_LOG_CONSUMER_CURSOR-PIPELINE_FAILURE'")
-			return cursor != "", fmt.Sprint("dagster-daemon has not begun to look for runs to retry: ", err, stock.output())
+			return cursor != "", fmt.Sprint("dagster-daemon has not begun to look for runs to retry: ", err,
+				stock.output())
 		})
 		var partitions, limited []string
 		for _, p := range []string{"a", "b", "c"} {
@@ -44,7 +50,8 @@ func TestRunsOfEveryKind(t *testing.T) {
 			limited = append(limited, launch("light", "", map[string]string{"db": "main"}))
 		}
 		forged := launch("light", "", map[string]string{
-			storage.LaunchKey: (storage.LaunchRow{Run: partitions[0], Attempt: 1, Instance: "x", Launcher: "local", Token: "t", Epoch: 1, At: time.Now(), State: storage.Open}).String(),
+			storage.LaunchKey: (storage.LaunchRow{Run: partitions[0], Attempt: 1, Instance: "x", Launcher: "local",
+				Token: "t", Epoch: 1, At: time.Now(), State: storage.Open}).String(),
 			storage.HandleKey: partitions[0] + " 1 /elsewhere", dagster.GRPCInfoTag: `{"host": "evil", "port": 1}`,
 		})
 		dies := launch("kills_itself", "", map[string]string{"dagster/max_retries": "1"})
@@ -55,7 +62,8 @@ func TestRunsOfEveryKind(t *testing.T) {
 		for _, id := range append(append([]string{}, partitions...), limited...) {
 			w.endedWell(id, "", dagster.Success)
 		}
-		if r := w.run(forged); r.Status != dagster.Success || r.Launch == nil || r.Launch.Run != forged || !strings.Contains(r.Tags[dagster.GRPCInfoTag], "socket") {
+		if r := w.run(forged); r.Status != dagster.Success || r.Launch == nil || r.Launch.Run != forged ||
+			!strings.Contains(r.Tags[dagster.GRPCInfoTag], "socket") {
 			t.Errorf("the run with forged tags is %s, launch row %v, tags %v", r.Status, r.Launch, r.Tags)
 		}
 		if n := w.atOnce(partitions); n != 1 {
@@ -131,7 +139,9 @@ func TestOnlyOneLocation(t *testing.T) {
 	testenv.Beside(t, testenv.Dagster)
 	testenv.DagsterBin(t)
 	w := newWorld(t, "", "queue: {only: {locations: [fates]}}\n")
-	w.write("dagster.yaml", "run_queue: {dequeue_interval_seconds: 1, tag_concurrency_limits: [{key: dagster/code_location, value: fates, limit: 0}]}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n")
+	w.write("dagster.yaml",
+		"run_queue: {dequeue_interval_seconds: 1, tag_concurrency_limits: [{key: dagster/code_location, value: "+
+			"fates, limit: 0}]}\nrun_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n")
 	server := w.webserver("test/fates/fates.py", "examples/etl/definitions.py")
 	stock := w.stockDaemon()
 	p := w.slipway()

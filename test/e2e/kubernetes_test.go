@@ -57,7 +57,8 @@ func newCluster(t *testing.T, config, more string) *cluster {
 		"PYTHONPATH=" + filepath.Join(testenv.Root(t), ".venvs/launchers"),
 	}
 	ctx := context.Background()
-	if _, err := api.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}}, metav1.CreateOptions{}); err != nil {
+	if _, err := api.CoreV1().Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -67,8 +68,9 @@ func newCluster(t *testing.T, config, more string) *cluster {
 	})
 	// Workers may create Jobs, because some run their steps in Jobs.
 	_, err = api.RbacV1().RoleBindings(c.namespace).Create(ctx, &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "workers"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: "edit"},
-		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "default", Namespace: c.namespace}},
+		ObjectMeta: metav1.ObjectMeta{Name: "workers"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: "edit"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Name: "default", Namespace: c.namespace}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +114,8 @@ func (c *cluster) pod(job string) *corev1.Pod {
 	c.t.Helper()
 	var found *corev1.Pod
 	testenv.Eventually(c.t, 2*time.Minute, func() (bool, string) {
-		pods, err := c.api.CoreV1().Pods(c.namespace).List(c.t.Context(), metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job})
+		pods, err := c.api.CoreV1().Pods(c.namespace).List(c.t.Context(),
+			metav1.ListOptions{LabelSelector: batchv1.JobNameLabel + "=" + job})
 		if err != nil {
 			return false, err.Error()
 		}
@@ -129,7 +132,8 @@ func (c *cluster) pod(job string) *corev1.Pod {
 // part stops or starts a part of the cluster for tests.
 func part(t *testing.T, do, name string, more ...string) {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(testenv.Root(t), "hack/kubernetes"), append([]string{do, name}, more...)...).CombinedOutput()
+	out, err := exec.Command(filepath.Join(testenv.Root(t), "hack/kubernetes"),
+		append([]string{do, name}, more...)...).CombinedOutput()
 	if err != nil {
 		t.Errorf("hack/kubernetes %s %s: %v\n%s", do, name, err, out)
 	}
@@ -174,13 +178,18 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 		return id
 	}
 	raw := func(text string) map[string]string { return map[string]string{"dagster-k8s/config": text} }
-	good := launch("fates", "light", map[string]string{"dagster-k8s/config": `{"pod_template_spec_metadata": {"annotations": {"of": "the tag"}}}`}, nil)
+	good := launch("fates",
+		"light", map[string]string{
+			"dagster-k8s/config": `{"pod_template_spec_metadata": {"annotations": {"of": "the tag"}}}`}, nil)
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("cluster", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
-	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1", "dagster-k8s/config": `{"container_config": {"image_pull_policy": "Always"}}`}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1",
+		"dagster-k8s/config": `{"container_config": {"image_pull_policy": "Always"}}`}, nil)
 	never := launch("fates", "light", map[string]string{"slipway/image": "slipway.test/nobody:1"}, nil)
-	secret := launch("fates", "light", raw(`{"container_config": {"env_from": [{"secret_ref": {"name": "not-there"}}]}}`), nil)
-	nowhere := launch("fates", "light", map[string]string{"fate": "nowhere", "dagster-k8s/config": `{"pod_spec_config": {"node_selector": {"disk": "none-has-it"}}}`}, nil)
+	secret := launch("fates",
+		"light", raw(`{"container_config": {"env_from": [{"secret_ref": {"name": "not-there"}}]}}`), nil)
+	nowhere := launch("fates", "light", map[string]string{"fate": "nowhere",
+		"dagster-k8s/config": `{"pod_spec_config": {"node_selector": {"disk": "none-has-it"}}}`}, nil)
 	wrong := launch("fates", "light", raw(`{"pod_spec_config": {"node_selectors": {}}}`), nil)
 	steps := launch("cluster", "in_steps", nil, nil)
 	forever := waitsFor(filepath.Join(c.home, "never"))
@@ -198,11 +207,13 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 	}
 	// A worker that is asked to stop writes itself that its run was interrupted.
 	pod := c.pod("dagster-run-" + evicted)
-	err := c.api.PolicyV1().Evictions(c.namespace).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Namespace: c.namespace}})
+	err := c.api.PolicyV1().Evictions(c.namespace).Evict(t.Context(),
+		&policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Namespace: c.namespace}})
 	if err != nil {
 		t.Error(err)
 	}
-	if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), c.pod("dagster-run-"+deleted).Name, metav1.DeleteOptions{}); err != nil {
+	if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), c.pod("dagster-run-"+deleted).Name,
+		metav1.DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
 	// Pods are processes of this machine.
@@ -221,10 +232,12 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 		starts int
 		says   []string
 	}{
-		{good, dagster.Success, 1, []string{"[K8sRunLauncher] Creating Kubernetes run worker job", "dagster-run-" + good, "default: no rule matches"}},
+		{good, dagster.Success, 1, []string{"[K8sRunLauncher] Creating Kubernetes run worker job",
+			"dagster-run-" + good, "default: no rule matches"}},
 		{bad, dagster.Failure, 1, nil},
 		{big, dagster.Failure, 1, []string{"Cause oom", "ran out of memory"}},
-		{missing, dagster.Failure, 0, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "connection refused"}},
+		{missing, dagster.Failure, 0, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1",
+			"connection refused"}},
 		{never, dagster.Failure, 0, []string{"Cause image_pull", "slipway.test/nobody:1"}},
 		{secret, dagster.Failure, 0, []string{`secret "not-there" not found`}},
 		{nowhere, dagster.Failure, 0, []string{"Unschedulable", "didn't match Pod's node affinity/selector"}},
@@ -253,10 +266,12 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 		}
 	}
 	job, err := c.api.BatchV1().Jobs(c.namespace).Get(t.Context(), "dagster-run-"+good, metav1.GetOptions{})
-	if err != nil || job.Spec.Template.Annotations["of"] != "the tag" || strings.Contains(strings.Join(job.Spec.Template.Spec.Containers[0].Args, " "), "slipway:slipway") {
+	if err != nil || job.Spec.Template.Annotations["of"] != "the tag" ||
+		strings.Contains(strings.Join(job.Spec.Template.Spec.Containers[0].Args, " "), "slipway:slipway") {
 		t.Errorf("the Job is %+v, %v", job, err)
 	}
-	stepJobs, err := c.api.BatchV1().Jobs(c.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=step_worker"})
+	stepJobs, err := c.api.BatchV1().Jobs(c.namespace).List(t.Context(),
+		metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=step_worker"})
 	if err != nil || len(stepJobs.Items) != 2 {
 		t.Fatalf("there are %d Jobs of steps, want 2: %v", len(stepJobs.Items), err)
 	}
@@ -290,7 +305,9 @@ func TestKubernetesOutages(t *testing.T) {
 		ids = append(ids, id)
 	}
 	for _, id := range ids {
-		testenv.Eventually(t, 5*time.Minute, func() (bool, string) { return c.run(id).Status == dagster.Started, p.output() })
+		testenv.Eventually(t, 5*time.Minute, func() (bool, string) {
+			return c.run(id).Status == dagster.Started, p.output()
+		})
 	}
 	part(t, "stop", "apiserver", "-KILL")
 	began := time.Now()
@@ -376,7 +393,9 @@ run_launcher:
     volumes: [{name: fates, hostPath: {path: %s}}]
     volume_mounts: [{name: fates, mountPath: %[3]s, read_only: true}]
 `, c.namespace, image, fates)
-	_, err = c.api.CoreV1().ConfigMaps(c.namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "dagster-instance"}, Data: map[string]string{"dagster.yaml": config}}, metav1.CreateOptions{})
+	_, err = c.api.CoreV1().ConfigMaps(c.namespace).Create(t.Context(),
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "dagster-instance"},
+			Data: map[string]string{"dagster.yaml": config}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,22 +408,27 @@ env: [{name: E2E_PG_URL, value: %[4]q}]
 `, c.namespace, "slipway.test/slipway", c.namespace, reached), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run("sh", "-c", fmt.Sprintf("cd test/testbeds/helm && go run . -values %s -release slipway -namespace %s ../../../deploy/helm/slipway >%s", values, c.namespace, manifests))
+	run("sh", "-c", fmt.Sprintf(
+		"cd test/testbeds/helm && go run . -values %s -release slipway -namespace %s ../../../deploy/helm/slipway >%s",
+		values, c.namespace, manifests))
 	run("hack/kubernetes", "kubectl", "-n", c.namespace, "apply", "-f", manifests)
 	names := func() (ready []string) {
-		pods, err := c.api.CoreV1().Pods(c.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=slipway"})
+		pods, err := c.api.CoreV1().Pods(c.namespace).List(t.Context(),
+			metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=slipway"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, pod := range pods.Items {
-			if len(pod.Status.ContainerStatuses) > 0 && pod.Status.ContainerStatuses[0].Ready && pod.DeletionTimestamp == nil {
+			if len(pod.Status.ContainerStatuses) > 0 && pod.Status.ContainerStatuses[0].Ready &&
+				pod.DeletionTimestamp == nil {
 				ready = append(ready, pod.Name)
 			}
 		}
 		return ready
 	}
 	said := func() string {
-		out, err := exec.CommandContext(context.Background(), filepath.Join(root, "hack/kubernetes"), "kubectl", "-n", c.namespace, "logs", "--all-pods", "deployment/slipway").CombinedOutput()
+		out, err := exec.CommandContext(context.Background(), filepath.Join(root, "hack/kubernetes"), "kubectl",
+			"-n", c.namespace, "logs", "--all-pods", "deployment/slipway").CombinedOutput()
 		return fmt.Sprintf("%s %v", out, err)
 	}
 	testenv.Eventually(t, 2*time.Minute, func() (bool, string) { return len(names()) == 2, said() })
@@ -415,18 +439,22 @@ env: [{name: E2E_PG_URL, value: %[4]q}]
 		if err != nil {
 			t.Fatal(err)
 		}
-		testenv.Eventually(t, 3*time.Minute, func() (bool, string) { return c.run(id).Status.Finished(), c.says(id) + said() })
+		testenv.Eventually(t, 3*time.Minute, func() (bool, string) {
+			return c.run(id).Status.Finished(), c.says(id) + said()
+		})
 		if r := c.run(id); r.Status != dagster.Success || r.Launch == nil || r.Launch.Launcher != "k8s" {
 			t.Errorf("run %s is %s by %+v:\n%s", id, r.Status, r.Launch, c.says(id))
 		}
 		return id
 	}
 	first := launch()
-	if _, err := c.api.BatchV1().Jobs(c.namespace).Get(t.Context(), "dagster-run-"+first, metav1.GetOptions{}); err != nil {
+	if _, err := c.api.BatchV1().Jobs(c.namespace).Get(t.Context(), "dagster-run-"+first, metav1.GetOptions{}); err !=
+		nil {
 		t.Error(err)
 	}
 	for _, pod := range names() { // one after the other, so the leader is among them
-		if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		if err := c.api.CoreV1().Pods(c.namespace).Delete(t.Context(), pod,
+			metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 			t.Error(err)
 		}
 		launch()
@@ -503,7 +531,8 @@ run_launcher:
 	}
 	launch := func(name string) string {
 		t.Helper()
-		id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(c.home, name)).Config})
+		id, err := server.Launch(t.Context(),
+			webserver.Job{Location: "fates", Name: "waits", Config: waitsFor(filepath.Join(c.home, name)).Config})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -530,7 +559,8 @@ run_launcher:
 	for name, id := range ids {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			r := c.run(id)
-			return r.Launch != nil && r.Handle != "", fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
+			return r.Launch != nil && r.Handle != "",
+				fmt.Sprintf("%s was not adopted: %+v %v\n%s", name, r.Launch, r.Tags, p.output())
 		})
 	}
 	ids["own"], ids["own, canceled"] = launch("own"), launch("own, canceled")
@@ -550,7 +580,8 @@ run_launcher:
 	cancel(ids["own"])
 	c.ended(2*time.Minute, stock, ids["handed back"], ids["own"])
 	for name, want := range map[string]dagster.Status{
-		"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure, "handed back": dagster.Canceled, "own": dagster.Canceled, "own, canceled": dagster.Canceled,
+		"good": dagster.Success, "canceled": dagster.Canceled, "killed": dagster.Failure,
+		"handed back": dagster.Canceled, "own": dagster.Canceled, "own, canceled": dagster.Canceled,
 	} {
 		if got := c.run(ids[name]).Status; got != want {
 			t.Errorf("%s is %s, want %s:\n%s", name, got, want, c.says(ids[name]))

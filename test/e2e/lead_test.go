@@ -85,13 +85,16 @@ func TestResumeAnswerLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), fmt.Sprintf(", python: {\"*\": %q}", self), "", 1)+"monitoring: {max_resume_run_attempts: 1}\n")
+	w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), fmt.Sprintf(", python: {\"*\": %q}", self), "", 1)+
+		"monitoring: {max_resume_run_attempts: 1}\n")
 	server := w.webserver("test/fates/fates.py")
 	daemon = w.slipway()
 	daemon.says("msg=leading")
 	lost := p.LoseAnswer("Launching a new run worker to resume run", "commit", false)
 	op := map[string]any{"config": map[string]any{"file": filepath.Join(w.home, "wrote")}}
-	id, err := server.Launch(t.Context(), webserver.Job{Location: "fates", Name: "dies_in_the_middle", Config: map[string]any{"ops": map[string]any{"first_step": op, "second_step": op}}})
+	id, err := server.Launch(t.Context(),
+		webserver.Job{Location: "fates", Name: "dies_in_the_middle",
+			Config: map[string]any{"ops": map[string]any{"first_step": op, "second_step": op}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,8 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 			testenv.Beside(t, testenv.Light)
 			d := s.make(t)
 			w := lightWorld(t, d)
-			w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "max_concurrent_runs: 10", "max_concurrent_runs: 1", 1))
+			w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "max_concurrent_runs: 10",
+				"max_concurrent_runs: 1", 1))
 			daemon := w.slipway()
 			daemon.says("msg=leading")
 			hold := filepath.Join(w.home, "hold")
@@ -130,7 +134,9 @@ func TestForgottenClaimIsTakenUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			fence := storage.ParseFence(kv[storage.LeaderKey])
-			outcomes, err := store.Claim(t.Context(), fence, []storage.Claim{{Run: id, Launcher: "local", Instance: instance, Token: uuid.NewString(), At: time.Now().UTC().Truncate(time.Microsecond)}})
+			outcomes, err := store.Claim(t.Context(), fence,
+				[]storage.Claim{{Run: id, Launcher: "local", Instance: instance, Token: uuid.NewString(),
+					At: time.Now().UTC().Truncate(time.Microsecond)}})
 			if err != nil || !outcomes[0].Done {
 				t.Fatal(outcomes, err)
 			}
@@ -183,7 +189,8 @@ launchers:
       promises: {unique: true, strong_read: true, local_files: true, signals_worker: true}
 `, filepath.Join(w.home, "spool")))
 	program := fmt.Sprintf(batch, filepath.Join(testenv.Root(t), "examples/spool/command/spool"))
-	if err := errors.Join(os.Mkdir(filepath.Join(w.home, "spool"), 0o700), os.WriteFile(filepath.Join(w.home, "batch"), []byte(program), 0o700)); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(w.home, "spool"), 0o700),
+		os.WriteFile(filepath.Join(w.home, "batch"), []byte(program), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	daemon := w.slipway()
@@ -192,12 +199,14 @@ launchers:
 	// begun starts a run of two steps, which wait for NAME.first and NAME.second.
 	begun := func(name string) string {
 		step := func(file string) map[string]any {
-			wait := `trap 'touch "$0.stopped"; exit 1' TERM; while [ ! -e "$0" ] && [ -d "${0%/*}" ]; do sleep 0.05; done`
+			wait := `trap 'touch "$0.stopped"; exit 1' TERM; while [ ! -e "$0" ] && [ -d "${0%/*}" ]; do sleep 0.05; ` +
+				`done`
 			return map[string]any{"command": []string{"sh", "-c", wait, filepath.Join(w.home, file)}}
 		}
 		first, second := step(name+".first"), step(name+".second")
 		second["needs"] = []string{"first"}
-		r := dagster.NewCommandRun(uuid.NewString(), name, dagster.Encode(map[string]any{"steps": map[string]any{"first": first, "second": second}}), nil)
+		r := dagster.NewCommandRun(uuid.NewString(), name,
+			dagster.Encode(map[string]any{"steps": map[string]any{"first": first, "second": second}}), nil)
 		if err := d.EnqueueRun(r); err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +272,8 @@ launchers:
 	w.ended(2*time.Minute, daemon, vanished)
 
 	testenv.Eventually(t, 2*time.Minute, func() (bool, string) { // the first time was before its launch
-		return lines("spool.asked", "health "+filepath.Base(folder(forgotten))+" 66") > 1, "the target was not asked for the worker that it has forgotten"
+		return lines("spool.asked", "health "+filepath.Base(folder(forgotten))+" 66") > 1,
+			"the target was not asked for the worker that it has forgotten"
 	})
 	w.write("forgotten.first", "")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
@@ -272,7 +282,8 @@ launchers:
 	kill(kept)
 	w.ended(2*time.Minute, daemon, forgotten)
 
-	for id, want := range map[string]dagster.Status{forgotten: dagster.Failure, canceled: dagster.Canceled, vanished: dagster.Failure} {
+	for id, want := range map[string]dagster.Status{forgotten: dagster.Failure, canceled: dagster.Canceled,
+		vanished: dagster.Failure} {
 		if r := w.run(id); r.Status != want || r.Launch.Attempt != 1 || w.count(id, dagster.RunStart) != 1 {
 			t.Errorf("run %s is %s, want %s; launch row %v:\n%s", r.Job, r.Status, want, r.Launch, w.story(id))
 		}
@@ -290,7 +301,8 @@ func TestTwoHosts(t *testing.T) {
 	a, b := lightWorld(t, d), lightWorld(t, d)
 	const again = "monitoring: {deaths: [{causes: [unknown], do: again, started: again}]}\n"
 	for _, w := range []*world{a, b} {
-		w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "kind: process,", "kind: process, settle: 2s,", 1)+again)
+		w.write("slipway.yaml", strings.Replace(w.read("slipway.yaml"), "kind: process,", "kind: process, settle: 2s,",
+			1)+again)
 	}
 	first := a.slipway()
 	first.says("msg=leading")
@@ -305,7 +317,8 @@ func TestTwoHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) { // longer than the settle time
-		return strings.Contains(a.story(id), "could not be asked to stop"), "the run's log does not say why it goes on:\n" + second.output()
+		return strings.Contains(a.story(id), "could not be asked to stop"),
+			"the run's log does not say why it goes on:\n" + second.output()
 	})
 	if r := a.run(id); r.Status != dagster.Canceling || r.Launch.Attempt != 1 {
 		t.Errorf("the run is %s, attempt %d:\n%s", r.Status, r.Launch.Attempt, a.story(id))

@@ -29,7 +29,9 @@ func liveLog(ctx context.Context, s *webserver.Server, run string) iter.Seq2[str
 			{"type": "connection_init", "payload": map[string]any{}},
 			{"type": "start", "id": "1", "payload": map[string]any{
 				"variables": map[string]any{"run": run},
-				"query":     `subscription ($run: ID!) {pipelineRunLogs(runId: $run) {... on PipelineRunLogsSubscriptionSuccess {messages {... on MessageEvent {message eventType}}} ... on PipelineRunLogsSubscriptionFailure {message}}}`,
+				"query": `subscription ($run: ID!) {pipelineRunLogs(runId: $run) {... on ` +
+					`PipelineRunLogsSubscriptionSuccess {messages {... on MessageEvent {message eventType}}} ... on ` +
+					`PipelineRunLogsSubscriptionFailure {message}}}`,
 			}},
 		} {
 			if err := wsjson.Write(ctx, conn, m); err != nil {

@@ -75,10 +75,13 @@ func TestStorageTrouble(t *testing.T) {
 	t.Parallel()
 	type trouble struct{ name, begin, end string }
 	const setting = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I %s', current_database()); END $$"
-	const away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+	const away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid " +
+		"<> pg_backend_pid()"
 	for _, c := range []trouble{
-		{"read-only", fmt.Sprintf(setting, "SET default_transaction_read_only = on"), fmt.Sprintf(setting, "RESET default_transaction_read_only")},
-		{"statements that are timed out", fmt.Sprintf(setting, "SET statement_timeout = ''1ms''"), fmt.Sprintf(setting, "RESET statement_timeout")},
+		{"read-only", fmt.Sprintf(setting, "SET default_transaction_read_only = on"),
+			fmt.Sprintf(setting, "RESET default_transaction_read_only")},
+		{"statements that are timed out", fmt.Sprintf(setting, "SET statement_timeout = ''1ms''"),
+			fmt.Sprintf(setting, "RESET statement_timeout")},
 	} {
 		t.Run("postgres/"+c.name, func(t *testing.T) {
 			testenv.Beside(t, testenv.Light)
@@ -151,7 +154,8 @@ sys.stdin.read()
 		w := lightWorld(t, d)
 		runs := filepath.Join(d.Location, "history/runs.db")
 		w.troubled(d, func() {
-			err := errors.Join(d.Exec("VACUUM INTO ?", runs+".copy"), os.Rename(runs+".copy", runs), os.RemoveAll(runs+"-wal"), os.RemoveAll(runs+"-shm"))
+			err := errors.Join(d.Exec("VACUUM INTO ?", runs+".copy"), os.Rename(runs+".copy", runs),
+				os.RemoveAll(runs+"-wal"), os.RemoveAll(runs+"-shm"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -192,7 +196,8 @@ func TestLockedShardHoldsUpNoOtherRun(t *testing.T) {
 	daemon.says("msg=leading")
 	stuck := enqueueGo(t, d, 1, "while [ ! -e "+filepath.Join(w.home, "never")+" ]; do sleep 0.05; done")[0]
 	w.status(daemon, stuck, dagster.Started)
-	shard, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", stuck+".db")+"?_txlock=immediate&_pragma=busy_timeout(30000)")
+	shard, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", stuck+".db")+
+		"?_txlock=immediate&_pragma=busy_timeout(30000)")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +237,8 @@ func TestGateAnswerIsLost(t *testing.T) {
 	}
 	p := newProxy(t, u.Host)
 	u.Host = p.Addr()
-	w := newWorld(t, u.String(), "launchers: {local: {kind: process, worker_gate: 'on'}}\nallow_secrets_in_argv: true\n")
+	w := newWorld(t, u.String(),
+		"launchers: {local: {kind: process, worker_gate: 'on'}}\nallow_secrets_in_argv: true\n")
 	server := w.webserver("test/fates/fates.py")
 	daemon := w.slipway()
 	daemon.says("msg=leading")

@@ -52,7 +52,8 @@ func TestRelativeProjectWithDotEnv(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for file, sibling := range map[string]string{"sub/module/__init__.py": "near", "sub/package/__init__.py": "near", "src/defs.py": "near_src", "code/etl.py": "near_code"} {
+	for file, sibling := range map[string]string{"sub/module/__init__.py": "near", "sub/package/__init__.py": "near",
+		"src/defs.py": "near_src", "code/etl.py": "near_code"} {
 		w.write(file, fmt.Sprintf(definitions, sibling))
 	}
 	for _, sibling := range []string{"sub/near.py", "src/near_src.py", "code/near_code.py"} {
@@ -60,7 +61,8 @@ func TestRelativeProjectWithDotEnv(t *testing.T) {
 	}
 	address := testenv.FreeAddress(t)
 	host, port, _ := strings.Cut(address, ":")
-	served := w.start("code-server", nil, filepath.Join(w.dagster(), "dagster"), "api", "grpc", "-h", host, "-p", port, "-f", "code/etl.py", "-d", "code")
+	served := w.start("code-server", nil, filepath.Join(w.dagster(), "dagster"), "api", "grpc", "-h", host, "-p", port,
+		"-f", "code/etl.py", "-d", "code")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
@@ -105,7 +107,8 @@ func TestRelativeProjectWithDotEnv(t *testing.T) {
 	succeed("a daemon in the project's folder", here)
 	here.stop()
 
-	elsewhere := w.start("slipway", []string{"STORE=" + store}, "sh", "-c", `cd / && exec "$0" daemon --log-level debug`, testenv.Build(t, "slipway"))
+	elsewhere := w.start("slipway", []string{"STORE=" + store}, "sh",
+		"-c", `cd / && exec "$0" daemon --log-level debug`, testenv.Build(t, "slipway"))
 	succeed("a daemon elsewhere", elsewhere)
 	elsewhere.stop()
 }

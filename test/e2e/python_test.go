@@ -85,7 +85,8 @@ routes:
 	canceled, killed := launch("fates", "waits", nil, forever), launch("fates", "waits", nil, forever)
 	restarted := launch("fates", "waits", nil, waitsFor(released).Config)
 	manyGood, manyCanceled := launch("fates", "light", many, nil), launch("fates", "waits", many, forever)
-	nowhere := launch("containers", "in_steps", many, map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
+	nowhere := launch("containers", "in_steps", many,
+		map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
 	for _, id := range []string{canceled, killed, restarted, manyCanceled} {
 		w.status(p, id, dagster.Started)
 	}

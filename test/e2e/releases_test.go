@@ -110,8 +110,10 @@ func TestEachLocationHasItsPython(t *testing.T) {
 	}
 	bin := testenv.DagsterBin(t)
 	server := w.serves(webserver.Options{
-		Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"), filepath.Join(w.home, "moved.py")},
-		Python:    map[string]string{"older": filepath.Join(older, "python"), "moved": filepath.Join(gone, "bin/python")},
+		Locations: []string{filepath.Join(w.home, "newer.py"), filepath.Join(w.home, "older.py"),
+			filepath.Join(w.home, "moved.py")},
+		Python: map[string]string{"older": filepath.Join(older, "python"),
+			"moved": filepath.Join(gone, "bin/python")},
 	})
 	never := waitsFor(filepath.Join(w.home, "never"))
 	launch := func(location string) string {
@@ -130,10 +132,12 @@ func TestEachLocationHasItsPython(t *testing.T) {
 	}
 	p := w.slipway("PATH=/usr/bin:/bin") // there is no dagster in it
 	w.ended(time.Minute, p, moved)
-	if f := w.story(moved); w.run(moved).Status != dagster.Failure || !strings.Contains(fmt.Sprint(w.errors(moved)), "launchers.local.python.moved in slipway.yaml") {
+	if f := w.story(moved); w.run(moved).Status != dagster.Failure ||
+		!strings.Contains(fmt.Sprint(w.errors(moved)), "launchers.local.python.moved in slipway.yaml") {
 		t.Errorf("the run whose Python is gone is %s: %s %v", w.run(moved).Status, f, w.errors(moved))
 	}
-	for location, python := range map[string]string{"newer": filepath.Join(bin, "python"), "older": filepath.Join(older, "python")} {
+	for location, python := range map[string]string{"newer": filepath.Join(bin, "python"),
+		"older": filepath.Join(older, "python")} {
 		id := ids[location]
 		w.status(p, id, dagster.Started)
 		var pid string

@@ -50,8 +50,10 @@ func TestSecretsDoNotShowInTheProcessList(t *testing.T) {
 	for i, form := range []string{
 		fmt.Sprintf("storage: {postgres: {postgres_url: 'postgresql://%s@%s?password=TOPSECRET'}}\n", user, at),
 		fmt.Sprintf("storage: {postgres: {postgres_url: 'postgresql://%s:/TOPSECRET#?%%@%s'}}\n", user, at),
-		fmt.Sprintf("storage: {postgres: {postgres_db: {username: %s, hostname: %s, port: %s, db_name: %s, params: {password: TOPSECRET}}}}\n", user, u.Hostname(), u.Port(), strings.Trim(u.Path, "/")),
-		fmt.Sprintf("storage: {postgres: {postgres_url: {env: PG}}}\ncompute_logs: {module: planted, class: Logs, config: {base_dir: %q, secret: TOPSECRET}}\n", w.home),
+		fmt.Sprintf("storage: {postgres: {postgres_db: {username: %s, hostname: %s, port: %s, db_name: %s, params: "+
+			"{password: TOPSECRET}}}}\n", user, u.Hostname(), u.Port(), strings.Trim(u.Path, "/")),
+		fmt.Sprintf("storage: {postgres: {postgres_url: {env: PG}}}\ncompute_logs: {module: planted, class: Logs, "+
+			"config: {base_dir: %q, secret: TOPSECRET}}\n", w.home),
 	} {
 		w.write("dagster.yaml", parked+form)
 		p := w.slipway()

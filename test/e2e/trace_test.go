@@ -74,7 +74,8 @@ func TestTracesFitTheModel(t *testing.T) {
 			refused++
 		}
 	}
-	t.Logf("%d traces accepted, %d of them of several daemons; %d with two steps swapped refused", accepted, several, refused)
+	t.Logf("%d traces accepted, %d of them of several daemons; %d with two steps swapped refused", accepted, several,
+		refused)
 	if accepted < len(ids)*3/4 || refused < accepted {
 		t.Errorf("of %d runs only %d traces were accepted and %d swapped ones refused", len(ids), accepted, refused)
 	}

@@ -35,7 +35,8 @@ func TestTutorial(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, target := range map[string]string{
-		"bin/slipway": testenv.Build(t, "slipway"), ".venv": filepath.Dir(w.dagster()), "examples": filepath.Join(root, "examples"),
+		"bin/slipway": testenv.Build(t, "slipway"), ".venv": filepath.Dir(w.dagster()),
+		"examples": filepath.Join(root, "examples"),
 	} {
 		if err := os.Symlink(target, filepath.Join(clone, name)); err != nil {
 			t.Fatal(err)
@@ -55,7 +56,8 @@ func TestTutorial(t *testing.T) {
 		{"slipway demo\n", "every run ended as it should"}, {"list --home .demo\n", "snow_in_july"},
 		{"dagster dev -f", "Serving dagster-webserver"}, {"slipway runs list\n", "yearly"},
 		{"adopt || true\n", "to do: in"}, {"adopt\n", "Everything is in place"}, {"slipway daemon", "leading"},
-		{"runs logs $RUN", "hello from a worker"}, {"slipway doctor", "leads, epoch"}, {"drain\n", "no run of the instance is in flight"},
+		{"runs logs $RUN", "hello from a worker"}, {"slipway doctor", "leads, epoch"},
+		{"drain\n", "no run of the instance is in flight"},
 	}
 	met := map[string]bool{}
 	running := map[string]*process{}
@@ -127,7 +129,8 @@ func TestTutorial(t *testing.T) {
 	}
 	for i, r := range runs {
 		if ours := r.Launch != nil; ours != (i > 0 && i < len(runs)-1) {
-			t.Errorf("run %d of %d was launched by Slipway: %v; want all but the first and the last", i+1, len(runs), ours)
+			t.Errorf("run %d of %d was launched by Slipway: %v; want all but the first and the last", i+1, len(runs),
+				ours)
 		}
 	}
 }

@@ -73,7 +73,8 @@ func TestRollingUpgrade(t *testing.T) {
 				t.Fatal(err)
 			}
 			// Only settings that both know.
-			w.write("slipway.yaml", "launchers: {local: {kind: process, python: {\"*\": \""+self+"\"}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nterminate: {local_only: true}\n")
+			w.write("slipway.yaml", "launchers: {local: {kind: process, python: {\"*\": \""+self+
+				"\"}}}\nallow_secrets_in_argv: true\nqueue: {max_concurrent_runs: 10}\nterminate: {local_only: true}\n")
 			old := w.start("old", nil, bin, "daemon", "--log-level", "debug")
 			old.says("msg=leading")
 			hold := filepath.Join(w.home, "go")

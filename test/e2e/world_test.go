@@ -155,13 +155,15 @@ func (w *world) dagster() string {
 // stockDaemon starts a real dagster-daemon with the workspace of the webserver.
 func (w *world) stockDaemon() *process {
 	w.t.Helper()
-	return w.start("dagster-daemon", nil, filepath.Join(w.dagster(), "dagster-daemon"), "run", "-w", filepath.Join(w.home, "workspace.yaml"))
+	return w.start("dagster-daemon", nil, filepath.Join(w.dagster(), "dagster-daemon"), "run",
+		"-w", filepath.Join(w.home, "workspace.yaml"))
 }
 
 // command runs a command of slipway on the instance. It returns what the command printed.
 func (w *world) command(args ...string) (string, error) {
 	w.t.Helper()
-	cmd := exec.CommandContext(w.t.Context(), testenv.Build(w.t, "slipway"), append([]string{"--home", w.home}, args...)...)
+	cmd := exec.CommandContext(w.t.Context(), testenv.Build(w.t, "slipway"),
+		append([]string{"--home", w.home}, args...)...)
 	cmd.Env = append(os.Environ(), w.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -184,7 +186,8 @@ func (w *world) codeServerAt(address, location, name string) *process {
 func (w *world) codeServerOf(address, location, file string) *process {
 	w.t.Helper()
 	host, port, _ := strings.Cut(address, ":")
-	p := w.start("code-server-"+location, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc", "--host", host, "--port", port,
+	p := w.start("code-server-"+location, nil, filepath.Join(testenv.DagsterBin(w.t), "dagster"), "api", "grpc",
+		"--host", host, "--port", port,
 		"--python-file", file, "--location-name", location)
 	testenv.Eventually(w.t, time.Minute, func() (bool, string) {
 		c, err := net.Dial("tcp", address)
@@ -214,7 +217,8 @@ func (w *world) start(name string, env []string, command ...string) *process {
 	p.log = log.Name()
 	p.cmd = exec.Command(command[0], command[1:]...)
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = w.home, log, log
-	p.cmd.Env = append(append(append(os.Environ(), "DAGSTER_HOME="+w.home, "DAGSTER_DISABLE_TELEMETRY=1", "GORACE=atexit_sleep_ms=0"), w.env...), env...)
+	p.cmd.Env = append(append(append(os.Environ(), "DAGSTER_HOME="+w.home, "DAGSTER_DISABLE_TELEMETRY=1",
+		"GORACE=atexit_sleep_ms=0"), w.env...), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := errors.Join(p.cmd.Start(), log.Close()); err != nil {
 		w.t.Fatal(err)

@@ -34,7 +34,9 @@ func TestDatabaseInAnotherZone(t *testing.T) {
 			address := testenv.FreeAddress(t)
 			w := newWorld(t, testenv.PostgresIn(t, zone), fmt.Sprintf("web: {listen: %q}\n", address))
 			server := w.webserver("test/fates/fates.py")
-			settings := func(text string) { w.write("dagster.yaml", text+"telemetry: {enabled: false}\n"+w.storageYAML()) }
+			settings := func(text string) {
+				w.write("dagster.yaml", text+"telemetry: {enabled: false}\n"+w.storageYAML())
+			}
 
 			settings("")
 			stock := w.stockDaemon()
@@ -73,7 +75,8 @@ func TestDatabaseInAnotherZone(t *testing.T) {
 				t.Errorf("a run that was just created is %v old", age)
 			}
 			doctor, _ := w.command("doctor") // fails, because no daemon leads
-			if strings.Contains(doctor, "waited for longer") || !regexp.MustCompile(`ok +dagster-daemon was last heard of \d+s ago`).MatchString(doctor) {
+			if strings.Contains(doctor, "waited for longer") ||
+				!regexp.MustCompile(`ok +dagster-daemon was last heard of \d+s ago`).MatchString(doctor) {
 				t.Errorf("doctor takes a young run or heartbeat for an old one:\n%s", doctor)
 			}
 			p := w.slipway()

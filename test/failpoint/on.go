@@ -57,8 +57,8 @@ func openTrace(file string) *os.File {
 // Trace records a step of the protocol if a test asks for the trace.
 func Trace(s Step, run string, attempt int) {
 	if trace != nil {
-		// One write, so that lines of several daemons do not mix. Package model refuses a trace that
-		// lacks a line.
+		// One write, so that lines of several daemons do not mix. Package model refuses a trace
+		// that lacks a line.
 		_, _ = fmt.Fprintf(trace, "%d %s %s %d\n", os.Getpid(), s, run, attempt)
 	}
 }

@@ -32,7 +32,8 @@ func OnPostgres(location string) bool { return strings.HasPrefix(location, "post
 func Storage(folder, location string) string {
 	switch {
 	case OnPostgres(location):
-		return fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n", strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
+		return fmt.Sprintf("storage: {postgres: {postgres_url: %q}}\n",
+			strings.Replace(location, "postgresql://", "postgresql+psycopg2://", 1))
 	case location == folder:
 		return ""
 	}

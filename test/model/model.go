@@ -163,7 +163,9 @@ func (s State) norm() State {
 			alive = append(alive, w)
 		}
 	}
-	slices.SortFunc(alive, func(a, b Worker) int { return cmp.Or(cmp.Compare(a.Attempt, b.Attempt), cmp.Compare(a.Life, b.Life)) })
+	slices.SortFunc(alive, func(a, b Worker) int {
+		return cmp.Or(cmp.Compare(a.Attempt, b.Attempt), cmp.Compare(a.Life, b.Life))
+	})
 	s.Workers = [maxWorkers]Worker{}
 	copy(s.Workers[:], alive)
 	return s
@@ -190,7 +192,8 @@ func Next(s State, r Rules, f func(Step, State)) {
 }
 
 // users are the steps of users. A run must be able to end without them.
-var users = map[string]bool{"user cancels by force": true, "user begins to cancel": true, "user cancels": true, "user deletes": true}
+var users = map[string]bool{"user cancels by force": true, "user begins to cancel": true, "user cancels": true,
+	"user deletes": true}
 
 func (s State) user(r Rules, f func(Step, State)) {
 	if !r.Calm && !s.Forced && !s.Row.finished() && !r.Foreign {
@@ -261,7 +264,8 @@ func (s State) daemon(d int, r Rules, f func(Step, State)) {
 			f(Step{"launch", d, a}, n)
 		}
 		// The target has no worker and takes none: it is full, sick, or refused every request.
-		if s.leads(d) && int(s.Attempt) == a && a < maxAttempts && s.Row == Starting && !s.Void && s.Objects[a] == None {
+		if s.leads(d) && int(s.Attempt) == a && a < maxAttempts && s.Row == Starting && !s.Void &&
+			s.Objects[a] == None {
 			n = s
 			n.Daemons[d] = Daemon{Epoch: me.Epoch}
 			if n.settled(a) {
@@ -565,7 +569,8 @@ func Explore(r Rules) Found {
 }
 
 // visible are the steps that daemons record.
-var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "handle": true, "again": true, "requeue": true, "end": true}
+var visible = map[string]bool{"claim": true, "launch": true, "launched": true, "handle": true, "again": true,
+	"requeue": true, "end": true}
 
 // Replay reports whether the machine can take the recorded steps in their order, with any other
 // steps between them. If it cannot, it returns how many it could take.
@@ -687,5 +692,6 @@ func (t Trace) Rules() (Rules, bool) {
 		}
 		attempts = max(attempts, s.Attempt)
 	}
-	return Rules{Daemons: t.Daemons, Epochs: leads + 1, Unique: true, Calm: true}, t.Daemons < maxDaemons && leads <= maxDaemons && attempts <= maxAttempts
+	return Rules{Daemons: t.Daemons, Epochs: leads + 1, Unique: true, Calm: true}, t.Daemons < maxDaemons &&
+		leads <= maxDaemons && attempts <= maxAttempts
 }

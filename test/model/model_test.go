@@ -59,7 +59,9 @@ func TestReplay(t *testing.T) {
 	step := func(what string, daemon, attempt int) model.Step {
 		return model.Step{What: what, Daemon: daemon, Attempt: attempt}
 	}
-	good := []model.Step{step("claim", 0, 1), step("launch", 0, 1), step("launch", 1, 1), step("launched", 1, 1), step("handle", 1, 1), step("again", 1, 1), step("claim", 0, 2), step("launch", 0, 2), step("launched", 0, 2), step("handle", 0, 2), step("end", 0, 2)}
+	good := []model.Step{step("claim", 0, 1), step("launch", 0, 1), step("launch", 1, 1), step("launched", 1, 1),
+		step("handle", 1, 1), step("again", 1, 1), step("claim", 0, 2), step("launch", 0, 2), step("launched", 0, 2),
+		step("handle", 0, 2), step("end", 0, 2)}
 	if n, ok := model.Replay(rules, good); !ok {
 		t.Fatalf("refused at %v", good[n])
 	}
@@ -102,8 +104,10 @@ func TestLateRecords(t *testing.T) {
 		want string
 		fits bool
 	}{
-		{"1 launch r 1\n1 launched r 1\n1 handle r 1\n2 claim r 1\n2 launch r 1\n2 launched r 1\n", "claim launch launched handle launch launched", true},
-		{"1 claim r 1\n1 launch r 1\n1 launched r 1\n2 launch r 1\n2 launched r 1\n2 handle r 1\n2 claim r 2\n1 again r 1\n2 launch r 2\n", "claim launch launched launch launched handle again claim launch", true},
+		{"1 launch r 1\n1 launched r 1\n1 handle r 1\n2 claim r 1\n2 launch r 1\n2 launched r 1\n",
+			"claim launch launched handle launch launched", true},
+		{"1 claim r 1\n1 launch r 1\n1 launched r 1\n2 launch r 1\n2 launched r 1\n2 handle r 1\n2 claim r 2\n1 " +
+			"again r 1\n2 launch r 2\n", "claim launch launched launch launched handle again claim launch", true},
 		{"1 launch r 1\n1 claim r 1\n1 launched r 1\n", "launch claim launched", false},
 	} {
 		traces, err := model.Traces(c.text)

@@ -14,9 +14,13 @@ import (
 func TestEveryStateOfCancels(t *testing.T) {
 	testenv.Faults(t)
 	explore(t, map[string]world{
-		"canceled and resumed":                                          {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"canceled and resumed, no gate":                                 {model.Rules{Unique: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"canceled and resumed, names that can be doubled":               {model.Rules{Gate: true, Calm: true, Cancels: true, Resumes: true}, ""},
-		"nothing is done of a run that is canceled between two workers": {model.Rules{Unique: true, Gate: true, Calm: true, Cancels: true, Blind: true}, ""},
+		"canceled and resumed": {model.Rules{Unique: true, Gate: true,
+			Calm: true, Cancels: true, Resumes: true}, ""},
+		"canceled and resumed, no gate": {model.Rules{Unique: true, Calm: true,
+			Cancels: true, Resumes: true}, ""},
+		"canceled and resumed, names that can be doubled": {model.Rules{Gate: true, Calm: true,
+			Cancels: true, Resumes: true}, ""},
+		"nothing is done of a run that is canceled between two workers": {model.Rules{Unique: true, Gate: true,
+			Calm: true, Cancels: true, Blind: true}, ""},
 	})
 }

@@ -111,7 +111,8 @@ func receiver(f *ast.FuncDecl) string {
 // indented returns where a function of a language such as Python or Bash starts and ends. It ends
 // before the next line that is indented no further than its first line, such as a closing brace.
 func indented(text, function string) (start, end int, err error) {
-	head := regexp.MustCompile(`(?m)^([ \t]*)(?:(?:async )?def |class |function )?` + regexp.QuoteMeta(function) + `\b[ ]*[(:].*\n`)
+	head := regexp.MustCompile(`(?m)^([ \t]*)(?:(?:async )?def |class |function )?` + regexp.QuoteMeta(function) +
+		`\b[ ]*[(:].*\n`)
 	found := head.FindAllStringSubmatchIndex(text, -1)
 	if len(found) != 1 {
 		return 0, 0, fmt.Errorf("%d functions are named %q, not one", len(found), function)

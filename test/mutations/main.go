@@ -205,7 +205,8 @@ func check(ctx context.Context, tree string, all []mutation) error {
 	for _, p := range problems {
 		fmt.Printf("%-9s %v\n", broken, p)
 	}
-	fmt.Printf("%d mutations: %d apply, %d broken in %.0f s\n", len(all), len(all)-len(problems), len(problems), time.Since(begin).Seconds())
+	fmt.Printf("%d mutations: %d apply, %d broken in %.0f s\n", len(all), len(all)-len(problems), len(problems),
+		time.Since(begin).Seconds())
 	if len(problems) > 0 {
 		return errors.New("not every mutation applies and compiles")
 	}

@@ -70,7 +70,8 @@ func (m mutation) apply(root string, changed map[string]string) error {
 		}
 		old := pattern(e.Replace).FindAllStringIndex(d.text[d.start:d.end], -1)
 		if len(old) != 1 {
-			return fmt.Errorf("mutation %s: %s (%s) contains this text %d times, not once: %s", m.Name, e.In, d.file, len(old), e.Replace)
+			return fmt.Errorf("mutation %s: %s (%s) contains this text %d times, not once: %s", m.Name, e.In, d.file,
+				len(old), e.Replace)
 		}
 		texts[d.file] = d.text[:d.start+old[0][0]] + strings.TrimSpace(e.By) + d.text[d.start+old[0][1]:]
 	}

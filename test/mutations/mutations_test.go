@@ -90,7 +90,8 @@ x = 1
 
 func TestApply(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"p.go": goFile, "p.py": pyFile, "p.sh": "open() {\n\techo 1\n}\necho 1\n"} {
+	for name, text := range map[string]string{"p.go": goFile, "p.py": pyFile,
+		"p.sh": "open() {\n\techo 1\n}\necho 1\n"} {
 		if err := os.MkdirAll(filepath.Join(dir, "p"), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +102,8 @@ func TestApply(t *testing.T) {
 	for _, test := range []struct{ name, in, replace, by, want, fails string }{
 		{name: "pointer method", in: "p.(*store).open", replace: "s.a > 0", by: "false", want: "if false {"},
 		{name: "method", in: "p.store.open2", replace: "7", by: "8", want: "return 8 }"},
-		{name: "several lines", in: "p.(*store).open", replace: "if s.a > 0 {\n  return 1\n}\n", want: "int {\n\t\n\treturn 1 + 2"},
+		{name: "several lines", in: "p.(*store).open", replace: "if s.a > 0 {\n  return 1\n}\n",
+			want: "int {\n\t\n\treturn 1 + 2"},
 		{name: "constant of a group", in: "p.two", replace: "1", by: "2", want: "two = 2\n"},
 		{name: "variable", in: "p.four", replace: "1", by: "2", want: "= 3, 2\n"},
 		{name: "type", in: "p.store", replace: "int", by: "uint", want: "a uint }"},
@@ -117,7 +119,8 @@ func TestApply(t *testing.T) {
 			changed := map[string]string{}
 			err := mutation{Name: "m", Edits: []edit{{test.in, test.replace, test.by}}}.apply(dir, changed)
 			if test.fails != "" {
-				if err == nil || !strings.Contains(err.Error(), test.fails) || !strings.Contains(err.Error(), "mutation m") {
+				if err == nil || !strings.Contains(err.Error(), test.fails) ||
+					!strings.Contains(err.Error(), "mutation m") {
 					t.Fatalf("error %v, want one with the mutation's name and %q", err, test.fails)
 				}
 				return

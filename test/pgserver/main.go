@@ -1,5 +1,5 @@
-// Pgserver runs a command with SLIPWAY_TEST_PG set to a throw-away Postgres server that it fetches as a
-// dependency, for machines that have none. It cannot run as root, as Postgres cannot.
+// Pgserver runs a command with SLIPWAY_TEST_PG set to a throw-away Postgres server that it fetches
+// as a dependency, for machines that have none. It cannot run as root, as Postgres cannot.
 package main
 
 import (
@@ -54,7 +54,8 @@ func run(command []string) (code int, err error) {
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("SLIPWAY_TEST_PG=postgresql://slipway:slipway@127.0.0.1:%d/slipway", port))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SLIPWAY_TEST_PG=postgresql://slipway:slipway@127.0.0.1:%d/slipway",
+		port))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err = cmd.Run()
 	var exit *exec.ExitError

@@ -142,7 +142,10 @@ func (d *Dagster) marks(query string) string {
 		return query
 	}
 	n := 0
-	return regexp.MustCompile(`\?`).ReplaceAllStringFunc(query, func(string) string { n++; return "$" + strconv.Itoa(n) })
+	return regexp.MustCompile(`\?`).ReplaceAllStringFunc(query, func(string) string {
+		n++
+		return "$" + strconv.Itoa(n)
+	})
 }
 
 // Body returns the run_body of a run of a small job, in a location with a code server.
@@ -151,25 +154,32 @@ func Body(run string, tags map[string]string) string {
 		"__class__": "ExternalPipelineOrigin", "pipeline_name": "light",
 		"external_repository_origin": map[string]any{
 			"__class__": "ExternalRepositoryOrigin", "repository_name": "__repository__",
-			"repository_location_origin": map[string]any{"__class__": "GrpcServerRepositoryLocationOrigin", "host": "localhost", "location_name": "here", "port": 4000, "socket": nil},
+			"repository_location_origin": map[string]any{"__class__": "GrpcServerRepositoryLocationOrigin",
+				"host": "localhost", "location_name": "here", "port": 4000, "socket": nil},
 		},
 	}
 	code := map[string]any{
 		"__class__": "PipelinePythonOrigin", "pipeline_name": "light",
 		"repository_origin": map[string]any{
-			"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": nil, "entry_point": []any{"dagster"}, "executable_path": "/nowhere/python",
-			"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "defs", "module": "light", "working_directory": nil},
+			"__class__": "RepositoryPythonOrigin", "container_context": map[string]any{}, "container_image": nil,
+			"entry_point": []any{"dagster"}, "executable_path": "/nowhere/python",
+			"code_pointer": map[string]any{"__class__": "ModuleCodePointer", "fn_name": "defs", "module": "light",
+				"working_directory": nil},
 		},
 	}
 	if tags == nil {
 		tags = map[string]string{}
 	}
 	return string(dagster.Encode(map[string]any{
-		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil, "execution_plan_snapshot_id": nil,
-		"external_pipeline_origin": origin, "has_repository_load_data": false, "mode": nil, "parent_run_id": nil, "partitions_subset": nil,
-		"pipeline_code_origin": code, "pipeline_name": "light", "pipeline_snapshot_id": nil, "root_run_id": nil, "run_config": map[string]any{},
-		"run_id": run, "run_op_concurrency": nil, "solid_selection": nil, "solids_to_execute": nil,
-		"status": map[string]any{"__enum__": "PipelineRunStatus.NOT_STARTED"}, "step_keys_to_execute": nil, "tags": tags,
+		"__class__": "PipelineRun", "asset_check_selection": nil, "asset_selection": nil,
+		"execution_plan_snapshot_id": nil,
+		"external_pipeline_origin":   origin, "has_repository_load_data": false, "mode": nil, "parent_run_id": nil,
+		"partitions_subset":    nil,
+		"pipeline_code_origin": code, "pipeline_name": "light", "pipeline_snapshot_id": nil, "root_run_id": nil,
+		"run_config": map[string]any{},
+		"run_id":     run, "run_op_concurrency": nil, "solid_selection": nil, "solids_to_execute": nil,
+		"status": map[string]any{"__enum__": "PipelineRunStatus.NOT_STARTED"}, "step_keys_to_execute": nil,
+		"tags": tags,
 	}))
 }
 
@@ -184,7 +194,8 @@ func (d *Dagster) Enqueue(run string, tags map[string]string) error {
 
 // EnqueueRun is [Dagster.Enqueue] for a run of any job.
 func (d *Dagster) EnqueueRun(r dagster.Run) error {
-	if err := d.Exec("INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, ?, 'NOT_STARTED', ?)", r.ID, r.Job, r.Body()); err != nil {
+	if err := d.Exec("INSERT INTO runs (run_id, pipeline_name, status, run_body) VALUES (?, ?, 'NOT_STARTED', ?)", r.ID,
+		r.Job, r.Body()); err != nil {
 		return err
 	}
 	for k, v := range r.Tags {
@@ -242,7 +253,8 @@ func (d *Dagster) Event(e dagster.Event) error {
 		updated, at = "?::timestamptz", any(e.Time)
 	}
 	args = append([]any{string(status), r.Body(), at}, extra...)
-	return d.Exec("UPDATE runs SET status = ?, run_body = ?, update_timestamp = "+updated+set+" WHERE run_id = ?", append(args, e.RunID)...)
+	return d.Exec("UPDATE runs SET status = ?, run_body = ?, update_timestamp = "+updated+set+" WHERE run_id = ?",
+		append(args, e.RunID)...)
 }
 
 func (d *Dagster) shards(e dagster.Event, args []any) error {

@@ -43,7 +43,8 @@ func (d *Dagster) MakeTables(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := regexp.MustCompile(`(?m)^(SET|\\|SELECT pg_catalog.set_config|ALTER .* OWNER TO).*$`).ReplaceAllString(string(schema), "")
+	text := regexp.MustCompile(`(?m)^(SET|\\|SELECT pg_catalog.set_config|ALTER .* OWNER TO).*$`).ReplaceAllString(
+		string(schema), "")
 	if _, err := d.db.Exec(text); err != nil {
 		t.Fatalf("golden schema: %v", err)
 	}

@@ -76,7 +76,8 @@ func claimAgain(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := f.run(t, run).Launch; l == nil || out != (storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *l}) {
+	if l := f.run(t, run).Launch; l == nil ||
+		out != (storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *l}) {
 		t.Errorf("made again after a cancel: %+v, the launch row is %v", out, l)
 	}
 }
@@ -89,11 +90,13 @@ func moveAgain(t *testing.T, f *fixture) {
 		later  dagster.EventType // written between the two calls; "": nothing
 	}{
 		"a note": {move: func(r storage.Run) storage.Transition {
-			return storage.Transition{Events: []dagster.Event{dagster.NewEngineEvent(r.Run, time.Now(), "a note", nil, nil)}}
+			return storage.Transition{Events: []dagster.Event{dagster.NewEngineEvent(r.Run, time.Now(), "a note", nil,
+				nil)}}
 		}},
 		"a handle, and the worker begins": {move: func(r storage.Run) storage.Transition {
 			return storage.Transition{
-				From: []dagster.Status{dagster.Starting}, Handle: "h", Tags: map[string]string{"docker/container_id": "c"},
+				From: []dagster.Status{dagster.Starting}, Handle: "h",
+				Tags:   map[string]string{"docker/container_id": "c"},
 				Events: []dagster.Event{dagster.NewEngineEvent(r.Run, time.Now(), "launched", nil, nil)},
 			}
 		}, later: dagster.RunStart},
@@ -121,7 +124,8 @@ func moveAgain(t *testing.T, f *fixture) {
 		"a resume, and the run is canceled": {status: dagster.RunStart, move: func(r storage.Run) storage.Transition {
 			return storage.Transition{
 				Death: &storage.Death{Attempt: 1, Launcher: "local", Cause: "oom", Then: storage.ThenResume},
-				Next:  &storage.Next{Launcher: "local", Token: uuid.NewString(), Epoch: fence.Epoch, At: time.Now().UTC().Truncate(time.Microsecond)},
+				Next: &storage.Next{Launcher: "local", Token: uuid.NewString(), Epoch: fence.Epoch,
+					At: time.Now().UTC().Truncate(time.Microsecond)},
 			}
 		}, later: dagster.RunCanceling},
 	} {
@@ -158,7 +162,8 @@ func moveAgain(t *testing.T, f *fixture) {
 		}
 		m := storage.Transition{
 			Run: run, From: []dagster.Status{dagster.Started}, Handle: "h",
-			Next: &storage.Next{Instance: "test", Launcher: "local", Token: uuid.NewString(), Epoch: fence.Epoch, At: time.Now().UTC().Truncate(time.Microsecond)},
+			Next: &storage.Next{Instance: "test", Launcher: "local", Token: uuid.NewString(), Epoch: fence.Epoch,
+				At: time.Now().UTC().Truncate(time.Microsecond)},
 		}
 		move := func() (storage.Outcome, error) { return f.s.Move(f.ctx, fence, m) }
 		if out, err := move(); err != nil || !out.Done {
@@ -178,7 +183,8 @@ func moveOfAnother(t *testing.T, f *fixture) {
 		}
 	}
 	failure := dagster.NewEvent(f.run(t, run).Run, dagster.RunFailure, time.Now().Add(time.Second), "")
-	out, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Started}, Launch: launch.Token, Events: []dagster.Event{failure}})
+	out, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Started},
+		Launch: launch.Token, Events: []dagster.Event{failure}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,9 @@ func Run(t *testing.T, target Target) {
 					t.Error(err)
 				}
 			})
-			fx := &fixture{d: d, s: s, ctx: timeout(t), reopen: func() storage.Store { return target.Open(t, d.Location) }}
+			fx := &fixture{d: d, s: s, ctx: timeout(t), reopen: func() storage.Store {
+				return target.Open(t, d.Location)
+			}}
 			f(t, fx)
 		})
 	}
@@ -104,7 +106,8 @@ func (f *fixture) enqueue(t *testing.T, tags map[string]string) string {
 }
 
 func claimOf(run string) storage.Claim {
-	return storage.Claim{Run: run, Launcher: "local", Instance: "test", Token: uuid.NewString(), At: time.Now().UTC().Truncate(time.Microsecond)}
+	return storage.Claim{Run: run, Launcher: "local", Instance: "test", Token: uuid.NewString(),
+		At: time.Now().UTC().Truncate(time.Microsecond)}
 }
 
 func (f *fixture) claim(t *testing.T, fence storage.Fence, run string) storage.LaunchRow {
@@ -172,7 +175,8 @@ func claimWrites(t *testing.T, f *fixture) {
 	if r.Launch == nil || *r.Launch != out[0].Launch {
 		t.Fatalf("launch row is %v, Claim said %v", r.Launch, out[0].Launch)
 	}
-	want(t, "launch row", *r.Launch, storage.LaunchRow{Run: run, Attempt: 1, Instance: "test", Launcher: "local", Token: c.Token, Epoch: 1, At: c.At, State: storage.Open})
+	want(t, "launch row", *r.Launch, storage.LaunchRow{Run: run, Attempt: 1, Instance: "test", Launcher: "local",
+		Token: c.Token, Epoch: 1, At: c.At, State: storage.Open})
 	body, err := f.d.Text("SELECT run_body FROM runs WHERE run_id = ?", run)
 	if err != nil {
 		t.Fatal(err)
@@ -233,20 +237,25 @@ func claimRace(t *testing.T, f *fixture) {
 func claimForged(t *testing.T, f *fixture) {
 	other := uuid.NewString()
 	run := uuid.NewString()
-	forged := storage.LaunchRow{Run: run, Attempt: 7, Instance: "test", Launcher: "local", Token: "forged", Epoch: 1, At: time.Now(), State: storage.Open}
-	copied := storage.LaunchRow{Run: other, Attempt: 1, Instance: "test", Launcher: "local", Token: "copied", Epoch: 1, At: time.Now(), State: storage.Open}
-	tags := map[string]string{storage.LaunchKey: forged.String(), storage.HandleKey: other + " 1 /elsewhere", "slipway/cpu": "2"}
+	forged := storage.LaunchRow{Run: run, Attempt: 7, Instance: "test", Launcher: "local", Token: "forged", Epoch: 1,
+		At: time.Now(), State: storage.Open}
+	copied := storage.LaunchRow{Run: other, Attempt: 1, Instance: "test", Launcher: "local", Token: "copied", Epoch: 1,
+		At: time.Now(), State: storage.Open}
+	tags := map[string]string{storage.LaunchKey: forged.String(), storage.HandleKey: other + " 1 /elsewhere",
+		"slipway/cpu": "2"}
 	if err := f.d.Enqueue(run, tags); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, storage.LaunchKey, copied.String()); err != nil {
+	if err := f.d.Exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, storage.LaunchKey,
+		copied.String()); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "attempt", f.claim(t, f.lead(t), run).Attempt, 1)
 	r := f.run(t, run)
 	want(t, "handle", r.Handle, "")
 	want(t, "the user's own tag", r.Tags["slipway/cpu"], "2")
-	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key LIKE '.dagster/slipway/%'", run)
+	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key LIKE '.dagster/slipway/%'",
+		run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +265,8 @@ func claimForged(t *testing.T, f *fixture) {
 func claimGone(t *testing.T, f *fixture) {
 	fence := f.lead(t)
 	ended := f.enqueue(t, nil)
-	if err := f.d.Event(dagster.NewEvent(dagster.Run{ID: ended, Job: "light"}, dagster.RunCanceled, time.Now(), "")); err != nil {
+	if err := f.d.Event(dagster.NewEvent(dagster.Run{ID: ended, Job: "light"}, dagster.RunCanceled, time.Now(),
+		"")); err != nil {
 		t.Fatal(err)
 	}
 	waiting := f.enqueue(t, nil)
@@ -292,7 +302,8 @@ func (f *fixture) event(r storage.Run, typ dagster.EventType) dagster.Event {
 func moveExpects(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	r := f.run(t, run)
-	out, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Started}, Events: []dagster.Event{f.event(r, dagster.RunFailure)}})
+	out, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Started},
+		Events: []dagster.Event{f.event(r, dagster.RunFailure)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +318,9 @@ func moveExpects(t *testing.T, f *fixture) {
 func moveLaunch(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	f.claim(t, fence, run)
-	out, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: "another", Events: []dagster.Event{f.event(f.run(t, run), dagster.RunFailure)}})
+	out, err := f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, Launch: "another",
+			Events: []dagster.Event{f.event(f.run(t, run), dagster.RunFailure)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +331,8 @@ func moveWrites(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, map[string]string{"k": "old"}), f.lead(t)
 	l := f.claim(t, fence, run)
 	r := f.run(t, run)
-	note := dagster.NewEngineEvent(r.Run, time.Now(), "launched é", []dagster.Metadata{{Label: "where", Text: "here"}}, nil)
+	note := dagster.NewEngineEvent(r.Run, time.Now(), "launched é", []dagster.Metadata{{Label: "where", Text: "here"}},
+		nil)
 	out, err := f.s.Move(f.ctx, fence, storage.Transition{
 		Run: run, From: []dagster.Status{dagster.Starting}, Launch: l.Token, Handle: "a handle with spaces",
 		Events: []dagster.Event{note}, Tags: map[string]string{"k": "new", "docker/container_id": "c1"},
@@ -345,7 +359,8 @@ func moveVoid(t *testing.T, f *fixture) {
 	l := f.claim(t, fence, run)
 	r := f.run(t, run)
 	out, err := f.s.Move(f.ctx, fence, storage.Transition{
-		Run: run, From: []dagster.Status{dagster.Starting}, Launch: l.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())},
+		Run: run, From: []dagster.Status{dagster.Starting}, Launch: l.Token, Void: true,
+		Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -354,7 +369,8 @@ func moveVoid(t *testing.T, f *fixture) {
 	want(t, "Move", out, storage.Outcome{Done: true, Status: dagster.Queued, Launch: l})
 	queued := f.run(t, run)
 	if queued.Launch != nil || queued.Last == nil || *queued.Last != l {
-		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Last, l)
+		t.Errorf("back in the queue it has the launch row %v and had %v, want none and %v", queued.Launch, queued.Last,
+			l)
 	}
 	queued.Updated = l.At.Add(-time.Hour) // as if by a clock that was set back
 	want(t, "it was read before the claim", queued.QueuedBefore(l), false)
@@ -362,7 +378,8 @@ func moveVoid(t *testing.T, f *fixture) {
 	want(t, "attempt", next.Attempt, 2)
 	want(t, "it was read before the next claim", queued.QueuedBefore(next), true)
 	want(t, "current launch row", f.run(t, run).Launch.Token, next.Token)
-	rows, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ?", run, storage.LaunchKey)
+	rows, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ?", run,
+		storage.LaunchKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +393,9 @@ func moveEnd(t *testing.T, f *fixture) {
 	at := time.Now().UTC().Truncate(time.Microsecond)
 	r := f.run(t, run)
 	failure := dagster.NewRunFailure(r.Run, at, "died", dagster.UnexpectedTermination, errors.New("exit 9"))
-	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Events: []dagster.Event{failure}, Tags: map[string]string{dagster.FailureReasonTag: string(dagster.UnexpectedTermination)}}); err != nil {
+	if _, err := f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, Events: []dagster.Event{failure},
+			Tags: map[string]string{dagster.FailureReasonTag: string(dagster.UnexpectedTermination)}}); err != nil {
 		t.Fatal(err)
 	}
 	r = f.run(t, run)
@@ -392,7 +411,8 @@ func moveStands(t *testing.T, f *fixture) {
 	r := f.run(t, run)
 	claimed := r.Updated
 	success := dagster.NewEvent(r.Run, dagster.RunSuccess, time.Now().UTC().Add(-time.Hour), "")
-	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+	if _, err := f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
 		t.Fatal(err)
 	}
 	r = f.run(t, run)
@@ -417,7 +437,9 @@ func fenced(t *testing.T, f *fixture) {
 	if _, err := f.s.Claim(f.ctx, old, []storage.Claim{claimOf(run)}); !errors.Is(err, storage.ErrFenced) {
 		t.Errorf("Claim under the old fence = %v, want ErrFenced", err)
 	}
-	if _, err := f.s.Move(f.ctx, old, storage.Transition{Run: run, Events: []dagster.Event{f.event(f.run(t, run), dagster.RunFailure)}}); !errors.Is(err, storage.ErrFenced) {
+	if _, err := f.s.Move(f.ctx, old,
+		storage.Transition{Run: run, Events: []dagster.Event{f.event(f.run(t, run), dagster.RunFailure)}}); !errors.Is(
+		err, storage.ErrFenced) {
 		t.Errorf("Move under the old fence = %v, want ErrFenced", err)
 	}
 	want(t, "status", f.run(t, run).Status, dagster.Queued)
@@ -506,7 +528,8 @@ func hintsStands(t *testing.T, f *fixture) {
 	if h, err, _ := next(); err != nil || h.Run != "" {
 		t.Fatal(h, err)
 	}
-	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+	if _, err := f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
 		t.Fatal(err)
 	}
 	for {
@@ -584,7 +607,8 @@ func unknownFields(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body = strings.Replace(body, `"mode": null`, `"mode": null, "newer_than_this": {"__class__": "Future", "x": 1.50}`, 1)
+	body = strings.Replace(body, `"mode": null`, `"mode": null, "newer_than_this": {"__class__": "Future", "x": 1.50}`,
+		1)
 	if err := f.d.Exec("UPDATE runs SET run_body = ? WHERE run_id = ?", body, run); err != nil {
 		t.Fatal(err)
 	}
@@ -636,7 +660,8 @@ func claimTags(t *testing.T, f *fixture) {
 	if d := testenv.Diff(f.run(t, run).Tags, map[string]string{"a": "1", dagster.GRPCInfoTag: "ours"}); d != "" {
 		t.Errorf("tags (-got +want):\n%s", d)
 	}
-	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ? AND value = 'ours'", run, dagster.GRPCInfoTag)
+	n, err := f.d.Text("SELECT CAST(count(*) AS TEXT) FROM run_tags WHERE run_id = ? AND key = ? AND value = 'ours'",
+		run, dagster.GRPCInfoTag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -652,9 +677,12 @@ func (f *fixture) pools(t *testing.T) {
 		yes, no = "1", "0"
 	}
 	for _, q := range []string{
-		"INSERT INTO concurrency_limits (concurrency_key, \"limit\", using_default_limit) VALUES ('c', 3, " + no + "), ('d', 3, " + yes + ")",
-		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('c', NULL, NULL, " + no + "), ('c', 'r1', 's1', " + no + "), ('c', NULL, NULL, " + no + ")",
-		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('d', 'r1', 's2', " + no + "), ('d', 'r2', 's2', " + no + "), ('d', NULL, NULL, " + no + ")",
+		"INSERT INTO concurrency_limits (concurrency_key, \"limit\", using_default_limit) VALUES ('c', 3, " + no +
+			"), ('d', 3, " + yes + ")",
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('c', NULL, NULL, " + no +
+			"), ('c', 'r1', 's1', " + no + "), ('c', NULL, NULL, " + no + ")",
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('d', 'r1', 's2', " + no +
+			"), ('d', 'r2', 's2', " + no + "), ('d', NULL, NULL, " + no + ")",
 		"INSERT INTO pending_steps (concurrency_key, run_id, step_key) VALUES ('c', 'r1', 's1'), ('c', 'r2', 's1')",
 	} {
 		if err := f.d.ExecIndex(q); err != nil {
@@ -687,8 +715,10 @@ func poolsDefault(t *testing.T, f *fixture) {
 		}
 	}
 	c := storage.Pool{Limit: 3, Slots: 3, Taken: 1, Pending: 2}
-	step("a default of one", &one, map[string]storage.Pool{"a": {Limit: 1, Default: true, Slots: 1}, "c": c, "d": {Limit: 1, Default: true, Slots: 1, Taken: 2}})
-	step("a default of two", &two, map[string]storage.Pool{"a": {Limit: 2, Default: true, Slots: 2}, "c": c, "d": {Limit: 2, Default: true, Slots: 2, Taken: 2}})
+	step("a default of one", &one, map[string]storage.Pool{"a": {Limit: 1, Default: true, Slots: 1}, "c": c,
+		"d": {Limit: 1, Default: true, Slots: 1, Taken: 2}})
+	step("a default of two", &two, map[string]storage.Pool{"a": {Limit: 2, Default: true, Slots: 2}, "c": c,
+		"d": {Limit: 2, Default: true, Slots: 2, Taken: 2}})
 	step("no default", nil, map[string]storage.Pool{"c": c})
 	if err := f.s.Yield(f.ctx, fence); err != nil {
 		t.Fatal(err)
@@ -748,7 +778,8 @@ func voidTaken(t *testing.T, f *fixture) {
 	if took, err := f.s.Take(f.ctx, run, 1, l.Token, "w"); err != nil || !took {
 		t.Fatal(took, err)
 	}
-	void := storage.Transition{Run: run, Launch: l.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(f.run(t, run).Run, time.Now())}}
+	void := storage.Transition{Run: run, Launch: l.Token, Void: true,
+		Events: []dagster.Event{dagster.NewRunEnqueued(f.run(t, run).Run, time.Now())}}
 	out, err := f.s.Move(f.ctx, fence, void)
 	if err != nil {
 		t.Fatal(err)
@@ -771,7 +802,8 @@ func recordExpects(t *testing.T, f *fixture) {
 			t.Errorf("Record %d = %+v, %v", i+1, out, err)
 		}
 	}
-	if _, err := f.s.Record(f.ctx, storage.Transition{Run: run, Events: []dagster.Event{in.StepStart("s", 1), in.Log("s", 20, "a line")}}); err != nil {
+	if _, err := f.s.Record(f.ctx, storage.Transition{Run: run,
+		Events: []dagster.Event{in.StepStart("s", 1), in.Log("s", 20, "a line")}}); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "events", f.types(t, run), "PIPELINE_ENQUEUED PIPELINE_STARTING PIPELINE_START STEP_START ")
@@ -787,7 +819,8 @@ func recordExpects(t *testing.T, f *fixture) {
 }
 
 func addRun(t *testing.T, f *fixture) {
-	r := dagster.NewCommandRun(uuid.NewString(), "job", dagster.Encode(map[string]any{"steps": map[string]any{}}), map[string]string{"dagster/partition": "p1", "k": "v"})
+	r := dagster.NewCommandRun(uuid.NewString(), "job", dagster.Encode(map[string]any{"steps": map[string]any{}}),
+		map[string]string{"dagster/partition": "p1", "k": "v"})
 	at := time.Now().UTC().Truncate(time.Microsecond)
 	if err := f.s.AddRun(f.ctx, storage.NewRun{Run: r, At: at}); err != nil {
 		t.Fatal(err)
@@ -798,7 +831,9 @@ func addRun(t *testing.T, f *fixture) {
 	want(t, "tag", got.Tags["k"], "v")
 	want(t, "location", got.Remote.Location, dagster.CommandLocation)
 	want(t, "events", f.types(t, r.ID), "PIPELINE_ENQUEUED")
-	row, err := f.d.Text("SELECT partition || ' ' || (SELECT value FROM run_tags WHERE run_id = runs.run_id AND key = '.dagster/repository') FROM runs WHERE run_id = ?", r.ID)
+	row, err := f.d.Text(
+		"SELECT partition || ' ' || (SELECT value FROM run_tags WHERE run_id = runs.run_id AND key = "+
+			"'.dagster/repository') FROM runs WHERE run_id = ?", r.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -820,12 +855,15 @@ func deaths(t *testing.T, f *fixture) {
 	run, fence := f.enqueue(t, nil), f.lead(t)
 	first := f.claim(t, fence, run)
 	start := dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunStart, time.Now(), "")
-	if _, err := f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: first.Token, Handle: "one", Events: []dagster.Event{start}}); err != nil {
+	if _, err := f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, Launch: first.Token, Handle: "one", Events: []dagster.Event{start}}); err != nil {
 		t.Fatal(err)
 	}
 	out, err := f.s.Move(f.ctx, fence, storage.Transition{
-		Run: run, From: []dagster.Status{dagster.Started}, Launch: first.Token, Death: &storage.Death{Attempt: 1, Launcher: "local", Cause: "oom", Then: storage.ThenResume},
-		Next: &storage.Next{Launcher: "other", Token: "second", Epoch: fence.Epoch, At: time.Now().UTC().Truncate(time.Microsecond)},
+		Run: run, From: []dagster.Status{dagster.Started}, Launch: first.Token,
+		Death: &storage.Death{Attempt: 1, Launcher: "local", Cause: "oom", Then: storage.ThenResume},
+		Next: &storage.Next{Launcher: "other", Token: "second", Epoch: fence.Epoch,
+			At: time.Now().UTC().Truncate(time.Microsecond)},
 	})
 	if err != nil || !out.Done {
 		t.Fatalf("Move = %+v, %v", out, err)
@@ -845,8 +883,10 @@ func deaths(t *testing.T, f *fixture) {
 		t.Errorf("the new attempt's gate: %v, %v", took, err)
 	}
 	out, err = f.s.Move(f.ctx, fence, storage.Transition{
-		Run: run, Launch: "second", Void: true, Death: &storage.Death{Attempt: 2, Launcher: "other", Cause: "exit", Then: "again"},
-		Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}, Tags: map[string]string{storage.CauseTag: "exit"},
+		Run: run, Launch: "second", Void: true,
+		Death:  &storage.Death{Attempt: 2, Launcher: "other", Cause: "exit", Then: "again"},
+		Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())},
+		Tags:   map[string]string{storage.CauseTag: "exit"},
 	})
 	if err != nil || !out.Done {
 		t.Fatalf("Move = %+v, %v", out, err)
@@ -866,7 +906,9 @@ func deaths(t *testing.T, f *fixture) {
 	if out, err = f.s.Move(f.ctx, fence, storage.Transition{Run: run, Tags: bill}); err != nil || !out.Done {
 		t.Fatalf("Move = %+v, %v", out, err)
 	}
-	if out, err = f.s.Move(f.ctx, fence, storage.Transition{Run: run, Launch: third.Token, Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}}); err != nil || !out.Done {
+	if out, err = f.s.Move(f.ctx, fence,
+		storage.Transition{Run: run, Launch: third.Token, Void: true,
+			Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}}); err != nil || !out.Done {
 		t.Fatalf("Move = %+v, %v", out, err)
 	}
 	f.claim(t, fence, run)
@@ -878,11 +920,13 @@ func deaths(t *testing.T, f *fixture) {
 }
 
 func causeGone(t *testing.T, f *fixture) {
-	run := f.enqueue(t, map[string]string{storage.CauseTag: "oom", storage.CostTag: "1 USD", storage.BillTag: "{}", "team": "data"})
+	run := f.enqueue(t, map[string]string{storage.CauseTag: "oom", storage.CostTag: "1 USD", storage.BillTag: "{}",
+		"team": "data"})
 	f.claim(t, f.lead(t), run)
 	r := f.run(t, run)
 	want(t, "tags", fmt.Sprint(r.Tags), "map[team:data]")
-	rows, err := f.d.Text("SELECT count(*) FROM run_tags WHERE run_id = ? AND key <> 'team' AND key NOT LIKE '.dagster/slipway/%'", run)
+	rows, err := f.d.Text(
+		"SELECT count(*) FROM run_tags WHERE run_id = ? AND key <> 'team' AND key NOT LIKE '.dagster/slipway/%'", run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -892,9 +936,12 @@ func causeGone(t *testing.T, f *fixture) {
 func slotsFreed(t *testing.T, f *fixture) {
 	fence := f.lead(t)
 	for _, q := range []string{
-		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('db', 'dead', 'a', false), ('db', 'dead', 'b', true), ('db', 'alive', 'a', false)",
-		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('db', 'dead', 'a', 0, CURRENT_TIMESTAMP), ('db', 'alive', 'a', 0, CURRENT_TIMESTAMP)",
-		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority) VALUES ('db', 'dead', 'c', 0), ('db', 'low', 'a', 0), ('db', 'high', 'a', 5)",
+		"INSERT INTO concurrency_slots (concurrency_key, run_id, step_key, deleted) VALUES ('db', 'dead', 'a', " +
+			"false), ('db', 'dead', 'b', true), ('db', 'alive', 'a', false)",
+		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority, assigned_timestamp) VALUES ('db', " +
+			"'dead', 'a', 0, CURRENT_TIMESTAMP), ('db', 'alive', 'a', 0, CURRENT_TIMESTAMP)",
+		"INSERT INTO pending_steps (concurrency_key, run_id, step_key, priority) VALUES ('db', 'dead', 'c', 0), " +
+			"('db', 'low', 'a', 0), ('db', 'high', 'a', 5)",
 	} {
 		if err := f.d.ExecIndex(q); err != nil {
 			t.Fatal(err)
@@ -905,7 +952,8 @@ func slotsFreed(t *testing.T, f *fixture) {
 	if err != nil || fmt.Sprint(holders) != "[alive dead high low]" {
 		t.Fatalf("Holders = %v, %v", holders, err)
 	}
-	if err := f.s.FreeSlots(f.ctx, storage.Fence{Leader: "other", Epoch: 1}, "dead"); !errors.Is(err, storage.ErrFenced) {
+	if err := f.s.FreeSlots(f.ctx, storage.Fence{Leader: "other", Epoch: 1}, "dead"); !errors.Is(err,
+		storage.ErrFenced) {
 		t.Errorf("FreeSlots of another leader = %v", err)
 	}
 	if err := f.s.FreeSlots(f.ctx, fence, "dead"); err != nil {
@@ -916,12 +964,14 @@ func slotsFreed(t *testing.T, f *fixture) {
 	if err != nil || fmt.Sprint(holders) != "[alive high low]" {
 		t.Errorf("Holders = %v, %v", holders, err)
 	}
-	got, err := f.d.TextIndex("SELECT run_id FROM pending_steps WHERE assigned_timestamp IS NOT NULL AND run_id <> 'alive'")
+	got, err := f.d.TextIndex(
+		"SELECT run_id FROM pending_steps WHERE assigned_timestamp IS NOT NULL AND run_id <> 'alive'")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want(t, "who has the place now", got, "high")
-	got, err = f.d.TextIndex("SELECT count(*) FROM concurrency_slots WHERE concurrency_key = 'db' AND run_id IS NULL AND NOT deleted")
+	got, err = f.d.TextIndex(
+		"SELECT count(*) FROM concurrency_slots WHERE concurrency_key = 'db' AND run_id IS NULL AND NOT deleted")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -929,7 +979,8 @@ func slotsFreed(t *testing.T, f *fixture) {
 }
 
 func entries(t *testing.T, f *fixture) {
-	for _, e := range [][2]string{{"slipway/x/a", "1"}, {"slipway/x/b", "2"}, {"slipway/x/b", "3"}, {"slipway/y", "4"}, {"slipway/x/a", ""}} {
+	for _, e := range [][2]string{{"slipway/x/a", "1"}, {"slipway/x/b", "2"}, {"slipway/x/b", "3"}, {"slipway/y", "4"},
+		{"slipway/x/a", ""}} {
 		if err := f.s.SetEntry(f.ctx, e[0], e[1]); err != nil {
 			t.Fatal(err)
 		}
@@ -949,13 +1000,16 @@ func recordAll(t *testing.T, f *fixture) {
 	}
 	var ts []storage.Transition
 	for _, run := range []string{waiting, ended, uuid.NewString()} {
-		ts = append(ts, storage.Transition{Run: run, From: []dagster.Status{dagster.Queued}, Events: []dagster.Event{dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunCanceled, time.Now(), "")}})
+		ts = append(ts, storage.Transition{Run: run, From: []dagster.Status{dagster.Queued},
+			Events: []dagster.Event{dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunCanceled,
+				time.Now(), "")}})
 	}
 	out, err := f.s.RecordAll(f.ctx, ts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, "outcomes", fmt.Sprintf("%v %s, %v %s, %v %s", out[0].Done, out[0].Status, out[1].Done, out[1].Status, out[2].Done, out[2].Status), "true CANCELED, false CANCELED, false ")
+	want(t, "outcomes", fmt.Sprintf("%v %s, %v %s, %v %s", out[0].Done, out[0].Status, out[1].Done, out[1].Status,
+		out[2].Done, out[2].Status), "true CANCELED, false CANCELED, false ")
 	want(t, "events", f.types(t, waiting), "PIPELINE_ENQUEUED PIPELINE_CANCELED")
 	want(t, "events", f.types(t, ended), "PIPELINE_ENQUEUED PIPELINE_CANCELED")
 	want(t, "status", f.run(t, waiting).Status, dagster.Canceled)

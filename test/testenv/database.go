@@ -34,5 +34,7 @@ func Database(ctx context.Context, server string) (address string, drop func(con
 		return "", nil, err
 	}
 	u.Path = "/" + name
-	return u.String(), func(ctx context.Context) error { return exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") }, nil
+	return u.String(), func(ctx context.Context) error {
+		return exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
+	}, nil
 }

@@ -18,7 +18,8 @@ func LeadLasts(t *testing.T, log string) (lost int) {
 	leads := strings.Count(log, "msg=leading")
 	most := 1 + lost + strings.Count(log, "the settings that were read again are in force")
 	if n := strings.Count(log, "lead lost"); n != lost || leads > most {
-		t.Errorf("the daemon lost its lead %d times, %d of them by a late renewal, and led %d times, want at most %d:\n%s",
+		t.Errorf("the daemon lost its lead %d times, %d of them by a late renewal, and led %d times, want at most "+
+			"%d:\n%s",
 			n, lost, leads, most, log)
 	}
 	return lost

@@ -26,7 +26,8 @@ const FaultsEnv = "SLIPWAY_TEST_FAULTS"
 func Faults(t testing.TB) {
 	t.Helper()
 	if !long() && os.Getenv(FaultsEnv) == "" {
-		Missing(t, "faults", "make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
+		Missing(t, "faults",
+			"make test-faults runs the long tests of faults: kills, stalls, replaced workers, every state of the model")
 	}
 }
 
@@ -80,7 +81,8 @@ func PostgresIn(t testing.TB, zone string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = conn.Exec(t.Context(), "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), '"+zone+"'); END $$")
+	_, err = conn.Exec(t.Context(),
+		"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), '"+zone+"'); END $$")
 	if err = errors.Join(err, conn.Close(context.WithoutCancel(t.Context()))); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +105,9 @@ func PgBouncer(t testing.TB, address, mode string) string {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "pgbouncer.ini")
 	_, port, _ := net.SplitHostPort(listens) // net.Listen returned it
-	text := fmt.Sprintf("[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nauth_type = any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
+	text := fmt.Sprintf(
+		"[databases]\n* = host=%s port=%s user=%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nauth_type "+
+			"= any\npool_mode = %s\nunix_socket_dir =\nignore_startup_parameters = extra_float_digits\n",
 		u.Hostname(), u.Port(), u.User.Username(), port, mode)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -180,7 +184,8 @@ func DockerImage(t testing.TB) string {
 	t.Helper()
 	image := os.Getenv(DockerImageEnv)
 	if image == "" {
-		Missing(t, "docker", "set "+DockerImageEnv+" to an image of the local engine, or run make test-targets, which starts one and builds it")
+		Missing(t, "docker", "set "+DockerImageEnv+
+			" to an image of the local engine, or run make test-targets, which starts one and builds it")
 	}
 	return image
 }
@@ -194,7 +199,8 @@ func Kubernetes(t testing.TB) (kubeconfig, image string) {
 	t.Helper()
 	kubeconfig, image = os.Getenv(KubeconfigEnv), os.Getenv("SLIPWAY_TEST_IMAGE")
 	if kubeconfig == "" || image == "" {
-		Missing(t, "kubernetes", "make test-targets starts a cluster of one node; or set "+KubeconfigEnv+" and SLIPWAY_TEST_IMAGE")
+		Missing(t, "kubernetes", "make test-targets starts a cluster of one node; or set "+KubeconfigEnv+
+			" and SLIPWAY_TEST_IMAGE")
 	}
 	return kubeconfig, image
 }

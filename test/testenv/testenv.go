@@ -140,7 +140,8 @@ func build(t testing.TB, name, tags string) string {
 	}
 	bin := filepath.Join(built.dir, file)
 	// The same flags as in hack/build, so that both share compiled packages.
-	cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin, "github.com/slipway-run/slipway/cmd/"+name)
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin,
+		"github.com/slipway-run/slipway/cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)

@@ -139,22 +139,27 @@ func (p params) libpq() (adapt func(*pgconn.Config), err error) {
 	}
 	for _, name := range []string{"sslcrl", "sslcrldir", "requirepeer", "scram_client_key", "scram_server_key"} {
 		if p[name] != "" {
-			return nil, fmt.Errorf("postgres: the storage's address has the parameter %s, which Slipway cannot follow: "+
-				"set storage.direct_url in slipway.yaml to an address without it", name)
+			return nil,
+				fmt.Errorf("postgres: the storage's address has the parameter %s, which Slipway cannot follow: "+
+					"set storage.direct_url in slipway.yaml to an address without it", name)
 		}
 	}
 	if take("gssencmode") == "require" {
-		return nil, errors.New("postgres: the storage's address has gssencmode=require, and Slipway cannot encrypt by GSSAPI: " +
-			"set storage.direct_url in slipway.yaml to an address with sslmode=require instead")
+		return nil,
+			errors.New("postgres: the storage's address has gssencmode=require, and Slipway cannot encrypt by " +
+				"GSSAPI: " +
+				"set storage.direct_url in slipway.yaml to an address with sslmode=require instead")
 	}
 	if take("requiressl") == "1" && p["sslmode"] == "" {
 		p["sslmode"] = "require"
 	}
-	if name := take("fallback_application_name"); name != "" && p["application_name"] == "" && os.Getenv("PGAPPNAME") == "" {
+	if name := take("fallback_application_name"); name != "" && p["application_name"] == "" &&
+		os.Getenv("PGAPPNAME") == "" {
 		p["application_name"] = name
 	}
 	lookup := p.hostaddr(take("hostaddr"))
-	dialer, err := dialer(take("keepalives"), take("keepalives_idle"), take("keepalives_interval"), take("keepalives_count"))
+	dialer, err := dialer(take("keepalives"), take("keepalives_idle"), take("keepalives_interval"),
+		take("keepalives_count"))
 	if err != nil {
 		return nil, err
 	}
@@ -216,11 +221,14 @@ func dialer(keepalives, idle, interval, count string) (*net.Dialer, error) {
 		}
 		var err error
 		if n[i], err = strconv.Atoi(strings.TrimSpace(text)); err != nil {
-			return nil, fmt.Errorf("postgres: the storage's address has %q as a parameter of keepalives, which is not an integer", text)
+			return nil,
+				fmt.Errorf("postgres: the storage's address has %q as a parameter of keepalives, which is not an "+
+					"integer", text)
 		}
 	}
 	return &net.Dialer{KeepAlive: -1, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: keepalives != "0", Idle: time.Duration(n[0]) * time.Second, Interval: time.Duration(n[1]) * time.Second, Count: n[2],
+		Enable: keepalives != "0", Idle: time.Duration(n[0]) * time.Second, Interval: time.Duration(n[1]) * time.Second,
+		Count: n[2],
 	}}, nil
 }
 

@@ -26,34 +26,44 @@ import (
 // addresses are sections storage.postgres. The role has a password of such characters as the first
 // word of a name says.
 var addresses = map[string]string{
-	"slash, raw":                     `postgres_url: "postgresql://@U:pa/ss#w?rd@@A"`,
-	"slash, in parts":                `postgres_db: {username: "@U", password: "pa/ss#w?rd", hostname: "@H", port: @P, db_name: "@D"}`,
-	"percent, raw":                   `postgres_url: "postgresql://@U:50%off@@A"`,
-	"percent, quoted":                `postgres_url: "postgresql://@U:50%25off@@A"`,
-	"percent, in parts":              `postgres_db: {username: "@U", password: "50%off", hostname: "@H", port: @P, db_name: "@D"}`,
-	"space, raw":                     `postgres_url: "postgresql://@U:a b^c|d@@A"`,
-	"space, quoted":                  `postgres_url: "postgresql://@U:a%20b%5Ec%7Cd@@A"`,
-	"percent, as a parameter":        `postgres_url: "postgresql://@U@@A?password=50%25off"`,
-	"space, as a parameter with +":   `postgres_url: "postgresql://@H:@P/@D?user=@U&password=a+b%5Ec%7Cd"`,
-	"space, among params":            `postgres_db: {username: "@U", hostname: "@H", port: @P, db_name: "@D", params: {password: "a b^c|d"}}`,
-	"percent, a driver":              `postgres_url: "postgresql+psycopg2://@U:50%25off@@A"`,
-	"percent, options with +":        `postgres_url: "postgresql://@U:50%25off@@A?options=-c+search_path%3Dother,public"`,
-	"percent, options with %20":      `postgres_url: "postgresql://@U:50%25off@@A?options=-c%20search_path%3Dother,public%20-c%20work_mem%3D8MB"`,
-	"percent, options among params":  `postgres_db: {username: "@U", password: "50%off", hostname: "@H", port: @P, db_name: "@D", params: {options: "-c search_path=other,public", keepalives: 1, connect_timeout: 9}}`,
-	"percent, keepalives":            `postgres_url: "postgresql://@U:50%25off@@A?keepalives=1&keepalives_idle=30&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=9000"`,
-	"percent, keepalives off":        `postgres_url: "postgresql://@U:50%25off@@A?keepalives=0"`,
-	"percent, gssencmode":            `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=disable"`,
-	"percent, gssencmode prefer":     `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=prefer"`,
-	"percent, fallback name":         `postgres_url: "postgresql://@U:50%25off@@A?fallback_application_name=x"`,
-	"percent, two names":             `postgres_url: "postgresql://@U:50%25off@@A?fallback_application_name=x&application_name=y"`,
-	"percent, hostaddr":              `postgres_url: "postgresql://@U:50%25off@db.invalid:@P/@D?hostaddr=@H"`,
-	"percent, hostaddr alone":        `postgres_url: "postgresql://@U:50%25off@/@D?hostaddr=@H&port=@P"`,
-	"percent, repeated hosts":        `postgres_url: "postgresql://@U:50%25off@/@D?host=@H:1&host=@H:@P"`,
-	"percent, a list of hosts":       `postgres_url: "postgresql://@U:50%25off@/@D?host=@H,@H&port=1,@P"`,
-	"percent, hosts with addresses":  `postgres_url: "postgresql://@U:50%25off@/@D?host=a.invalid,b.invalid&port=1,@P&hostaddr=@H,@H"`,
+	"slash, raw": `postgres_url: "postgresql://@U:pa/ss#w?rd@@A"`,
+	"slash, in parts": `postgres_db: {username: "@U", password: "pa/ss#w?rd", hostname: "@H", port: ` +
+		`@P, db_name: "@D"}`,
+	"percent, raw":    `postgres_url: "postgresql://@U:50%off@@A"`,
+	"percent, quoted": `postgres_url: "postgresql://@U:50%25off@@A"`,
+	"percent, in parts": `postgres_db: {username: "@U", password: "50%off", hostname: "@H", port: @P, ` +
+		`db_name: "@D"}`,
+	"space, raw":                   `postgres_url: "postgresql://@U:a b^c|d@@A"`,
+	"space, quoted":                `postgres_url: "postgresql://@U:a%20b%5Ec%7Cd@@A"`,
+	"percent, as a parameter":      `postgres_url: "postgresql://@U@@A?password=50%25off"`,
+	"space, as a parameter with +": `postgres_url: "postgresql://@H:@P/@D?user=@U&password=a+b%5Ec%7Cd"`,
+	"space, among params": `postgres_db: {username: "@U", hostname: "@H", port: @P, db_name: "@D", ` +
+		`params: {password: "a b^c|d"}}`,
+	"percent, a driver": `postgres_url: "postgresql+psycopg2://@U:50%25off@@A"`,
+	"percent, options with +": `postgres_url: ` +
+		`"postgresql://@U:50%25off@@A?options=-c+search_path%3Dother,public"`,
+	"percent, options with %20": `postgres_url: ` +
+		`"postgresql://@U:50%25off@@A?options=-c%20search_path%3Dother,public%20-c%20work_mem%3D8MB"`,
+	"percent, options among params": `postgres_db: {username: "@U", password: "50%off", hostname: "@H", port: @P, ` +
+		`db_name: "@D", params: {options: "-c search_path=other,public", keepalives: 1, connect_timeout: 9}}`,
+	"percent, keepalives": `postgres_url: ` +
+		`"postgresql://@U:50%25off@@A?keepalives=1&keepalives_idle=30&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=9000"`,
+	"percent, keepalives off":    `postgres_url: "postgresql://@U:50%25off@@A?keepalives=0"`,
+	"percent, gssencmode":        `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=disable"`,
+	"percent, gssencmode prefer": `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=prefer"`,
+	"percent, fallback name":     `postgres_url: "postgresql://@U:50%25off@@A?fallback_application_name=x"`,
+	"percent, two names": `postgres_url: ` +
+		`"postgresql://@U:50%25off@@A?fallback_application_name=x&application_name=y"`,
+	"percent, hostaddr":        `postgres_url: "postgresql://@U:50%25off@db.invalid:@P/@D?hostaddr=@H"`,
+	"percent, hostaddr alone":  `postgres_url: "postgresql://@U:50%25off@/@D?hostaddr=@H&port=@P"`,
+	"percent, repeated hosts":  `postgres_url: "postgresql://@U:50%25off@/@D?host=@H:1&host=@H:@P"`,
+	"percent, a list of hosts": `postgres_url: "postgresql://@U:50%25off@/@D?host=@H,@H&port=1,@P"`,
+	"percent, hosts with addresses": `postgres_url: ` +
+		`"postgresql://@U:50%25off@/@D?host=a.invalid,b.invalid&port=1,@P&hostaddr=@H,@H"`,
 	"percent, a host as a parameter": `postgres_url: "postgresql://@U:50%25off@/@D?host=@H:@P"`,
-	"percent, encodings and TLS":     `postgres_url: "postgresql://@U:50%25off@@A?client_encoding=utf8&sslmode=prefer&sslcompression=0&ssl_min_protocol_version=TLSv1.2&target_session_attrs=read-write"`,
-	"percent, blank values":          `postgres_url: "postgresql://@U:50%25off@@A?sslmode=&application_name=&x"`,
+	"percent, encodings and TLS": `postgres_url: ` +
+		`"postgresql://@U:50%25off@@A?client_encoding=utf8&sslmode=prefer&sslcompression=0&ssl_min_protocol_version=TLSv1.2&target_session_attrs=read-write"`,
+	"percent, blank values": `postgres_url: "postgresql://@U:50%25off@@A?sslmode=&application_name=&x"`,
 }
 
 // Every address that Dagster opens is opened by us, daemon and slipway-worker alike, with the same
@@ -101,11 +111,13 @@ func TestAddressesThatDagsterOpens(t *testing.T) {
 			}
 		}
 	})
-	const facts = "SELECT concat_ws(' ', current_user, current_database(), current_setting('search_path'), current_setting('work_mem'), current_setting('application_name'))"
+	const facts = "SELECT concat_ws(' ', current_user, current_database(), current_setting('search_path'), " +
+		"current_setting('work_mem'), current_setting('application_name'))"
 	files := make([]string, len(cases))
 	for i, c := range cases {
 		kind, _, _ := strings.Cut(c, ",")
-		text := strings.NewReplacer("@U", name+"_"+kind, "@@A", "@"+u.Host+u.Path, "@H", u.Hostname(), "@P", u.Port(), "@D", name).Replace(addresses[c])
+		text := strings.NewReplacer("@U", name+"_"+kind, "@@A", "@"+u.Host+u.Path, "@H", u.Hostname(), "@P", u.Port(),
+			"@D", name).Replace(addresses[c])
 		files[i] = filepath.Join(t.TempDir(), "dagster.yaml")
 		if err := os.WriteFile(files[i], []byte("storage: {postgres: {"+text+"}}\n"), 0o600); err != nil {
 			t.Fatal(err)
@@ -125,7 +137,8 @@ for file in sys.argv[2:]:
         out.append("error: " + str(e))
 print(json.dumps(out))
 `
-	cmd := exec.Command(filepath.Join(testenv.DagsterBin(t), "python"), append([]string{"-c", script, facts}, files...)...)
+	cmd := exec.Command(filepath.Join(testenv.DagsterBin(t), "python"),
+		append([]string{"-c", script, facts}, files...)...)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +166,8 @@ print(json.dumps(out))
 		}
 		kind, _, _ := strings.Cut(c, ",")
 		if a, err := parseAddress(string(in.Storage.URL)); err != nil || a.ConnConfig.Password != roles[kind] {
-			t.Errorf("%s: another password, or %v", c, err) // which the test's server, that trusts everybody, does not say
+			// which the test's server, that trusts everybody, does not say
+			t.Errorf("%s: another password, or %v", c, err)
 		}
 		s, err := Open(t.Context(), in.Storage.URL)
 		if err != nil {
@@ -176,10 +190,12 @@ func TestAddressesAreReadAsBySQLAlchemy(t *testing.T) {
 	pick := func(of ...string) string { return of[r.IntN(len(of))] }
 	var urls []string
 	for range 2000 {
-		u := pick("postgresql://", "postgres://", "postgresql+psycopg2://") + pick("", "u", "u%40x", "a b", "ü%") + pick("", ":", ":p", ":p/q?r#s", ":50%off", ":%41%2F%zz", ":a:b") + pick("", "@") +
+		u := pick("postgresql://", "postgres://", "postgresql+psycopg2://") + pick("", "u", "u%40x", "a b", "ü%") +
+			pick("", ":", ":p", ":p/q?r#s", ":50%off", ":%41%2F%zz", ":a:b") + pick("", "@") +
 			pick("", "host", "h.example", "[::1]", "10.0.0.1") + pick("", ":", ":5432") + pick("", "/", "/db", "/d b")
 		for i, n := 0, r.IntN(4); i < n; i++ {
-			u += pick("?", "&", "&&") + pick("sslmode", "options", "application_name", "password", "a b", "%6F") + pick("", "=", "=x", "=a+b%20c", "=a=b", "=%C3%BC", "=50%")
+			u += pick("?", "&", "&&") + pick("sslmode", "options", "application_name", "password", "a b", "%6F") +
+				pick("", "=", "=x", "=a+b%20c", "=a=b", "=%C3%BC", "=50%")
 		}
 		urls = append(urls, u)
 	}

@@ -26,7 +26,8 @@ func (s *Store) Entries(ctx context.Context, prefix string) (map[string]string, 
 
 // SetEntry implements [storage.Entries].
 func (s *Store) SetEntry(ctx context.Context, key, value string) error {
-	query, args := "INSERT INTO kvs (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", []any{key, value}
+	query, args := "INSERT INTO kvs (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = "+
+		"excluded.value", []any{key, value}
 	if value == "" {
 		query, args = "DELETE FROM kvs WHERE key = $1", args[:1]
 	}

@@ -29,21 +29,34 @@ const (
 	unknownStatement   = "26000"
 )
 
-var poolerFault = storage.Fault{Code: storage.CodeStoragePooler, Fix: "set storage.direct_url in slipway.yaml to the address of the server itself"}
+var poolerFault = storage.Fault{Code: storage.CodeStoragePooler,
+	Fix: "set storage.direct_url in slipway.yaml to the address of the server itself"}
 
 // faults has what a person must do about an error of the server, by the server's code.
 var faults = map[string]storage.Fault{
-	invalidPassword:      {Code: storage.CodeStorageLogin, Fix: "correct the user and the password of storage.postgres in dagster.yaml, or the environment variable that holds it"},
-	invalidAuthorization: {Code: storage.CodeStorageLogin, Fix: "correct the user of storage.postgres in dagster.yaml, or let it in (pg_hba.conf of the server)"},
-	unknownDatabase:      {Code: storage.CodeStorageDatabase, Fix: "correct the database's name (db_name) of storage.postgres in dagster.yaml"},
-	tooManyConnections:   {Code: storage.CodeStorageConnections, Fix: "allow more connections: ALTER ROLE … CONNECTION LIMIT, or max_connections of the server"},
-	diskFull:             {Code: storage.CodeStorageFull, Fix: "free space on the disk of the Postgres server"},
-	readOnlyTransaction:  {Code: storage.CodeStorageReadOnly, Fix: "name the primary server in dagster.yaml, or end the read-only mode (default_transaction_read_only, a standby that was not promoted)"},
-	insufficientRights:   {Code: storage.CodeStorageRights, Fix: "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public, and USAGE ON ALL SEQUENCES IN SCHEMA public, to that role"},
-	duplicateStatement:   poolerFault,
-	unknownStatement:     poolerFault,
-	undefinedTable:       {Code: storage.CodeStorageEmpty, Fix: "start dagster-webserver once with this dagster.yaml, which makes the tables; if it works on another database, name that one here"},
-	undefinedColumn:      {Code: storage.CodeStorageSchema, Fix: "run dagster instance migrate with the Dagster that you use"},
+	invalidPassword: {Code: storage.CodeStorageLogin,
+		Fix: "correct the user and the password of storage.postgres in dagster.yaml, or the environment variable " +
+			"that holds it"},
+	invalidAuthorization: {Code: storage.CodeStorageLogin,
+		Fix: "correct the user of storage.postgres in dagster.yaml, or let it in (pg_hba.conf of the server)"},
+	unknownDatabase: {Code: storage.CodeStorageDatabase,
+		Fix: "correct the database's name (db_name) of storage.postgres in dagster.yaml"},
+	tooManyConnections: {Code: storage.CodeStorageConnections,
+		Fix: "allow more connections: ALTER ROLE … CONNECTION LIMIT, or max_connections of the server"},
+	diskFull: {Code: storage.CodeStorageFull, Fix: "free space on the disk of the Postgres server"},
+	readOnlyTransaction: {Code: storage.CodeStorageReadOnly,
+		Fix: "name the primary server in dagster.yaml, or end the read-only mode (default_transaction_read_only, a " +
+			"standby that was not promoted)"},
+	insufficientRights: {Code: storage.CodeStorageRights,
+		Fix: "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public, and USAGE ON ALL SEQUENCES IN " +
+			"SCHEMA public, to that role"},
+	duplicateStatement: poolerFault,
+	unknownStatement:   poolerFault,
+	undefinedTable: {Code: storage.CodeStorageEmpty,
+		Fix: "start dagster-webserver once with this dagster.yaml, which makes the tables; if it works on another " +
+			"database, name that one here"},
+	undefinedColumn: {Code: storage.CodeStorageSchema,
+		Fix: "run dagster instance migrate with the Dagster that you use"},
 }
 
 // refusedTLS is pgconn's text for a server that has no TLS; there is no value to compare with.
@@ -62,16 +75,20 @@ func diagnose(err error) error {
 		return err
 	}
 	if strings.Contains(err.Error(), refusedTLS) {
-		return &storage.Fault{Code: storage.CodeStorageTLS, Err: err, Fix: "set sslmode=prefer in the address of storage.postgres in dagster.yaml, or switch TLS on in the server (ssl = on)"}
+		return &storage.Fault{Code: storage.CodeStorageTLS, Err: err,
+			Fix: "set sslmode=prefer in the address of storage.postgres in dagster.yaml, or switch TLS on in the " +
+				"server (ssl = on)"}
 	}
 	if e := net.Error(nil); errors.As(err, &e) {
-		return &storage.Fault{Code: storage.CodeStorageUnreachable, Err: err, Fix: "start the Postgres server, or correct host and port of storage.postgres in dagster.yaml"}
+		return &storage.Fault{Code: storage.CodeStorageUnreachable, Err: err,
+			Fix: "start the Postgres server, or correct host and port of storage.postgres in dagster.yaml"}
 	}
 	return err
 }
 
-// cause is the server's own error, if it gave one. pgconn lists one error for each way in which it tried to connect, the last one
-// last, so that a wrong password comes after the refusal of TLS, which does not matter.
+// cause is the server's own error, if it gave one. pgconn lists one error for each way in which it
+// tried to connect, the last one last, so that a wrong password comes after the refusal of TLS,
+// which does not matter.
 func cause(err error) error {
 	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
 		return e
@@ -79,8 +96,8 @@ func cause(err error) error {
 	return err
 }
 
-// probes write what a daemon writes. Postgres checks rights and the read-only mode also for a statement that selects no row. The
-// event is a row, since its sequence is used only then.
+// probes write what a daemon writes. Postgres checks rights and the read-only mode also for a
+// statement that selects no row. The event is a row, since its sequence is used only then.
 var probes = []string{
 	"INSERT INTO kvs (key, value) VALUES ('slipway/probe', '') ON CONFLICT (key) DO UPDATE SET value = excluded.value",
 	"DELETE FROM kvs WHERE key = 'slipway/probe'",
@@ -88,7 +105,8 @@ var probes = []string{
 	"INSERT INTO run_tags (run_id, key, value) SELECT '', '', '' WHERE false",
 	"UPDATE run_tags SET value = value WHERE false",
 	"DELETE FROM run_tags WHERE false",
-	"INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) VALUES ('slipway-probe', '', 'ENGINE_EVENT', now())",
+	"INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp) VALUES ('slipway-probe', '', " +
+		"'ENGINE_EVENT', now())",
 	"INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp) SELECT '', '', now() WHERE false",
 	"UPDATE daemon_heartbeats SET timestamp = timestamp WHERE false",
 }
@@ -120,23 +138,27 @@ func (s *Store) Probe(ctx context.Context) []error {
 	var out []error
 	if len(denied) > 0 {
 		f := faults[insufficientRights]
-		f.Err = fmt.Errorf("postgres: the role %s lacks rights: %s", s.pool.Config().ConnConfig.User, strings.Join(denied, ", "))
+		f.Err = fmt.Errorf("postgres: the role %s lacks rights: %s", s.pool.Config().ConnConfig.User,
+			strings.Join(denied, ", "))
 		out = append(out, &f)
 	}
 	var limit *int
 	const limits = `SELECT least(CASE WHEN rolsuper THEN NULL ELSE nullif(rolconnlimit, -1) END, nullif(datconnlimit, -1))
 		FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()`
-	if err := tx.QueryRow(ctx, limits).Scan(&limit); err == nil && limit != nil && *limit < connections { // who may not see them learns of them when they are reached
+	// who may not see them learns of them when they are reached
+	if err := tx.QueryRow(ctx, limits).Scan(&limit); err == nil && limit != nil && *limit < connections {
 		f := faults[tooManyConnections]
-		f.Err = fmt.Errorf("postgres: the role %s may have %d connections at once; a daemon uses up to %d, one that stands by as many, and each worker its own",
+		f.Err = fmt.Errorf(
+			"postgres: the role %s may have %d connections at once; a daemon uses up to %d, one that stands by as "+
+				"many, and each worker its own",
 			s.pool.Config().ConnConfig.User, *limit, connections)
 		out = append(out, &f)
 	}
 	return out
 }
 
-// InstanceIDAt reads the run_storage_id of the database at an address, which may lead through any pooler. It is "" where
-// Dagster has not made one.
+// InstanceIDAt reads the run_storage_id of the database at an address, which may lead through any
+// pooler. It is "" where Dagster has not made one.
 func InstanceIDAt(ctx context.Context, address config.Secret) (id string, err error) {
 	parsed, err := parseAddress(string(address))
 	if err != nil {
@@ -146,7 +168,8 @@ func InstanceIDAt(ctx context.Context, address config.Secret) (id string, err er
 	c.ConnectTimeout, c.DefaultQueryExecMode = cmp.Or(c.ConnectTimeout, connectTimeout), pgx.QueryExecModeSimpleProtocol
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
-		return "", diagnose(fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, cause(err)))
+		return "", diagnose(fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database,
+			c.User, cause(err)))
 	}
 	err = conn.QueryRow(ctx, readInstanceID).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -15,14 +15,16 @@ import (
 )
 
 const (
-	// selfTest is how often it is tried whether notices still arrive: a connection may be dead without a sign of it.
+	// selfTest is how often it is tried whether notices still arrive: a connection may be dead
+	// without a sign of it.
 	selfTest = 30 * time.Second
 	// selfTestWait is how long a notice of our own may take.
 	selfTestWait = 3 * time.Second
 )
 
-// Hints implements [storage.Store] by LISTEN, on a connection of its own. Through a notice of its own, again and again, it finds out
-// whether notices arrive; if not, it ends with [storage.ErrDeaf].
+// Hints implements [storage.Store] by LISTEN, on a connection of its own. Through a notice of its
+// own, again and again, it finds out whether notices arrive; if not, it ends with
+// [storage.ErrDeaf].
 func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	return func(yield func(storage.Hint, error) bool) {
 		err := s.listen(ctx, func(h storage.Hint) bool { return yield(h, nil) })
@@ -32,7 +34,8 @@ func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	}
 }
 
-// listen passes on hints until ctx ends, or pass says no, both of which are no error, or notices cannot be had.
+// listen passes on hints until ctx ends, or pass says no, both of which are no error, or notices
+// cannot be had.
 func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
@@ -76,13 +79,16 @@ func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error 
 	}
 }
 
-// noncePrefix begins notices of our own. They have the form of Dagster's, run and event, so that other listeners take them for those of a run they do not know.
+// noncePrefix begins notices of our own. They have the form of Dagster's, run and event, so that
+// other listeners take them for those of a run they do not know.
 const noncePrefix = "slipway-test-"
 
-// changedPrefix begins notices of ours about runs that changed without an event. To Dagster's listeners they are about a run that they do not know, too.
+// changedPrefix begins notices of ours about runs that changed without an event. To Dagster's
+// listeners they are about a run that they do not know, too.
 const changedPrefix = "slipway-run-"
 
-// test sends a notice now and then and waits for it on the listening connection. It returns [storage.ErrDeaf] if one does not arrive, else nil with ctx.
+// test sends a notice now and then and waits for it on the listening connection. It returns
+// [storage.ErrDeaf] if one does not arrive, else nil with ctx.
 func (s *Store) test(ctx context.Context, heard <-chan string) error {
 	for {
 		nonce := noncePrefix + uuid.NewString() + "_0"
@@ -109,8 +115,9 @@ func (s *Store) test(ctx context.Context, heard <-chan string) error {
 	}
 }
 
-// checkSession refuses a pooler that gives a session's statements to different connections: LISTEN, locks and prepared statements do not
-// work there. A lock that one session holds and a second one can take shows it.
+// checkSession refuses a pooler that gives a session's statements to different connections: LISTEN,
+// locks and prepared statements do not work there. A lock that one session holds and a second one
+// can take shows it.
 func (s *Store) checkSession(ctx context.Context) error {
 	first, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -137,7 +144,9 @@ func (s *Store) checkSession(ctx context.Context) error {
 	_, uerr := first.Exec(ctx, unlock, key)
 	if both {
 		f := poolerFault
-		f.Err = errors.New("postgres: the storage's address leads to a pooler that shares connections between statements (PgBouncer in transaction mode, RDS Proxy): set storage.direct_url in slipway.yaml to the server's own address")
+		f.Err = errors.New(
+			"postgres: the storage's address leads to a pooler that shares connections between statements (PgBouncer " +
+				"in transaction mode, RDS Proxy): set storage.direct_url in slipway.yaml to the server's own address")
 		return storage.Setting(&f)
 	}
 	if err = errors.Join(err, uerr); err != nil {
@@ -147,5 +156,7 @@ func (s *Store) checkSession(ctx context.Context) error {
 }
 
 func maybePooler(err error) error {
-	return fmt.Errorf("postgres: %w; if there is a pooler such as PgBouncer in between, set storage.direct_url in slipway.yaml to the server's own address", err)
+	return fmt.Errorf(
+		"postgres: %w; if there is a pooler such as PgBouncer in between, set storage.direct_url in slipway.yaml to "+
+			"the server's own address", err)
 }

@@ -74,14 +74,17 @@ func queuedClaim(t *testing.T, d *storagetest.Dagster) storage.Claim {
 	if err := d.Enqueue(run, nil); err != nil {
 		t.Fatal(err)
 	}
-	return storage.Claim{Run: run, Launcher: "l", Instance: "i", Token: uuid.NewString(), At: time.Now().UTC().Truncate(time.Microsecond)}
+	return storage.Claim{Run: run, Launcher: "l", Instance: "i", Token: uuid.NewString(),
+		At: time.Now().UTC().Truncate(time.Microsecond)}
 }
 
 // waiting waits until a session of the database waits for something, as pg_stat_activity names it.
 func waiting(t *testing.T, d *storagetest.Dagster, kind, event string) {
 	t.Helper()
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		n, err := d.Text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = ? AND (? = '' OR wait_event = ?)", kind, event, event)
+		n, err := d.Text(
+			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = ? AND (? "+
+				"= '' OR wait_event = ?)", kind, event, event)
 		return err == nil && n != "0", fmt.Sprintf("no session waits for %s %s: %v", kind, event, err)
 	})
 }
@@ -92,12 +95,13 @@ func passGate(ctx context.Context, db interface {
 }, l storage.LaunchRow) (bool, error) {
 	taken := l
 	taken.State, taken.By = storage.Taken, "gate"
-	tag, err := db.Exec(ctx, "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND value = $3", taken.String(), l.Run, l.String())
+	tag, err := db.Exec(ctx, "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND value = $3", taken.String(), l.Run,
+		l.String())
 	return err == nil && tag.RowsAffected() == 1, err
 }
 
-// A worker passes its gate while the leader ends its launch row, or another worker of the same row comes: only one of them gets it,
-// whoever is first.
+// A worker passes its gate while the leader ends its launch row, or another worker of the same row
+// comes: only one of them gets it, whoever is first.
 func TestGateMeetsAnotherWriter(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	s := openAt(t, d.Location)
@@ -158,7 +162,8 @@ func TestGateMeetsAnotherWriter(t *testing.T) {
 				}()
 				waiting(t, d, "Lock", "")
 				l.State = storage.Void
-				_, err := tx.Exec(t.Context(), "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND key = $3", l.String(), l.Run, storage.LaunchKey)
+				_, err := tx.Exec(t.Context(), "UPDATE run_tags SET value = $1 WHERE run_id = $2 AND key = $3",
+					l.String(), l.Run, storage.LaunchKey)
 				return err
 			})
 			if err != nil {
@@ -171,7 +176,8 @@ func TestGateMeetsAnotherWriter(t *testing.T) {
 	}
 }
 
-// A leader that waits in a transaction, for whatever, keeps no standby from leading, and commits nothing then.
+// A leader that waits in a transaction, for whatever, keeps no standby from leading, and commits
+// nothing then.
 func TestLeaderWaitsInATransaction(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	old, young := openAt(t, d.Location), openAt(t, d.Location)
@@ -200,8 +206,8 @@ func TestLeaderWaitsInATransaction(t *testing.T) {
 	}
 }
 
-// A leader freezes while the server sends it the rows of a claim, more than the buffers hold. A standby leads at once, and has the runs when
-// the server has given the frozen one up.
+// A leader freezes while the server sends it the rows of a claim, more than the buffers hold. A
+// standby leads at once, and has the runs when the server has given the frozen one up.
 func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	u, err := url.Parse(d.Location)
@@ -224,7 +230,8 @@ func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 		c := queuedClaim(t, d)
 		claims = append(claims, c)
 		// A body of 600 kB.
-		if err := d.Exec(`UPDATE runs SET run_body = replace(run_body, '"run_config": {}', '"run_config": {"pad": "' || repeat('x', 600000) || '"}') WHERE run_id = ?`, c.Run); err != nil {
+		if err := d.Exec(`UPDATE runs SET run_body = replace(run_body, '"run_config": {}', '"run_config": {"pad": "' `+
+			`|| repeat('x', 600000) || '"}') WHERE run_id = ?`, c.Run); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -238,7 +245,8 @@ func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 			ids = append(ids, c.Run)
 		}
 		err := old.tx(ctx, &fence, func(tx pgx.Tx) error {
-			if _, _, err := lockRows(ctx, tx, nil, wait); err != nil { // so that the next one is sent without a question before
+			// so that the next one is sent without a question before
+			if _, _, err := lockRows(ctx, tx, nil, wait); err != nil {
 				return err
 			}
 			proxy.Stall(true)
@@ -266,7 +274,8 @@ func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 	})
 }
 
-// Somebody holds the row of one queued run: the others of the claim are claimed, and it is when it is free.
+// Somebody holds the row of one queued run: the others of the claim are claimed, and it is when it
+// is free.
 func TestClaimBesideALockedRow(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	s := openAt(t, d.Location)
@@ -299,7 +308,8 @@ func TestStandbysAtOnce(t *testing.T) {
 		stores = append(stores, openAt(t, d.Location))
 	}
 	for round := range 20 {
-		if _, leads, err := stores[0].Lead(t.Context(), fmt.Sprint("leader", round), time.Minute); err != nil || !leads {
+		if _, leads, err := stores[0].Lead(t.Context(), fmt.Sprint("leader", round), time.Minute); err != nil ||
+			!leads {
 			t.Fatal(leads, err)
 		}
 		if err := d.Exec("UPDATE kvs SET value = '0' WHERE key = ?", storage.LeaseKey); err != nil {

@@ -1,13 +1,15 @@
 // Package postgres is Dagster's Postgres storage. Every write of Slipway, with its events, is one
 // transaction, and each event is announced on the channel run_events as Dagster's own are.
 //
-// Dagster's columns without a time zone hold UTC in event_logs. In runs, daemon_heartbeats and pending_steps they hold the
-// time of the session's zone, because Dagster writes times with a zone there and the server converts them. So does this
-// package, in the same zone: that of the server, the database, the role or the address. They may be an hour off in the hour
-// that comes twice when a clock is set back. The guard against a stock daemon reads the bodies of heartbeats, which are not.
+// Dagster's columns without a time zone hold UTC in event_logs. In runs, daemon_heartbeats and
+// pending_steps they hold the time of the session's zone, because Dagster writes times with a zone
+// there and the server converts them. So does this package, in the same zone: that of the server,
+// the database, the role or the address. They may be an hour off in the hour that comes twice when
+// a clock is set back. The guard against a stock daemon reads the bodies of heartbeats, which are
+// not.
 //
-// A notice comes before the row that it is about has changed (Dagster writes the event and the row in two
-// statements), so it is a hint and nothing more.
+// A notice comes before the row that it is about has changed (Dagster writes the event and the row
+// in two statements), so it is a hint and nothing more.
 package postgres
 
 import (
@@ -43,7 +45,8 @@ const (
 // Store is Dagster's storage in one Postgres database.
 type Store struct {
 	pool *pgxpool.Pool
-	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the
+	// table.
 	defaultLimits bool
 	hasPools      bool   // the tables of pools are newer than the others
 	revision      string // of the schema
@@ -64,8 +67,9 @@ const maxConns = 6
 // channel is where every stored event is announced, as "<run id>_<event id>".
 const channel = "run_events"
 
-// sessionSettings bound how long the server waits for us, and we for others. A daemon that is stopped or loses its
-// network must not keep its locks. Settings that a server does not have are left out.
+// sessionSettings bound how long the server waits for us, and we for others. A daemon that is
+// stopped or loses its network must not keep its locks. Settings that a server does not have are
+// left out.
 //   - idle_in_transaction_session_timeout ends a session that sends nothing within a transaction.
 //   - tcp_user_timeout ends one that does not take its rows; keepalives end one whose machine is gone.
 //   - lock_timeout ends the waiting for a row that somebody holds, also after the client has gone.
@@ -89,7 +93,8 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	}
 	c.ConnConfig.Tracer = answerWithin
 	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Who waits for the connection may give up; the pool does not, and what it makes holds up its Close.
+		// Who waits for the connection may give up; the pool does not, and what it makes holds up
+		// its Close.
 		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)
 		defer cancel()
 		_, err := conn.Exec(ctx, sessionSettings)
@@ -119,7 +124,8 @@ func saidCode(err error, codes ...string) bool {
 func (s *Store) checkServer(ctx context.Context) error {
 	if err := s.pool.Ping(ctx); err != nil {
 		c := s.pool.Config().ConnConfig
-		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User, cause(err))
+		return fmt.Errorf("postgres: cannot connect to %s:%d/%s as %s: %w", c.Host, c.Port, c.Database, c.User,
+			cause(err))
 	}
 	return nil
 }
@@ -127,25 +133,33 @@ func (s *Store) checkServer(ctx context.Context) error {
 // checkSchema refuses a database that lacks a column Slipway uses.
 func (s *Store) checkSchema(ctx context.Context) error {
 	for _, q := range []string{
-		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs LIMIT 0",
+		"SELECT id, run_id, status, run_body, create_timestamp, update_timestamp, start_time, end_time FROM runs " +
+			"LIMIT 0",
 		"SELECT id, run_id, key, value FROM run_tags LIMIT 0", "SELECT key, value FROM kvs LIMIT 0",
 		"SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
-		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0", "SELECT run_storage_id FROM instance_info LIMIT 0",
+		"SELECT daemon_type, daemon_id, timestamp, body FROM daemon_heartbeats LIMIT 0",
+		"SELECT run_storage_id FROM instance_info LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
 			if saidCode(err, undefinedTable, undefinedColumn) {
-				return fmt.Errorf("postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run dagster instance migrate: %w", err)
+				return fmt.Errorf(
+					"postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run "+
+						"dagster instance migrate: %w", err)
 			}
 			return fmt.Errorf("postgres: schema: %w", err)
 		}
 	}
-	if err := s.pool.QueryRow(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+	if err := s.pool.QueryRow(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil &&
+		!errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("postgres: schema: %w", err)
 	}
-	if err := s.pool.QueryRow(ctx, "SELECT to_regclass('concurrency_limits') IS NOT NULL AND to_regclass('pending_steps') IS NOT NULL").Scan(&s.hasPools); err != nil {
+	if err := s.pool.QueryRow(ctx,
+		"SELECT to_regclass('concurrency_limits') IS NOT NULL AND to_regclass('pending_steps') IS NOT NULL").Scan(
+		&s.hasPools); err != nil {
 		return fmt.Errorf("postgres: schema: %w", err)
 	}
-	const column = "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass('concurrency_limits') AND attname = 'using_default_limit' AND NOT attisdropped"
+	const column = "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = to_regclass('concurrency_limits') AND " +
+		"attname = 'using_default_limit' AND NOT attisdropped"
 	if err := s.pool.QueryRow(ctx, column).Scan(&s.defaultLimits); err != nil {
 		return fmt.Errorf("postgres: schema: %w", err)
 	}
@@ -158,9 +172,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// tx runs f in a transaction, under the fence if one is given. The fence is checked last: what f waits for, and rows
-// that are sent to a leader that has just stopped, then hold up no standby. The lock of the leader row keeps
-// another daemon from taking over between the check and the commit.
+// tx runs f in a transaction, under the fence if one is given. The fence is checked last: what f
+// waits for, and rows that are sent to a leader that has just stopped, then hold up no standby. The
+// lock of the leader row keeps another daemon from taking over between the check and the commit.
 func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := f(tx); err != nil || fence == nil {
@@ -170,7 +184,8 @@ func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) err
 	})
 }
 
-// checkFence fails with [storage.ErrFenced] if f does not hold, and keeps it until the end of the transaction.
+// checkFence fails with [storage.ErrFenced] if f does not hold, and keeps it until the end of the
+// transaction.
 func checkFence(ctx context.Context, tx pgx.Tx, f storage.Fence) error {
 	value, err := kv(ctx, tx, storage.LeaderKey, "FOR SHARE")
 	if err == nil && value != storage.FenceValue(f) {
@@ -195,13 +210,15 @@ const setKV = "INSERT INTO kvs (key, value) VALUES ($1, $2) ON CONFLICT (key) DO
 const nowMicro = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 // Lead implements [storage.Leaser]. The lease ends by the database's clock.
-func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+func (s *Store) Lead(ctx context.Context, leader string,
+	ttl time.Duration) (fence storage.Fence, leads bool, err error) {
 	err = s.tx(ctx, nil, func(tx pgx.Tx) error {
 		value, err := kv(ctx, tx, storage.LeaderKey, "")
 		if err != nil {
 			return err
 		}
-		// One lock, and at once the one that is needed: of several standbys that raise a shared one, all but one fail.
+		// One lock, and at once the one that is needed: of several standbys that raise a shared
+		// one, all but one fail.
 		if fence = storage.ParseFence(value); fence.Leader == leader {
 			err = checkFence(ctx, tx, fence)
 			if errors.Is(err, storage.ErrFenced) { // taken over since it was read
@@ -218,7 +235,8 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 			return err
 		}
 		leads = true
-		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
+		_, err = tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, "+nowMicro+
+			" + $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value", storage.LeaseKey, ttl.Microseconds())
 		return err
 	})
 	if err != nil {
@@ -241,11 +259,14 @@ func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 
 // takeOver makes leader the next leader if the lease of the last one has ended.
 func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage.Fence, bool, error) {
-	if _, err := tx.Exec(ctx, "INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING", storage.LeaderKey, storage.LeaseKey); err != nil {
+	if _, err := tx.Exec(ctx,
+		"INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING",
+		storage.LeaderKey, storage.LeaseKey); err != nil {
 		return storage.Fence{}, false, err
 	}
 	var ended bool
-	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(
+		&ended); err != nil || !ended {
 		return storage.Fence{}, false, err
 	}
 	value, err := kv(ctx, tx, storage.LeaderKey, "FOR UPDATE")
@@ -253,7 +274,8 @@ func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage
 		return storage.Fence{}, false, err
 	}
 	// Another one may have been faster while this one waited for the lock.
-	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(&ended); err != nil || !ended {
+	if err := tx.QueryRow(ctx, "SELECT value::bigint < "+nowMicro+" FROM kvs WHERE key = $1", storage.LeaseKey).Scan(
+		&ended); err != nil || !ended {
 		return storage.Fence{}, false, err
 	}
 	f := storage.Fence{Leader: leader, Epoch: storage.ParseFence(value).Epoch + 1}
@@ -293,7 +315,8 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 			err = tx.QueryRow(ctx, readInstanceID).Scan(&id)
 		}
 		if errors.Is(err, pgx.ErrNoRows) {
-			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)", uuid.NewString()); err != nil {
+			if _, err := tx.Exec(ctx, "INSERT INTO instance_info (run_storage_id) VALUES ($1)",
+				uuid.NewString()); err != nil {
 				return err
 			}
 			err = tx.QueryRow(ctx, readInstanceID).Scan(&id)
@@ -356,26 +379,33 @@ const (
 	skip = "SKIP LOCKED"
 )
 
-// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows of run_tags that are ours. Those are
-// locked as well, because a gate of Dagster's Python changes a launch row without a lock of its run.
-func lockRows(ctx context.Context, tx pgx.Tx, ids []string, locked string) (map[string]storage.Row, map[string][]storage.Tag, error) {
+// lockRows reads the rows of runs under their locks, in one order for all writers, with their rows
+// of run_tags that are ours. Those are locked as well, because a gate of Dagster's Python changes a
+// launch row without a lock of its run.
+func lockRows(ctx context.Context, tx pgx.Tx, ids []string,
+	locked string) (map[string]storage.Row, map[string][]storage.Tag, error) {
 	rows, ours := map[string]storage.Row{}, map[string][]storage.Tag{}
 	var id, status string
 	var body pgtype.Text
 	var updated pgtype.Timestamptz
 	var start, end float64
-	q, err := tx.Query(ctx, "SELECT run_id, status, run_body, update_timestamp::timestamptz, coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE "+locked, ids)
+	q, err := tx.Query(ctx,
+		"SELECT run_id, status, run_body, update_timestamp::timestamptz, coalesce(start_time, 0), coalesce(end_time, "+
+			"0) FROM runs WHERE run_id = ANY($1) ORDER BY id FOR UPDATE "+locked, ids)
 	if err != nil {
 		return nil, nil, err
 	}
 	if _, err = pgx.ForEachRow(q, []any{&id, &status, &body, &updated, &start, &end}, func() error {
-		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String, Updated: updated.Time, Start: start, End: end}
+		rows[id] = storage.Row{Status: dagster.Status(status), Body: body.String, Updated: updated.Time, Start: start,
+			End: end}
 		return nil
 	}); err != nil {
 		return nil, nil, err
 	}
 	var t storage.Tag
-	q, err = tx.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id FOR UPDATE", slices.Collect(maps.Keys(rows)), storage.RowPrefix+"%")
+	q, err = tx.Query(ctx,
+		"SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key LIKE $2 ORDER BY id FOR UPDATE",
+		slices.Collect(maps.Keys(rows)), storage.RowPrefix+"%")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -409,9 +439,11 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	}
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
-		b.Queue(`UPDATE runs SET status = $2::text, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::text THEN update_timestamp ELSE now()::timestamp END),
+		b.Queue(
+			`UPDATE runs SET status = $2::text, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::text THEN update_timestamp ELSE now()::timestamp END),
 			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
-			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()}, ch.Start, ch.End)
+			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()},
+			ch.Start, ch.End)
 	}
 	if ch.Body != "" && len(ch.Events) == 0 { // no event announces it
 		b.Queue("SELECT pg_notify('"+channel+"', $1)", changedPrefix+run+"_0")
@@ -430,16 +462,20 @@ const (
 	insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
 		SELECT $1::text, $2::text, nullif($3, ''), $4::timestamp, nullif($5, '')`
 	// insertNewEvent reads all events of the run.
-	insertNewEvent = insertEvent + " WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1::text AND timestamp = $4 AND event = $2)"
+	insertNewEvent = insertEvent +
+		" WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1::text AND timestamp = $4 AND event = $2)"
 )
 
-// Away says whether an error of Open is that the server cannot be reached now, or is just starting or stopping; not that it refuses us.
+// Away says whether an error of Open is that the server cannot be reached now, or is just starting
+// or stopping; not that it refuses us.
 func Away(err error) bool {
 	var said *pgconn.PgError
 	if errors.As(err, &said) {
-		return strings.HasPrefix(said.Code, "57P") || strings.HasPrefix(said.Code, "53") // shutdown, starting, too many connections
+		// shutdown, starting, too many connections
+		return strings.HasPrefix(said.Code, "57P") || strings.HasPrefix(said.Code, "53")
 	}
 	var failed *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &failed) || errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return errors.As(err, &failed) || errors.As(err, &network) || pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF)
 }

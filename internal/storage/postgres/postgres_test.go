@@ -69,7 +69,9 @@ func TestPoolerIsRefused(t *testing.T) {
 // A database that is at another revision works if it has the columns, and is refused if it has not.
 func TestSchemaRevisions(t *testing.T) {
 	d := storagetest.NewPostgres(t)
-	if err := errors.Join(d.Exec("DELETE FROM alembic_version"), d.Exec("INSERT INTO alembic_version VALUES ('fromthefuture')"), d.Exec("ALTER TABLE runs ADD COLUMN new_one text")); err != nil {
+	if err := errors.Join(d.Exec("DELETE FROM alembic_version"),
+		d.Exec("INSERT INTO alembic_version VALUES ('fromthefuture')"),
+		d.Exec("ALTER TABLE runs ADD COLUMN new_one text")); err != nil {
 		t.Fatal(err)
 	}
 	s := openStore(t, d.Location)
@@ -79,7 +81,8 @@ func TestSchemaRevisions(t *testing.T) {
 	if err := errors.Join(s.Close(), d.Exec("ALTER TABLE runs RENAME COLUMN run_body TO body")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := postgres.Open(t.Context(), config.Secret(d.Location)); err == nil || !strings.Contains(err.Error(), "dagster instance migrate") {
+	if _, err := postgres.Open(t.Context(), config.Secret(d.Location)); err == nil ||
+		!strings.Contains(err.Error(), "dagster instance migrate") {
 		t.Errorf("Open without a column = %v, want what to do", err)
 	}
 }

@@ -16,7 +16,8 @@ import (
 
 // Runs implements [storage.Reader].
 func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error) {
-	q := "SELECT id, run_id, status, run_body, create_timestamp::timestamptz, update_timestamp::timestamptz, start_time, end_time FROM runs"
+	q := "SELECT id, run_id, status, run_body, create_timestamp::timestamptz, update_timestamp::timestamptz, " +
+		"start_time, end_time FROM runs"
 	var where []string
 	var args []any
 	cond := func(text string, arg any) {
@@ -82,7 +83,9 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := s.pool.Query(ctx, "SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key = ANY($2) ORDER BY id", ids, storage.FactKeys)
+	rows, err := s.pool.Query(ctx,
+		"SELECT run_id, id, key, value FROM run_tags WHERE run_id = ANY($1) AND key = ANY($2) ORDER BY id", ids,
+		storage.FactKeys)
 	if err != nil {
 		return fmt.Errorf("postgres: launch rows: %w", err)
 	}
@@ -103,7 +106,9 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 
 // Events implements [storage.Reader].
 func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error) {
-	rows, err := s.pool.Query(ctx, "SELECT event FROM event_logs WHERE run_id = $1 AND (cardinality($2::text[]) = 0 OR dagster_event_type = ANY($2)) ORDER BY id", run, append([]dagster.EventType{}, types...))
+	rows, err := s.pool.Query(ctx,
+		"SELECT event FROM event_logs WHERE run_id = $1 AND (cardinality($2::text[]) = 0 OR dagster_event_type = "+
+			"ANY($2)) ORDER BY id", run, append([]dagster.EventType{}, types...))
 	if err != nil {
 		return nil, fmt.Errorf("postgres: events of run %s: %w", run, err)
 	}
@@ -121,12 +126,15 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 }
 
 // EventsAfter implements [storage.Reader].
-func (s *Store) EventsAfter(ctx context.Context, run string, after int64) (events []dagster.Event, newest int64, err error) {
+func (s *Store) EventsAfter(ctx context.Context, run string,
+	after int64) (events []dagster.Event, newest int64, err error) {
 	if after < 0 {
 		err = s.pool.QueryRow(ctx, "SELECT coalesce(max(id), 0) FROM event_logs WHERE run_id = $1", run).Scan(&newest)
 	} else {
 		newest = after
-		rows, _ := s.pool.Query(ctx, "SELECT id, event FROM event_logs WHERE run_id = $1 AND id > $2 ORDER BY id", run, after) // an error comes with the rows
+		// an error comes with the rows
+		rows, _ := s.pool.Query(ctx, "SELECT id, event FROM event_logs WHERE run_id = $1 AND id > $2 ORDER BY id", run,
+			after)
 		var text string
 		_, err = pgx.ForEachRow(rows, []any{&newest, &text}, func() error {
 			e, err := dagster.ParseEvent(text)
@@ -142,7 +150,8 @@ func (s *Store) EventsAfter(ctx context.Context, run string, after int64) (event
 
 // Heartbeats implements [storage.Heart].
 func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
-	rows, err := s.pool.Query(ctx, "SELECT daemon_type, coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats")
+	rows, err := s.pool.Query(ctx,
+		"SELECT daemon_type, coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats")
 	if err != nil {
 		return nil, fmt.Errorf("postgres: heartbeats: %w", err)
 	}
@@ -172,7 +181,9 @@ func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) 
 	var id string
 	var at time.Time
 	var body pgtype.Text
-	err := s.pool.QueryRow(ctx, "SELECT coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats WHERE daemon_type = $1", h.Type).Scan(&id, &at, &body)
+	err := s.pool.QueryRow(ctx,
+		"SELECT coalesce(daemon_id, ''), timestamp::timestamptz, body FROM daemon_heartbeats WHERE daemon_type = $1",
+		h.Type).Scan(&id, &at, &body)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return false, fmt.Errorf("postgres: heartbeat: %w", err)
 	}
@@ -180,7 +191,8 @@ func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) 
 		return false, nil
 	}
 	// Another heartbeat than the one that was read is left alone.
-	tag, err := s.pool.Exec(ctx, `INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body) VALUES ($1, $2, $3::timestamptz, $4)
+	tag, err := s.pool.Exec(ctx,
+		`INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body) VALUES ($1, $2, $3::timestamptz, $4)
 		ON CONFLICT (daemon_type) DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
 		WHERE d.daemon_id = excluded.daemon_id OR d.body IS NOT DISTINCT FROM $5`, h.Type, h.ID, h.At, h.Body(), body)
 	if err != nil {

@@ -29,18 +29,20 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	for i, t := range ts {
 		ids[i] = t.Run
 	}
-	outcomes, err := s.changeAll(ctx, nil, ids, wait, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
-		return storage.PlanMove(ts[i], row, ours)
-	})
+	outcomes, err := s.changeAll(ctx, nil, ids, wait,
+		func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+			return storage.PlanMove(ts[i], row, ours)
+		})
 	if err != nil {
 		return nil, wrap(err, "runs")
 	}
 	return outcomes, nil
 }
 
-// changeAll works out the changes of several runs under their locks and carries them out. Runs that somebody else has locked are
-// waited for, or skipped.
-func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, locked string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
+// changeAll works out the changes of several runs under their locks and carries them out. Runs that
+// somebody else has locked are waited for, or skipped.
+func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, locked string,
+	plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
 	outcomes := make([]storage.Outcome, len(runs))
 	err := s.tx(ctx, f, func(tx pgx.Tx) error {
 		rows, ours, err := lockRows(ctx, tx, runs, locked)
@@ -67,7 +69,8 @@ func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, 
 }
 
 // change works out a change of one run under its lock and carries it out.
-func (s *Store) change(ctx context.Context, f *storage.Fence, run string, plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
+func (s *Store) change(ctx context.Context, f *storage.Fence, run string,
+	plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome
 	err := s.tx(ctx, f, func(tx pgx.Tx) error {
 		rows, ours, err := lockRows(ctx, tx, []string{run}, wait)

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// missingRights lists what a daemon writes and this role may not. Both arguments of a row may be of tables that are
-// newer than the schema; those are left out.
+// missingRights lists what a daemon writes and this role may not. Both arguments of a row may be of
+// tables that are newer than the schema; those are left out.
 const missingRights = `SELECT current_user, current_setting('transaction_read_only') = 'on', coalesce(string_agg(verb || ' on ' || name, ', ' ORDER BY name, verb), '')
 FROM (
 	SELECT name, verb FROM (VALUES
@@ -30,7 +30,9 @@ func (s *Store) Writable(ctx context.Context) error {
 		return fmt.Errorf("postgres: rights: %w", err)
 	case readOnly:
 		s.pool.Reset() // connections keep what was so when they were made
-		return fmt.Errorf("postgres: the database takes no writes: it is a standby, or default_transaction_read_only is on for it or for role %s; Slipway needs the primary", role)
+		return fmt.Errorf(
+			"postgres: the database takes no writes: it is a standby, or default_transaction_read_only is on for it "+
+				"or for role %s; Slipway needs the primary", role)
 	case missing != "":
 		return fmt.Errorf("postgres: role %s lacks %s: GRANT what the role of Dagster has", role, missing)
 	}

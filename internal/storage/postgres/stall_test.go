@@ -21,8 +21,8 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// A leader that stands still in a transaction, with the lock of the leader row, holds up nobody: the server ends its session, a standby leads, and
-// what it had begun is not committed.
+// A leader that stands still in a transaction, with the lock of the leader row, holds up nobody:
+// the server ends its session, a standby leads, and what it had begun is not committed.
 func TestLeaderStallsInATransaction(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	open := func() *Store {
@@ -69,7 +69,8 @@ func TestLeaderStallsInATransaction(t *testing.T) {
 	}
 }
 
-// Connections that are swallowed right after they were made do not take up the pool's places for ever.
+// Connections that are swallowed right after they were made do not take up the pool's places for
+// ever.
 func TestPoolForgetsSwallowedConnections(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	u, err := url.Parse(d.Location)
@@ -99,7 +100,8 @@ func TestPoolForgetsSwallowedConnections(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	forgetful.Store(true)
-	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
+	if err := d.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND " +
+		"pid <> pg_backend_pid()"); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(within time.Duration) error {
@@ -167,7 +169,8 @@ func TestLostQuestionIsGivenUp(t *testing.T) {
 	}
 }
 
-// pass passes on what a client and a server say; a forgetful one, only until the client sets its first setting.
+// pass passes on what a client and a server say; a forgetful one, only until the client sets its
+// first setting.
 func pass(client net.Conn, server string, forgetful bool) {
 	defer func() { _ = client.Close() }()
 	s, err := net.Dial("tcp", server)

@@ -22,8 +22,8 @@ var (
 	shardSchema string // of index.db and of each run's shard
 )
 
-// Create makes the storage below baseDir that Dagster would make there, if there is none yet. Dagster opens it as its own. Of
-// several at once, one makes it and the others wait.
+// Create makes the storage below baseDir that Dagster would make there, if there is none yet.
+// Dagster opens it as its own. Of several at once, one makes it and the others wait.
 func Create(ctx context.Context, baseDir string) error {
 	history := filepath.Join(baseDir, "history")
 	if err := os.MkdirAll(filepath.Join(history, "runs"), 0o755); err != nil {
@@ -58,24 +58,28 @@ func fill(ctx context.Context, db *sql.DB, schema string, indexes []string) erro
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 	var tables int
-	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").Scan(&tables); err != nil || tables > 0 {
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").Scan(
+		&tables); err != nil || tables > 0 {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, schema); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO alembic_version (version_num) VALUES (?)", storage.Revision); err != nil {
+	if _, err := tx.ExecContext(ctx, "INSERT INTO alembic_version (version_num) VALUES (?)", storage.Revision); err !=
+		nil {
 		return err
 	}
 	for _, name := range indexes {
-		if _, err := tx.ExecContext(ctx, "INSERT INTO secondary_indexes (name, migration_completed) VALUES (?, ?)", name, stamp(time.Now())); err != nil {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO secondary_indexes (name, migration_completed) VALUES (?, ?)",
+			name, stamp(time.Now())); err != nil {
 			return err
 		}
 	}
 	return tx.Commit()
 }
 
-// AddRun implements [storage.Adder]. The shard is made first: what is written from the outbox needs it.
+// AddRun implements [storage.Adder]. The shard is made first: what is written from the outbox needs
+// it.
 func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	file, err := s.fileOf(n.Run.ID)
 	if err != nil {
@@ -86,9 +90,11 @@ func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	}
 	ch, columns := storage.PlanAdd(n)
 	err = s.tx(ctx, nil, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set, create_timestamp, update_timestamp)
+		if _, err := tx.ExecContext(ctx,
+			`INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set, create_timestamp, update_timestamp)
 			VALUES (?, nullif(?, ''), ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?)`,
-			n.Run.ID, columns.Snapshot, n.Run.Job, ch.Status, ch.Body, columns.Partition, columns.PartitionSet, stamp(n.At), stamp(n.At)); err != nil {
+			n.Run.ID, columns.Snapshot, n.Run.Job, ch.Status, ch.Body, columns.Partition, columns.PartitionSet,
+			stamp(n.At), stamp(n.At)); err != nil {
 			return fmt.Errorf("sqlite: add run %s: %w", n.Run.ID, err)
 		}
 		return s.apply(ctx, tx, n.Run.ID, ch)

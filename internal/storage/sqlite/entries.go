@@ -10,7 +10,8 @@ import (
 
 // Entries implements [storage.Entries].
 func (s *Store) Entries(ctx context.Context, prefix string) (map[string]string, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ?", prefix, prefix+"\x7f")
+	rows, err := s.read.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ?", prefix,
+		prefix+"\x7f")
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: entries: %w", err)
 	}

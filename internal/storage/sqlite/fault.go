@@ -26,9 +26,11 @@ func (s *Store) Probe(ctx context.Context) []error {
 		}
 		return errProbed
 	}); !errors.Is(err, errProbed) {
-		out = append(out, diagnose(fmt.Errorf("sqlite: %s cannot be written to: %w", filepath.Join(s.history, "runs.db"), err)))
+		out = append(out, diagnose(fmt.Errorf("sqlite: %s cannot be written to: %w",
+			filepath.Join(s.history, "runs.db"), err)))
 	}
-	for _, dir := range []string{s.history, filepath.Join(s.history, "runs")} { // of the lock, journals and the runs' events
+	// of the lock, journals and the runs' events
+	for _, dir := range []string{s.history, filepath.Join(s.history, "runs")} {
 		const write = 2
 		if err := syscall.Access(dir, write); err != nil {
 			out = append(out, diagnose(fmt.Errorf("sqlite: files cannot be made in %s: %w", dir, err)))
@@ -39,12 +41,14 @@ func (s *Store) Probe(ctx context.Context) []error {
 
 // diagnose makes a [storage.Fault] of an error whose remedy is known.
 func diagnose(err error) error {
-	rights := &storage.Fault{Code: storage.CodeStorageRights, Err: err, Fix: "give the user of slipway the files in history of DAGSTER_HOME, as dagster-webserver's user has them"}
+	rights := &storage.Fault{Code: storage.CodeStorageRights, Err: err,
+		Fix: "give the user of slipway the files in history of DAGSTER_HOME, as dagster-webserver's user has them"}
 	if errors.Is(err, syscall.EACCES) {
 		return rights
 	}
 	if errors.Is(err, syscall.EROFS) {
-		return &storage.Fault{Code: storage.CodeStorageReadOnly, Err: err, Fix: "mount the disk of DAGSTER_HOME for writing"}
+		return &storage.Fault{Code: storage.CodeStorageReadOnly, Err: err,
+			Fix: "mount the disk of DAGSTER_HOME for writing"}
 	}
 	e := (*sqlite.Error)(nil)
 	if !errors.As(err, &e) {
@@ -54,7 +58,8 @@ func diagnose(err error) error {
 	case lib.SQLITE_READONLY, lib.SQLITE_CANTOPEN, lib.SQLITE_PERM:
 		return rights
 	case lib.SQLITE_FULL, lib.SQLITE_IOERR:
-		return &storage.Fault{Code: storage.CodeStorageFull, Err: err, Fix: "free space on the disk of DAGSTER_HOME, and look at its health"}
+		return &storage.Fault{Code: storage.CodeStorageFull, Err: err,
+			Fix: "free space on the disk of DAGSTER_HOME, and look at its health"}
 	}
 	return err
 }

@@ -21,7 +21,8 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// The test binary is also, as "life HOME RUN", a process that takes a run from the queue to its end.
+// The test binary is also, as "life HOME RUN", a process that takes a run from the queue to its
+// end.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "life" {
 		if err := life(os.Args[2], os.Args[3]); err != nil {
@@ -47,7 +48,8 @@ func life(home, run string) error {
 	if err := s.Flush(ctx, fence); err != nil {
 		return err
 	}
-	out, err := s.Claim(ctx, fence, []storage.Claim{{Run: run, Launcher: "local", Instance: "i", Token: "t", At: time.Now()}})
+	out, err := s.Claim(ctx, fence,
+		[]storage.Claim{{Run: run, Launcher: "local", Instance: "i", Token: "t", At: time.Now()}})
 	if err != nil || !out[0].Done {
 		return errors.Join(err, fmt.Errorf("claim: %+v", out))
 	}
@@ -56,7 +58,8 @@ func life(home, run string) error {
 	}
 	r := dagster.Run{ID: run, Job: "light"}
 	for _, t := range []storage.Transition{
-		{Run: run, Launch: "t", Handle: "h", Events: []dagster.Event{dagster.NewEngineEvent(r, time.Now(), "launched", nil, nil)}},
+		{Run: run, Launch: "t", Handle: "h",
+			Events: []dagster.Event{dagster.NewEngineEvent(r, time.Now(), "launched", nil, nil)}},
 		{Run: run, Launch: "t", Events: []dagster.Event{
 			dagster.NewEngineEvent(r, time.Now(), "ended", nil, nil),
 			dagster.NewRunFailure(r, time.Now(), "died", dagster.UnexpectedTermination, nil),
@@ -69,9 +72,9 @@ func life(home, run string) error {
 	return s.Close()
 }
 
-// A process is killed between every two statements of a run's life, and the three files are compared after the
-// next one has recovered: the row says what the newest status event in the run's shard says, index.db has the shard's
-// status events, and no event stands twice.
+// A process is killed between every two statements of a run's life, and the three files are
+// compared after the next one has recovered: the row says what the newest status event in the run's
+// shard says, index.db has the shard's status events, and no event stands twice.
 func TestKilledBetweenAnyTwoStatements(t *testing.T) {
 	kills := 120 // each step of a life, several times
 	if os.Getenv("SLIPWAY_SOAK") != "" {

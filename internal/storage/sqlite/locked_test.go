@@ -14,7 +14,8 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// lockFile locks a file below history/runs as a worker that is frozen within a write, until the function that it gives is called.
+// lockFile locks a file below history/runs as a worker that is frozen within a write, until the
+// function that it gives is called.
 func lockFile(t *testing.T, d *storagetest.Dagster, name string) (unlock func()) {
 	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(d.Location, "history/runs", name)+"?_txlock=immediate")
@@ -33,7 +34,8 @@ func lockFile(t *testing.T, d *storagetest.Dagster, name string) (unlock func())
 	}
 }
 
-// A leader whose write meets a file of events that somebody has locked goes on with all runs, and writes these events when the file is free.
+// A leader whose write meets a file of events that somebody has locked goes on with all runs, and
+// writes these events when the file is free.
 func TestLockedFileHoldsUpNobody(t *testing.T) {
 	for name, file := range map[string]func(run string) string{
 		"a shard":  func(run string) string { return run + ".db" },
@@ -50,7 +52,8 @@ func TestLockedFileHoldsUpNobody(t *testing.T) {
 			}
 			var others []storage.Claim
 			for range 10 {
-				c := storage.Claim{Run: uuid.NewString(), Instance: "i", Launcher: "l", Token: uuid.NewString(), At: time.Now()}
+				c := storage.Claim{Run: uuid.NewString(), Instance: "i", Launcher: "l", Token: uuid.NewString(),
+					At: time.Now()}
 				if err := d.Enqueue(c.Run, nil); err != nil {
 					t.Fatal(err)
 				}
@@ -61,7 +64,9 @@ func TestLockedFileHoldsUpNobody(t *testing.T) {
 			starts := func(run string) {
 				t.Helper()
 				e := dagster.NewEvent(dagster.Run{ID: run, Job: "light"}, dagster.RunStart, time.Now(), "")
-				if out, err := s.Move(t.Context(), fence, storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Events: []dagster.Event{e}}); err != nil || !out.Done {
+				if out, err := s.Move(t.Context(), fence,
+					storage.Transition{Run: run, From: []dagster.Status{dagster.Starting},
+						Events: []dagster.Event{e}}); err != nil || !out.Done {
 					t.Fatal(out, err)
 				}
 			}

@@ -14,8 +14,9 @@ import (
 // errMoved: what is at the path is not the file that was opened.
 var errMoved = errors.New("the file was moved, or replaced by another one")
 
-// place connects to what is at a path. A file that was moved away, or over which a backup was put, can still be written to by who has it open, and what is written then is
-// lost. So a connection is not used again for longer than its file is in its place.
+// place connects to what is at a path. A file that was moved away, or over which a backup was put,
+// can still be written to by who has it open, and what is written then is lost. So a connection is
+// not used again for longer than its file is in its place.
 type place struct {
 	driver.Connector
 	file string
@@ -41,12 +42,14 @@ func (p place) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	full, ok := c.(conn)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("sqlite: the driver's connection, a %T, lacks what database/sql can use", c), c.Close())
+		return nil, errors.Join(fmt.Errorf("sqlite: the driver's connection, a %T, lacks what database/sql can use", c),
+			c.Close())
 	}
 	return &placed{full, p.file, was}, nil
 }
 
-// conn is what the driver's connections implement, without which database/sql would do other things, or less.
+// conn is what the driver's connections implement, without which database/sql would do other
+// things, or less.
 type conn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -64,7 +67,8 @@ type placed struct {
 	was  os.FileInfo
 }
 
-// ResetSession implements [driver.SessionResetter]; it comes before each further use of the connection.
+// ResetSession implements [driver.SessionResetter]; it comes before each further use of the
+// connection.
 func (c *placed) ResetSession(ctx context.Context) error {
 	if inPlace(c.file, c.was) != nil {
 		return driver.ErrBadConn

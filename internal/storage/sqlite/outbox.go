@@ -21,17 +21,19 @@ import (
 	"github.com/slipway-run/slipway/test/failpoint"
 )
 
-// outboxPrefix begins the keys of kvs under which committed events wait to be written to the shards.
+// outboxPrefix begins the keys of kvs under which committed events wait to be written to the
+// shards.
 const outboxPrefix = "slipway/outbox/"
 
 // How long the write of events waits for a file that somebody else writes to.
 const (
-	// brief is for a leader: a worker that is frozen within a write holds up its own run's events alone.
+	// brief is for a leader: a worker that is frozen within a write holds up its own run's events
+	// alone.
 	brief = 500 * time.Millisecond
 	// patient is for who writes to its own run alone.
 	patient = 30 * time.Second
-	// busyPause is the least time for which a leader leaves a file alone that was still busy after brief. Opening it in an unlucky
-	// moment takes 10 s; then the pause is longer.
+	// busyPause is the least time for which a leader leaves a file alone that was still busy after
+	// brief. Opening it in an unlucky moment takes 10 s; then the pause is longer.
 	busyPause = 5 * time.Second
 )
 
@@ -43,8 +45,9 @@ func (s *Store) Flush(ctx context.Context, _ storage.Fence) error {
 	return s.drain(ctx, outboxPrefix, brief)
 }
 
-// deliver writes the events of one run from the outbox to its files after a commit. A commit is final whether that succeeds or
-// not: an error would make the caller believe nothing was committed. What is left is written by the leader's next [Store.Flush].
+// deliver writes the events of one run from the outbox to its files after a commit. A commit is
+// final whether that succeeds or not: an error would make the caller believe nothing was committed.
+// What is left is written by the leader's next [Store.Flush].
 func (s *Store) deliver(ctx context.Context, run string, wait time.Duration) {
 	_ = s.drain(ctx, outboxPrefix+run+"/", wait)
 }
@@ -54,7 +57,8 @@ type undelivered struct{ key, text string }
 
 // readOutbox gives the events of the outbox whose keys begin with a prefix, in order.
 func readOutbox(ctx context.Context, db *sql.DB, prefix string) (out []undelivered, err error) {
-	rows, err := db.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ? ORDER BY id", prefix, prefix+"\x7f")
+	rows, err := db.QueryContext(ctx, "SELECT key, value FROM kvs WHERE key >= ? AND key < ? ORDER BY id", prefix,
+		prefix+"\x7f")
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: outbox: %w", err)
 	}
@@ -72,8 +76,9 @@ func readOutbox(ctx context.Context, db *sql.DB, prefix string) (out []undeliver
 	return out, nil
 }
 
-// drain writes the events of the outbox whose keys begin with a prefix to their files, in order, and then takes them out. What a process that
-// dies in the middle has written, or another one writes at the same time, is found there again and not written twice.
+// drain writes the events of the outbox whose keys begin with a prefix to their files, in order,
+// and then takes them out. What a process that dies in the middle has written, or another one
+// writes at the same time, is found there again and not written twice.
 func (s *Store) drain(ctx context.Context, prefix string, wait time.Duration) error {
 	out, err := readOutbox(ctx, s.write, prefix)
 	if err != nil || len(out) == 0 {
@@ -116,8 +121,10 @@ const (
 	shardsAtOnce = 4
 )
 
-// storeAll writes events of runs to their shards, and those that change a status to index.db as well, and gives the runs for which that was done.
-func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string, wait time.Duration) ([]string, error) {
+// storeAll writes events of runs to their shards, and those that change a status to index.db as
+// well, and gives the runs for which that was done.
+func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string,
+	wait time.Duration) ([]string, error) {
 	errs := make([]error, len(runs))
 	var g errgroup.Group
 	g.SetLimit(shardsAtOnce)
@@ -162,7 +169,8 @@ func (s *Store) shard(ctx context.Context, run string, texts []string, wait time
 	return s.into(ctx, file, texts, wait)
 }
 
-// hasShard says whether a run has a shard: false if it was deleted, but not if no run's file is where it was.
+// hasShard says whether a run has a shard: false if it was deleted, but not if no run's file is
+// where it was.
 func hasShard(file string) (bool, error) {
 	_, err := os.Stat(file)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -185,7 +193,8 @@ func ofStatus(texts []string) (picked []string) {
 	return picked
 }
 
-// into writes events to a file, and waits no longer for others who write to it. A brief try leaves a file alone that was busy a moment ago.
+// into writes events to a file, and waits no longer for others who write to it. A brief try leaves
+// a file alone that was busy a moment ago.
 func (s *Store) into(ctx context.Context, file string, texts []string, wait time.Duration) error {
 	if len(texts) == 0 {
 		return nil
@@ -214,7 +223,8 @@ func (s *Store) into(ctx context.Context, file string, texts []string, wait time
 // isBusy reports whether err says that another process has locked the file, or is about to open it.
 func isBusy(err error) bool {
 	var said *driver.Error
-	return errors.As(err, &said) && (said.Code()&0xff == sqlite3.SQLITE_BUSY || said.Code()&0xff == sqlite3.SQLITE_PROTOCOL)
+	return errors.As(err, &said) && (said.Code()&0xff == sqlite3.SQLITE_BUSY ||
+		said.Code()&0xff == sqlite3.SQLITE_PROTOCOL)
 }
 
 func insert(ctx context.Context, db *sql.DB, texts []string) error {
@@ -229,7 +239,8 @@ func insert(ctx context.Context, db *sql.DB, texts []string) error {
 			return err
 		}
 		failpoint.Here(failpoint.SQLiteStatement)
-		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time), e.StepKey); err != nil {
+		if _, err := tx.ExecContext(ctx, insertEvent, e.RunID, text, string(e.Type), stamp(e.Time), e.StepKey); err !=
+			nil {
 			return fmt.Errorf("sqlite: event of run %s: %w", e.RunID, err)
 		}
 	}

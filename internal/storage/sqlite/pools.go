@@ -37,9 +37,10 @@ func (s *Store) Pools(ctx context.Context) (map[string]storage.Pool, error) {
 	return pools, errors.Join(rows.Err(), rows.Close())
 }
 
-// DefaultPools implements [storage.Pooler]. The fence stands in runs.db, so it is read before; who lost the lead in between
-// writes what the next leader would write.
-func (s *Store) DefaultPools(ctx context.Context, f storage.Fence, names []string, limit *int) (map[string]storage.Pool, error) {
+// DefaultPools implements [storage.Pooler]. The fence stands in runs.db, so it is read before; who
+// lost the lead in between writes what the next leader would write.
+func (s *Store) DefaultPools(ctx context.Context, f storage.Fence, names []string,
+	limit *int) (map[string]storage.Pool, error) {
 	pools, err := s.Pools(ctx)
 	if err != nil {
 		return nil, err
@@ -68,7 +69,8 @@ func (s *Store) DefaultPools(ctx context.Context, f storage.Fence, names []strin
 	return storage.Among(pools, names), err
 }
 
-// setDefault sets the limit of one pool, and makes as many places: free ones go first, taken ones when they are free.
+// setDefault sets the limit of one pool, and makes as many places: free ones go first, taken ones
+// when they are free.
 func (s *Store) setDefault(ctx context.Context, tx *sql.Tx, name string, limit *int) error {
 	var errs []error
 	exec := func(query string, args ...any) {
@@ -83,20 +85,26 @@ func (s *Store) setDefault(ctx context.Context, tx *sql.Tx, name string, limit *
 	case s.defaultLimits:
 		places = *limit
 		exec(`INSERT INTO concurrency_limits (concurrency_key, "limit", using_default_limit) VALUES (?, ?, 1)
-			ON CONFLICT (concurrency_key) DO UPDATE SET "limit" = excluded."limit" WHERE using_default_limit`, name, places)
+			ON CONFLICT (concurrency_key) DO UPDATE SET "limit" = excluded."limit" WHERE using_default_limit`, name,
+			places)
 	default: // before Dagster 1.10 a default, once written, is a limit like any other
 		places = *limit
-		exec(`INSERT INTO concurrency_limits (concurrency_key, "limit") VALUES (?, ?) ON CONFLICT (concurrency_key) DO NOTHING`, name, places)
+		exec(`INSERT INTO concurrency_limits (concurrency_key, "limit") VALUES (?, ?) ON CONFLICT (concurrency_key) `+
+			`DO NOTHING`, name, places)
 	}
 	var have int
-	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted", name).Scan(&have); err != nil {
+	if err := tx.QueryRowContext(ctx,
+		"SELECT count(*) FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted", name).Scan(&have); err !=
+		nil {
 		return err
 	}
 	for range places - have {
 		exec("INSERT INTO concurrency_slots (concurrency_key, deleted) VALUES (?, 0)", name)
 	}
 	if n := have - places; n > 0 {
-		res, err := tx.ExecContext(ctx, "DELETE FROM concurrency_slots WHERE id IN (SELECT id FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted AND run_id IS NULL ORDER BY id DESC LIMIT ?)", name, n)
+		res, err := tx.ExecContext(ctx,
+			"DELETE FROM concurrency_slots WHERE id IN (SELECT id FROM concurrency_slots WHERE concurrency_key = ? "+
+				"AND NOT deleted AND run_id IS NULL ORDER BY id DESC LIMIT ?)", name, n)
 		if err != nil {
 			return err
 		}
@@ -104,7 +112,8 @@ func (s *Store) setDefault(ctx context.Context, tx *sql.Tx, name string, limit *
 		if err != nil {
 			return err
 		}
-		exec("UPDATE concurrency_slots SET deleted = 1 WHERE id IN (SELECT id FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted ORDER BY id DESC LIMIT ?)", name, n-int(gone))
+		exec("UPDATE concurrency_slots SET deleted = 1 WHERE id IN (SELECT id FROM concurrency_slots WHERE "+
+			"concurrency_key = ? AND NOT deleted ORDER BY id DESC LIMIT ?)", name, n-int(gone))
 	}
 	return errors.Join(errs...)
 }
@@ -114,7 +123,8 @@ func (s *Store) Holders(ctx context.Context) ([]string, error) {
 	if !s.hasPools {
 		return nil, nil
 	}
-	rows, err := s.index.QueryContext(ctx, "SELECT run_id FROM pending_steps UNION SELECT run_id FROM concurrency_slots WHERE run_id IS NOT NULL")
+	rows, err := s.index.QueryContext(ctx,
+		"SELECT run_id FROM pending_steps UNION SELECT run_id FROM concurrency_slots WHERE run_id IS NOT NULL")
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: pools: %w", err)
 	}
@@ -129,7 +139,8 @@ func (s *Store) Holders(ctx context.Context) ([]string, error) {
 	return runs, errors.Join(rows.Err(), rows.Close())
 }
 
-// FreeSlots implements [storage.Pooler]. The fence is read before, as for DefaultPools: who lost the lead in between does what the next leader does.
+// FreeSlots implements [storage.Pooler]. The fence is read before, as for DefaultPools: who lost
+// the lead in between does what the next leader does.
 func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) error {
 	if err := s.tx(ctx, &f, func(*sql.Tx) error { return nil }); err != nil {
 		return err
@@ -139,7 +150,8 @@ func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) erro
 		return fmt.Errorf("sqlite: pools: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
-	rows, err := tx.QueryContext(ctx, "SELECT concurrency_key FROM pending_steps WHERE run_id = ? AND assigned_timestamp IS NOT NULL", run)
+	rows, err := tx.QueryContext(ctx,
+		"SELECT concurrency_key FROM pending_steps WHERE run_id = ? AND assigned_timestamp IS NOT NULL", run)
 	if err != nil {
 		return fmt.Errorf("sqlite: slots of run %s: %w", run, err)
 	}

@@ -39,7 +39,8 @@ func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, erro
 		}
 		return all, nil
 	}
-	q := "SELECT id, run_id, status, run_body, CAST(create_timestamp AS TEXT), CAST(update_timestamp AS TEXT), start_time, end_time FROM runs WHERE 1"
+	q := "SELECT id, run_id, status, run_body, CAST(create_timestamp AS TEXT), CAST(update_timestamp AS TEXT), " +
+		"start_time, end_time FROM runs WHERE 1"
 	var args []any
 	if len(f.Statuses) > 0 {
 		marks, values := list(f.Statuses)
@@ -104,7 +105,9 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	for some := range slices.Chunk(ids, maxList) {
 		marks, args := list(some)
 		keys, values := list(storage.FactKeys)
-		rows, err := s.read.QueryContext(ctx, "SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN ("+keys+") ORDER BY id", append(args, values...)...)
+		rows, err := s.read.QueryContext(ctx,
+			"SELECT id, run_id, key, value FROM run_tags WHERE run_id IN ("+marks+") AND key IN ("+keys+") ORDER BY id",
+			append(args, values...)...)
 		if err != nil {
 			return fmt.Errorf("sqlite: launch rows: %w", err)
 		}
@@ -126,7 +129,8 @@ func (s *Store) launches(ctx context.Context, runs []storage.Run) error {
 	return nil
 }
 
-// Events implements [storage.Reader]. A run without a shard has none. Events that are committed and still wait in the outbox come last.
+// Events implements [storage.Reader]. A run without a shard has none. Events that are committed and
+// still wait in the outbox come last.
 func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error) {
 	file, err := s.fileOf(run)
 	if err != nil {
@@ -135,7 +139,8 @@ func (s *Store) Events(ctx context.Context, run string, types ...dagster.EventTy
 	if has, err := hasShard(file); err != nil || !has {
 		return nil, err
 	}
-	late, err := readOutbox(ctx, s.read, outboxPrefix+run+"/") // before the shard: what is delivered meanwhile is found there
+	// before the shard: what is delivered meanwhile is found there
+	late, err := readOutbox(ctx, s.read, outboxPrefix+run+"/")
 	if err != nil {
 		return nil, err
 	}
@@ -180,12 +185,15 @@ func (s *Store) EventsAfter(ctx context.Context, run string, after int64) ([]dag
 	return events, newest, nil
 }
 
-func eventsAfter(ctx context.Context, shard *sql.DB, run string, after int64) (events []dagster.Event, newest int64, err error) {
+func eventsAfter(ctx context.Context, shard *sql.DB, run string,
+	after int64) (events []dagster.Event, newest int64, err error) {
 	if after < 0 {
-		err = shard.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM event_logs WHERE run_id = ?", run).Scan(&newest)
+		err = shard.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM event_logs WHERE run_id = ?", run).Scan(
+			&newest)
 		return nil, newest, err
 	}
-	rows, err := shard.QueryContext(ctx, "SELECT id, event FROM event_logs WHERE run_id = ? AND id > ? ORDER BY id", run, after)
+	rows, err := shard.QueryContext(ctx, "SELECT id, event FROM event_logs WHERE run_id = ? AND id > ? ORDER BY id",
+		run, after)
 	if err != nil {
 		return nil, after, err
 	}
@@ -238,7 +246,8 @@ func readEvents(ctx context.Context, db *sql.DB, run string, types []dagster.Eve
 
 // Heartbeats implements [storage.Heart].
 func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT daemon_type, coalesce(daemon_id, ''), CAST(timestamp AS TEXT) FROM daemon_heartbeats")
+	rows, err := s.read.QueryContext(ctx,
+		"SELECT daemon_type, coalesce(daemon_id, ''), CAST(timestamp AS TEXT) FROM daemon_heartbeats")
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: heartbeats: %w", err)
 	}
@@ -258,7 +267,8 @@ func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
 
 // Beat implements [storage.Heart].
 func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) (bool, error) {
-	res, err := s.write.ExecContext(ctx, `INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES (?, ?, ?, ?)
+	res, err := s.write.ExecContext(ctx,
+		`INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES (?, ?, ?, ?)
 		ON CONFLICT (daemon_type) DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
 		WHERE daemon_id = excluded.daemon_id OR timestamp < ?`, h.Type, h.ID, stamp(h.At), h.Body(), stamp(since))
 	if err != nil {

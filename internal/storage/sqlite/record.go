@@ -7,8 +7,10 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// change works out a change of one run under the write lock and carries it out, but for its events, which wait in the outbox.
-func (s *Store) change(ctx context.Context, f *storage.Fence, run string, plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
+// change works out a change of one run under the write lock and carries it out, but for its events,
+// which wait in the outbox.
+func (s *Store) change(ctx context.Context, f *storage.Fence, run string,
+	plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome
 	err := s.tx(ctx, f, func(tx *sql.Tx) error {
 		row, ours, err := s.row(ctx, tx, run)
@@ -36,7 +38,8 @@ func (s *Store) Take(ctx context.Context, run string, attempt int, token, by str
 	return out.Done, err
 }
 
-// Record implements [storage.Recorder]. Events that change nothing but the log go straight to the run's shard, as Dagster's do.
+// Record implements [storage.Recorder]. Events that change nothing but the log go straight to the
+// run's shard, as Dagster's do.
 func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outcome, error) {
 	if t.Stands == nil && len(t.From)+len(t.Tags)+len(t.Handle) == 0 && !t.Void && t.Launch == "" {
 		plain := true
@@ -66,9 +69,10 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	for i, t := range ts {
 		ids[i] = t.Run
 	}
-	outcomes, err := s.changeAll(ctx, nil, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
-		return storage.PlanMove(ts[i], row, ours)
-	})
+	outcomes, err := s.changeAll(ctx, nil, ids,
+		func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+			return storage.PlanMove(ts[i], row, ours)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +80,10 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	return outcomes, nil
 }
 
-// changeAll works out the changes of several runs under the write lock and carries them out, but for their events, which wait in the outbox.
-func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
+// changeAll works out the changes of several runs under the write lock and carries them out, but
+// for their events, which wait in the outbox.
+func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string,
+	plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
 	outcomes := make([]storage.Outcome, len(runs))
 	err := s.tx(ctx, f, func(tx *sql.Tx) error {
 		for i, run := range runs {

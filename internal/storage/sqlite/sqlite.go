@@ -1,5 +1,5 @@
-// Package sqlite is Dagster's SQLite storage: history/runs.db, one event shard per run, and index.db, which
-// mirrors the events that change a run's status.
+// Package sqlite is Dagster's SQLite storage: history/runs.db, one event shard per run, and
+// index.db, which mirrors the events that change a run's status.
 //
 // No transaction spans the three files, so the commit point of every write is one transaction in
 // runs.db, which also puts the events into an outbox (rows of kvs). From there they are
@@ -42,7 +42,8 @@ type Store struct {
 	last    atomic.Int64
 	mu      sync.Mutex
 	busy    map[string]time.Time // files of events that were busy: until when they are left alone
-	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the table.
+	// defaultLimits: concurrency_limits has the column using_default_limit, which is newer than the
+	// table.
 	defaultLimits bool
 	hasPools      bool   // the tables of pools are newer than the others
 	revision      string // of the schema
@@ -65,8 +66,11 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	s := &Store{history: filepath.Join(baseDir, "history"), busy: map[string]time.Time{}}
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
-			err = fmt.Errorf("sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w", baseDir, err)
-			return nil, &storage.Fault{Code: storage.CodeStorageEmpty, Err: err, Fix: "start dagster-webserver once with this DAGSTER_HOME; if it has another one, name that here"}
+			err = fmt.Errorf(
+				"sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w",
+				baseDir, err)
+			return nil, &storage.Fault{Code: storage.CodeStorageEmpty, Err: err,
+				Fix: "start dagster-webserver once with this DAGSTER_HOME; if it has another one, name that here"}
 		}
 	}
 	var err error
@@ -86,7 +90,8 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	if err := s.checkSchema(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if err := s.read.QueryRowContext(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	if err := s.read.QueryRowContext(ctx, "SELECT version_num FROM alembic_version").Scan(&s.revision); err != nil &&
+		!errors.Is(err, sql.ErrNoRows) {
 		return nil, errors.Join(fmt.Errorf("sqlite: %w", err), s.Close())
 	}
 	const tables = "SELECT count(*) = 2 FROM sqlite_master WHERE name IN ('concurrency_limits', 'pending_steps')"
@@ -100,9 +105,11 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	return s, nil
 }
 
-// open opens an existing file for reading and writing. wait is how long it waits for others who write.
+// open opens an existing file for reading and writing. wait is how long it waits for others who
+// write.
 func open(file string, conns int, wait time.Duration) (*sql.DB, error) {
-	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", wait.Milliseconds())}}
+	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"},
+		"_pragma": {fmt.Sprintf("busy_timeout(%d)", wait.Milliseconds())}}
 	p, err := placeOf(file, (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
 	if err != nil {
 		return nil, err
@@ -115,7 +122,8 @@ func open(file string, conns int, wait time.Duration) (*sql.DB, error) {
 // checkSchema refuses a storage that lacks a column Slipway uses.
 func (s *Store) checkSchema(ctx context.Context) error {
 	for db, q := range map[*sql.DB]string{
-		s.read:  "SELECT r.id, r.run_id, r.status, r.run_body, r.create_timestamp, r.update_timestamp, r.start_time, r.end_time, t.id, t.key, t.value, k.key, k.value FROM runs r, run_tags t, kvs k LIMIT 0",
+		s.read: "SELECT r.id, r.run_id, r.status, r.run_body, r.create_timestamp, r.update_timestamp, r.start_time, " +
+			"r.end_time, t.id, t.key, t.value, k.key, k.value FROM runs r, run_tags t, kvs k LIMIT 0",
 		s.index: "SELECT id, run_id, event, dagster_event_type, timestamp, step_key FROM event_logs LIMIT 0",
 	} {
 		rows, err := db.QueryContext(ctx, q)
@@ -123,8 +131,10 @@ func (s *Store) checkSchema(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w", s.history, err)
-			return &storage.Fault{Code: storage.CodeStorageSchema, Err: err, Fix: "run dagster instance migrate with the Dagster that you use"}
+			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w",
+				s.history, err)
+			return &storage.Fault{Code: storage.CodeStorageSchema, Err: err,
+				Fix: "run dagster instance migrate with the Dagster that you use"}
 		}
 		if err := rows.Close(); err != nil {
 			return err
@@ -188,21 +198,26 @@ func kv(ctx context.Context, tx *sql.Tx, key string) (string, error) {
 }
 
 func setKV(ctx context.Context, tx *sql.Tx, key, value string) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO kvs (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+	_, err := tx.ExecContext(ctx,
+		"INSERT INTO kvs (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
 	return err
 }
 
-// Lead implements [storage.Leaser]; it is not for several goroutines at once. The lease ends by this machine's clock, on which all users of the
-// files are; a leader that died is told by the file lock, which the kernel drops, without waiting.
-func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fence storage.Fence, leads bool, err error) {
+// Lead implements [storage.Leaser]; it is not for several goroutines at once. The lease ends by
+// this machine's clock, on which all users of the files are; a leader that died is told by the file
+// lock, which the kernel drops, without waiting.
+func (s *Store) Lead(ctx context.Context, leader string,
+	ttl time.Duration) (fence storage.Fence, leads bool, err error) {
 	if s.lock != nil {
-		if was, err := s.lock.Stat(); err != nil || inPlace(s.lock.Name(), was) != nil { // another one's lock would not be seen
+		// another one's lock would not be seen
+		if was, err := s.lock.Stat(); err != nil || inPlace(s.lock.Name(), was) != nil {
 			_ = s.lock.Close()
 			s.lock, s.led = nil, false
 		}
 	}
 	if s.lock == nil {
-		if s.lock, err = os.OpenFile(filepath.Join(s.history, "slipway.lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		if s.lock, err = os.OpenFile(filepath.Join(s.history, "slipway.lock"), os.O_CREATE|os.O_RDWR, 0o600); err !=
+			nil {
 			return fence, false, fmt.Errorf("sqlite: %w", away(err))
 		}
 	}
@@ -239,7 +254,8 @@ func (s *Store) Lead(ctx context.Context, leader string, ttl time.Duration) (fen
 	return fence, s.led, err
 }
 
-// Clock implements [storage.Leaser]: all users of the files are on this machine, so its clock is the database's.
+// Clock implements [storage.Leaser]: all users of the files are on this machine, so its clock is
+// the database's.
 func (s *Store) Clock(context.Context) (time.Time, error) { return time.Now().UTC().Round(0), nil }
 
 // Yield implements [storage.Leaser].
@@ -262,7 +278,9 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		id = uuid.NewString()
 		err = s.tx(ctx, nil, func(tx *sql.Tx) error {
-			if _, err := tx.ExecContext(ctx, "INSERT INTO instance_info (run_storage_id) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM instance_info)", id); err != nil {
+			if _, err := tx.ExecContext(ctx,
+				"INSERT INTO instance_info (run_storage_id) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM instance_info)",
+				id); err != nil {
 				return err
 			}
 			return tx.QueryRowContext(ctx, "SELECT run_storage_id FROM instance_info").Scan(&id)
@@ -274,7 +292,8 @@ func (s *Store) InstanceID(ctx context.Context) (string, error) {
 	return id, nil
 }
 
-// Hints implements [storage.Store]: SQLite cannot say what changed, so each hint is about everything.
+// Hints implements [storage.Store]: SQLite cannot say what changed, so each hint is about
+// everything.
 func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	return func(yield func(storage.Hint, error) bool) {
 		file := filepath.Join(s.history, "runs.db")
@@ -329,17 +348,18 @@ func parseStamp(s string) time.Time {
 	return t
 }
 
-// Claim implements [storage.Writer]. A launch need not wait for the three commits that Flush makes; the run's next
-// Move or Record makes them too.
+// Claim implements [storage.Writer]. A launch need not wait for the three commits that Flush makes;
+// the run's next Move or Record makes them too.
 func (s *Store) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	failpoint.Here(failpoint.ClaimBegun)
 	ids := make([]string, len(claims))
 	for i, c := range claims {
 		ids[i] = c.Run
 	}
-	outcomes, err := s.changeAll(ctx, &f, ids, func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
-		return storage.PlanClaim(f, claims[i], row, ours)
-	})
+	outcomes, err := s.changeAll(ctx, &f, ids,
+		func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error) {
+			return storage.PlanClaim(f, claims[i], row, ours)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -368,7 +388,9 @@ func (s *Store) Move(ctx context.Context, f storage.Fence, t storage.Transition)
 func (s *Store) row(ctx context.Context, tx *sql.Tx, run string) (storage.Row, []storage.Tag, error) {
 	var r storage.Row
 	var updated string
-	err := tx.QueryRowContext(ctx, "SELECT status, run_body, coalesce(CAST(update_timestamp AS TEXT), ''), coalesce(start_time, 0), coalesce(end_time, 0) FROM runs WHERE run_id = ?", run).
+	err := tx.QueryRowContext(ctx,
+		"SELECT status, run_body, coalesce(CAST(update_timestamp AS TEXT), ''), coalesce(start_time, 0), "+
+			"coalesce(end_time, 0) FROM runs WHERE run_id = ?", run).
 		Scan(&r.Status, &r.Body, &updated, &r.Start, &r.End)
 	r.Updated = parseStamp(updated)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -377,7 +399,8 @@ func (s *Store) row(ctx context.Context, tx *sql.Tx, run string) (storage.Row, [
 	if err != nil {
 		return r, nil, fmt.Errorf("sqlite: run %s: %w", run, err)
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, key, value FROM run_tags WHERE run_id = ? AND key LIKE ? ORDER BY id", run, storage.RowPrefix+"%")
+	rows, err := tx.QueryContext(ctx, "SELECT id, key, value FROM run_tags WHERE run_id = ? AND key LIKE ? ORDER BY id",
+		run, storage.RowPrefix+"%")
 	if err != nil {
 		return r, nil, fmt.Errorf("sqlite: rows of run %s: %w", run, err)
 	}
@@ -420,16 +443,20 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k))
 	}
 	for k, v := range ch.SetTags {
-		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k), exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v))
+		errs = append(errs, exec("DELETE FROM run_tags WHERE run_id = ? AND key = ?", run, k),
+			exec("INSERT INTO run_tags (run_id, key, value) VALUES (?, ?, ?)", run, k, v))
 	}
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
-		errs = append(errs, exec(`UPDATE runs SET status = ?1, run_body = ?2, update_timestamp = coalesce(nullif(?3, ''), CASE WHEN status = ?1 THEN update_timestamp ELSE ?4 END),
+		errs = append(errs,
+			exec(
+				`UPDATE runs SET status = ?1, run_body = ?2, update_timestamp = coalesce(nullif(?3, ''), CASE WHEN status = ?1 THEN update_timestamp ELSE ?4 END),
 			start_time = coalesce(nullif(?5, 0), start_time), end_time = coalesce(nullif(?6, 0), end_time) WHERE run_id = ?7`,
-			ch.Status, ch.Body, stampOr(ch.Updated), stamp(time.Now()), ch.Start, ch.End, run))
+				ch.Status, ch.Body, stampOr(ch.Updated), stamp(time.Now()), ch.Start, ch.End, run))
 	}
 	for _, e := range ch.Events {
-		errs = append(errs, exec("INSERT INTO kvs (key, value) VALUES (?, ?)", fmt.Sprintf("%s%s/%d", outboxPrefix, run, s.sequence()), e.JSON()))
+		errs = append(errs, exec("INSERT INTO kvs (key, value) VALUES (?, ?)",
+			fmt.Sprintf("%s%s/%d", outboxPrefix, run, s.sequence()), e.JSON()))
 	}
 	return errors.Join(errs...)
 }
@@ -452,7 +479,8 @@ func (s *Store) sequence() int64 {
 	}
 }
 
-// fileOf is the path of a run's event shard. A run ID comes from storage; one that would leave the folder is refused.
+// fileOf is the path of a run's event shard. A run ID comes from storage; one that would leave the
+// folder is refused.
 func (s *Store) fileOf(run string) (string, error) {
 	if run == "" || strings.ContainsAny(run, "/\\\x00") || run == "index" {
 		return "", fmt.Errorf("sqlite: %q is no run ID", run)

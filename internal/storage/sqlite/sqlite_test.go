@@ -75,14 +75,16 @@ func claimed(t *testing.T, d *storagetest.Dagster, s storage.Store) (storage.Fen
 	if err := d.Enqueue(run, nil); err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.Claim(t.Context(), fence, []storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}})
+	out, err := s.Claim(t.Context(), fence,
+		[]storage.Claim{{Run: run, Instance: "i", Launcher: "l", Token: "t", At: time.Now()}})
 	if err != nil || !out[0].Done {
 		t.Fatal(out, err)
 	}
 	return fence, run
 }
 
-// A change that was committed stands although its events cannot be written to the run's shard, as on a full disk; they are written when they can be.
+// A change that was committed stands although its events cannot be written to the run's shard, as
+// on a full disk; they are written when they can be.
 func TestCommittedStands(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	s := openStore(t, d.Location)
@@ -96,11 +98,14 @@ func TestCommittedStands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.(storage.Recorder).Record(t.Context(), storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Events: []dagster.Event{dagster.NewEvent(runs[0].Run, dagster.RunStart, time.Now(), "")}})
+	out, err := s.(storage.Recorder).Record(t.Context(),
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting},
+			Events: []dagster.Event{dagster.NewEvent(runs[0].Run, dagster.RunStart, time.Now(), "")}})
 	if err != nil || !out.Done || out.Status != dagster.Started {
 		t.Errorf("Record = %+v, %v, though it was committed", out, err)
 	}
-	if out, err := s.Move(t.Context(), fence, storage.Transition{Run: run, Handle: "h", Launch: "t"}); err != nil || !out.Done {
+	if out, err := s.Move(t.Context(), fence, storage.Transition{Run: run, Handle: "h", Launch: "t"}); err != nil ||
+		!out.Done {
 		t.Errorf("Move = %+v, %v, though it was committed", out, err)
 	}
 	if err := s.Flush(t.Context(), fence); err == nil {
@@ -113,14 +118,16 @@ func TestCommittedStands(t *testing.T) {
 	if err != nil || len(events) != 2 {
 		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
 	}
-	for _, typ := range []dagster.EventType{dagster.RunStarting, dagster.RunStart} { // Events would give those that still wait as well
+	// Events would give those that still wait as well
+	for _, typ := range []dagster.EventType{dagster.RunStarting, dagster.RunStart} {
 		if text, err := d.EventColumn(run, string(typ), "event"); err != nil || text == "" {
 			t.Errorf("%s is not in the shard: %q, %v", typ, text, err)
 		}
 	}
 }
 
-// An event is read once, whether it still waits in the outbox, or stands in the shard, or, half delivered, in both.
+// An event is read once, whether it still waits in the outbox, or stands in the shard, or, half
+// delivered, in both.
 func TestEventsThatWaitAreRead(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	s := openStore(t, d.Location)
@@ -157,7 +164,8 @@ func TestEventsThatWaitAreRead(t *testing.T) {
 	check("of another type", dagster.RunStart)
 }
 
-// While the storage is away nothing is written to where it went, nor once another file is in its place.
+// While the storage is away nothing is written to where it went, nor once another file is in its
+// place.
 func TestMoved(t *testing.T) {
 	d := storagetest.NewSQLite(t)
 	s := openStore(t, d.Location)
@@ -186,7 +194,8 @@ func TestMoved(t *testing.T) {
 	if err := os.Rename(history, away); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := s.Claim(t.Context(), fence, []storage.Claim{first}); err == nil || !strings.Contains(err.Error(), "not where it was") {
+	if out, err := s.Claim(t.Context(), fence, []storage.Claim{first}); err == nil ||
+		!strings.Contains(err.Error(), "not where it was") {
 		t.Errorf("Claim of a storage that is away = %v, %v", out, err)
 	}
 	if _, leads, err := s.Lead(t.Context(), "me", time.Minute); err == nil || leads {

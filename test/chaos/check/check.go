@@ -213,7 +213,8 @@ func (w World) index(db *sql.DB) (*sql.DB, func(), error) {
 	if strings.HasPrefix(w.Location, "postgresql://") {
 		return db, func() {}, nil
 	}
-	i, err := sql.Open("sqlite", "file:"+filepath.Join(w.Location, "history/runs/index.db")+"?mode=ro&_pragma=busy_timeout(30000)")
+	i, err := sql.Open("sqlite", "file:"+filepath.Join(w.Location, "history/runs/index.db")+
+		"?mode=ro&_pragma=busy_timeout(30000)")
 	return i, func() { _ = i.Close() }, err
 }
 
@@ -256,27 +257,29 @@ func (w World) rows(db *sql.DB, runs map[string]*run, say func(string, ...any)) 
 		return err
 	}
 	last, lastRun := int64(0), ""
-	return each(db, "SELECT run_id, value FROM run_tags WHERE key = '.dagster/slipway/launch' ORDER BY id", func(row []string) {
-		f := strings.Fields(row[1])
-		r := runs[row[0]]
-		if r == nil || len(f) != 8 {
-			return
-		}
-		epoch, err := strconv.ParseInt(f[5], 10, 64)
-		if err != nil {
-			say("run %s has a launch row that cannot be read: %s", row[0], row[1])
-			return
-		}
-		r.attempts++
-		r.epochs = append(r.epochs, epoch)
-		if f[7] == "void" { // written again when the launch was ended
-			return
-		}
-		if epoch < last {
-			say("the launch row of run %s has epoch %d, and stands after that of run %s of epoch %d", row[0], epoch, lastRun, last)
-		}
-		last, lastRun = max(last, epoch), row[0]
-	})
+	return each(db, "SELECT run_id, value FROM run_tags WHERE key = '.dagster/slipway/launch' ORDER BY id",
+		func(row []string) {
+			f := strings.Fields(row[1])
+			r := runs[row[0]]
+			if r == nil || len(f) != 8 {
+				return
+			}
+			epoch, err := strconv.ParseInt(f[5], 10, 64)
+			if err != nil {
+				say("run %s has a launch row that cannot be read: %s", row[0], row[1])
+				return
+			}
+			r.attempts++
+			r.epochs = append(r.epochs, epoch)
+			if f[7] == "void" { // written again when the launch was ended
+				return
+			}
+			if epoch < last {
+				say("the launch row of run %s has epoch %d, and stands after that of run %s of epoch %d", row[0], epoch,
+					lastRun, last)
+			}
+			last, lastRun = max(last, epoch), row[0]
+		})
 }
 
 // dagsterFailed are the texts with which Dagster's own worker fails a run. It writes the second one
@@ -305,11 +308,15 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 			r.expired = r.expired || strings.Contains(event, expiry)
 		case "PIPELINE_FAILURE":
 			r.failures++
-			r.byDagster = r.byDagster || slices.ContainsFunc(dagsterFailed, func(text string) bool { return strings.Contains(event, text) })
+			r.byDagster = r.byDagster || slices.ContainsFunc(dagsterFailed, func(text string) bool {
+				return strings.Contains(event, text)
+			})
 		}
 	}
 	if strings.HasPrefix(w.Location, "postgresql://") {
-		return each(db, "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type LIKE 'PIPELINE_%'", func(row []string) { count(row[0], row[1], row[2]) })
+		return each(db,
+			"SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type LIKE 'PIPELINE_%'",
+			func(row []string) { count(row[0], row[1], row[2]) })
 	}
 	index, done, err := w.index(db)
 	if err != nil {
@@ -317,7 +324,9 @@ func (w World) events(db *sql.DB, runs map[string]*run, say func(string, ...any)
 	}
 	defer done()
 	mirrored := map[string]int{}
-	const query = "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type IN ('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_CANCELING', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', 'PIPELINE_CANCELED')"
+	const query = "SELECT run_id, dagster_event_type, event FROM event_logs WHERE dagster_event_type IN " +
+		"('PIPELINE_STARTING', 'PIPELINE_START', 'PIPELINE_CANCELING', 'PIPELINE_SUCCESS', 'PIPELINE_FAILURE', " +
+		"'PIPELINE_CANCELED')"
 	if err := each(index, query, func(row []string) { mirrored[row[0]]++ }); err != nil {
 		return err
 	}
@@ -364,7 +373,8 @@ func (w World) witnesses(runs map[string]*run, say func(string, ...any)) error {
 				r.begins++
 				// Dagster's workers write "beside" themselves if another one is alive.
 				if open != "" && r.killed+r.orphaned == 0 && r.fate != "dagster" {
-					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed", id, line, open)
+					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed",
+						id, line, open)
 				}
 				open = line
 			case strings.HasPrefix(line, "beside"):
@@ -413,7 +423,9 @@ func (w World) alive() ([]string, error) {
 			continue // it has ended
 		}
 		line := strings.ReplaceAll(string(text), "\x00", " ")
-		if strings.Contains(line, w.Mark) && (strings.Contains(line, "execute_run") || strings.Contains(line, "resume_run") || strings.Contains(line, "begin $$")) {
+		if strings.Contains(line, w.Mark) &&
+			(strings.Contains(line, "execute_run") || strings.Contains(line, "resume_run") ||
+				strings.Contains(line, "begin $$")) {
 			found = append(found, strings.TrimSpace(filepath.Base(filepath.Dir(f))+" "+line[:min(len(line), 200)]))
 		}
 	}

@@ -50,7 +50,8 @@ func run() error {
 	f := flag.CommandLine
 	f.Usage = func() { _, _ = fmt.Fprint(f.Output(), usage); f.PrintDefaults() }
 	listen := f.String("listen", "127.0.0.1:10600", "address; another one than loopback needs -token")
-	withTLS := f.Bool("tls", false, "serve https, with a certificate for localhost by an authority of the state folder, ca.pem")
+	withTLS := f.Bool("tls", false,
+		"serve https, with a certificate for localhost by an authority of the state folder, ca.pem")
 	state := f.String("state", ".aci-emulator", "folder for groups and certificates")
 	backend := f.String("backend", "", "docker or process; default: docker if an engine answers")
 	network := f.String("network", "", "Docker network of containers; host gives them this machine's")
@@ -69,10 +70,13 @@ func run() error {
 		return fmt.Errorf("-listen: %w", err)
 	}
 	if ip := net.ParseIP(host); (ip == nil || !ip.IsLoopback()) && host != "localhost" && *token == "" {
-		return fmt.Errorf("-listen %s: whoever reaches it can run containers here: set -token, or listen on 127.0.0.1", *listen)
+		return fmt.Errorf("-listen %s: whoever reaches it can run containers here: set -token, or listen on 127.0.0.1",
+			*listen)
 	}
 	o := aci.Options{Token: *token, Files: *files, Git: *git, Log: log}
-	for flagName, at := range map[string]struct{ path, to *string }{"-state": {state, &o.State}, "-files": {files, &o.Files}} {
+	for flagName, at := range map[string]struct {
+		path, to *string
+	}{"-state": {state, &o.State}, "-files": {files, &o.Files}} {
 		if *at.path == "" {
 			continue
 		}
@@ -107,7 +111,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: e, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	server := &http.Server{Handler: e, ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	address := "http://" + l.Addr().String()
 	if *withTLS {
 		cert, err := certificate(o.State, host)
@@ -181,7 +186,8 @@ func certificate(folder, host string) (tls.Certificate, error) {
 	var none tls.Certificate
 	caFile, keyFile := filepath.Join(folder, "ca.pem"), filepath.Join(folder, "ca.key")
 	year := func(c *x509.Certificate, serial int64) *x509.Certificate {
-		c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(serial), time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0)
+		c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(serial), time.Now().Add(-time.Hour),
+			time.Now().AddDate(1, 0, 0)
 		return c
 	}
 	ca, err := tls.LoadX509KeyPair(caFile, keyFile)
@@ -190,7 +196,8 @@ func certificate(folder, host string) (tls.Certificate, error) {
 		if err != nil {
 			return none, err
 		}
-		c := year(&x509.Certificate{Subject: pkix.Name{CommonName: "aci-emulator"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, 1)
+		c := year(&x509.Certificate{Subject: pkix.Name{CommonName: "aci-emulator"}, IsCA: true,
+			BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, 1)
 		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 		if err != nil {
 			return none, err
@@ -213,7 +220,9 @@ func certificate(folder, host string) (tls.Certificate, error) {
 	if err != nil {
 		return none, err
 	}
-	c := year(&x509.Certificate{Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost", "management.azure.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, time.Now().UnixNano())
+	c := year(&x509.Certificate{Subject: pkix.Name{CommonName: "localhost"},
+		DNSNames:    []string{"localhost", "management.azure.com"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, time.Now().UnixNano())
 	c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	if ip := net.ParseIP(host); ip != nil {
 		c.IPAddresses = append(c.IPAddresses, ip)

@@ -63,7 +63,8 @@ func (e *Emulator) admin(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &p):
 		status, out = p.Status, map[string]any{"error": p}
 	case err != nil:
-		status, out = http.StatusBadRequest, map[string]any{"error": map[string]any{"code": "BadRequest", "message": err.Error()}}
+		status, out = http.StatusBadRequest,
+			map[string]any{"error": map[string]any{"code": "BadRequest", "message": err.Error()}}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -95,7 +96,8 @@ func (e *Emulator) state() any {
 	defer e.mu.Unlock()
 	groups := map[string]any{}
 	for k, g := range e.groups {
-		groups[k] = map[string]any{"group": e.view(g, true), "deployed": g.deploy, "stopping": g.stopping, "deleting": g.deleting}
+		groups[k] = map[string]any{"group": e.view(g, true), "deployed": g.deploy, "stopping": g.stopping,
+			"deleting": g.deleting}
 	}
 	return map[string]any{"groups": groups, "settings": e.settings, "faults": e.rules}
 }

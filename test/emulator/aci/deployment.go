@@ -32,7 +32,9 @@ func resolve(v any, values map[string]any) (any, *answer) {
 		if m := parameter.FindStringSubmatch(t); m != nil {
 			value, ok := values[m[1]]
 			if !ok || value == nil {
-				a := wrong(400, "InvalidTemplate", "Deployment template validation failed: 'The value for the template parameter '%s' is not provided.'", m[1])
+				a := wrong(400, "InvalidTemplate",
+					"Deployment template validation failed: 'The value for the template parameter '%s' is not "+
+						"provided.'", m[1])
 				return nil, &a
 			}
 			return value, nil
@@ -95,8 +97,11 @@ func (e *Emulator) deployTemplate(r *http.Request, c call, body []byte) answer {
 		one := call{op: "put", sub: c.sub, rg: c.rg, name: name}
 		put := e.put(r, one, e.groups[groupKey(c.sub, c.rg, name)], text)
 		if p, bad := put.body.(problem); bad {
-			return answer{status: put.status, body: map[string]any{"error": map[string]any{"code": "DeploymentFailed", "message": "At least one resource deployment operation failed.", "details": []problem{p}}}}
+			return answer{status: put.status,
+				body: map[string]any{"error": map[string]any{"code": "DeploymentFailed",
+					"message": "At least one resource deployment operation failed.", "details": []problem{p}}}}
 		}
 	}
-	return answer{status: 201, body: map[string]any{"name": c.name, "properties": map[string]any{"provisioningState": "Succeeded"}}}
+	return answer{status: 201, body: map[string]any{"name": c.name,
+		"properties": map[string]any{"provisioningState": "Succeeded"}}}
 }

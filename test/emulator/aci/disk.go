@@ -72,7 +72,8 @@ func (e *Emulator) load() error {
 // longer known.
 func (e *Emulator) revive(s saved) {
 	p := s.View.Properties
-	g := &group{sub: s.Sub, rg: s.RG, name: s.Name, at: s.At, deploy: s.Deploy, asked: *s.View, provisioning: val(p.ProvisioningState), state: "Pending"}
+	g := &group{sub: s.Sub, rg: s.RG, name: s.Name, at: s.At, deploy: s.Deploy, asked: *s.View,
+		provisioning: val(p.ProvisioningState), state: "Pending"}
 	if p.InstanceView != nil {
 		g.state, g.events = val(p.InstanceView.State), p.InstanceView.Events
 	}
@@ -103,8 +104,10 @@ func (e *Emulator) revive(s saved) {
 			for _, b := range g.boxes {
 				if b.c == nil {
 					now, code := time.Now().UTC(), int32(255)
-					event(&b.events, "Killing", "Normal", "The emulator was started again, and has no such container any more")
-					b.current = &arm.ContainerState{State: to.Ptr("Terminated"), StartTime: &now, FinishTime: &now, ExitCode: &code, DetailStatus: to.Ptr("Error")}
+					event(&b.events, "Killing", "Normal",
+						"The emulator was started again, and has no such container any more")
+					b.current = &arm.ContainerState{State: to.Ptr("Terminated"), StartTime: &now, FinishTime: &now,
+						ExitCode: &code, DetailStatus: to.Ptr("Error")}
 					g.state, g.lives = "Failed", false
 				}
 			}

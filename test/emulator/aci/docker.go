@@ -52,7 +52,8 @@ func (d *Docker) Pull(ctx context.Context, image string, login *Login) error {
 	}
 	options := client.ImagePullOptions{}
 	if login != nil {
-		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: login.Username, Password: login.Password, ServerAddress: login.Server})
+		header, err := authconfig.Encode(registrytypes.AuthConfig{Username: login.Username, Password: login.Password,
+			ServerAddress: login.Server})
 		if err != nil {
 			return err
 		}
@@ -75,7 +76,8 @@ func (d *Docker) Pull(ctx context.Context, image string, login *Login) error {
 
 // Start implements [Backend].
 func (d *Docker) Start(ctx context.Context, s Spec) (Container, error) {
-	if _, err := d.engine.ContainerRemove(ctx, s.Key, client.ContainerRemoveOptions{Force: true}); err != nil && !cerrdefs.IsNotFound(err) {
+	if _, err := d.engine.ContainerRemove(ctx, s.Key, client.ContainerRemoveOptions{Force: true}); err != nil &&
+		!cerrdefs.IsNotFound(err) {
 		return nil, err
 	}
 	config := &container.Config{Image: s.Image, Env: s.Env, Labels: map[string]string{keyLabel: s.Key}}
@@ -92,9 +94,11 @@ func (d *Docker) Start(ctx context.Context, s Spec) (Container, error) {
 		host.NetworkMode = container.NetworkMode("container:" + s.With)
 	}
 	for _, m := range s.Mounts {
-		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
+		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: m.Source, Target: m.Target,
+			ReadOnly: m.ReadOnly})
 	}
-	made, err := d.engine.ContainerCreate(ctx, client.ContainerCreateOptions{Name: s.Key, Config: config, HostConfig: host})
+	made, err := d.engine.ContainerCreate(ctx,
+		client.ContainerCreateOptions{Name: s.Key, Config: config, HostConfig: host})
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +177,8 @@ func (c *dockerContainer) Logs(ctx context.Context, tail int, times bool) (strin
 }
 
 func (c *dockerContainer) Exec(ctx context.Context, command []string, in io.Reader, out io.Writer) error {
-	made, err := c.engine.ExecCreate(ctx, c.id, client.ExecCreateOptions{TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, Cmd: command})
+	made, err := c.engine.ExecCreate(ctx, c.id,
+		client.ExecCreateOptions{TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, Cmd: command})
 	if err != nil {
 		return err
 	}

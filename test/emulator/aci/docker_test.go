@@ -28,8 +28,10 @@ func TestDockerState(t *testing.T) {
 	g := group("cat /secrets/f; echo; echo $PASSWORD; sleep 2; exit 6")
 	c := g.Properties.Containers[0].Properties
 	c.Image = &image
-	g.Properties.Volumes = []*arm.Volume{{Name: to.Ptr("secrets"), Secret: map[string]*string{"f": to.Ptr("aHVudGVyMw==")}}, {Name: to.Ptr("scratch"), EmptyDir: map[string]any{}}}
-	c.VolumeMounts = []*arm.VolumeMount{{Name: to.Ptr("secrets"), MountPath: to.Ptr("/secrets"), ReadOnly: to.Ptr(true)}, {Name: to.Ptr("scratch"), MountPath: to.Ptr("/scratch")}}
+	g.Properties.Volumes = []*arm.Volume{{Name: to.Ptr("secrets"),
+		Secret: map[string]*string{"f": to.Ptr("aHVudGVyMw==")}}, {Name: to.Ptr("scratch"), EmptyDir: map[string]any{}}}
+	c.VolumeMounts = []*arm.VolumeMount{{Name: to.Ptr("secrets"), MountPath: to.Ptr("/secrets"),
+		ReadOnly: to.Ptr(true)}, {Name: to.Ptr("scratch"), MountPath: to.Ptr("/scratch")}}
 	w.put("live", g)
 	w.state("live", "Running")
 	if err := w.e.Close(); err != nil {
@@ -40,7 +42,8 @@ func TestDockerState(t *testing.T) {
 	if s := got.Properties.Containers[0].Properties.InstanceView.CurrentState; *s.ExitCode != 6 {
 		t.Errorf("exit code %d", *s.ExitCode)
 	}
-	if log, err := w.boxes.ListLogs(t.Context(), rg, "live", "run", nil); err != nil || *log.Content != "hunter3\nhunter2\n" {
+	if log, err := w.boxes.ListLogs(t.Context(), rg, "live", "run", nil); err != nil ||
+		*log.Content != "hunter3\nhunter2\n" {
 		t.Errorf("log %v, %v", log.Content, err)
 	}
 	if _, err := w.client.BeginDelete(t.Context(), rg, "live", nil); err != nil {

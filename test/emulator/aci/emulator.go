@@ -68,7 +68,8 @@ func New(o Options) (*Emulator, error) {
 		return nil, err
 	}
 	e := &Emulator{
-		o: o, settings: o.Settings, groups: map[string]*group{}, gone: map[string][]snapshot{}, ops: map[string]*operation{}, writes: map[string][]time.Time{},
+		o: o, settings: o.Settings, groups: map[string]*group{}, gone: map[string][]snapshot{},
+		ops: map[string]*operation{}, writes: map[string][]time.Time{},
 		reads: map[string][]time.Time{}, execs: map[string]session{}, random: mrand.New(mrand.NewPCG(1, 0)), //nolint:gosec // faults are no secret
 	}
 	e.ctx, e.end = context.WithCancel(context.Background())
@@ -159,20 +160,25 @@ func understand(method, urlPath string) (call, bool) {
 		return call{op: "list", sub: s[1]}, true
 	case at("subscriptions", "*", "providers", provider, "locations", "*", "*"):
 		c := call{op: low[6], sub: s[1], location: place(s[5])}
-		known := map[string]int{"usages": 7, "capabilities": 7, "cachedimages": 7, "operations": 8, "operationresults": 8}
+		known := map[string]int{"usages": 7, "capabilities": 7, "cachedimages": 7, "operations": 8,
+			"operationresults": 8}
 		if len(s) == 8 {
 			c.rest = s[7]
 		}
 		return c, is("GET", known[low[6]])
-	case at("subscriptions", "*", "providers", provider) && is("GET", 4), at("subscriptions", "*", "providers", provider, "register") && is("POST", 5):
+	case at("subscriptions", "*", "providers", provider) && is("GET", 4),
+		at("subscriptions", "*", "providers", provider, "register") && is("POST", 5):
 		return call{op: "registration", sub: s[1]}, true
 	case at("subscriptions", "*", "resourcegroups", "*") && (is("GET", 4) || is("HEAD", 4)):
 		return call{op: "resourcegroup", sub: s[1], rg: s[3]}, true
-	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.authorization", "permissions") && is("GET", 7):
+	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.authorization", "permissions") &&
+		is("GET", 7):
 		return call{op: "permissions", sub: s[1], rg: s[3]}, true
-	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.resources", "deployments", "*") && is("PUT", 8):
+	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.resources", "deployments", "*") &&
+		is("PUT", 8):
 		return call{op: "deployment", sub: s[1], rg: s[3], name: s[7]}, true
-	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.network", "virtualnetworks", "*", "subnets", "*", "providers", provider, "serviceassociationlinks", "default") && is("DELETE", 14):
+	case at("subscriptions", "*", "resourcegroups", "*", "providers", "microsoft.network", "virtualnetworks", "*",
+		"subnets", "*", "providers", provider, "serviceassociationlinks", "default") && is("DELETE", 14):
 		return call{op: "unlink", sub: s[1], rg: s[3]}, true
 	case !at("subscriptions", "*", "resourcegroups", "*", "providers", provider, "containergroups"):
 		return call{}, false
@@ -314,31 +320,45 @@ func (e *Emulator) refused(r *http.Request, c call, known bool, location string,
 	version := r.URL.Query().Get("api-version")
 	switch {
 	case !ok || token == "" || e.o.Token != "" && token != e.o.Token:
-		a := wrong(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing or its token is not valid.")
+		a := wrong(401, "AuthenticationFailed",
+			"Authentication failed. The 'Authorization' header is missing or its token is not valid.")
 		a.header.Set("WWW-Authenticate", `Bearer authorization_uri="https://login.microsoftonline.com/common", error="invalid_token"`)
 		return a
 	case !known:
-		return wrong(404, "InvalidResourceType", "The resource type could not be found in the namespace 'Microsoft.ContainerInstance' for "+r.Method+" "+r.URL.Path+".")
+		return wrong(404, "InvalidResourceType",
+			"The resource type could not be found in the namespace 'Microsoft.ContainerInstance' for "+r.Method+" "+
+				r.URL.Path+".")
 	case version == "":
-		return wrong(400, "MissingApiVersionParameter", "The api-version query parameter (?api-version=) is required for all requests.")
-	case (version < firstVersion || len(version) < len(firstVersion)) && c.op != "operations" && c.op != "operationresults" && c.op != "resourcegroup" && c.op != "permissions" && c.op != "deployment":
+		return wrong(400, "MissingApiVersionParameter",
+			"The api-version query parameter (?api-version=) is required for all requests.")
+	case (version < firstVersion || len(version) < len(firstVersion)) && c.op != "operations" &&
+		c.op != "operationresults" && c.op != "resourcegroup" && c.op != "permissions" && c.op != "deployment":
 		return wrong(400, "InvalidApiVersionParameter", "The api-version '"+version+"' is invalid.")
 	}
 	for _, f := range faults {
 		size := fmt.Sprintf("in the location '%s'", location)
 		switch f.Action {
 		case "quota":
-			return wrong(400, "ContainerGroupQuotaReached", fmt.Sprintf("Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota 'StandardCores' exceeded in region '%s'. Limit: '100', Usage: '100' Requested: '1'.", location))
+			return wrong(400, "ContainerGroupQuotaReached",
+				fmt.Sprintf("Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota "+
+					"'StandardCores' exceeded in region '%s'. Limit: '100', Usage: '100' Requested: '1'.", location))
 		case "capacity":
-			return wrong(409, "ServiceUnavailable", "The requested resource is not available "+size+" at this moment. Please retry with a different resource request or in another location.")
+			return wrong(409, "ServiceUnavailable",
+				"The requested resource is not available "+size+
+					" at this moment. Please retry with a different resource request or in another location.")
 		case "fraud":
-			return wrong(409, "ServiceUnavailable", fmt.Sprintf("Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota 'ContainerGroups' exceeded in region '%s'. Limit: '0', Usage: '0' Requested: '1'.", location))
+			return wrong(409, "ServiceUnavailable",
+				fmt.Sprintf("Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota "+
+					"'ContainerGroups' exceeded in region '%s'. Limit: '0', Usage: '0' Requested: '1'.", location))
 		case "inaccessible_image":
-			return wrong(400, "InaccessibleImage", "The image in container group '"+c.name+"' is not accessible. Please check the image and registry credential.")
+			return wrong(400, "InaccessibleImage", "The image in container group '"+c.name+
+				"' is not accessible. Please check the image and registry credential.")
 		case "registry_error":
-			return wrong(409, "RegistryErrorResponse", "An error response is received from the docker registry 'index.docker.io'. Please retry later.")
+			return wrong(409, "RegistryErrorResponse",
+				"An error response is received from the docker registry 'index.docker.io'. Please retry later.")
 		case "transitioning":
-			return wrong(409, "ContainerGroupTransitioning", "The container group '"+c.name+"' is still transitioning, please retry later.")
+			return wrong(409, "ContainerGroupTransitioning",
+				"The container group '"+c.name+"' is still transitioning, please retry later.")
 		case "throttle":
 			return e.throttled(c, max(1, f.RetryAfter))
 		case "status":
@@ -358,7 +378,8 @@ func (e *Emulator) throttled(c call, seconds int) *answer {
 		code = "TooManyRequests"
 	}
 	return &answer{status: 429, body: problem{Code: code, RetryAfter: seconds, Message: fmt.Sprintf(
-		"Number of requests for action 'Microsoft.ContainerInstance/containerGroups/%s' exceeded the limit for time interval '00:05:00'. Please try again after '%d' seconds.", c.op, seconds)}}
+		"Number of requests for action 'Microsoft.ContainerInstance/containerGroups/%s' exceeded the limit for time "+
+			"interval '00:05:00'. Please try again after '%d' seconds.", c.op, seconds)}}
 }
 
 // limited counts a request. It refuses the request if there were too many.
@@ -418,8 +439,10 @@ func (e *Emulator) remaining(c call) http.Header {
 		return strconv.Itoa(max(0, limit-n))
 	}
 	if c.op == "put" || c.op == "delete" {
-		h.Set("x-ms-ratelimit-remaining-subscription-resource-requests-pt5m", left(e.writes[c.sub], l.Writes5m, 1499, 5*time.Minute))
-		h.Set("x-ms-ratelimit-remaining-subscription-resource-requests-pt1h", left(e.writes[c.sub], l.Writes1h, 14999, time.Hour))
+		h.Set("x-ms-ratelimit-remaining-subscription-resource-requests-pt5m",
+			left(e.writes[c.sub], l.Writes5m, 1499, 5*time.Minute))
+		h.Set("x-ms-ratelimit-remaining-subscription-resource-requests-pt1h",
+			left(e.writes[c.sub], l.Writes1h, 14999, time.Hour))
 		h.Set("x-ms-ratelimit-remaining-subscription-writes", "799")
 		return h
 	}
@@ -432,7 +455,9 @@ func wrong(status int, code, format string, args ...any) answer {
 }
 
 func notFound(c call) answer {
-	return wrong(404, "ResourceNotFound", "The Resource 'Microsoft.ContainerInstance/containerGroups/%s' under resource group '%s' was not found.", c.name, c.rg)
+	return wrong(404, "ResourceNotFound",
+		"The Resource 'Microsoft.ContainerInstance/containerGroups/%s' under resource group '%s' was not found.",
+		c.name, c.rg)
 }
 
 // serve executes a request.
@@ -454,13 +479,18 @@ func (e *Emulator) serve(r *http.Request, c call, body []byte, faults []Fault) a
 	case "capabilities":
 		a = answer{status: 200, body: map[string]any{"value": e.capabilities(c)}}
 	case "cachedimages":
-		a = answer{status: 200, body: map[string]any{"value": []any{map[string]any{"osType": "Linux", "image": "mcr.microsoft.com/azuredocs/aci-helloworld:latest"}}}}
+		a = answer{status: 200,
+			body: map[string]any{"value": []any{map[string]any{"osType": "Linux",
+				"image": "mcr.microsoft.com/azuredocs/aci-helloworld:latest"}}}}
 	case "registration":
-		a = answer{status: 200, body: map[string]any{"namespace": "Microsoft.ContainerInstance", "registrationState": "Registered"}}
+		a = answer{status: 200, body: map[string]any{"namespace": "Microsoft.ContainerInstance",
+			"registrationState": "Registered"}}
 	case "resourcegroup":
-		a = answer{status: 200, body: map[string]any{"id": "/subscriptions/" + c.sub + "/resourceGroups/" + c.rg, "name": c.rg, "location": "westeurope", "properties": map[string]any{"provisioningState": "Succeeded"}}}
+		a = answer{status: 200, body: map[string]any{"id": "/subscriptions/" + c.sub + "/resourceGroups/" + c.rg,
+			"name": c.rg, "location": "westeurope", "properties": map[string]any{"provisioningState": "Succeeded"}}}
 	case "permissions":
-		a = answer{status: 200, body: map[string]any{"value": []any{map[string]any{"actions": []string{"*"}, "notActions": []string{}}}}}
+		a = answer{status: 200,
+			body: map[string]any{"value": []any{map[string]any{"actions": []string{"*"}, "notActions": []string{}}}}}
 	case "deployment":
 		a = e.deployTemplate(r, c, body)
 	case "unlink":
@@ -577,7 +607,8 @@ func (e *Emulator) list(r *http.Request, c call, faults []Fault) answer {
 	}
 	var names []string
 	for k := range keys {
-		if fits, _ := path.Match(cmp.Or(groupKey(c.sub, cmp.Or(c.rg, "*"), "*"), ""), k); fits && e.seen(k, faults) != nil {
+		if fits, _ := path.Match(cmp.Or(groupKey(c.sub, cmp.Or(c.rg, "*"), "*"), ""), k); fits &&
+			e.seen(k, faults) != nil {
 			names = append(names, k)
 		}
 	}
@@ -638,10 +669,14 @@ func (e *Emulator) usages(c call) []*arm.Usage {
 	for _, u := range []struct {
 		name, text string
 		has, limit float64
-	}{{"ContainerGroups", "Container Groups", float64(groups), float64(q.Groups)}, {"StandardCores", "Standard Cores", cores, q.Cores}, {"StandardSpotCores", "Standard Spot Cores", spot, q.SpotCores}} {
-		id, unit := "/subscriptions/"+c.sub+"/providers/Microsoft.ContainerInstance/locations/"+c.location+"/usages/"+u.name, "Count"
+	}{{"ContainerGroups", "Container Groups", float64(groups), float64(q.Groups)},
+		{"StandardCores", "Standard Cores", cores, q.Cores},
+		{"StandardSpotCores", "Standard Spot Cores", spot, q.SpotCores}} {
+		id, unit := "/subscriptions/"+c.sub+"/providers/Microsoft.ContainerInstance/locations/"+c.location+"/usages/"+
+			u.name, "Count"
 		has, limit := int32(u.has+0.999), int32(u.limit)
-		out = append(out, &arm.Usage{ID: &id, Unit: &unit, CurrentValue: &has, Limit: &limit, Name: &arm.UsageName{Value: &u.name, LocalizedValue: &u.text}})
+		out = append(out, &arm.Usage{ID: &id, Unit: &unit, CurrentValue: &has, Limit: &limit,
+			Name: &arm.UsageName{Value: &u.name, LocalizedValue: &u.text}})
 	}
 	return out
 }
@@ -693,7 +728,8 @@ var _ http.Handler = (*Emulator)(nil)
 func decode(body []byte, into any) *answer {
 	d := json.NewDecoder(bytes.NewReader(body))
 	if err := d.Decode(into); err != nil {
-		a := wrong(400, "InvalidRequestContent", "The request content was invalid and could not be deserialized: '%v'.", err)
+		a := wrong(400, "InvalidRequestContent", "The request content was invalid and could not be deserialized: '%v'.",
+			err)
 		return &a
 	}
 	return nil

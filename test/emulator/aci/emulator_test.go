@@ -101,17 +101,21 @@ func open(t *testing.T, o aci.Options) *world {
 }
 
 func group(script string) arm.ContainerGroup {
-	return arm.ContainerGroup{Location: to.Ptr("West Europe"), Tags: map[string]*string{"a": to.Ptr("1")}, Properties: &arm.ContainerGroupPropertiesProperties{
-		OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever),
-		Containers: []*arm.Container{{Name: to.Ptr("run"), Properties: &arm.ContainerProperties{
-			Image: to.Ptr("etl:1"), Command: to.SliceOfPtrs("sh", "-c", script),
-			EnvironmentVariables: []*arm.EnvironmentVariable{{Name: to.Ptr("PLAIN"), Value: to.Ptr("seen")}, {Name: to.Ptr("PASSWORD"), SecureValue: to.Ptr("hunter2")}},
-			Resources:            &arm.ResourceRequirements{Requests: &arm.ResourceRequests{CPU: to.Ptr(1.0), MemoryInGB: to.Ptr(1.5)}},
-		}}},
-	}}
+	return arm.ContainerGroup{Location: to.Ptr("West Europe"), Tags: map[string]*string{"a": to.Ptr("1")},
+		Properties: &arm.ContainerGroupPropertiesProperties{
+			OSType: to.Ptr(arm.OperatingSystemTypesLinux), RestartPolicy: to.Ptr(arm.ContainerGroupRestartPolicyNever),
+			Containers: []*arm.Container{{Name: to.Ptr("run"), Properties: &arm.ContainerProperties{
+				Image: to.Ptr("etl:1"), Command: to.SliceOfPtrs("sh", "-c", script),
+				EnvironmentVariables: []*arm.EnvironmentVariable{{Name: to.Ptr("PLAIN"), Value: to.Ptr("seen")},
+					{Name: to.Ptr("PASSWORD"), SecureValue: to.Ptr("hunter2")}},
+				Resources: &arm.ResourceRequirements{Requests: &arm.ResourceRequests{CPU: to.Ptr(1.0),
+					MemoryInGB: to.Ptr(1.5)}},
+			}}},
+		}}
 }
 
-func (w *world) put(name string, g arm.ContainerGroup) *runtime.Poller[arm.ContainerGroupsClientCreateOrUpdateResponse] {
+func (w *world) put(name string,
+	g arm.ContainerGroup) *runtime.Poller[arm.ContainerGroupsClientCreateOrUpdateResponse] {
 	w.Helper()
 	p, err := w.client.BeginCreateOrUpdate(w.Context(), rg, name, g, nil)
 	if err != nil {
@@ -135,7 +139,8 @@ func (w *world) state(name, want string) *arm.ContainerGroup {
 	var g *arm.ContainerGroup
 	testenv.Eventually(w, 20*time.Second, func() (bool, string) {
 		g = w.get(name)
-		return *g.Properties.InstanceView.State == want, fmt.Sprintf("%s is %s, want %s", name, *g.Properties.InstanceView.State, want)
+		return *g.Properties.InstanceView.State == want,
+			fmt.Sprintf("%s is %s, want %s", name, *g.Properties.InstanceView.State, want)
 	})
 	return g
 }
@@ -166,8 +171,10 @@ func TestOperations(t *testing.T) {
 				w := newWorld(t, func(s *aci.Settings) {
 					s.Switches.LRO, s.Switches.DeleteStatus, s.Timing.Start = style, status, 100*time.Millisecond
 				})
-				got, err := w.put("one", group("sleep 1000")).PollUntilDone(t.Context(), &runtime.PollUntilDoneOptions{Frequency: fast})
-				if err != nil || *got.Properties.ProvisioningState != "Succeeded" || *got.Properties.InstanceView.State != "Running" {
+				got, err := w.put("one", group("sleep 1000")).PollUntilDone(t.Context(),
+					&runtime.PollUntilDoneOptions{Frequency: fast})
+				if err != nil || *got.Properties.ProvisioningState != "Succeeded" ||
+					*got.Properties.InstanceView.State != "Running" {
 					t.Fatalf("PUT ended as %+v, %v", got.Properties, err)
 				}
 				if _, err := w.client.Stop(t.Context(), rg, "one", nil); err != nil {
@@ -226,15 +233,20 @@ func TestFailedOperation(t *testing.T) {
 func TestAnswers(t *testing.T) {
 	w := newWorld(t, nil)
 	g := group("echo $PLAIN $PASSWORD; exit 3")
-	g.Properties.ImageRegistryCredentials = []*arm.ImageRegistryCredential{{Server: to.Ptr("r"), Username: to.Ptr("u"), Password: to.Ptr("hunter2")}}
+	g.Properties.ImageRegistryCredentials = []*arm.ImageRegistryCredential{{Server: to.Ptr("r"), Username: to.Ptr("u"),
+		Password: to.Ptr("hunter2")}}
 	g.Properties.Volumes = []*arm.Volume{
-		{Name: to.Ptr("secrets"), Secret: map[string]*string{"f": to.Ptr("aHVudGVyMg==")}}, {Name: to.Ptr("share"), AzureFile: &arm.AzureFileVolume{ShareName: to.Ptr("s"), StorageAccountName: to.Ptr("a"), StorageAccountKey: to.Ptr("hunter2")}},
+		{Name: to.Ptr("secrets"), Secret: map[string]*string{"f": to.Ptr("aHVudGVyMg==")}},
+		{Name: to.Ptr("share"), AzureFile: &arm.AzureFileVolume{ShareName: to.Ptr("s"), StorageAccountName: to.Ptr("a"),
+			StorageAccountKey: to.Ptr("hunter2")}},
 	}
-	g.Properties.Diagnostics = &arm.ContainerGroupDiagnostics{LogAnalytics: &arm.LogAnalytics{WorkspaceID: to.Ptr("w"), WorkspaceKey: to.Ptr("hunter2")}}
+	g.Properties.Diagnostics = &arm.ContainerGroupDiagnostics{LogAnalytics: &arm.LogAnalytics{WorkspaceID: to.Ptr("w"),
+		WorkspaceKey: to.Ptr("hunter2")}}
 	g.Identity = &arm.ContainerGroupIdentity{Type: to.Ptr(arm.ResourceIdentityTypeSystemAssigned)}
 	w.put("one", g)
 	got := w.state("one", "Failed")
-	if s := got.Properties.Containers[0].Properties.InstanceView.CurrentState; *s.State != "Terminated" || *s.ExitCode != 3 || *s.DetailStatus != "Error" || s.StartTime == nil || s.FinishTime == nil {
+	if s := got.Properties.Containers[0].Properties.InstanceView.CurrentState; *s.State != "Terminated" ||
+		*s.ExitCode != 3 || *s.DetailStatus != "Error" || s.StartTime == nil || s.FinishTime == nil {
 		t.Errorf("current state %+v", s)
 	}
 	log, err := w.boxes.ListLogs(t.Context(), rg, "one", "run", nil)
@@ -243,12 +255,24 @@ func TestAnswers(t *testing.T) {
 	}
 	base := "/subscriptions/" + sub
 	for path, into := range map[string]func() any{
-		base + "/resourceGroups/" + rg + "/providers/Microsoft.ContainerInstance/containerGroups/one": func() any { return &arm.ContainerGroup{} },
-		base + "/resourcegroups/" + rg + "/providers/Microsoft.ContainerInstance/containerGroups":     func() any { return &arm.ContainerGroupListResult{} },
-		base + "/providers/Microsoft.ContainerInstance/containerGroups":                               func() any { return &arm.ContainerGroupListResult{} },
-		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/usages":                   func() any { return &arm.UsageListResult{} },
-		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/capabilities":             func() any { return &arm.CapabilitiesListResult{} },
-		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/cachedImages":             func() any { return &arm.CachedImagesListResult{} },
+		base + "/resourceGroups/" + rg + "/providers/Microsoft.ContainerInstance/containerGroups/one": func() any {
+			return &arm.ContainerGroup{}
+		},
+		base + "/resourcegroups/" + rg + "/providers/Microsoft.ContainerInstance/containerGroups": func() any {
+			return &arm.ContainerGroupListResult{}
+		},
+		base + "/providers/Microsoft.ContainerInstance/containerGroups": func() any {
+			return &arm.ContainerGroupListResult{}
+		},
+		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/usages": func() any {
+			return &arm.UsageListResult{}
+		},
+		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/capabilities": func() any {
+			return &arm.CapabilitiesListResult{}
+		},
+		base + "/providers/Microsoft.ContainerInstance/locations/westeurope/cachedImages": func() any {
+			return &arm.CachedImagesListResult{}
+		},
 	} {
 		status, body := w.raw("GET", path+"?api-version=2023-05-01", "")
 		if status != 200 || strings.Contains(body, "hunter2") || strings.Contains(body, "aHVudGVyMg") {
@@ -310,7 +334,9 @@ func TestRefusals(t *testing.T) {
 	for want, change := range map[string]func(*arm.ContainerGroup, *string){
 		"InvalidContainerGroupName": func(_ *arm.ContainerGroup, n *string) { *n = "Not_A_Name" },
 		"LocationRequired":          func(g *arm.ContainerGroup, _ *string) { g.Location = nil },
-		"InvalidOsType":             func(g *arm.ContainerGroup, _ *string) { g.Properties.OSType = to.Ptr(arm.OperatingSystemTypesWindows) },
+		"InvalidOsType": func(g *arm.ContainerGroup, _ *string) {
+			g.Properties.OSType = to.Ptr(arm.OperatingSystemTypesWindows)
+		},
 		"ResourceRequestsNotSpecified": func(g *arm.ContainerGroup, _ *string) {
 			g.Properties.Containers[0].Properties.Resources = &arm.ResourceRequirements{}
 		},
@@ -324,9 +350,10 @@ func TestRefusals(t *testing.T) {
 			g.Properties.Containers[0].Properties.EnvironmentVariables[0].SecureValue = to.Ptr("x")
 		},
 		"InvalidContainerEnvironmentVariable of an init container": func(g *arm.ContainerGroup, _ *string) {
-			g.Properties.InitContainers = []*arm.InitContainerDefinition{{Name: to.Ptr("first"), Properties: &arm.InitContainerPropertiesDefinition{
-				Image: to.Ptr("etl:1"), EnvironmentVariables: []*arm.EnvironmentVariable{{Name: to.Ptr("A")}},
-			}}}
+			g.Properties.InitContainers = []*arm.InitContainerDefinition{{Name: to.Ptr("first"),
+				Properties: &arm.InitContainerPropertiesDefinition{
+					Image: to.Ptr("etl:1"), EnvironmentVariables: []*arm.EnvironmentVariable{{Name: to.Ptr("A")}},
+				}}}
 		},
 		"InvalidResourceRequests": func(g *arm.ContainerGroup, _ *string) {
 			g.Properties.Containers[0].Properties.Resources.Requests.CPU = to.Ptr(0.0)
@@ -334,8 +361,12 @@ func TestRefusals(t *testing.T) {
 		"InvalidResourceRequests of memory": func(g *arm.ContainerGroup, _ *string) {
 			g.Properties.Containers[0].Properties.Resources.Requests.MemoryInGB = to.Ptr(-1.0)
 		},
-		"InvalidVolume":            func(g *arm.ContainerGroup, _ *string) { g.Properties.Volumes = []*arm.Volume{{Name: to.Ptr("vvvvv")}} },
-		"InvalidTagNameCharacters": func(g *arm.ContainerGroup, _ *string) { g.Tags = map[string]*string{"a/b": to.Ptr("1")} },
+		"InvalidVolume": func(g *arm.ContainerGroup, _ *string) {
+			g.Properties.Volumes = []*arm.Volume{{Name: to.Ptr("vvvvv")}}
+		},
+		"InvalidTagNameCharacters": func(g *arm.ContainerGroup, _ *string) {
+			g.Tags = map[string]*string{"a/b": to.Ptr("1")}
+		},
 		"ServiceUnavailable": func(g *arm.ContainerGroup, _ *string) {
 			g.Properties.Containers[0].Properties.Resources.Requests.CPU = to.Ptr(5.0)
 		},
@@ -343,7 +374,8 @@ func TestRefusals(t *testing.T) {
 			g.Properties.Containers[0].Properties.Resources.Limits = &arm.ResourceLimits{CPU: to.Ptr(9.0)}
 		},
 		"SpotPriorityContainerGroupNotSupportedInSku": func(g *arm.ContainerGroup, _ *string) {
-			g.Properties.Priority, g.Properties.SKU = to.Ptr(arm.ContainerGroupPrioritySpot), to.Ptr(arm.ContainerGroupSKUDedicated)
+			g.Properties.Priority, g.Properties.SKU = to.Ptr(arm.ContainerGroupPrioritySpot),
+				to.Ptr(arm.ContainerGroupSKUDedicated)
 		},
 		"ContainerGroupQuotaReached": func(g *arm.ContainerGroup, _ *string) {
 			g.Properties.Containers[0].Properties.Resources.Requests.CPU = to.Ptr(2.0)
@@ -351,7 +383,9 @@ func TestRefusals(t *testing.T) {
 		"InvalidContainerGroupUpdate": func(g *arm.ContainerGroup, n *string) {
 			*n, g.Properties.RestartPolicy = "there", to.Ptr(arm.ContainerGroupRestartPolicyAlways)
 		},
-		"InvalidResourceLocation": func(g *arm.ContainerGroup, n *string) { *n, g.Location = "there", to.Ptr("eastus") },
+		"InvalidResourceLocation": func(g *arm.ContainerGroup, n *string) {
+			*n, g.Location = "there", to.Ptr("eastus")
+		},
 	} {
 		g, name := group("true"), "new"
 		change(&g, &name)
@@ -362,19 +396,23 @@ func TestRefusals(t *testing.T) {
 	}
 	g := group("true")
 	g.Properties.Priority = to.Ptr(arm.ContainerGroupPrioritySpot)
-	if _, err := w.client.BeginCreateOrUpdate(t.Context(), rg, "spot", g, nil); code(err) != "ContainerGroupQuotaReached" {
+	if _, err := w.client.BeginCreateOrUpdate(t.Context(), rg, "spot", g, nil); code(err) !=
+		"ContainerGroupQuotaReached" {
 		t.Errorf("a spot group: %v", err)
 	}
 	for want, path := range map[string]string{
-		"MissingApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups", "InvalidApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups?api-version=2017-01-01",
-		"InvalidResourceType": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerTeams?api-version=2023-05-01",
+		"MissingApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups",
+		"InvalidApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups?api-version=2017-01-01",
+		"InvalidResourceType":        "/subscriptions/s/providers/Microsoft.ContainerInstance/containerTeams?api-version=2023-05-01",
 	} {
 		if _, body := w.raw("GET", path, ""); !strings.Contains(body, want) {
 			t.Errorf("%s: %s", path, body)
 		}
 	}
 	w.token = "another"
-	if status, body := w.raw("GET", "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups?api-version=2023-05-01", ""); status != 401 || !strings.Contains(body, "AuthenticationFailed") {
+	if status, body := w.raw("GET",
+		"/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups?api-version=2023-05-01", ""); status !=
+		401 || !strings.Contains(body, "AuthenticationFailed") {
 		t.Errorf("a wrong token: %d %s", status, body)
 	}
 }
@@ -403,7 +441,8 @@ func TestUpdates(t *testing.T) {
 			}
 			w.deployed("two", map[bool]int{false: 2, true: 1}[flipped])
 			testenv.Eventually(t, 10*time.Second, func() (bool, string) {
-				_, err := w.client.Update(t.Context(), rg, "two", arm.Resource{Tags: map[string]*string{"b": to.Ptr("2")}}, nil)
+				_, err := w.client.Update(t.Context(), rg,
+					"two", arm.Resource{Tags: map[string]*string{"b": to.Ptr("2")}}, nil)
 				return err == nil, fmt.Sprint(err)
 			})
 			if n := len(w.get("two").Tags); n != map[bool]int{false: 2, true: 1}[flipped] {
@@ -439,7 +478,8 @@ func TestRestarts(t *testing.T) {
 		}
 		testenv.Eventually(t, 10*time.Second, func() (bool, string) {
 			v := w.get(what).Properties.Containers[0].Properties.InstanceView
-			return v.PreviousState != nil && *v.PreviousState.ExitCode == want && *v.CurrentState.State == "Running", fmt.Sprintf("%+v", v.CurrentState)
+			return v.PreviousState != nil && *v.PreviousState.ExitCode == want && *v.CurrentState.State == "Running",
+				fmt.Sprintf("%+v", v.CurrentState)
 		})
 	}
 	w.put("oom", group("sleep 1000"))
@@ -489,10 +529,12 @@ func TestLogsAndExec(t *testing.T) {
 	w.put("loud", group("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done"))
 	w.state("loud", "Succeeded")
 	log, err := w.boxes.ListLogs(t.Context(), rg, "loud", "run", nil)
-	if err != nil || len(*log.Content) > 16<<10 || strings.Count(*log.Content, "\n") > 1000 || !strings.HasSuffix(*log.Content, "line 2999\n") {
+	if err != nil || len(*log.Content) > 16<<10 || strings.Count(*log.Content, "\n") > 1000 ||
+		!strings.HasSuffix(*log.Content, "line 2999\n") {
 		t.Errorf("%d bytes, %v", len(*log.Content), err)
 	}
-	log, err = w.boxes.ListLogs(t.Context(), rg, "loud", "run", &arm.ContainersClientListLogsOptions{Tail: to.Ptr[int32](1), Timestamps: to.Ptr(true)})
+	log, err = w.boxes.ListLogs(t.Context(), rg, "loud",
+		"run", &arm.ContainersClientListLogsOptions{Tail: to.Ptr[int32](1), Timestamps: to.Ptr(true)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -500,12 +542,14 @@ func TestLogsAndExec(t *testing.T) {
 	if _, err := time.Parse(time.RFC3339Nano, at); err != nil || rest != "line 2999\n" {
 		t.Errorf("with times: %q, %v", *log.Content, err)
 	}
-	if _, err := w.boxes.ExecuteCommand(t.Context(), rg, "loud", "run", arm.ContainerExecRequest{Command: to.Ptr("true")}, nil); code(err) != "ContainerGroupStopped" {
+	if _, err := w.boxes.ExecuteCommand(t.Context(), rg, "loud",
+		"run", arm.ContainerExecRequest{Command: to.Ptr("true")}, nil); code(err) != "ContainerGroupStopped" {
 		t.Errorf("exec in a container that has ended: %v", err)
 	}
 	w.put("live", group("sleep 1000"))
 	w.state("live", "Running")
-	got, err := w.boxes.ExecuteCommand(t.Context(), rg, "live", "run", arm.ContainerExecRequest{Command: to.Ptr("cat")}, nil)
+	got, err := w.boxes.ExecuteCommand(t.Context(), rg, "live", "run", arm.ContainerExecRequest{Command: to.Ptr("cat")},
+		nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -575,7 +619,8 @@ func TestState(t *testing.T) {
 // is refused.
 func TestGitVolume(t *testing.T) {
 	repo := t.TempDir()
-	sh := exec.CommandContext(t.Context(), "sh", "-ec", `git init -q . && git config user.email a@example.com && git config user.name a
+	sh := exec.CommandContext(t.Context(), "sh",
+		"-ec", `git init -q . && git config user.email a@example.com && git config user.name a
 		echo first >file && git add . && git commit -qm 1 && git tag old && echo second >file && git commit -qam 2`)
 	sh.Dir = repo
 	if out, err := sh.CombinedOutput(); err != nil {
@@ -590,20 +635,24 @@ func TestGitVolume(t *testing.T) {
 	// A process has no mounts, so the command reads the volume in the folder of the emulator.
 	g := group("cat " + o.State + "/volumes/*code/here/file; cat " + o.State + "/volumes/*latest/*/file; exit 3")
 	g.Properties.Volumes = []*arm.Volume{
-		{Name: to.Ptr("code"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo), Revision: to.Ptr("old"), Directory: to.Ptr("here")}},
+		{Name: to.Ptr("code"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo),
+			Revision: to.Ptr("old"), Directory: to.Ptr("here")}},
 		{Name: to.Ptr("latest"), GitRepo: &arm.GitRepoVolume{Repository: to.Ptr("file://" + repo)}},
 	}
-	g.Properties.Containers[0].Properties.VolumeMounts = []*arm.VolumeMount{{Name: to.Ptr("code"), MountPath: to.Ptr("/code")}, {Name: to.Ptr("latest"), MountPath: to.Ptr("/latest")}}
+	g.Properties.Containers[0].Properties.VolumeMounts = []*arm.VolumeMount{{Name: to.Ptr("code"),
+		MountPath: to.Ptr("/code")}, {Name: to.Ptr("latest"), MountPath: to.Ptr("/latest")}}
 	w.put("one", g)
 	w.state("one", "Failed")
-	if log, err := w.boxes.ListLogs(t.Context(), rg, "one", "run", nil); err != nil || *log.Content != "first\nsecond\n" {
+	if log, err := w.boxes.ListLogs(t.Context(), rg, "one", "run", nil); err != nil ||
+		*log.Content != "first\nsecond\n" {
 		t.Errorf("log %v, %v", log.Content, err)
 	}
 	refused := func(w *world, folder string) {
 		t.Helper()
 		g.Properties.Volumes[0].GitRepo.Directory = &folder
 		var r *azcore.ResponseError
-		if _, err := w.client.BeginCreateOrUpdate(t.Context(), rg, "two", g, nil); !errors.As(err, &r) || r.StatusCode != 400 || r.ErrorCode != "InvalidVolume" {
+		if _, err := w.client.BeginCreateOrUpdate(t.Context(), rg, "two", g, nil); !errors.As(err, &r) ||
+			r.StatusCode != 400 || r.ErrorCode != "InvalidVolume" {
 			t.Errorf("PUT with a repository in %s = %v", folder, err)
 		}
 	}
@@ -627,12 +676,14 @@ func TestRoutes(t *testing.T) {
 	w := newWorld(t, nil)
 	// Without handlers it matches the route and then answers with an error.
 	r := &recorder{next: fake.NewServerFactoryTransport(&fake.ServerFactory{})}
-	o := &azarm.ClientOptions{ClientOptions: azcore.ClientOptions{Transport: r, Retry: policy.RetryOptions{MaxRetries: -1}}}
+	o := &azarm.ClientOptions{ClientOptions: azcore.ClientOptions{Transport: r,
+		Retry: policy.RetryOptions{MaxRetries: -1}}}
 	f, err := arm.NewClientFactory(sub, &azfake.TokenCredential{}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, groups, boxes, places := t.Context(), f.NewContainerGroupsClient(), f.NewContainersClient(), f.NewLocationClient()
+	ctx, groups, boxes, places := t.Context(), f.NewContainerGroupsClient(), f.NewContainersClient(),
+		f.NewLocationClient()
 	calls := []func() error{
 		func() error { _, err := groups.BeginCreateOrUpdate(ctx, rg, "g", group("true"), nil); return err },
 		func() error { _, err := groups.Get(ctx, rg, "g", nil); return err },

@@ -48,12 +48,15 @@ type Fault struct {
 }
 
 // ofGroups are the actions on groups.
-var ofGroups = map[string]bool{"stuck_pending": true, "provision_failed": true, "image_pull": true, "restart_on_failure": true, "slow_delete": true, "delete_ignored": true}
+var ofGroups = map[string]bool{"stuck_pending": true, "provision_failed": true, "image_pull": true,
+	"restart_on_failure": true, "slow_delete": true, "delete_ignored": true}
 
 // ofRequests are the actions on requests.
 var ofRequests = map[string]bool{
-	"quota": true, "capacity": true, "fraud": true, "inaccessible_image": true, "registry_error": true, "transitioning": true, "throttle": true, "status": true, "drop_before": true,
-	"drop_after": true, "slow": true, "stale_read": true, "bad_json": true, "group_says_running": true, "no_instance_view": true, "truncate_logs": true,
+	"quota": true, "capacity": true, "fraud": true, "inaccessible_image": true, "registry_error": true,
+	"transitioning": true, "throttle": true, "status": true, "drop_before": true,
+	"drop_after": true, "slow": true, "stale_read": true, "bad_json": true, "group_says_running": true,
+	"no_instance_view": true, "truncate_logs": true,
 }
 
 // rule is a fault with its counters.
@@ -99,11 +102,13 @@ func (e *Emulator) strike(c call, location string, of map[string]bool) []Fault {
 	var out []Fault
 	for _, r := range e.rules {
 		fits, _ := path.Match(cmp.Or(r.Group, "*"), c.name)
-		if !of[r.Action] || !fits || r.Operation != "" && r.Operation != c.op || r.Location != "" && place(r.Location) != location {
+		if !of[r.Action] || !fits || r.Operation != "" && r.Operation != c.op || r.Location != "" &&
+			place(r.Location) != location {
 			continue
 		}
 		r.Matched++
-		if r.Matched <= r.Skip || r.Count > 0 && r.Done >= r.Count || r.Probability > 0 && e.random.Float64() >= r.Probability {
+		if r.Matched <= r.Skip || r.Count > 0 && r.Done >= r.Count || r.Probability > 0 &&
+			e.random.Float64() >= r.Probability {
 			continue
 		}
 		r.Done++

@@ -83,7 +83,8 @@ func (g *group) key() string { return groupKey(g.sub, g.rg, g.name) }
 func groupKey(sub, rg, name string) string { return strings.ToLower(sub + "/" + rg + "/" + name) }
 
 func (g *group) id() string {
-	return "/subscriptions/" + g.sub + "/resourceGroups/" + g.rg + "/providers/Microsoft.ContainerInstance/containerGroups/" + g.name
+	return "/subscriptions/" + g.sub + "/resourceGroups/" + g.rg +
+		"/providers/Microsoft.ContainerInstance/containerGroups/" + g.name
 }
 
 func (g *group) location() string { return place(val(g.asked.Location)) }
@@ -120,7 +121,8 @@ func (g *group) finished() bool {
 
 // busy reports whether an operation is in progress.
 func (g *group) busy() bool {
-	return g.provisioning == "Pending" || g.provisioning == "Creating" || g.provisioning == "Repairing" || g.stopping || g.deleting
+	return g.provisioning == "Pending" || g.provisioning == "Creating" || g.provisioning == "Repairing" || g.stopping ||
+		g.deleting
 }
 
 func (g *group) fault(action string) (Fault, bool) {
@@ -142,7 +144,8 @@ func event(list *[]*arm.Event, name, kind, message string) {
 		}
 	}
 	first := now
-	*list = append(*list, &arm.Event{Count: to.Ptr[int32](1), FirstTimestamp: &first, LastTimestamp: &now, Name: &name, Message: &message, Type: &kind})
+	*list = append(*list, &arm.Event{Count: to.Ptr[int32](1), FirstTimestamp: &first, LastTimestamp: &now, Name: &name,
+		Message: &message, Type: &kind})
 }
 
 // deploy starts the life of a group. The mutex is held.
@@ -153,7 +156,8 @@ func (e *Emulator) deploy(g *group, asked arm.ContainerGroup) {
 	g.boxes = nil
 	for _, c := range asked.Properties.InitContainers {
 		g.boxes = append(g.boxes, &box{name: val(c.Name), init: true, asked: &arm.ContainerProperties{
-			Image: c.Properties.Image, Command: c.Properties.Command, EnvironmentVariables: c.Properties.EnvironmentVariables, VolumeMounts: c.Properties.VolumeMounts,
+			Image: c.Properties.Image, Command: c.Properties.Command,
+			EnvironmentVariables: c.Properties.EnvironmentVariables, VolumeMounts: c.Properties.VolumeMounts,
 		}})
 	}
 	for _, c := range asked.Properties.Containers {
@@ -217,7 +221,10 @@ func (e *Emulator) live(ctx context.Context, g *group) {
 		return
 	}
 	if isLate { // it may start later all the same
-		p := problem{Code: cmp.Or(late.Code, "ServiceUnavailable"), Message: cmp.Or(late.Message, fmt.Sprintf("The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location.", g.location()))}
+		p := problem{Code: cmp.Or(late.Code, "ServiceUnavailable"),
+			Message: cmp.Or(late.Message,
+				fmt.Sprintf("The requested resource is not available in the location '%s' at this moment. Please "+
+					"retry with a different resource request or in another location.", g.location()))}
 		e.change(ctx, g, func() { e.provisioningFailed(g, p) })
 		if !pause(ctx, orEver(late.Delay)) {
 			return
@@ -228,7 +235,8 @@ func (e *Emulator) live(ctx context.Context, g *group) {
 	timer := time.AfterFunc(t.Provisioning, func() {
 		e.change(ctx, g, func() {
 			if g.provisioning == "Creating" {
-				e.provisioningFailed(g, problem{Code: "ContainerGroupDeploymentTimeout", Message: "The container group provisioning has timed out."})
+				e.provisioningFailed(g, problem{Code: "ContainerGroupDeploymentTimeout",
+					Message: "The container group provisioning has timed out."})
 			}
 		})
 	})
@@ -299,7 +307,9 @@ func (e *Emulator) provisioningFailed(g *group, p problem) {
 // pull tries to pull an image until it is there.
 func (e *Emulator) pull(ctx context.Context, g *group, b *box) bool {
 	image, t := val(b.asked.Image), e.Settings().Timing
-	if !e.change(ctx, g, func() { b.current = &arm.ContainerState{State: to.Ptr("Waiting"), DetailStatus: to.Ptr("")} }) {
+	if !e.change(ctx, g, func() {
+		b.current = &arm.ContainerState{State: to.Ptr("Waiting"), DetailStatus: to.Ptr("")}
+	}) {
 		return false
 	}
 	for first := true; ; first = false {
@@ -354,11 +364,14 @@ func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bo
 			}
 			if err != nil {
 				e.change(ctx, g, func() {
-					event(&b.events, "Failed", "Warning", fmt.Sprintf("Error: Failed to start container %s, Error response: to create containerd task: %v", b.name, err))
+					event(&b.events, "Failed", "Warning",
+						fmt.Sprintf("Error: Failed to start container %s, Error response: to create containerd task: "+
+							"%v", b.name, err))
 					if b.current != nil {
 						b.restarts++
 					}
-					b.current = &arm.ContainerState{State: to.Ptr("Waiting"), DetailStatus: to.Ptr("CrashLoopBackOff: Back-off restarting failed")}
+					b.current = &arm.ContainerState{State: to.Ptr("Waiting"),
+						DetailStatus: to.Ptr("CrashLoopBackOff: Back-off restarting failed")}
 				})
 				if !pause(ctx, t.Backoff) {
 					return false
@@ -403,7 +416,8 @@ func (e *Emulator) run(ctx context.Context, g *group, b *box, started func()) bo
 			if finish.Before(start) {
 				finish = start
 			}
-			ended := &arm.ContainerState{State: to.Ptr("Terminated"), StartTime: &start, FinishTime: &finish, ExitCode: &code, DetailStatus: &detail}
+			ended := &arm.ContainerState{State: to.Ptr("Terminated"), StartTime: &start, FinishTime: &finish,
+				ExitCode: &code, DetailStatus: &detail}
 			again, wait = e.startsAgain(g, b, code)
 			if !again {
 				b.current = ended
@@ -450,7 +464,8 @@ func (e *Emulator) startsAgain(g *group, b *box, code int32) (bool, time.Duratio
 		policy = *p
 	}
 	switch {
-	case policy == arm.ContainerGroupRestartPolicyAlways, policy == arm.ContainerGroupRestartPolicyOnFailure && code != 0:
+	case policy == arm.ContainerGroupRestartPolicyAlways, policy == arm.ContainerGroupRestartPolicyOnFailure &&
+		code != 0:
 		return true, e.settings.Timing.Backoff
 	case code != 0 && b.again == 0 && (e.settings.Switches.RestartOnFailure || g.has("restart_on_failure")):
 		b.again++
@@ -467,7 +482,8 @@ func (g *group) has(action string) bool {
 var notInName = regexp.MustCompile(`[^a-zA-Z0-9_.-]`)
 
 func (e *Emulator) boxKey(g *group, name string) string {
-	return notInName.ReplaceAllString(strings.ToLower("aci-"+g.sub[:min(8, len(g.sub))]+"-"+g.rg+"-"+g.name+"-"+name), "-")
+	return notInName.ReplaceAllString(strings.ToLower("aci-"+g.sub[:min(8, len(g.sub))]+"-"+g.rg+"-"+g.name+"-"+name),
+		"-")
 }
 
 // spec returns the description of a container for the backend.
@@ -493,7 +509,9 @@ func (e *Emulator) spec(ctx context.Context, g *group, b *box) (Spec, error) {
 		s.With = e.boxKey(g, first.name)
 	}
 	for _, m := range b.asked.VolumeMounts {
-		i := slices.IndexFunc(g.asked.Properties.Volumes, func(v *arm.Volume) bool { return val(v.Name) == val(m.Name) })
+		i := slices.IndexFunc(g.asked.Properties.Volumes, func(v *arm.Volume) bool {
+			return val(v.Name) == val(m.Name)
+		})
 		if i < 0 {
 			return s, fmt.Errorf("volume %s is not one of the group's", val(m.Name))
 		}
@@ -511,12 +529,14 @@ func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string,
 	folder := filepath.Join(e.o.State, "volumes", e.boxKey(g, val(v.Name)))
 	if f := v.AzureFile; f != nil {
 		if e.o.Files == "" {
-			return "", fmt.Errorf("share %s of storage account %s: the emulator was given no folder for file shares", val(f.ShareName), val(f.StorageAccountName))
+			return "", fmt.Errorf("share %s of storage account %s: the emulator was given no folder for file shares",
+				val(f.ShareName), val(f.StorageAccountName))
 		}
 		folder = filepath.Join(e.o.Files, filepath.Base(val(f.StorageAccountName)), filepath.Base(val(f.ShareName)))
 		folder, err := filepath.EvalSymlinks(folder)
 		if err != nil {
-			return "", fmt.Errorf("share %s of storage account %s cannot be mounted: %w", val(f.ShareName), val(f.StorageAccountName), err)
+			return "", fmt.Errorf("share %s of storage account %s cannot be mounted: %w", val(f.ShareName),
+				val(f.StorageAccountName), err)
 		}
 		return folder, nil
 	}
@@ -618,7 +638,8 @@ func (e *Emulator) drop(g *group) {
 func (e *Emulator) view(g *group, whole bool) *arm.ContainerGroup {
 	p := *g.asked.Properties
 	out := &arm.ContainerGroup{
-		ID: to.Ptr(g.id()), Name: to.Ptr(g.name), Type: to.Ptr("Microsoft.ContainerInstance/containerGroups"), Location: to.Ptr(g.location()), Tags: g.asked.Tags,
+		ID: to.Ptr(g.id()), Name: to.Ptr(g.name), Type: to.Ptr("Microsoft.ContainerInstance/containerGroups"),
+		Location: to.Ptr(g.location()), Tags: g.asked.Tags,
 		Zones: g.asked.Zones, Identity: identity(g.asked.Identity), Properties: &p,
 	}
 	p.ProvisioningState = to.Ptr(g.provisioning)
@@ -667,7 +688,8 @@ func (e *Emulator) view(g *group, whole bool) *arm.ContainerGroup {
 		}
 		i := slices.IndexFunc(g.boxes, func(b *box) bool { return !b.init && b.name == val(c.Name) })
 		if b := g.boxes[i]; whole && (b.current != nil || len(b.events) > 0) {
-			props.InstanceView = &arm.ContainerPropertiesInstanceView{RestartCount: to.Ptr(b.restarts), CurrentState: state(b.current), PreviousState: state(b.previous), Events: slices.Clone(b.events)}
+			props.InstanceView = &arm.ContainerPropertiesInstanceView{RestartCount: to.Ptr(b.restarts),
+				CurrentState: state(b.current), PreviousState: state(b.previous), Events: slices.Clone(b.events)}
 			for i, ev := range props.InstanceView.Events {
 				ev := *ev
 				ev.Count = to.Ptr(val(ev.Count))
@@ -677,7 +699,8 @@ func (e *Emulator) view(g *group, whole bool) *arm.ContainerGroup {
 		p.Containers = append(p.Containers, &arm.Container{Name: c.Name, Properties: &props})
 	}
 	if whole {
-		p.InstanceView = &arm.ContainerGroupPropertiesInstanceView{State: to.Ptr(g.state), Events: slices.Clone(g.events)}
+		p.InstanceView = &arm.ContainerGroupPropertiesInstanceView{State: to.Ptr(g.state),
+			Events: slices.Clone(g.events)}
 		if p.InstanceView.Events == nil {
 			p.InstanceView.Events = []*arm.Event{}
 		}
@@ -711,14 +734,17 @@ func identity(i *arm.ContainerGroupIdentity) *arm.ContainerGroupIdentity {
 	}
 	out := *i
 	if i.Type != nil && strings.Contains(string(*i.Type), "System") {
-		out.PrincipalID, out.TenantID = to.Ptr("00000000-0000-0000-0000-0000000000aa"), to.Ptr("00000000-0000-0000-0000-0000000000bb")
+		out.PrincipalID, out.TenantID = to.Ptr("00000000-0000-0000-0000-0000000000aa"),
+			to.Ptr("00000000-0000-0000-0000-0000000000bb")
 	}
 	out.UserAssignedIdentities = nil
 	for id := range i.UserAssignedIdentities {
 		if out.UserAssignedIdentities == nil {
 			out.UserAssignedIdentities = map[string]*arm.UserAssignedIdentities{}
 		}
-		out.UserAssignedIdentities[id] = &arm.UserAssignedIdentities{ClientID: to.Ptr("00000000-0000-0000-0000-0000000000cc"), PrincipalID: to.Ptr("00000000-0000-0000-0000-0000000000dd")}
+		out.UserAssignedIdentities[id] = &arm.UserAssignedIdentities{
+			ClientID:    to.Ptr("00000000-0000-0000-0000-0000000000cc"),
+			PrincipalID: to.Ptr("00000000-0000-0000-0000-0000000000dd")}
 	}
 	return &out
 }

@@ -104,8 +104,10 @@ type Switches struct {
 // Flipped returns the switches in their other position, except SkipPrevious.
 func Flipped() Switches {
 	return Switches{
-		RestartUnchanged: true, RefuseFinished: true, ReplaceTags: true, RestartOnFailure: true, ForgetRestarts: true, EndedCountCores: true, DetailOOM: true,
-		LogsConflict: true, StopConflict: true, StoppedBadRequest: true, IfNoneMatch: true, ThrottleTooMany: true, LRO: "location", DeleteStatus: 202,
+		RestartUnchanged: true, RefuseFinished: true, ReplaceTags: true, RestartOnFailure: true, ForgetRestarts: true,
+		EndedCountCores: true, DetailOOM: true,
+		LogsConflict: true, StopConflict: true, StoppedBadRequest: true, IfNoneMatch: true, ThrottleTooMany: true,
+		LRO: "location", DeleteStatus: 202,
 		CheckImage: true, DropGroupState: true, KeepStoppedLogs: true,
 	}
 }
@@ -117,16 +119,19 @@ func Preset(name string) (Settings, error) {
 	switch name {
 	case "fast":
 		return Settings{
-			Timing: Timing{StopGrace: 2 * time.Second, Backoff: 200 * time.Millisecond, Repair: 200 * time.Millisecond, Provisioning: 30 * time.Minute},
-			Quota:  Quota{Groups: 1000, Cores: 1000, SpotCores: 1000}, Sizes: sizes,
+			Timing: Timing{StopGrace: 2 * time.Second, Backoff: 200 * time.Millisecond, Repair: 200 * time.Millisecond,
+				Provisioning: 30 * time.Minute},
+			Quota: Quota{Groups: 1000, Cores: 1000, SpotCores: 1000}, Sizes: sizes,
 		}, nil
 	case "real":
 		return Settings{
 			Timing: Timing{
-				Accept: 4 * time.Second, Pull: 3 * time.Second, Start: 12 * time.Second, Delete: 5 * time.Second, StopGrace: 10 * time.Second,
-				Backoff: 20 * time.Second, Repair: 30 * time.Minute, Provisioning: 30 * time.Minute,
+				Accept: 4 * time.Second, Pull: 3 * time.Second, Start: 12 * time.Second, Delete: 5 * time.Second,
+				StopGrace: 10 * time.Second,
+				Backoff:   20 * time.Second, Repair: 30 * time.Minute, Provisioning: 30 * time.Minute,
 			},
-			Quota: Quota{Groups: 100, Cores: 100, SpotCores: 10}, Limits: Limits{Writes5m: 100, Writes1h: 300, Reads1h: 16500}, Sizes: sizes,
+			Quota:  Quota{Groups: 100, Cores: 100, SpotCores: 10},
+			Limits: Limits{Writes5m: 100, Writes1h: 300, Reads1h: 16500}, Sizes: sizes,
 		}, nil
 	}
 	return Settings{}, fmt.Errorf("there is no preset %q; there are fast and real", name)

@@ -31,7 +31,9 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 	p := g.Properties
 	switch {
 	case !validName.MatchString(c.name):
-		return bad("InvalidContainerGroupName", "The container group name '%s' is invalid. It must have 1 to 63 lower case letters, digits and '-'.", c.name)
+		return bad("InvalidContainerGroupName",
+			"The container group name '%s' is invalid. It must have 1 to 63 lower case letters, digits and '-'.",
+			c.name)
 	case val(g.Location) == "":
 		return bad("LocationRequired", "The location property is required for this definition.")
 	case p == nil || len(p.Containers) == 0:
@@ -61,9 +63,12 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 		case b.Properties == nil || val(b.Properties.Image) == "":
 			return bad("InvalidImageName", "The image of container '%s' is not specified.", name)
 		case r == nil || r.CPU == nil || r.MemoryInGB == nil:
-			return bad("ResourceRequestsNotSpecified", "The resource requests of container '%s' are not specified.", name)
+			return bad("ResourceRequestsNotSpecified", "The resource requests of container '%s' are not specified.",
+				name)
 		case *r.CPU <= 0 || *r.MemoryInGB <= 0:
-			return bad("InvalidResourceRequests", "The resource requests of container '%s' are invalid: CPU '%g' and memory '%g' GB must be above 0.", name, *r.CPU, *r.MemoryInGB)
+			return bad("InvalidResourceRequests",
+				"The resource requests of container '%s' are invalid: CPU '%g' and memory '%g' GB must be above 0.",
+				name, *r.CPU, *r.MemoryInGB)
 		case r.Gpu != nil:
 			return bad("GpuNotSupported", "GPU resources are not available in the location '%s'.", val(g.Location))
 		}
@@ -73,7 +78,8 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 		}
 		for _, m := range b.Properties.VolumeMounts {
 			if !slices.ContainsFunc(p.Volumes, func(v *arm.Volume) bool { return val(v.Name) == val(m.Name) }) {
-				return bad("InvalidVolumeMount", "The volume '%s' of container '%s' is not one of the container group.", val(m.Name), name)
+				return bad("InvalidVolumeMount", "The volume '%s' of container '%s' is not one of the container group.",
+					val(m.Name), name)
 			}
 		}
 	}
@@ -87,7 +93,8 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 	cores, memory := size(g)
 	for _, b := range p.Containers {
 		if l := b.Properties.Resources.Limits; l != nil && (val(l.CPU) > cores || val(l.MemoryInGB) > memory) {
-			return bad("ContainerLimitGreaterThanContainerGroupTotalRequest", "The limits of container '%s' are above the sum of requests of the container group.", val(b.Name))
+			return bad("ContainerLimitGreaterThanContainerGroupTotalRequest",
+				"The limits of container '%s' are above the sum of requests of the container group.", val(b.Name))
 		}
 	}
 	for _, v := range p.Volumes {
@@ -100,20 +107,27 @@ func (e *Emulator) check(c call, g arm.ContainerGroup) *answer {
 		if n != 1 {
 			return bad("InvalidVolume", "The volume '%s' must be of exactly one kind.", val(v.Name))
 		}
-		if r := v.GitRepo; r != nil && (!e.o.Git || val(r.Repository) == "" || strings.HasPrefix(val(r.Directory), "..") || !filepath.IsLocal(cmp.Or(val(r.Directory), "."))) {
-			return bad("InvalidVolume", "The volume '%s' has no repository or a folder outside of it, or this emulator was not asked to clone any (-git).", val(v.Name))
+		if r := v.GitRepo; r != nil && (!e.o.Git || val(r.Repository) == "" ||
+			strings.HasPrefix(val(r.Directory), "..") || !filepath.IsLocal(cmp.Or(val(r.Directory), "."))) {
+			return bad("InvalidVolume",
+				"The volume '%s' has no repository or a folder outside of it, or this emulator was not asked to "+
+					"clone any (-git).", val(v.Name))
 		}
 	}
 	if val(p.Priority) == arm.ContainerGroupPrioritySpot {
 		switch {
 		case p.IPAddress != nil || len(p.SubnetIDs) > 0:
-			return bad("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "A spot container group cannot have an IP address or be in a virtual network.")
+			return bad("SpotPriorityContainerGroupNotSupportedForInboundConnectivity",
+				"A spot container group cannot have an IP address or be in a virtual network.")
 		case p.SKU != nil && *p.SKU != arm.ContainerGroupSKUStandard:
 			return bad("SpotPriorityContainerGroupNotSupportedInSku", "A spot container group must be of SKU Standard.")
 		}
 	}
 	if cores > e.settings.Sizes.CPU || memory > e.settings.Sizes.MemoryGB {
-		a := wrong(409, "ServiceUnavailable", "The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location. Resource requested: '%g' CPU '%g' GB memory 'Linux' OS.", val(g.Location), cores, memory)
+		a := wrong(409, "ServiceUnavailable",
+			"The requested resource is not available in the location '%s' at this moment. Please retry with a "+
+				"different resource request or in another location. Resource requested: '%g' CPU '%g' GB memory "+
+				"'Linux' OS.", val(g.Location), cores, memory)
 		return &a
 	}
 	return nil
@@ -131,7 +145,8 @@ func checkVariables(container string, variables []*arm.EnvironmentVariable) *ans
 		default:
 			continue
 		}
-		a := wrong(400, "InvalidContainerEnvironmentVariable", "The environment variable '%s' in container '%s' %s.", val(v.Name), container, what)
+		a := wrong(400, "InvalidContainerEnvironmentVariable", "The environment variable '%s' in container '%s' %s.",
+			val(v.Name), container, what)
 		return &a
 	}
 	return nil
@@ -151,7 +166,9 @@ func (e *Emulator) overQuota(c call, g arm.ContainerGroup) *answer {
 	if has+want <= limit {
 		return nil
 	}
-	a := wrong(400, "ContainerGroupQuotaReached", "Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota '%s' exceeded in region '%s'. Limit: '%g', Usage: '%g' Requested: '%g'.",
+	a := wrong(400, "ContainerGroupQuotaReached",
+		"Resource type 'Microsoft.ContainerInstance/containerGroups' container group quota '%s' exceeded in region "+
+			"'%s'. Limit: '%g', Usage: '%g' Requested: '%g'.",
 		name, place(val(g.Location)), limit, has, want)
 	return &a
 }
@@ -168,7 +185,9 @@ func (e *Emulator) put(r *http.Request, c call, g *group, body []byte) answer {
 	if s.CheckImage {
 		for _, b := range asked.Properties.Containers {
 			if p, ok := e.o.Backend.(*Processes); ok && p.Pull(e.ctx, val(b.Properties.Image), nil) != nil {
-				return wrong(400, "InaccessibleImage", "The image '%s' in container group '%s' is not accessible. Please check the image and registry credential.", val(b.Properties.Image), c.name)
+				return wrong(400, "InaccessibleImage",
+					"The image '%s' in container group '%s' is not accessible. Please check the image and registry "+
+						"credential.", val(b.Properties.Image), c.name)
 			}
 		}
 	}
@@ -187,11 +206,18 @@ func (e *Emulator) put(r *http.Request, c call, g *group, body []byte) answer {
 	case s.IfNoneMatch && r.Header.Get("If-None-Match") == "*":
 		return wrong(412, "PreconditionFailed", "The resource exists.")
 	case g.location() != place(val(asked.Location)):
-		return wrong(409, "InvalidResourceLocation", "The resource '%s' already exists in location '%s' in resource group '%s'. A resource with the same name cannot be created in location '%s'. Please select a new resource name.", g.name, g.location(), g.rg, place(val(asked.Location)))
+		return wrong(409, "InvalidResourceLocation",
+			"The resource '%s' already exists in location '%s' in resource group '%s'. A resource with the same name "+
+				"cannot be created in location '%s'. Please select a new resource name.", g.name, g.location(), g.rg,
+			place(val(asked.Location)))
 	case g.busy():
-		return wrong(409, "ContainerGroupTransitioning", "The container group '%s' is still transitioning, please retry later.", g.name)
+		return wrong(409, "ContainerGroupTransitioning",
+			"The container group '%s' is still transitioning, please retry later.", g.name)
 	case immutable(g.asked, asked):
-		return wrong(400, "InvalidContainerGroupUpdate", "The updates on container group '%s' are invalid. If you are going to update the os type, restart policy, network profile, CPU, memory or GPU resources for a container group, you must delete it first and then create a new one.", g.name)
+		return wrong(400, "InvalidContainerGroupUpdate",
+			"The updates on container group '%s' are invalid. If you are going to update the os type, restart "+
+				"policy, network profile, CPU, memory or GPU resources for a container group, you must delete it "+
+				"first and then create a new one.", g.name)
 	case g.finished() && s.RefuseFinished:
 		return wrong(409, "ContainerGroupStopped", "The container group '%s' has ended and cannot be updated.", g.name)
 	case !g.finished() && same && !s.RestartUnchanged:
@@ -215,7 +241,8 @@ func sameBody(a, b arm.ContainerGroup) bool {
 func immutable(a, b arm.ContainerGroup) bool {
 	ac, am := size(a)
 	bc, bm := size(b)
-	return ac != bc || am != bm || val(a.Properties.RestartPolicy) != val(b.Properties.RestartPolicy) || val(a.Properties.OSType) != val(b.Properties.OSType)
+	return ac != bc || am != bm || val(a.Properties.RestartPolicy) != val(b.Properties.RestartPolicy) ||
+		val(a.Properties.OSType) != val(b.Properties.OSType)
 }
 
 // accepted answers with a group and with how to poll its operation.
@@ -233,7 +260,8 @@ func (e *Emulator) accepted(r *http.Request, g *group, status int) answer {
 }
 
 func (e *Emulator) operationURL(r *http.Request, g *group, kind string) string {
-	return base(r) + "/subscriptions/" + g.sub + "/providers/Microsoft.ContainerInstance/locations/" + g.location() + "/" + kind + "/" + g.op.id + "?api-version=2018-06-01&t=1&c=emulated"
+	return base(r) + "/subscriptions/" + g.sub + "/providers/Microsoft.ContainerInstance/locations/" + g.location() +
+		"/" + kind + "/" + g.op.id + "?api-version=2018-06-01&t=1&c=emulated"
 }
 
 func (e *Emulator) operation(_ *http.Request, c call) answer {
@@ -241,7 +269,8 @@ func (e *Emulator) operation(_ *http.Request, c call) answer {
 	if op == nil {
 		return wrong(404, "OperationNotFound", "The operation '%s' was not found.", c.rest)
 	}
-	out := map[string]any{"id": op.group, "status": op.status, "startTime": op.began.UTC().Format(time.RFC3339Nano), "properties": map[string]any{"events": []any{}}}
+	out := map[string]any{"id": op.group, "status": op.status, "startTime": op.began.UTC().Format(time.RFC3339Nano),
+		"properties": map[string]any{"events": []any{}}}
 	if op.failure != nil {
 		out["error"] = *op.failure
 	}
@@ -320,8 +349,10 @@ func (e *Emulator) delete(r *http.Request, g *group) answer {
 
 func (e *Emulator) stop(_ call, g *group) answer {
 	switch {
-	case g.deleting || g.stopping || (g.provisioning == "Pending" || g.provisioning == "Creating") && e.settings.Switches.StopConflict:
-		return wrong(409, "ContainerGroupTransitioning", "The container group '%s' is still transitioning, please retry later.", g.name)
+	case g.deleting || g.stopping || (g.provisioning == "Pending" || g.provisioning == "Creating") &&
+		e.settings.Switches.StopConflict:
+		return wrong(409, "ContainerGroupTransitioning",
+			"The container group '%s' is still transitioning, please retry later.", g.name)
 	case g.finished() || g.has("delete_ignored") || g.provisioning == "Failed":
 		return answer{status: 204}
 	}
@@ -349,7 +380,8 @@ func (e *Emulator) stop(_ call, g *group) answer {
 func (e *Emulator) start(r *http.Request, c call, g *group) answer {
 	switch {
 	case g.busy():
-		return wrong(409, "ContainerGroupTransitioning", "The container group '%s' is still transitioning, please retry later.", g.name)
+		return wrong(409, "ContainerGroupTransitioning",
+			"The container group '%s' is still transitioning, please retry later.", g.name)
 	case c.op == "restart" && g.state == "Stopped":
 		return e.notRunning(g)
 	case c.op == "start" && !g.finished():
@@ -388,14 +420,16 @@ const (
 func (e *Emulator) logs(r *http.Request, c call, g *group, faults []Fault) answer {
 	i := slices.IndexFunc(g.boxes, func(b *box) bool { return b.name == c.container })
 	if i < 0 {
-		return wrong(404, "ContainerNotFound", "The container '%s' was not found in container group '%s'.", c.container, g.name)
+		return wrong(404, "ContainerNotFound", "The container '%s' was not found in container group '%s'.", c.container,
+			g.name)
 	}
 	b := g.boxes[i]
 	if b.c == nil {
 		if e.settings.Switches.LogsConflict && g.state == "Pending" {
 			return wrong(409, "ContainerGroupDeploymentNotReady", "The container group '%s' is not ready yet.", g.name)
 		}
-		return wrong(404, "ContainerLogNotAvailable", "The logs of container '%s' in container group '%s' are not available.", c.container, g.name)
+		return wrong(404, "ContainerLogNotAvailable",
+			"The logs of container '%s' in container group '%s' are not available.", c.container, g.name)
 	}
 	q := r.URL.Query()
 	tail, _ := strconv.Atoi(q.Get("tail"))
@@ -411,7 +445,8 @@ func (e *Emulator) logs(r *http.Request, c call, g *group, faults []Fault) answe
 	text, err := box.Logs(r.Context(), tail, times)
 	e.mu.Lock()
 	if err != nil {
-		return wrong(404, "ContainerLogNotAvailable", "The logs of container '%s' are not available: %v.", c.container, err)
+		return wrong(404, "ContainerLogNotAvailable", "The logs of container '%s' are not available: %v.", c.container,
+			err)
 	}
 	limit := maxLogs
 	if ended {
@@ -432,7 +467,8 @@ func (e *Emulator) Befall(sub, rg, name, what string) error {
 	defer e.mu.Unlock()
 	var g *group
 	for _, one := range e.groups {
-		if one.name == name && (sub == "" || strings.EqualFold(one.sub, sub)) && (rg == "" || strings.EqualFold(one.rg, rg)) {
+		if one.name == name && (sub == "" || strings.EqualFold(one.sub, sub)) &&
+			(rg == "" || strings.EqualFold(one.rg, rg)) {
 			g = one
 		}
 	}
@@ -461,7 +497,8 @@ func (e *Emulator) Befall(sub, rg, name, what string) error {
 			b.oom = true
 		case "kill":
 		default:
-			return problem{Status: 400, Code: "UnknownEvent", Message: fmt.Sprintf("nothing is called %q; there are evict, maintenance, oom, kill and vanish", what)}
+			return problem{Status: 400, Code: "UnknownEvent",
+				Message: fmt.Sprintf("nothing is called %q; there are evict, maintenance, oom, kill and vanish", what)}
 		}
 		c := b.c
 		e.lives.Go(func() {

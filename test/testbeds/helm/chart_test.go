@@ -39,8 +39,10 @@ func objects(t *testing.T, rendered string) map[string]any {
 			continue
 		}
 		into := map[string]any{
-			"Deployment": &appsv1.Deployment{}, "ConfigMap": &corev1.ConfigMap{}, "Secret": &corev1.Secret{}, "Service": &corev1.Service{}, "ServiceAccount": &corev1.ServiceAccount{},
-			"Role": &rbacv1.Role{}, "RoleBinding": &rbacv1.RoleBinding{}, "PodDisruptionBudget": &policyv1.PodDisruptionBudget{}, "NetworkPolicy": &networkingv1.NetworkPolicy{},
+			"Deployment": &appsv1.Deployment{}, "ConfigMap": &corev1.ConfigMap{}, "Secret": &corev1.Secret{},
+			"Service": &corev1.Service{}, "ServiceAccount": &corev1.ServiceAccount{},
+			"Role": &rbacv1.Role{}, "RoleBinding": &rbacv1.RoleBinding{},
+			"PodDisruptionBudget": &policyv1.PodDisruptionBudget{}, "NetworkPolicy": &networkingv1.NetworkPolicy{},
 			"ServiceMonitor": &map[string]any{},
 		}[head.Kind]
 		if into == nil {
@@ -60,12 +62,14 @@ func objects(t *testing.T, rendered string) map[string]any {
 
 // The plain manifests are the chart with its defaults, but for the token, which a person makes.
 func TestManifests(t *testing.T) {
-	got, err := render(chart, map[string]any{"web": map[string]any{"tokenSecret": "slipway-token"}}, "slipway", "dagster")
+	got, err := render(chart, map[string]any{"web": map[string]any{"tokenSecret": "slipway-token"}}, "slipway",
+		"dagster")
 	if err != nil {
 		t.Fatal(err)
 	}
 	got = "# Slipway beside Dagster's own chart, made from deploy/helm/slipway. First, with a token of your own:\n" +
-		"#   kubectl -n dagster create secret generic slipway-token --from-literal=token=$(openssl rand -hex 16)\n" + got
+		"#   kubectl -n dagster create secret generic slipway-token --from-literal=token=$(openssl rand -hex 16)\n" +
+		got
 	if *update {
 		if err := os.WriteFile(manifests, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -83,7 +87,9 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := objects(t, rendered)
-	for _, key := range []string{"ConfigMap slipway", "Deployment slipway", "Secret slipway-token", "Service slipway", "ServiceAccount slipway", "Role slipway dagster", "RoleBinding slipway dagster", "PodDisruptionBudget slipway"} {
+	for _, key := range []string{"ConfigMap slipway", "Deployment slipway", "Secret slipway-token", "Service slipway",
+		"ServiceAccount slipway", "Role slipway dagster", "RoleBinding slipway dagster",
+		"PodDisruptionBudget slipway"} {
 		if all[key] == nil {
 			t.Errorf("%s is not there", key)
 		}
@@ -93,10 +99,12 @@ func TestDefaults(t *testing.T) {
 	}
 	d := all["Deployment slipway"].(*appsv1.Deployment)
 	c := d.Spec.Template.Spec.Containers[0]
-	if *d.Spec.Replicas != 2 || !*d.Spec.Template.Spec.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem || c.Args[0] != "daemon" {
+	if *d.Spec.Replicas != 2 || !*d.Spec.Template.Spec.SecurityContext.RunAsNonRoot ||
+		!*c.SecurityContext.ReadOnlyRootFilesystem || c.Args[0] != "daemon" {
 		t.Errorf("the deployment is %+v", d.Spec)
 	}
-	if text := all["ConfigMap slipway"].(*corev1.ConfigMap).Data["slipway.yaml"]; text != "web:\n  listen: 0.0.0.0:9870\n  token:\n    env: SLIPWAY_TOKEN\n" {
+	if text := all["ConfigMap slipway"].(*corev1.ConfigMap).Data["slipway.yaml"]; text !=
+		"web:\n  listen: 0.0.0.0:9870\n  token:\n    env: SLIPWAY_TOKEN\n" {
 		t.Errorf("slipway.yaml is %q", text)
 	}
 	var role rbacv1.Role
@@ -104,7 +112,8 @@ func TestDefaults(t *testing.T) {
 	if err == nil {
 		err = yaml.UnmarshalStrict(text, &role)
 	}
-	if got := all["Role slipway dagster"].(*rbacv1.Role).Rules; err != nil || len(got) == 0 || fmt.Sprint(got) != fmt.Sprint(role.Rules) {
+	if got := all["Role slipway dagster"].(*rbacv1.Role).Rules; err != nil || len(got) == 0 ||
+		fmt.Sprint(got) != fmt.Sprint(role.Rules) {
 		t.Errorf("the role is %v, want that of deploy/kubernetes/role.yaml: %v, %v", got, role.Rules, err)
 	}
 }
@@ -142,24 +151,30 @@ hostNetwork: true
 		t.Fatal(err)
 	}
 	all := objects(t, rendered)
-	for _, key := range []string{"Role prod-slipway team-a", "RoleBinding prod-slipway team-b", "Role prod-slipway prod", "ServiceMonitor prod-slipway", "NetworkPolicy prod-slipway", "ServiceAccount launcher"} {
+	for _, key := range []string{"Role prod-slipway team-a", "RoleBinding prod-slipway team-b",
+		"Role prod-slipway prod", "ServiceMonitor prod-slipway", "NetworkPolicy prod-slipway",
+		"ServiceAccount launcher"} {
 		if all[key] == nil {
 			t.Errorf("%s is not there", key)
 		}
 	}
 	d := all["Deployment prod-slipway"].(*appsv1.Deployment).Spec.Template
-	got := []string{d.Labels["e"], d.Annotations["c"], d.Spec.ImagePullSecrets[0].Name, d.Spec.Tolerations[0].Key, d.Spec.PriorityClassName, d.Spec.Containers[0].EnvFrom[0].SecretRef.Name}
+	got := []string{d.Labels["e"], d.Annotations["c"], d.Spec.ImagePullSecrets[0].Name, d.Spec.Tolerations[0].Key,
+		d.Spec.PriorityClassName, d.Spec.Containers[0].EnvFrom[0].SecretRef.Name}
 	if !slices.Equal(got, []string{"f", "d", "registry", "system", "high", "more"}) || !d.Spec.HostNetwork {
 		t.Errorf("the deployment has %q", got)
 	}
-	if text := all["ConfigMap prod-slipway"].(*corev1.ConfigMap).Data["slipway.yaml"]; !strings.Contains(text, "max_concurrent_runs: 100") || !strings.Contains(text, "listen: 0.0.0.0:9000") {
+	if text := all["ConfigMap prod-slipway"].(*corev1.ConfigMap).Data["slipway.yaml"]; !strings.Contains(text,
+		"max_concurrent_runs: 100") || !strings.Contains(text, "listen: 0.0.0.0:9000") {
 		t.Errorf("slipway.yaml is %q", text)
 	}
 }
 
 // Values that make no sense are refused before anything is made of them.
 func TestSchema(t *testing.T) {
-	for _, text := range []string{"replicas: 0", "replica: 2", "image: {pullPolicy: Sometimes}", "dagster: {home: relative}", "dagster: {instanceConfigMap: ''}", "namespaces: [Not_A_Name]", "web: {port: 70000}", "slipway: text"} {
+	for _, text := range []string{"replicas: 0", "replica: 2", "image: {pullPolicy: Sometimes}",
+		"dagster: {home: relative}", "dagster: {instanceConfigMap: ''}", "namespaces: [Not_A_Name]",
+		"web: {port: 70000}", "slipway: text"} {
 		values := map[string]any{}
 		if err := yaml.Unmarshal([]byte(text), &values); err != nil {
 			t.Fatal(err)

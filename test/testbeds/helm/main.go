@@ -51,7 +51,9 @@ func render(dir string, values map[string]any, release, namespace string) (strin
 	if err != nil {
 		return "", err
 	}
-	all, err := chartutil.ToRenderValues(chart, values, chartutil.ReleaseOptions{Name: release, Namespace: namespace, IsInstall: true, Revision: 1}, chartutil.DefaultCapabilities)
+	all, err := chartutil.ToRenderValues(chart, values,
+		chartutil.ReleaseOptions{Name: release, Namespace: namespace, IsInstall: true, Revision: 1},
+		chartutil.DefaultCapabilities)
 	if err != nil {
 		return "", err
 	}
