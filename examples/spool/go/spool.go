@@ -43,8 +43,8 @@ func Kind() *launcher.Kind {
 	}
 }
 
-// Launcher calls the program spool. It has no state, and many goroutines and processes may use it at
-// the same time.
+// Launcher calls the program spool. It has no state, and many goroutines and processes may use it
+// at the same time.
 type Launcher struct{ c Config }
 
 var (
@@ -54,9 +54,10 @@ var (
 	_ launcher.Remover   = (*Launcher)(nil)
 )
 
-// exits maps the program's exit codes to their meaning for Slipway. With any other code the outcome is
-// unknown: Slipway asks again with the same name.
-var exits = map[int]error{64: launcher.ErrInvalid, 66: launcher.ErrNotFound, 73: launcher.ErrCapacity, 75: launcher.ErrTransient, 77: launcher.ErrDenied}
+// exits maps the program's exit codes to their meaning for Slipway. With any other code the outcome
+// is unknown: Slipway asks again with the same name.
+var exits = map[int]error{64: launcher.ErrInvalid, 66: launcher.ErrNotFound, 73: launcher.ErrCapacity,
+	75: launcher.ErrTransient, 77: launcher.ErrDenied}
 
 // spool runs the program and decodes its output into out, unless out is nil.
 func (l *Launcher) spool(ctx context.Context, out any, args ...string) error {
@@ -85,7 +86,8 @@ func (l *Launcher) run(cmd *exec.Cmd, out any) error {
 	return json.Unmarshal(stdout.Bytes(), out)
 }
 
-// Launch implements [launcher.Launcher]. The program itself refuses a second worker with the same name.
+// Launch implements [launcher.Launcher]. The program itself refuses a second worker with the same
+// name.
 func (l *Launcher) Launch(ctx context.Context, req *launcher.Request) (launcher.Launched, error) {
 	if err := req.Check(); err != nil {
 		return launcher.Launched{}, err
@@ -135,7 +137,9 @@ func (l *Launcher) List(ctx context.Context, f launcher.Filter) iter.Seq2[launch
 		}
 		for _, w := range all {
 			id, ok := launcher.ParseID(w.Name)
-			if ok && (f.Runs == nil || slices.Contains(f.Runs, id.Run)) && !yield(launcher.Worker{ID: id, Instance: f.Instance, Handle: launcher.Handle(w.Name), Health: w.Health}, nil) {
+			if ok && (f.Runs == nil || slices.Contains(f.Runs, id.Run)) &&
+				!yield(launcher.Worker{ID: id, Instance: f.Instance, Handle: launcher.Handle(w.Name), Health: w.Health},
+					nil) {
 				return
 			}
 		}
