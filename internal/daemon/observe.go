@@ -83,7 +83,7 @@ const observerRoom = 1000
 func (o *observer) Target(launcher string, _ storage.Run) string { return launcher }
 
 // Waits says nothing.
-func (o *observer) Waits(storage.Run, string) {}
+func (o *observer) Waits(storage.Run, string) bool { return true }
 
 // Room is never full.
 func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
