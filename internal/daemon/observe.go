@@ -57,10 +57,17 @@ type observer struct {
 }
 
 // Claim says that it claimed what it only would have.
-func (o *observer) Claim(_ context.Context, _ storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
+func (o *observer) Claim(ctx context.Context, _ storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	out := make([]storage.Outcome, len(claims))
 	for i, c := range claims {
-		out[i] = storage.Outcome{Done: true, Status: dagster.Starting,
+		runs, err := o.Runs(ctx, storage.Filter{IDs: []string{c.Run}})
+		if err != nil {
+			return nil, err
+		}
+		if len(runs) == 0 {
+			continue // deleted
+		}
+		out[i] = storage.Outcome{Done: true, Status: dagster.Starting, Run: &runs[0].Run,
 			Launch: storage.LaunchRow{Run: c.Run, Launcher: c.Launcher, At: c.At, Attempt: 1, State: storage.Open}}
 	}
 	return out, nil

@@ -144,6 +144,13 @@ func (r Run) Body() string {
 	}).JSON()
 }
 
+// Slim returns r without what only its worker and its storage need: the configuration, the code and
+// the body. [Run.Body] must not be called on it.
+func (r Run) Slim() Run {
+	r.Config, r.Snapshot, r.Assets, r.Code, r.body = nil, "", nil, CodeOrigin{}, nil
+	return r
+}
+
 // IsCommand reports whether the run's worker is slipway-worker, not Dagster's Python.
 func (r Run) IsCommand() bool { return len(r.Code.EntryPoint) > 0 && r.Code.EntryPoint[0] == GoWorker }
 

@@ -50,7 +50,8 @@ type index struct {
 
 // item is a run of an index.
 type item struct {
-	run      storage.Run
+	run      storage.Run // slim: many runs may wait, and bodies are large
+	stops    []stop      // of a queued run
 	priority *big.Int
 	lane     *lane // of a queued run
 	at       int   // its place in the lane's heap
@@ -101,7 +102,7 @@ type space struct {
 	sick bool
 }
 
-// choice is a queued run that may go, and the launcher that it goes to.
+// choice is a queued run that may go, slim, and the launcher that it goes to.
 type choice struct {
 	Run      storage.Run
 	Launcher string
@@ -137,19 +138,24 @@ func (x *index) Run(id string) (r storage.Run, queued, known bool) {
 // and every other run is forgotten. A run that cannot be read counts in flight, and never goes.
 func (x *index) Put(r storage.Run, now time.Time) {
 	x.remove(r.ID)
+	full := r
+	r.Run = r.Run.Slim()
 	switch {
 	case r.Status.Active():
 		x.fly(&item{run: r}, now)
 	case r.Status == dagster.Queued && r.Broken == nil:
-		it := &item{run: r, priority: r.Priority()}
-		x.runs[r.ID] = it
-		heap.Push(&x.created, timer{r.Created, r.ID})
-		for _, pool := range x.limits.Pools.names(r.Run) {
-			x.inPool[pool]++
-		}
-		x.join(it, now)
+		x.enqueue(&item{run: r, stops: x.route(full), priority: r.Priority()}, now)
 	case r.Status != dagster.Queued:
 		delete(x.holds, r.ID)
+	}
+}
+
+// Back puts a run that was picked back into the queue.
+func (x *index) Back(run string, now time.Time) {
+	if it := x.runs[run]; it != nil && it.lane == nil {
+		x.remove(run)
+		it.run.Status = dagster.Queued
+		x.enqueue(it, now)
 	}
 }
 
@@ -415,10 +421,19 @@ func (x *index) choose(l *lane, ask func(string) *space) (launcher string, why R
 func (x *index) pick(it *item, launcher string, now time.Time) choice {
 	r := it.run
 	x.remove(r.ID)
-	starting := r
-	starting.Status = dagster.Starting
-	x.fly(&item{run: starting}, now)
+	it.run.Status = dagster.Starting
+	x.fly(it, now)
 	return choice{r, launcher}
+}
+
+// enqueue adds a queued run.
+func (x *index) enqueue(it *item, now time.Time) {
+	x.runs[it.run.ID] = it
+	heap.Push(&x.created, timer{it.run.Created, it.run.ID})
+	for _, pool := range x.limits.Pools.names(it.run.Run) {
+		x.inPool[pool]++
+	}
+	x.join(it, now)
 }
 
 // remove takes a run out of the index.
@@ -543,7 +558,7 @@ func (x *index) join(it *item, now time.Time) {
 	if made.rests = held(""); made.rests {
 		part('x')
 	} else {
-		for _, at := range x.route(it.run) {
+		for _, at := range it.stops {
 			if at.held = held(at.launcher); at.held {
 				part('b')
 			}

@@ -354,7 +354,7 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 		r.Status, r.Launch = o.Status, nil
 		if o.Done {
 			launch := o.Launch
-			r.Launch, r.Handle, r.Updated = &launch, "", launch.At
+			r.Run, r.Launch, r.Handle, r.Updated = *o.Run, &launch, "", launch.At
 		}
 		if o.Status == dagster.Queued { // a body that cannot be read
 			r.Broken = errors.New("the run's body cannot be read")
@@ -385,5 +385,5 @@ func (l *Loop) lock(p pending) {
 	now := time.Now()
 	l.locked[p.run.ID], l.lockedUntil = p, now.Add(lockedRetry)
 	l.index.Hold(p.run.ID, "", l.lockedUntil, now)
-	l.index.Put(p.run, now)
+	l.index.Back(p.run.ID, now)
 }

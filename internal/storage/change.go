@@ -49,7 +49,8 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 		return Change{}, err
 	}
 	if l := Ours(c.Run, ours, r.Tags).Launch; l != nil && l.Token == c.Token {
-		return Change{Outcome: Outcome{Done: l.State != Void, Status: row.Status, Launch: *l}}, nil
+		r.Status = row.Status
+		return Change{Outcome: Outcome{Done: l.State != Void, Status: row.Status, Launch: *l, Run: &r}}, nil
 	}
 	if row.Status != dagster.Queued {
 		return refused, nil
@@ -89,7 +90,7 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	}
 	ch.Body = r.Body()
 	ch.Events = []dagster.Event{dagster.NewEvent(r, dagster.RunStarting, c.At, "")}
-	ch.Outcome = Outcome{Done: true, Status: dagster.Starting, Launch: launch}
+	ch.Outcome = Outcome{Done: true, Status: dagster.Starting, Launch: launch, Run: &r}
 	return ch, nil
 }
 

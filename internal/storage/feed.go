@@ -62,7 +62,8 @@ type Feed struct {
 	Put func(...Run)
 
 	known  map[string]Head // of unfinished runs
-	newest time.Time                 // the latest update seen
+	newest time.Time       // the latest update seen
+	looked time.Time       // when everything was looked at last
 }
 
 const (
@@ -251,17 +252,27 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) 
 	}
 }
 
-// poll reads what was updated lately.
+// poll reads what was updated lately: after the latest update seen, or, if the clocks of others do
+// not matter, after the last look. So it does not read again what was written at once long ago.
 func (f *Feed) poll(ctx context.Context, overlap time.Duration) error {
-	if now := time.Now(); f.newest.After(now) { // our clock was set back
+	now := time.Now().Round(0) // without its monotonic part, as the times in the storage
+	if f.newest.After(now) {   // our clock was set back
 		f.newest = now
 	}
+	since := f.newest
+	if overlap == nearOverlap && f.looked.After(since) && f.looked.Before(now) {
+		since = f.looked
+	}
 	// With the statuses named, Dagster's index of status and update time serves the query.
-	heads, err := f.Store.Heads(ctx, Filter{Statuses: dagster.Statuses(), Since: f.newest.Add(-overlap)})
+	heads, err := f.Store.Heads(ctx, Filter{Statuses: dagster.Statuses(), Since: since.Add(-overlap)})
 	if err != nil {
 		return err
 	}
-	return f.read(ctx, heads, false)
+	if err := f.read(ctx, heads, false); err != nil {
+		return err
+	}
+	f.looked = now
+	return nil
 }
 
 // scan looks at all unfinished runs, and at those that were unfinished when last seen. It reads

@@ -78,6 +78,8 @@ type Outcome struct {
 	// again
 	Busy   bool
 	Launch LaunchRow // the current one, after what is Done; zero if there is none
+	// of a Claim that is Done: the run, as it is after the claim
+	Run *dagster.Run
 }
 
 // Transition is one change of a run, in one transaction.

@@ -76,9 +76,10 @@ func claimAgain(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := f.run(t, run).Launch; l == nil ||
-		out != (storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *l}) {
-		t.Errorf("made again after a cancel: %+v, the launch row is %v", out, l)
+	is := f.run(t, run)
+	if l := is.Launch; l == nil || out.Run == nil || out.Run.Body() != is.Body() ||
+		out != (storage.Outcome{Done: true, Status: dagster.Canceling, Launch: *l, Run: out.Run}) {
+		t.Errorf("made again after a cancel: %+v of %+v, the run is %+v", out, out.Run, is)
 	}
 }
 

@@ -182,6 +182,7 @@ func claimWrites(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	want(t, "body", body, strings.Replace(Body(run, map[string]string{"team": "data"}), "NOT_STARTED", "STARTING", 1))
+	want(t, "body of the outcome", out[0].Run.Body(), body)
 }
 
 func claimOnce(t *testing.T, f *fixture) {
