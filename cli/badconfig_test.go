@@ -103,7 +103,7 @@ func TestBadConfiguration(t *testing.T) {
 			"", `slipway.yaml:2:15: routes[0].to: launcher "local" is restricted`, "or remove restricted"},
 		"nodes of one that has none": {"routes: [{to: local, set: {nodes: {pool: spot}}}]\n",
 			"", `slipway.yaml:1:35: routes[0].set.nodes: launcher "local", of kind process, does not choose nodes`,
-			"leave it out"},
+			"remove set.nodes"},
 		"worker_gate": {one("a", "kind: process, worker_gate: maybe"),
 			"", `slipway.yaml:1:45: launchers.a.worker_gate: "maybe" is not one of`, "off, relaunch or on"},
 		"remove": {one("a", "kind: process, remove: often"),

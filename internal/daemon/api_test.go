@@ -125,7 +125,7 @@ func TestEndpointHoldsNoAuthority(t *testing.T) {
 		"ours and canceling":      {made("i", true), true, true},
 		"ours and starting":       {made("i", false), false, true},
 		"another instance's":      {made("j", true), false, false},
-		"nobody's":                {made("", true), false, false},
+		"a run without a launch":  {made("", true), false, false},
 		"a run that is not there": {uuid.NewString(), false, false},
 	} {
 		request := `{"__class__": "X", "run_id": "` + k.run + `"}`

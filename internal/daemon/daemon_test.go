@@ -309,8 +309,8 @@ func TestTagsAndHandleAreWritten(t *testing.T) {
 	}
 }
 
-// Runs whose IDs Dagster takes in other forms are executed, and known again by a daemon that finds
-// their workers.
+// Dagster accepts run IDs in several forms. Runs with such IDs are executed, and a later daemon
+// recognizes their workers.
 func TestRunIDsOfAllForms(t *testing.T) {
 	w := newWorld(t, parked, "")
 	ids := []string{strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}",
@@ -405,7 +405,7 @@ func TestStockDaemonIsRefused(t *testing.T) {
 		beat(w, "MONITORING", "stock", 10*time.Second)
 		go func() { // it ends with the daemon, which waits for this beat
 			testenv.Eventually(t, time.Minute, func() (bool, string) {
-				return strings.Contains(w.output(), "waiting to see whether it is still on"), w.output()
+				return strings.Contains(w.output(), "waiting to see whether it is still running"), w.output()
 			})
 			beat(w, "MONITORING", "stock", 0)
 		}()

@@ -308,8 +308,8 @@ func TestRunsOfOtherLaunchersAreAdopted(t *testing.T) {
 	}
 }
 
-// A run that is canceled just when its dead worker is to be replaced, by somebody who took it for
-// one that runs, is CANCELED: nothing else would ever end it.
+// A user may cancel a run just when its dead worker is to be replaced, because the run still seems
+// to run. It becomes CANCELED: nothing else would ever end it.
 func TestCanceledBetweenTwoWorkers(t *testing.T) {
 	w := newWorld(t, parked, "")
 	w.mortals("")

@@ -446,7 +446,7 @@ func TestStockDequeuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.says("another program launches runs that wait for Slipway")
+	p.says("another program launches runs that are waiting for Slipway")
 	w.status(p, theirs, dagster.Started)
 	status, err := w.command("status")
 	if err != nil || !strings.Contains(status, theirs+" was launched by another program") ||

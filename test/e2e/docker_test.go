@@ -281,7 +281,7 @@ run_launcher:
 	stock.stop()
 	w.write("dagster.yaml", parked+config)
 	p := w.slipway()
-	p.says("a run was adopted that another launcher had started")
+	p.says("adopted a run that another launcher had started")
 	for name, id := range ids {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			r := w.run(id)
