@@ -90,7 +90,7 @@ func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 		starting, why := 0, 0
 		for _, id := range ids {
 			starting += strings.Count(w.story(id), string(dagster.RunStarting))
-			if w.says(id, "has no room since ") && w.says(id, "no node is free") {
+			if w.says(id, "has had no room since ") && w.says(id, "no node is free") {
 				why++
 			}
 		}

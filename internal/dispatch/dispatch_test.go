@@ -186,8 +186,8 @@ func TestUnknownOutcomeIsHeld(t *testing.T) {
 	}
 }
 
-// Of a run whose handle is written it is told which status it has then: its worker may have begun
-// it before, or somebody have canceled it.
+// Launched gets the status that a run has when its handle is written: the worker may have begun the
+// run before, or a user may have canceled it.
 func TestLaunchedInItsStatus(t *testing.T) {
 	told, begun := make(chan storage.Run, 1), make(chan struct{})
 	l := &target{launch: func(int) (launcher.Launched, error) {
@@ -286,8 +286,8 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 	}
 }
 
-// A launcher that does not mind its context is left to itself when its time is over; what it says
-// later is nobody's answer.
+// A call of a launcher that ignores its context is abandoned after its deadline. A later answer is
+// dropped.
 func TestCallsThatGoOn(t *testing.T) {
 	t.Parallel()
 	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
@@ -299,7 +299,7 @@ func TestCallsThatGoOn(t *testing.T) {
 		return "late", nil
 	})
 	if got != "" || !errors.Is(err, launcher.ErrTransient) ||
-		!strings.Contains(err.Error(), "goes on with a call whose time is over") {
+		!strings.Contains(err.Error(), "continues a call whose deadline has passed") {
 		t.Errorf("Call = %q, %v", got, err)
 	}
 	close(release)
@@ -320,8 +320,8 @@ func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
 	return int(l.free.Load()), true, nil
 }
 
-// A target that has no room for a launch is asked how much it has before more runs are claimed for
-// it, and somebody is told as long as it has none.
+// If a target has no room for a launch, it is asked how much room it has before more runs are
+// claimed for it. While it has none, Full is called again and again.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	l := &roomy{}
@@ -331,7 +331,7 @@ func TestRoom(t *testing.T) {
 		d.Full = func(string) { told.Add(1) }
 	})
 	s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
-	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "nobody is told again" })
+	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "Full is not called again" })
 	if room, _ := d.Room("x"); room != 0 {
 		t.Errorf("Room = %d while there is none", room)
 	}
@@ -405,7 +405,7 @@ func TestLaunchThatMakesNothing(t *testing.T) {
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
 	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunEnqueued ||
-		!strings.HasSuffix(m.Events[0].Message, "made no worker in 5 tries: no such queue") {
+		!strings.HasSuffix(m.Events[0].Message, "started no worker in 5 tries: no such queue") {
 		t.Errorf("events = %+v, want the launcher's words in one line, and the queue", m.Events)
 	}
 	// It may have been about this run alone: others are still tried, and the target is not sick.

@@ -208,7 +208,7 @@ launchers:
 	waits := launch("light", nil, nil)
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		said := w.says(waits)
-		return strings.Contains(said, "has no room since"), said + p.output()
+		return strings.Contains(said, "has had no room since"), said + p.output()
 	})
 	a.Set(s)
 	w.ended(2*time.Minute, p, waits)
@@ -226,7 +226,7 @@ launchers:
 		{oom, dagster.Failure, []string{"Cause oom", "4 GB"}},
 		{evicted, dagster.Success, []string{"Cause preempted", "Launching a new run worker to resume run",
 			"spot container was evicted"}},
-		{waits, dagster.Success, []string{"has no room since", "StandardCores"}},
+		{waits, dagster.Success, []string{"has had no room since", "StandardCores"}},
 	} {
 		r, said := w.run(c.id), w.says(c.id)
 		if r.Status != c.want {
