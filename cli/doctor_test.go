@@ -227,7 +227,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 			},
 			level: daemon.LevelError, code: daemon.CodeConfiguration,
 			what: "dagster.yaml:1:59: storage.postgres.postgres_db.password: environment variable NO_SUCH_PASSWORD " +
-				"is not set", fix: "correct the settings that are named",
+				"is not set", fix: "correct the settings that the message names",
 		},
 		"Postgres down, or a wrong port": {
 			make: func(t *testing.T) string {

@@ -234,7 +234,7 @@ func TestWhatALaunchersErrorsDo(t *testing.T) {
 		"an answer that was lost": {[]mood{{err: lost, after: true}}, dagster.Success, "1", launched,
 			"", "[Slipway] Launched"},
 		"no capacity: back to the queue": {[]mood{{err: capacity}, {err: capacity}}, dagster.Success, "1 2 3",
-			"PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has no room"},
+			"PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has had no room"},
 		"invalid: the run fails": {[]mood{{err: invalid}}, dagster.Failure,
 			"1", "PIPELINE_STARTING ENGINE_EVENT PIPELINE_FAILURE", launched,
 			"Caught an unrecoverable error while dequeuing the run."},
