@@ -500,8 +500,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return d.Location
 			},
 			command: asUser,
-			level:   daemon.LevelError, code: "storage_rights", what: "history/runs.db cannot be written to",
-			fix: "give the user of slipway the files in history",
+			level:   daemon.LevelError, code: "storage_rights", what: "history/runs.db: ",
+			fix: "give the user of slipway access to the files in history",
 		},
 		"a schema that Slipway does not know": {
 			make: func(t *testing.T) string {
@@ -558,7 +558,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return home
 			},
 			level: daemon.LevelError, code: "storage_read_only", what: "in a read-only transaction",
-			fix: "name the primary server",
+			fix: "set the primary server",
 		},
 		"no rights on runs": {
 			make: func(t *testing.T) string {

@@ -74,7 +74,7 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 		nil {
 		t.Fatal(err)
 	}
-	p.says(1, "the database takes no writes")
+	p.says(1, "the database accepts no writes")
 	for _, of := range []string{"TABLES", "SEQUENCES"} {
 		if err := d.Exec("GRANT ALL ON ALL " + of + " IN SCHEMA public TO slipway_limited"); err != nil {
 			t.Fatal(err)

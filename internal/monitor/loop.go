@@ -661,7 +661,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	case Expire:
 		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, a.Message)}
 	case Assert:
-		t.Stands = a.Event
+		t.Logged = a.Event
 		if r.Status == dagster.Failure {
 			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now,
 				"[Slipway] The run worker finished after all: its own last event counts.", nil, nil)}

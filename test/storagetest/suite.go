@@ -412,7 +412,7 @@ func moveStands(t *testing.T, f *fixture) {
 	claimed := r.Updated
 	success := dagster.NewEvent(r.Run, dagster.RunSuccess, time.Now().UTC().Add(-time.Hour), "")
 	if _, err := f.s.Move(f.ctx, fence,
-		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Logged: &success}); err != nil {
 		t.Fatal(err)
 	}
 	r = f.run(t, run)
@@ -529,7 +529,7 @@ func hintsStands(t *testing.T, f *fixture) {
 		t.Fatal(h, err)
 	}
 	if _, err := f.s.Move(f.ctx, fence,
-		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Logged: &success}); err != nil {
 		t.Fatal(err)
 	}
 	for {
