@@ -278,7 +278,7 @@ func plain(place string) string { return strings.ToLower(strings.ReplaceAll(plac
 func positive(s string) (float64, error) {
 	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
 	if err != nil || !(f > 0 && f <= 1e6) { // also refuses NaN
-		return 0, fmt.Errorf("%q is no number above 0", s)
+		return 0, fmt.Errorf("%q is not a number above 0", s)
 	}
 	return f, nil
 }
@@ -331,7 +331,7 @@ func (l *Launcher) name(h launcher.Handle) (string, error) {
 	if s := string(h); handlePattern.MatchString(s) && strings.HasPrefix(s, l.c.NamePrefix+"-") {
 		return s, nil
 	}
-	return "", fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+	return "", fmt.Errorf("%w: %q is not a handle of this launcher", launcher.ErrNotFound, h)
 }
 
 // regions caches what is known about locations.

@@ -360,7 +360,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("another Launch with the quota used up = %v, want ErrCapacity", err)
 	}
 	narrow := rest.CopyConfig(access)
-	narrow.Impersonate.UserName = "nobody"
+	narrow.Impersonate.UserName = "stranger"
 	elsewhere := script(image, "refusals", "x")
 	elsewhere.Overrides = []launcher.Override{{Source: "container_context.k8s",
 		JSON: fmt.Appendf(nil, `{"namespace": %q}`, other)}}
@@ -372,9 +372,9 @@ func TestRefusals(t *testing.T) {
 		says string
 	}{
 		"no right in job_namespace": {powerless, script(image, "refusals", "x"), launcher.ErrDenied,
-			`User "nobody" cannot create resource "jobs"`},
+			`User "stranger" cannot create resource "jobs"`},
 		"no right in a code location's namespace": {powerless, elsewhere, launcher.ErrInvalid,
-			`User "nobody" cannot create resource "jobs"`},
+			`User "stranger" cannot create resource "jobs"`},
 		"a code location's namespace that is not": {l, func() *launcher.Request {
 			r := script(image, "refusals", "x")
 			r.Overrides = []launcher.Override{{Source: "container_context.k8s",
@@ -415,7 +415,9 @@ func (b *breaking) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if b.down {
 		b.mu.Unlock()
 		http.Error(w,
-			`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"down","code":500}`, http.StatusInternalServerError)
+			`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"down",`+
+				`"code":500}`,
+			http.StatusInternalServerError)
 		return
 	}
 	if b.gone > 0 {

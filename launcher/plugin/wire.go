@@ -166,7 +166,8 @@ func idIn(id *pb.ID) launcher.ID {
 }
 
 func idOut(id launcher.ID) *pb.ID {
-	return &pb.ID{Run: id.Run, Attempt: int32(min(id.Attempt, 1<<30))} //nolint:gosec // an attempt has four digits at most
+	attempt := int32(min(id.Attempt, 1<<30)) //nolint:gosec // an attempt has at most four digits
+	return &pb.ID{Run: id.Run, Attempt: attempt}
 }
 
 func resourcesIn(r *pb.Resources) launcher.Resources {
