@@ -264,7 +264,8 @@ func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	}
 	home := parked(t, false,
 		fmt.Sprintf(
-			`launchers: {k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}}
+			`launchers:
+  k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}
 routes: [{when: {tags: {team: b}}, to: [k8s], set: {config: {namespace: team-b}}}]
 default: k8s
 `, kubeconfig))
@@ -481,7 +482,10 @@ func TestExplain(t *testing.T) {
 launchers: {local: {kind: process}, other: {kind: process}}
 routes:
 - {name: nightly, when: {job: night*}, to: other}
-- {name: data, when: {tags: {team: data}}, to: [other, local], set: {memory: 1Gi, env: {PASSWORD: "${HOME}", MODE: fast}}}
+- name: data
+  when: {tags: {team: data}}
+  to: [other, local]
+  set: {memory: 1Gi, env: {PASSWORD: "${HOME}", MODE: fast}}
 `)
 	run := enqueued(t, home, "--tag", "team=data", "--tag", "slipway/cpu=500m", "--", "true")
 	status(t, home, run, "SUCCESS")
@@ -723,10 +727,10 @@ func TestLaunchersTest(t *testing.T) {
 			t.Errorf("result = %+v", r)
 		}
 	}
-	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil ||
+	if out, err = slipway(t, home, "launchers", "test", "unknown"); err == nil ||
 		!strings.Contains(err.Error(),
-			"there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; to test a program: "+
-				"slipway launchers test -- nobody") {
+			"there is no launcher \"unknown\" in slipway.yaml; there are code-server, local; to test a program: "+
+				"slipway launchers test -- unknown") {
 		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
 	}
 	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil ||

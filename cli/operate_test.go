@@ -198,7 +198,7 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// One call cancels thousands of waiting runs: those that match and no others.
+// One call cancels thousands of waiting runs: all that match and no others.
 func TestTerminateMany(t *testing.T) {
 	home := parked(t, false, "")
 	db := storagetest.Open(t, home)

@@ -282,7 +282,7 @@ func TestDecideInTime(t *testing.T) {
 			tags: map[string]string{"dagster/max_runtime": "nan"}, want: monitor.Nothing},
 		"a hexadecimal tag": {status: dagster.Started, health: running, started: 3000,
 			tags: map[string]string{"dagster/max_runtime": "0x10p0"}, want: monitor.Nothing},
-		"a tag that is no number": {status: dagster.Started, health: running, started: 3000,
+		"a tag that is not a number": {status: dagster.Started, health: running, started: 3000,
 			tags: map[string]string{"dagster/max_runtime": "soon"}, want: monitor.Nothing},
 		"one that is to end": {status: dagster.Canceling, health: running, events: expired,
 			want: monitor.Terminate},
