@@ -223,8 +223,14 @@ func readable(t *testing.T, server *webserver.Server, ids []string, want func(in
 	}
 	var pages map[string]any
 	err = server.Query(t.Context(), `{
-		assetsOrError {__typename ... on AssetConnection {nodes {key {path} definition {hasMaterializePermission} assetMaterializations(limit: 1) {runId}}} ... on PythonError {message}}
-		instance {id info runLauncher {name} runQueuingSupported daemonHealth {allDaemonStatuses {daemonType healthy lastHeartbeatTime lastHeartbeatErrors {message}}} runQueueConfig {maxConcurrentRuns}}
+		assetsOrError {__typename
+			... on AssetConnection {nodes {
+				key {path} definition {hasMaterializePermission} assetMaterializations(limit: 1) {runId}}}
+			... on PythonError {message}}
+		instance {id info runLauncher {name} runQueuingSupported
+			daemonHealth {
+				allDaemonStatuses {daemonType healthy lastHeartbeatTime lastHeartbeatErrors {message}}}
+			runQueueConfig {maxConcurrentRuns}}
 		runTagKeysOrError {__typename ... on RunTagKeys {keys}} partitionBackfillsOrError(limit: 10) {__typename}}`,
 		nil, &pages)
 	if err != nil || strings.Contains(fmt.Sprint(pages), "PythonError") {

@@ -32,7 +32,7 @@ func Run(t *testing.T, target Target) {
 		"claims of many at once are exact":                     claimRace,
 		"a claim removes forged and copied rows":               claimForged,
 		"a claim of a run that is gone or ended is refused":    claimGone,
-		"a body that cannot be read holds up nobody":           claimBroken,
+		"a body that cannot be read delays no other run":       claimBroken,
 		"a move names the status it expects":                   moveExpects,
 		"a move names the launch row it is about":              moveLaunch,
 		"a move writes handle, tags and events":                moveWrites,
