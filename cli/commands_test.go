@@ -519,19 +519,20 @@ routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_
 `, stuck))
 	long := enqueued(t, home, "--tag", "dagster/max_runtime=1", "--", "sleep", "1000")
 	late := enqueued(t, home, "--like", "aaf68b7e", "--tag", "slow=yes")
-	deaf := enqueued(t, home, "--like", "aaf68b7e")
+	stubborn := enqueued(t, home, "--like", "aaf68b7e")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		out, err := built(t, home, "runs", "show", deaf)
+		out, err := built(t, home, "runs", "show", stubborn)
 		return err == nil && strings.Contains(out, "worker    dagster-run-"), out
 	})
-	if out, err := built(t, home, "runs", "terminate", deaf); err != nil {
+	if out, err := built(t, home, "runs", "terminate", stubborn); err != nil {
 		t.Fatalf("runs terminate = %v\n%s", err, out)
 	}
 	for run, want := range map[string][]string{
 		long: {"FAILURE", "PIPELINE_CANCELING", "Canceling due to exceeding maximum runtime of 1 seconds.",
 			"Exceeded maximum runtime of 1 seconds."},
-		late: {"FAILURE", "Its worker is asked to stop", "Run timed out due to taking longer than 1 seconds to start."},
-		deaf: {"CANCELED", "The run was canceled: its worker ended"},
+		late: {"FAILURE", "Its worker is asked to stop",
+			"Run timed out due to taking longer than 1 seconds to start."},
+		stubborn: {"CANCELED", "The run was canceled: its worker ended"},
 	} {
 		status(t, home, run, want[0])
 		out, err := built(t, home, "runs", "show", run)

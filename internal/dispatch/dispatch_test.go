@@ -290,7 +290,7 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 // dropped.
 func TestCallsThatGoOn(t *testing.T) {
 	t.Parallel()
-	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
+	target := dispatch.NewTarget(worker.Target{Name: "slow"}, &launcher.Kind{}, nil)
 	release := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(10*time.Millisecond, cancel)
