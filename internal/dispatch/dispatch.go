@@ -333,7 +333,7 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 		return false, 0
 	}
 	if err == nil && !found {
-		if left := t.Traits.Settle - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
+		if left := t.Traits.LateStart - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
 			return true, min(left, j.wait.NextBackOff())
 		}
 		if past {
@@ -476,7 +476,7 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
 	switch {
 	case !r.Status.Active():
-	case r.Status == dagster.Canceling && (t.Traits.StrongRead || t.Traits.Settle > 0):
+	case r.Status == dagster.Canceling && (t.Traits.StrongRead || t.Traits.LateStart > 0):
 		d.unasked(ctx, r)
 	default:
 		d.Launched(r)

@@ -108,14 +108,15 @@ const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j",
 	`"pipeline_name": "j"}}`
 
 // dispatcher runs one with a target and a run that was claimed.
-func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
+func dispatcher(t *testing.T, l launcher.Launcher, lateStart time.Duration, status dagster.Status,
+	begun bool) *fakeStore {
 	t.Helper()
-	_, s := dispatching(t, l, settle, status, begun, nil)
+	_, s := dispatching(t, l, lateStart, status, begun, nil)
 	return s
 }
 
 // dispatching is the same, with a change before it begins.
-func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool,
+func dispatching(t *testing.T, l launcher.Launcher, lateStart time.Duration, status dagster.Status, begun bool,
 	change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
 	t.Helper()
 	parsed, err := dagster.ParseRun(body)
@@ -127,7 +128,7 @@ func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status
 		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t",
 			At: time.Now(), State: storage.Open}}}
 	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
-	traits := launcher.Traits{OwnCommand: true, Settle: settle}
+	traits := launcher.Traits{OwnCommand: true, LateStart: lateStart}
 	d := &dispatch.Dispatcher{
 		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, Log: slog.New(slog.DiscardHandler),
 		Targets: map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits},
@@ -181,7 +182,7 @@ func TestUnknownOutcomeIsHeld(t *testing.T) {
 	s = dispatcher(t, l, 300*time.Millisecond, dagster.Starting, false)
 	s.wrote(t, "the second launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
-		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took,
+		t.Errorf("launched again after %v, having done %q; want it after the time of LateStart, with looks", took,
 			l.said())
 	}
 }
@@ -234,7 +235,7 @@ func TestBegunLaunchIsHeld(t *testing.T) {
 	s := dispatcher(t, l, 300*time.Millisecond, dagster.Starting, true)
 	s.wrote(t, "the launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond {
-		t.Errorf("launched after %v, want it after the time of Settle", took)
+		t.Errorf("launched after %v, want it after the time of LateStart", took)
 	}
 	// A run that was canceled meanwhile gets no worker, and is canceled once its absence counts.
 	l = &target{launch: func(int) (launcher.Launched, error) {

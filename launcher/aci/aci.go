@@ -130,8 +130,8 @@ var (
 	_ launcher.Meter     = (*Launcher)(nil)
 )
 
-// settle is how long after a PUT without an answer a group may still appear.
-const settle = time.Minute
+// lateStart is how long after a PUT without an answer a group may still appear.
+const lateStart = time.Minute
 
 // Kind declares the aci launcher.
 func Kind() *launcher.Kind {
@@ -140,7 +140,7 @@ func Kind() *launcher.Kind {
 		Schema: config.Fields(Config{}), Context: "aci", Tags: []string{"slipway/aci"}, Remove: "10m",
 		// MaxCommand is the limit of the container's operating system. Azure documents no limit of
 		// its own.
-		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, Settle: settle},
+		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, LateStart: lateStart},
 		Stock:  "*.AzureContainerInstanceRunLauncher",
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)

@@ -5,7 +5,8 @@
 // The worker has the code server's environment, interpreter and user. It continues if the server is
 // killed or restarted, but the new server does not know it. A server starts a second process if it
 // is asked twice. So Slipway asks which runs it executes before it asks it to start one. If a start
-// got no answer, the server may still act on it: the absence of the run counts only after [settle].
+// got no answer, the server may still act on it: the absence of the run counts only after
+// [lateStart].
 package codeserver
 
 import (
@@ -61,9 +62,9 @@ var (
 )
 
 const (
-	// settle is how long a request to start a run may be on its way: Dagster's own client gives up
-	// after 60 s.
-	settle = 60 * time.Second
+	// lateStart is how long a request to start a run may be on its way: Dagster's own client gives
+	// up after 60 s.
+	lateStart = 60 * time.Second
 	// dialAgain is the pause before connecting again to a server that could not be reached.
 	dialAgain = time.Second
 	// maxMessage is the largest message that Dagster's servers send by default.
@@ -76,7 +77,7 @@ func Kind() *launcher.Kind {
 		Name:   "codeserver",
 		Help:   "Have the code server of a run's location execute it, as Dagster's DefaultRunLauncher does.",
 		Schema: config.Fields(Config{}),
-		Traits: launcher.Traits{OwnCommand: true, Settle: settle},
+		Traits: launcher.Traits{OwnCommand: true, LateStart: lateStart},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			var c Config
 			if err := v.Decode(&c); err != nil {
