@@ -730,7 +730,8 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		out, _ := slipway(t, home, "doctor")
-		return strings.Contains(out, "launcher batch has been sick") && !strings.Contains(out, "ok       launcher batch") &&
+		return strings.Contains(out, "launcher batch has been sick") &&
+			!strings.Contains(out, "ok       launcher batch") &&
 			strings.Contains(out, "they wait for launcher_sick (") && !strings.Contains(out, "map["), out
 	})
 }

@@ -82,8 +82,8 @@ const observerRoom = 1000
 // Target returns the launcher's name.
 func (o *observer) Target(launcher string, _ storage.Run) string { return launcher }
 
-// Waits does nothing.
-func (o *observer) Waits(storage.Run, string) {}
+// Waits does nothing and returns true.
+func (o *observer) Waits(storage.Run, string) bool { return true }
 
 // Room reports that there is always room.
 func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }

@@ -172,20 +172,24 @@ type waitNote struct {
 	text string
 }
 
-// Waits is called for each queued run that waits for a target. If the target is sick or full, the
-// run's log says so, once. Waits does not block.
-func (d *Dispatcher) Waits(r storage.Run, target string) {
+// Waits is called for queued runs that wait for a target. If the target is sick or full for some
+// time, the run's log says so, once. Waits returns false while it is too early for that, or there
+// is too much to write already. It does not block.
+func (d *Dispatcher) Waits(r storage.Run, target string) bool {
 	l := d.find(target)
 	if l == nil {
-		return
+		return true
 	}
 	ill := l.target.Trouble()
 	since, full := l.target.room.none()
 	if ill.Sick {
 		since = ill.Since
 	}
-	if !ill.Sick && full == "" || time.Since(since) < tellAfter || !l.tell(r.ID, ill.Sick) {
-		return
+	if !ill.Sick && full == "" || time.Since(since) < tellAfter {
+		return false
+	}
+	if !l.tell(r.ID, ill.Sick) {
+		return true
 	}
 	text := l.noRoom(since, full)
 	if ill.Sick {
@@ -193,8 +197,10 @@ func (d *Dispatcher) Waits(r storage.Run, target string) {
 	}
 	select {
 	case d.waits <- waitNote{r.Run, text}:
+		return true
 	default: // the next call tries again
 		l.forget(r.ID)
+		return false
 	}
 }
 

@@ -50,8 +50,9 @@ type runLauncher interface {
 	// Room returns how many more runs the target may be given now, and whether it is sick, so that
 	// a run's next launcher may get the run.
 	Room(target string) (room int, sick bool)
-	// Waits is called for each run that waits because a target has no room. It does not block.
-	Waits(r storage.Run, target string)
+	// Waits is called for runs that wait because a target has no room, until it returns true. It
+	// does not block.
+	Waits(r storage.Run, target string) bool
 	// Token makes the token of a new launch.
 	Token(launcher string) string
 	// Launch takes over a claimed run and returns at once.
@@ -83,15 +84,9 @@ type Loop struct {
 
 	// claims whose outcome is not known: they are made again, as they were, before any other
 	unclear     []pending
-	locked      map[string]pending // claims that met a row that another program had locked, by run
+	locked      map[string]pending // claims that met a row that another client had locked, by run
 	lockedUntil time.Time          // when those are made again
-	queued      map[string]storage.Run
-	active      map[string]storage.Run
-	// by run and launcher: the launcher had no room for the run; not before then
-	hold   map[string]map[string]time.Time
-	choice map[string]string // of the runs that were picked: the launcher
-	routes map[string][]stop // of the queued runs, once they were asked for
-	busy   []string          // the launchers that had no room in the last pass
+	index       *index
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -99,9 +94,6 @@ type pending struct {
 	run   storage.Run
 	claim storage.Claim
 }
-
-// stop is a launcher of a run's route, with the target of the run there.
-type stop struct{ launcher, target string }
 
 // Waiting is the queue after a pass.
 type Waiting struct {
@@ -122,8 +114,7 @@ type Requeued struct {
 // Run decides and claims until ctx ends or the lead is lost ([storage.ErrFenced]). What it claimed
 // before it returns has been handed to the launcher.
 func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
-	l.queued, l.active, l.hold = map[string]storage.Run{}, map[string]storage.Run{}, map[string]map[string]time.Time{}
-	l.routes = map[string][]stop{}
+	l.index = newIndex(l.Limits, l.stops)
 	var wait time.Duration // until the next pass, if nothing happens
 	for {
 		var timer <-chan time.Time
@@ -159,10 +150,7 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 // requeued holds back a run that a launcher had no room for. It is called twice for each: before
 // the write (only the run's ID is set) and after it.
 func (l *Loop) requeued(r Requeued) {
-	if l.hold[r.Run.ID] == nil {
-		l.hold[r.Run.ID] = map[string]time.Time{}
-	}
-	l.hold[r.Run.ID][r.Launcher] = r.Until
+	l.index.Hold(r.Run.ID, r.Launcher, r.Until, time.Now())
 	if r.Run.Status != "" {
 		l.apply(r.Run)
 	}
@@ -170,11 +158,12 @@ func (l *Loop) requeued(r Requeued) {
 
 // changed is called with a run that the feed has read.
 func (l *Loop) changed(r storage.Run) {
-	claimed, ok := l.active[r.ID]
-	if ok && claimed.Launch != nil && r.QueuedBefore(*claimed.Launch) {
-		return // read before we claimed it; taken at its word, it would free its place for another
+	was, queued, known := l.index.Run(r.ID)
+	unclear := slices.ContainsFunc(l.unclear, func(p pending) bool { return p.run.ID == r.ID })
+	if r.Status == dagster.Queued && unclear || known && !queued && was.Launch != nil && r.QueuedBefore(*was.Launch) {
+		return // read before our claim: taken at its word, it would free its place for another run
 	}
-	if _, waited := l.queued[r.ID]; waited && l.Taken != nil && launchedByOther(r) {
+	if queued && l.Taken != nil && launchedByOther(r) {
 		l.Taken(r)
 	}
 	l.apply(r)
@@ -190,24 +179,14 @@ func launchedByOther(r storage.Run) bool {
 
 // apply takes a run's new state into the loop's view.
 func (l *Loop) apply(r storage.Run) {
-	delete(l.queued, r.ID)
-	delete(l.active, r.ID)
-	delete(l.routes, r.ID)
-	switch {
-	case r.Broken != nil:
+	if r.Broken != nil {
 		l.Log.Warn("a run cannot be read and is left alone", "run_id", r.ID, "err", r.Broken)
-		if r.Status.Active() {
-			l.active[r.ID] = r // it counts
-		}
-	case r.Status == dagster.Queued:
-		if l.Only == nil || l.Only(r.Run) {
-			l.queued[r.ID] = r
-		}
-	case r.Status.Active():
-		l.active[r.ID] = r
-	default:
-		delete(l.hold, r.ID)
 	}
+	if r.Status == dagster.Queued && l.Only != nil && !l.Only(r.Run) {
+		l.index.remove(r.ID)
+		return
+	}
+	l.index.Put(r, time.Now())
 }
 
 // pass claims what may go now, and says when to look again without a cause; 0 is never.
@@ -232,15 +211,11 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 		if err != nil { // as Dagster does: pools that cannot be read hold back no run
 			l.Log.WarnContext(ctx, "cannot read the pools; they hold back no run for now", "err", err)
 		}
-		d, wait := l.pick(time.Now(), pools)
-		picked := d.Picked
-		if l.Waiting != nil {
-			l.Waiting(l.waiting(d))
-		}
+		picked, wait := l.pick(time.Now(), pools)
 		if len(picked) == 0 {
 			return wait, nil
 		}
-		err = l.claim(context.WithoutCancel(ctx), l.claims(picked[:min(len(picked), claimBatch)]))
+		err = l.claim(context.WithoutCancel(ctx), l.claims(picked))
 		if errors.Is(err, storage.ErrFenced) {
 			return 0, err
 		}
@@ -258,14 +233,7 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 // pools reads the pools that queued runs use, and gives those without a limit of their own the
 // default one.
 func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
-	var names []string
-	for _, r := range l.queued {
-		for _, pool := range l.Limits.Pools.names(r.Run) {
-			if !slices.Contains(names, pool) {
-				names = append(names, pool)
-			}
-		}
-	}
+	names := l.index.PoolNames()
 	if len(names) == 0 {
 		return nil, nil
 	}
@@ -280,102 +248,62 @@ func (l *Loop) pools(ctx context.Context) (map[string]Pool, error) {
 	return pools, nil
 }
 
-// pick is one decision.
-func (l *Loop) pick(now time.Time, pools map[string]Pool) (Decision, time.Duration) {
+// pick is one decision. It says when to look again without a cause; 0 is never.
+func (l *Loop) pick(now time.Time, pools map[string]Pool) ([]choice, time.Duration) {
+	if l.Pauses != nil {
+		l.index.SetPauses(l.Pauses(), now)
+	}
+	l.index.SetPools(pools)
+	w := Waiting{}
+	var picked []choice
+	if l.Held != nil && l.Held() {
+		w.Reasons = map[Reason]int{}
+		if n := l.index.Queued(); n > 0 {
+			w.Reasons[Rival] = n
+		}
+	} else {
+		picked = l.index.Decide(now, claimBatch, l.Launcher.Room)
+		l.index.Tell(l.Launcher.Waits)
+		w.Reasons, w.Busy = l.index.Reasons(), l.index.Full()
+	}
+	w.Queued, w.InFlight, w.Oldest = l.index.Queued(), l.index.InFlight(), l.index.Oldest()
+	if l.Waiting != nil {
+		l.Waiting(w)
+	}
+	return picked, l.next(w, now)
+}
+
+// next is when to look again although nothing happens: at what tells nothing when it changes. 0 is
+// never.
+func (l *Loop) next(w Waiting, now time.Time) time.Duration {
 	var wait time.Duration
 	sooner := func(d time.Duration) {
-		if wait == 0 || d < wait {
+		if d = max(time.Millisecond, d); wait == 0 || d < wait {
 			wait = d
 		}
 	}
-	room, sick := map[string]int{}, map[string]bool{}
-	l.choice = map[string]string{}
-	var pauses []Pause
-	if l.Pauses != nil {
-		pauses = l.Pauses()
-	}
-	rival := l.Held != nil && l.Held()
-	held := func(r dagster.Run) Reason {
-		if rival {
-			sooner(roomRetry)
-			return Rival
-		}
-		if l.choice[r.ID] != "" {
-			return ""
-		}
-		if _, ok := l.locked[r.ID]; ok {
-			sooner(max(time.Millisecond, l.lockedUntil.Sub(now)))
-			return Backoff
-		}
-		if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsRun(r) }) {
-			sooner(pauseRetry)
-			return Paused
-		}
-		if l.routes[r.ID] == nil {
-			for _, name := range l.Route(l.queued[r.ID]) {
-				l.routes[r.ID] = append(l.routes[r.ID], stop{name, l.Launcher.Target(name, l.queued[r.ID])})
-			}
-		}
-		why := Sick
-		for _, at := range l.routes[r.ID] {
-			name := at.launcher
-			if slices.ContainsFunc(pauses, func(p Pause) bool { return p.HoldsLauncher(name) }) {
-				sooner(pauseRetry)
-				why = Paused
-				continue
-			}
-			if until := l.hold[r.ID][name]; until.After(now) {
-				sooner(until.Sub(now))
-				why = Backoff
-				continue
-			}
-			if _, ok := room[at.target]; !ok {
-				room[at.target], sick[at.target] = l.Launcher.Room(at.target)
-			}
-			if room[at.target] <= 0 {
-				sooner(roomRetry)
-				l.Launcher.Waits(l.queued[r.ID], at.target)
-				if sick[at.target] {
-					continue
-				}
-				return Busy // it says when it is not
-			}
-			room[at.target]--
-			l.choice[r.ID] = name
-			return ""
-		}
-		return why
-	}
-	d := Pick(entriesOf(l.queued), entriesOf(l.active), l.Limits, pools, now, held)
-	l.busy = nil
-	for name, n := range room {
-		if n <= 0 && !sick[name] {
-			l.busy = append(l.busy, name)
+	for why, every := range map[Reason]time.Duration{Rival: roomRetry, Sick: roomRetry, Busy: roomRetry,
+		Paused: pauseRetry, PoolFull: poolRetry} {
+		if w.Reasons[why] > 0 {
+			sooner(every)
 		}
 	}
-	if d.Waits[PoolFull] > 0 {
-		sooner(poolRetry)
+	if at := l.index.Next(); !at.IsZero() {
+		sooner(at.Sub(now))
 	}
-	return d, wait
+	if len(l.locked) > 0 {
+		sooner(l.lockedUntil.Sub(now))
+	}
+	return wait
 }
 
-// waiting is what a pass leaves in the queue.
-func (l *Loop) waiting(d Decision) Waiting {
-	w := Waiting{Reasons: d.Waits, Queued: len(l.queued), InFlight: len(l.active), Busy: l.busy}
-	for _, r := range l.queued {
-		if w.Oldest.IsZero() || r.Created.Before(w.Oldest) {
-			w.Oldest = r.Created
-		}
+// stops are the launchers of a run, with the targets there.
+func (l *Loop) stops(r storage.Run) []stop {
+	var stops []stop
+	for _, name := range l.Route(r) {
+		stops = append(stops, stop{launcher: name, target: l.Launcher.Target(name, r)})
 	}
-	return w
-}
-
-func entriesOf(runs map[string]storage.Run) []Entry {
-	entries := make([]Entry, 0, len(runs))
-	for _, r := range runs {
-		entries = append(entries, Entry{r.Run, r.Row, r.Start})
-	}
-	return entries
+	return stops
 }
 
 // claimTimeout bounds one claim. One whose answer is lost waits in the database for the first one,
@@ -383,12 +311,12 @@ func entriesOf(runs map[string]storage.Run) []Entry {
 const claimTimeout = 10 * time.Second
 
 // claims makes the claims of runs that were picked.
-func (l *Loop) claims(runs []dagster.Run) []pending {
+func (l *Loop) claims(picked []choice) []pending {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	claims := make([]pending, len(runs))
-	for i, r := range runs {
-		claims[i] = pending{l.queued[r.ID], storage.Claim{Run: r.ID, Launcher: l.choice[r.ID], Instance: l.Instance,
-			Token: l.Launcher.Token(l.choice[r.ID]), At: now, Tags: l.Claims}}
+	claims := make([]pending, len(picked))
+	for i, c := range picked {
+		claims[i] = pending{c.Run, storage.Claim{Run: c.Run.ID, Launcher: c.Launcher, Instance: l.Instance,
+			Token: l.Launcher.Token(c.Launcher), At: now, Tags: l.Claims}}
 	}
 	return claims
 }
@@ -412,7 +340,11 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 	failpoint.Here(failpoint.ClaimDone)
 	for i, o := range outcomes {
 		r := batch[i].run
-		if delete(l.locked, r.ID); o.Busy {
+		if _, was := l.locked[r.ID]; was {
+			delete(l.locked, r.ID)
+			l.index.Hold(r.ID, "", time.Time{}, time.Now())
+		}
+		if o.Busy {
 			l.Log.WarnContext(ctx,
 				"cannot claim a run, because another program has locked its row in the database; retrying",
 				"run_id", r.ID)
@@ -451,5 +383,8 @@ func (l *Loop) lock(p pending) {
 	if l.locked == nil {
 		l.locked = map[string]pending{}
 	}
-	l.locked[p.run.ID], l.lockedUntil = p, time.Now().Add(lockedRetry)
+	now := time.Now()
+	l.locked[p.run.ID], l.lockedUntil = p, now.Add(lockedRetry)
+	l.index.Hold(p.run.ID, "", l.lockedUntil, now)
+	l.index.Put(p.run, now)
 }

@@ -32,7 +32,10 @@ func (k *taker) Target(launcher string, r storage.Run) string {
 	return launcher
 }
 
-func (k *taker) Waits(r storage.Run, target string) { k.waits = append(k.waits, r.ID+" for "+target) }
+func (k *taker) Waits(r storage.Run, target string) bool {
+	k.waits = append(k.waits, r.ID+" for "+target)
+	return true
+}
 
 func (k *taker) Room(name string) (int, bool) {
 	switch name {
@@ -70,13 +73,13 @@ func newLoop(t *testing.T, limit int) (*Loop, *storagetest.Dagster, *taker) {
 		t.Fatal(leads, err)
 	}
 	k := &taker{}
-	return &Loop{
+	l := &Loop{
 		Store: s, Fence: fence, Instance: "i", Limits: Limits{MaxConcurrentRuns: limit},
 		Route:    func(storage.Run) []string { return []string{"local"} },
 		Launcher: k, Inbox: storage.NewInbox(), Log: slog.New(slog.DiscardHandler),
-		queued: map[string]storage.Run{}, active: map[string]storage.Run{}, hold: map[string]map[string]time.Time{},
-		routes: map[string][]stop{},
-	}, d, k
+	}
+	l.index = newIndex(l.Limits, l.stops)
+	return l, d, k
 }
 
 // read gives the loop what stands in storage, as the feed does.

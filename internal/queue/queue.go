@@ -179,18 +179,27 @@ type counter struct {
 }
 
 func newCounter(limits []TagLimit, active []Entry) *counter {
-	c := &counter{}
-	for i, l := range limits { // of two about the same, the last holds, as in Dagster
-		if !slices.ContainsFunc(limits[i+1:], func(o TagLimit) bool {
-			return o.Key == l.Key && o.Value == l.Value && o.PerValue == l.PerValue && o.Empty == l.Empty
-		}) {
-			c.limits, c.counts = append(c.limits, l), append(c.counts, map[string]int{})
-		}
+	c := &counter{limits: lastOfEach(limits)}
+	for range c.limits {
+		c.counts = append(c.counts, map[string]int{})
 	}
 	for _, e := range active {
 		c.add(e.Run)
 	}
 	return c
+}
+
+// lastOfEach drops limits that a later one replaces: of two about the same, the last holds, as in
+// Dagster.
+func lastOfEach(limits []TagLimit) (last []TagLimit) {
+	for i, l := range limits {
+		if !slices.ContainsFunc(limits[i+1:], func(o TagLimit) bool {
+			return o.Key == l.Key && o.Value == l.Value && o.PerValue == l.PerValue && o.Empty == l.Empty
+		}) {
+			last = append(last, l)
+		}
+	}
+	return last
 }
 
 // bucket is where a run counts under a limit; false if the limit is not about it.

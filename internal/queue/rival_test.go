@@ -2,6 +2,7 @@ package queue
 
 import (
 	"testing"
+	"time"
 
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/storage"
@@ -22,8 +23,9 @@ func TestLaunchedByOther(t *testing.T) {
 			got := 0
 			run := storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Starting},
 				Facts: storage.Facts{Launch: c.launch}}
-			l := &Loop{Taken: func(storage.Run) { got++ }, queued: map[string]storage.Run{"r": {}},
-				active: map[string]storage.Run{}}
+			l := &Loop{Taken: func(storage.Run) { got++ }}
+			l.index = newIndex(Limits{}, func(storage.Run) []stop { return nil })
+			l.index.Put(storage.Run{Run: dagster.Run{ID: "r", Status: dagster.Queued}}, time.Now())
 			if l.changed(run); got != c.want {
 				t.Errorf("of %+v, Taken was told %d times, want %d", run, got, c.want)
 			}

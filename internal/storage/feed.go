@@ -61,8 +61,8 @@ type Feed struct {
 	// block.
 	Put func(...Run)
 
-	known  map[string]dagster.Status // of unfinished runs
-	newest time.Time                 // the latest update seen
+	known  map[string]Head // of unfinished runs
+	newest time.Time       // the latest update seen
 }
 
 const (
@@ -88,7 +88,7 @@ var probes = []time.Duration{
 
 // Run feeds until ctx ends or the storage fails for good; it returns nil only with ctx.
 func (f *Feed) Run(ctx context.Context) error {
-	f.known = map[string]dagster.Status{}
+	f.known = map[string]Head{}
 	if err := f.scan(ctx); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ type probe struct {
 // looks of the series are enough for it.
 func (f *Feed) first(run string) probe {
 	n := 0
-	if f.known[run].Active() {
+	if f.known[run].Status.Active() {
 		n = len(probes) - 2
 	}
 	return probe{n + 1, time.Now().Add(probes[n])}
@@ -257,51 +257,82 @@ func (f *Feed) poll(ctx context.Context, overlap time.Duration) error {
 		f.newest = now
 	}
 	// With the statuses named, Dagster's index of status and update time serves the query.
-	runs, err := f.Store.Runs(ctx, Filter{Statuses: dagster.Statuses(), Since: f.newest.Add(-overlap)})
-	f.put(runs, false)
-	return err
+	heads, err := f.Store.Heads(ctx, Filter{Statuses: dagster.Statuses(), Since: f.newest.Add(-overlap)})
+	if err != nil {
+		return err
+	}
+	return f.read(ctx, heads, false)
 }
 
-// scan reads all unfinished runs, and all runs that were unfinished when last seen.
+// scan looks at all unfinished runs, and at all runs that were unfinished when last seen. It reads
+// the runs in flight, and the queued ones that have changed.
 func (f *Feed) scan(ctx context.Context) error {
-	runs, err := f.Store.Runs(ctx, Filter{Statuses: dagster.UnfinishedStatuses()})
+	heads, err := f.Store.Heads(ctx, Filter{Statuses: dagster.UnfinishedStatuses()})
 	if err != nil {
 		return err
 	}
 	gone := maps.Clone(f.known)
+	for _, h := range heads {
+		delete(gone, h.ID)
+	}
+	for id := range gone { // ended, or deleted
+		heads = append(heads, Head{ID: id})
+	}
+	return f.read(ctx, heads, true)
+}
+
+// read reads the runs whose heads are not those last seen, and with all those in flight as well,
+// and passes them on.
+func (f *Feed) read(ctx context.Context, heads []Head, all bool) error {
+	var ids []string
+	for _, h := range heads {
+		f.saw(h.Updated)
+		seen, known := f.known[h.ID]
+		same := known && seen.Status == h.Status && seen.Updated.Equal(h.Updated)
+		if ends := h.Status.Finished() || h.Status == dagster.NotStarted; same && !(all && h.Status.Active()) ||
+			!known && ends {
+			continue
+		}
+		ids = append(ids, h.ID)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	runs, err := f.Store.Runs(ctx, Filter{IDs: ids})
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
 	for _, r := range runs {
-		delete(gone, r.ID)
+		there[r.ID] = true
 	}
-	if len(gone) > 0 {
-		ended, err := f.Store.Runs(ctx, Filter{IDs: slices.Collect(maps.Keys(gone))})
-		if err != nil {
-			return err
+	for _, id := range ids {
+		if _, known := f.known[id]; known && !there[id] { // deleted
+			runs = append(runs, Run{Run: dagster.Run{ID: id}})
 		}
-		for _, r := range ended {
-			delete(gone, r.ID)
-		}
-		runs = append(runs, ended...)
 	}
-	for run := range gone { // deleted
-		runs = append(runs, Run{Run: dagster.Run{ID: run}})
-	}
-	f.put(runs, true)
+	f.put(runs, all)
 	return nil
 }
 
-// put passes on the runs whose status is not the one last seen, or all of them, in one call.
+// saw notes the time of an update.
+func (f *Feed) saw(at time.Time) {
+	if at.After(f.newest) && at.Before(time.Now()) {
+		f.newest = at
+	}
+}
+
+// put passes on the runs that are not as they were last seen, or all of them, in one call.
 func (f *Feed) put(runs []Run, all bool) {
-	now := time.Now()
 	var changed []Run
 	for _, r := range runs {
-		if r.Updated.After(f.newest) && r.Updated.Before(now) {
-			f.newest = r.Updated
-		}
+		f.saw(r.Updated)
 		seen, known := f.known[r.ID]
-		if known && seen == r.Status && !all || !known && (r.Status.Finished() || r.Status == dagster.NotStarted) {
+		if known && seen.Status == r.Status && seen.Updated.Equal(r.Updated) && !all ||
+			!known && (r.Status.Finished() || r.Status == dagster.NotStarted) {
 			continue
 		}
-		f.known[r.ID] = r.Status
+		f.known[r.ID] = Head{r.ID, r.Status, r.Updated}
 		if r.Status.Finished() || r.Status == "" {
 			delete(f.known, r.ID)
 		}

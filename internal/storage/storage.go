@@ -40,6 +40,14 @@ func (r Run) QueuedBefore(claim LaunchRow) bool {
 	return r.Status == dagster.Queued && r.Updated.Before(claim.At) && !since
 }
 
+// Head is the part of a run that tells whether the run has changed: each change of its row sets the
+// time, by the clock of the program that made it.
+type Head struct {
+	ID      string
+	Status  dagster.Status
+	Updated time.Time
+}
+
 // Filter selects runs. The zero value selects all of them.
 type Filter struct {
 	Statuses []dagster.Status
@@ -123,6 +131,9 @@ type Leaser interface {
 type Reader interface {
 	// Runs returns the selected runs, with their current launch and handle rows.
 	Runs(ctx context.Context, f Filter) ([]Run, error)
+	// Heads returns, for each selected run, the facts that tell whether the run has changed. For
+	// many runs it is much cheaper than Runs.
+	Heads(ctx context.Context, f Filter) ([]Head, error)
 	// Events returns the events of one run in the order they were stored; of all types if none is
 	// named.
 	Events(ctx context.Context, run string, types ...dagster.EventType) ([]dagster.Event, error)

@@ -68,8 +68,9 @@ func main() {
 		}
 		return
 	}
-	if more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations,
-		"azure": azure, "takeover": takeovers, "kubernetes": jobs}; len(os.Args) > 1 && more[os.Args[1]] != nil {
+	more := map[string]func(context.Context, []string) error{"deaths": deaths, "terminate": terminations,
+		"azure": azure, "takeover": takeovers, "long": long, "kubernetes": jobs}
+	if len(os.Args) > 1 && more[os.Args[1]] != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 		defer cancel()
 		if err := more[os.Args[1]](ctx, os.Args[2:]); err != nil {

@@ -527,10 +527,11 @@ func (w *world) enqueue(ctx context.Context, r *rand.Rand) {
 }
 
 // step returns the script of a run's step. It records when it begins and ends, and first whether
-// another step of the same run is alive.
+// another step of the same run is alive. In a container, where processes are numbered anew, an
+// earlier step may have had the number that this one has.
 func step(file string, seconds float64, code int) string {
-	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || ! grep -aqs %[1]s " +
-		"/proc/$p/cmdline || echo beside $p >> %[1]s; "
+	const beside = "p=$(sed -n 's/^begin //p' %s 2>/dev/null | tail -n 1); [ -z \"$p\" ] || [ $p = $$ ] || " +
+		"! grep -aqs %[1]s /proc/$p/cmdline || echo beside $p >> %[1]s; "
 	return fmt.Sprintf(beside+"echo begin $$ >> %[1]s; sleep %.3f || exit 9; echo end >> %[1]s; exit %[3]d", file,
 		seconds, code)
 }

@@ -45,4 +45,11 @@ func TestStepSeesTheOneBesideIt(t *testing.T) {
 	if strings.Contains(read(), "beside ") {
 		t.Errorf("after a step that was killed, a second one wrote %q", read())
 	}
+	own := "echo begin $$ > " + file + "; " + step(file, 0, 0)
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", own).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if strings.Contains(read(), "beside ") {
+		t.Errorf("a step with the number of an earlier one in another container wrote %q", read())
+	}
 }

@@ -21,7 +21,8 @@ def only(context):
     if os.path.exists(file):
         with open(file, encoding="utf-8") as f:
             last = f.read().split("\n")[-2].split()
-        if last[0] == "begin" and alive(int(last[1])):
+        # In a container, where processes are numbered anew, an earlier worker may have had this number.
+        if last[0] == "begin" and int(last[1]) != os.getpid() and alive(int(last[1])):
             with open(file, "a", encoding="utf-8") as f:
                 f.write(f"beside {last[1]}\n")
     with open(file, "a", encoding="utf-8") as f:

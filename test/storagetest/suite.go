@@ -551,6 +551,12 @@ func filters(t *testing.T, f *fixture) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		heads, err := f.s.Heads(f.ctx, flt)
+		if err != nil || !slices.EqualFunc(heads, runs, func(h storage.Head, r storage.Run) bool {
+			return h.ID == r.ID && h.Status == r.Status && h.Updated.Equal(r.Updated)
+		}) {
+			t.Errorf("Heads = %v, %v, want those of %v", heads, err, runs)
+		}
 		var out []string
 		for _, r := range runs {
 			switch r.ID {

@@ -16,8 +16,33 @@ import (
 
 // Runs implements [storage.Reader].
 func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error) {
-	q := "SELECT id, run_id, status, run_body, create_timestamp::timestamptz, update_timestamp::timestamptz, " +
-		"start_time, end_time FROM runs"
+	runs, err := selected(ctx, s, "id, run_id, status, run_body, create_timestamp::timestamptz, "+
+		"update_timestamp::timestamptz, start_time, end_time", f, scanRun)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: runs: %w", err)
+	}
+	return runs, s.launches(ctx, runs)
+}
+
+// Heads implements [storage.Reader].
+func (s *Store) Heads(ctx context.Context, f storage.Filter) ([]storage.Head, error) {
+	heads, err := selected(ctx, s, "run_id, status, update_timestamp::timestamptz", f,
+		func(row pgx.CollectableRow) (h storage.Head, err error) {
+			var updated pgtype.Timestamptz
+			err = row.Scan(&h.ID, &h.Status, &updated)
+			h.Updated = updated.Time.UTC()
+			return h, err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("postgres: heads of runs: %w", err)
+	}
+	return heads, nil
+}
+
+// selected reads columns of the runs that a filter selects.
+func selected[T any](ctx context.Context, s *Store, columns string, f storage.Filter,
+	scan pgx.RowToFunc[T]) ([]T, error) {
+	q := "SELECT " + columns + " FROM runs"
 	var where []string
 	var args []any
 	cond := func(text string, arg any) {
@@ -42,13 +67,9 @@ func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, erro
 	}
 	rows, err := s.pool.Query(ctx, q, args...)
 	if err != nil {
-		return nil, fmt.Errorf("postgres: runs: %w", err)
+		return nil, err
 	}
-	runs, err := pgx.CollectRows(rows, scanRun)
-	if err != nil {
-		return nil, fmt.Errorf("postgres: runs: %w", err)
-	}
-	return runs, s.launches(ctx, runs)
+	return pgx.CollectRows(rows, scan)
 }
 
 func scanRun(row pgx.CollectableRow) (storage.Run, error) {

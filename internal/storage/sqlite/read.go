@@ -27,11 +27,37 @@ func list[T ~string](values []T) (string, []any) {
 
 // Runs implements [storage.Reader].
 func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, error) {
+	runs, err := selected(ctx, s, "id, run_id, status, run_body, CAST(create_timestamp AS TEXT), "+
+		"CAST(update_timestamp AS TEXT), start_time, end_time", f, scanRun)
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: runs: %w", err)
+	}
+	return runs, s.launches(ctx, runs)
+}
+
+// Heads implements [storage.Reader].
+func (s *Store) Heads(ctx context.Context, f storage.Filter) ([]storage.Head, error) {
+	heads, err := selected(ctx, s, "run_id, status, CAST(update_timestamp AS TEXT)", f,
+		func(rows *sql.Rows) (h storage.Head, err error) {
+			var updated sql.NullString
+			err = rows.Scan(&h.ID, &h.Status, &updated)
+			h.Updated = parseStamp(updated.String)
+			return h, err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: heads of runs: %w", err)
+	}
+	return heads, nil
+}
+
+// selected reads columns of the runs that a filter selects.
+func selected[T any](ctx context.Context, s *Store, columns string, f storage.Filter,
+	scan func(*sql.Rows) (T, error)) ([]T, error) {
 	if len(f.IDs) > maxList {
-		var all []storage.Run
+		var all []T
 		for ids := range slices.Chunk(f.IDs, maxList) {
 			f.IDs = ids
-			some, err := s.Runs(ctx, f)
+			some, err := selected(ctx, s, columns, f, scan)
 			if err != nil {
 				return nil, err
 			}
@@ -39,8 +65,7 @@ func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, erro
 		}
 		return all, nil
 	}
-	q := "SELECT id, run_id, status, run_body, CAST(create_timestamp AS TEXT), CAST(update_timestamp AS TEXT), " +
-		"start_time, end_time FROM runs WHERE 1"
+	q := "SELECT " + columns + " FROM runs WHERE 1"
 	var args []any
 	if len(f.Statuses) > 0 {
 		marks, values := list(f.Statuses)
@@ -60,21 +85,18 @@ func (s *Store) Runs(ctx context.Context, f storage.Filter) ([]storage.Run, erro
 	}
 	rows, err := s.read.QueryContext(ctx, q, args...)
 	if err != nil {
-		return nil, fmt.Errorf("sqlite: runs: %w", err)
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
-	var runs []storage.Run
+	var all []T
 	for rows.Next() {
-		r, err := scanRun(rows)
+		one, err := scan(rows)
 		if err != nil {
-			return nil, fmt.Errorf("sqlite: runs: %w", err)
+			return nil, err
 		}
-		runs = append(runs, r)
+		all = append(all, one)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("sqlite: runs: %w", err)
-	}
-	return runs, s.launches(ctx, runs)
+	return all, rows.Err()
 }
 
 func scanRun(rows *sql.Rows) (storage.Run, error) {

@@ -1,0 +1,713 @@
+package queue
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"maps"
+	"math/big"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/slipway-run/slipway/internal/dagster"
+	"github.com/slipway-run/slipway/internal/storage"
+)
+
+// index holds the runs of a leader, so that a decision costs what has changed and not what waits.
+// It decides as [Pick] does.
+//
+// Queued runs that meet the same rules form a lane: they count for the same limits and pools, the
+// same pauses hold them, and they may go to the same launchers. In a lane, only the first run is
+// looked at. A lane that a rule holds back is parked at that rule's gates, which are buckets of tag
+// limits, pools and targets, and costs nothing until one of them changes.
+//
+// An index does no I/O and has no clock. It must be used by one goroutine at a time.
+type index struct {
+	limits Limits
+	route  func(storage.Run) []stop
+
+	runs  map[string]*item                // queued, and in flight
+	holds map[string]map[string]time.Time // by run and launcher: not before then
+	lanes map[string]*lane                // by signature
+	awake laneHeap                        // the lanes that nothing is known to hold back
+	flies int                             // runs in flight
+
+	tags    []map[string]*gate // of each tag limit, by value
+	pools   map[string]*gate   // by name
+	targets map[string]*gate   // by name
+	pauses  gate
+	rests   gate // of runs that may go to no launcher before some time
+
+	slots   map[string]Pool // the pools that have a limit
+	inPool  map[string]int  // queued runs that name a pool
+	pausing []Pause
+	timers  timerHeap // when holds end, and when runs in flight are seen in their pools
+	created timerHeap // the queued runs, and some that are no longer queued
+	waits   map[Reason]int
+}
+
+// item is a run of an index.
+type item struct {
+	run      storage.Run
+	priority *big.Int
+	lane     *lane // of a queued run
+	at       int   // its place in the lane's heap
+	told     int   // the lane's state that was last reported; see [index.Tell]
+	inPools  bool  // a run in flight that counts for its pools
+}
+
+// lane has queued runs that the same rules hold back.
+type lane struct {
+	signature string
+	items     []*item // a heap, the first run to go first
+	buckets   []bucket
+	pools     *dagster.Pools
+	paused    bool
+	rests     bool // no launcher before some time
+	stops     []stop
+	at        int // its place among the lanes that are awake; -1: it is parked
+	why       Reason
+	gates     []*gate // where it is parked
+	// told counts how often the lane was parked in another state than before. untold counts the
+	// runs that were not reported since.
+	told, untold int
+	state        string
+}
+
+// bucket is where the runs of a lane count for a tag limit.
+type bucket struct {
+	gate  *gate
+	limit int
+}
+
+// gate is a thing that can hold back lanes.
+type gate struct {
+	taken int // by runs in flight
+	sick  bool
+	lanes map[*lane]bool
+}
+
+// stop is a launcher of a run's route, with the target of the run there.
+type stop struct {
+	launcher, target string
+	held             bool // not before some time
+}
+
+// space is what a target said about its room in one decision.
+type space struct {
+	room int
+	sick bool
+}
+
+// choice is a queued run that may go, and the launcher that it goes to.
+type choice struct {
+	Run      storage.Run
+	Launcher string
+}
+
+// newIndex makes an empty index. Route gives the launchers of a run with the targets there, the
+// first choice first.
+func newIndex(limits Limits, route func(storage.Run) []stop) *index {
+	limits.Tags = lastOfEach(limits.Tags)
+	x := &index{limits: limits, route: route, runs: map[string]*item{}, holds: map[string]map[string]time.Time{},
+		lanes: map[string]*lane{}, pools: map[string]*gate{}, targets: map[string]*gate{}, inPool: map[string]int{},
+		waits: map[Reason]int{}}
+	for range limits.Tags {
+		x.tags = append(x.tags, map[string]*gate{})
+	}
+	return x
+}
+
+// Queued is the number of queued runs, InFlight that of the runs that take places.
+func (x *index) Queued() int   { return len(x.runs) - x.flies }
+func (x *index) InFlight() int { return x.flies }
+
+// Run gives a queued run, or one in flight.
+func (x *index) Run(id string) (r storage.Run, queued, known bool) {
+	it := x.runs[id]
+	if it == nil {
+		return r, false, false
+	}
+	return it.run, it.lane != nil, true
+}
+
+// Put replaces what is known of a run. A queued run joins its lane, one in flight takes its places,
+// and every other run is forgotten. A run that cannot be read counts in flight, and never goes.
+func (x *index) Put(r storage.Run, now time.Time) {
+	x.remove(r.ID)
+	switch {
+	case r.Status.Active():
+		x.fly(&item{run: r}, now)
+	case r.Status == dagster.Queued && r.Broken == nil:
+		it := &item{run: r, priority: r.Priority()}
+		x.runs[r.ID] = it
+		heap.Push(&x.created, timer{r.Created, r.ID})
+		for _, pool := range x.limits.Pools.names(r.Run) {
+			x.inPool[pool]++
+		}
+		x.join(it, now)
+	case r.Status != dagster.Queued:
+		delete(x.holds, r.ID)
+	}
+}
+
+// Hold keeps a run from a launcher until a time; from all launchers if it is "". A zero time ends
+// that.
+func (x *index) Hold(run, launcher string, until, now time.Time) {
+	if x.holds[run] == nil {
+		x.holds[run] = map[string]time.Time{}
+	}
+	x.holds[run][launcher] = until
+	if it := x.runs[run]; it != nil && it.lane != nil {
+		x.leave(it)
+		x.join(it, now)
+	}
+}
+
+// SetPauses says which pauses hold now.
+func (x *index) SetPauses(pauses []Pause, now time.Time) {
+	if slices.EqualFunc(pauses, x.pausing, func(a, b Pause) bool { return a.Scope == b.Scope && a.Value == b.Value }) {
+		return
+	}
+	x.pausing = slices.Clone(pauses)
+	for _, l := range x.lanes { // a launcher that is paused leaves its runs to the next one
+		if l.at < 0 {
+			x.rouse(l)
+		}
+	}
+	for _, it := range x.runs {
+		if it.lane != nil {
+			x.leave(it)
+			x.join(it, now)
+		}
+	}
+}
+
+// PoolNames are the pools that queued runs name.
+func (x *index) PoolNames() []string { return slices.Sorted(maps.Keys(x.inPool)) }
+
+// SetPools says what the pools that have a limit have now.
+func (x *index) SetPools(pools map[string]Pool) {
+	for name, g := range x.pools {
+		was, had := x.slots[name]
+		if is, has := pools[name]; is != was || has != had {
+			x.wake(g)
+		}
+	}
+	x.slots = pools
+}
+
+// Decide picks the runs that may go now, at most so many, in the order in which they go. They count
+// as in flight from now on, until Put says otherwise. Room asks a target for its room.
+func (x *index) Decide(now time.Time, most int, room func(target string) (int, bool)) []choice {
+	x.tick(now)
+	spaces := map[string]*space{}
+	ask := func(target string) *space {
+		s := spaces[target]
+		if s == nil {
+			s = &space{}
+			s.room, s.sick = room(target)
+			spaces[target] = s
+		}
+		return s
+	}
+	for name, g := range x.targets {
+		if len(g.lanes) == 0 {
+			continue
+		}
+		if s := ask(name); s.room > 0 || s.sick != g.sick {
+			x.wake(g)
+		}
+	}
+	if x.limits.Charge == ChargeDagster {
+		return x.asDagster(now, most, ask)
+	}
+	var picked []choice
+	for len(picked) < most && x.free() > 0 && len(x.awake) > 0 {
+		l := x.awake[0]
+		why, gates := x.full(l)
+		launcher := ""
+		if why == "" {
+			launcher, why, gates = x.choose(l, ask)
+		}
+		if why != "" {
+			x.park(l, why, gates)
+			continue
+		}
+		picked = append(picked, x.pick(l.items[0], launcher, now))
+	}
+	if x.waits[Limit] = 0; x.free() <= 0 {
+		more := x.Queued()
+		for _, n := range x.waits {
+			more -= n
+		}
+		x.waits[Limit] = more
+	}
+	return picked
+}
+
+// asDagster decides with Dagster's pages, for which all runs are looked at.
+func (x *index) asDagster(now time.Time, most int, ask func(string) *space) []choice {
+	var queued, active []Entry
+	for _, it := range x.runs {
+		e := Entry{it.run.Run, it.run.Row, it.run.Start}
+		if it.lane != nil {
+			queued = append(queued, e)
+		} else {
+			active = append(active, e)
+		}
+	}
+	chosen := map[string]string{}
+	d := Pick(queued, active, x.limits, x.slots, now, func(r dagster.Run) (why Reason) {
+		if chosen[r.ID] == "" { // a run can be looked at on several pages
+			chosen[r.ID], why, _ = x.choose(x.runs[r.ID].lane, ask)
+		}
+		return why
+	})
+	x.waits = d.Waits
+	var picked []choice
+	for _, r := range d.Picked[:min(most, len(d.Picked))] {
+		picked = append(picked, x.pick(x.runs[r.ID], chosen[r.ID], now))
+	}
+	return picked
+}
+
+// Reasons says how many queued runs wait for which reason, as the last decision found.
+func (x *index) Reasons() map[Reason]int {
+	reasons := map[Reason]int{}
+	for why, n := range x.waits {
+		if n > 0 {
+			reasons[why] = n
+		}
+	}
+	return reasons
+}
+
+// Oldest is when the oldest queued run was created; zero if there is none.
+func (x *index) Oldest() time.Time {
+	for len(x.created) > 0 {
+		t := x.created[0]
+		if r, queued, _ := x.Run(t.run); queued && r.Created.Equal(t.at) {
+			return t.at
+		}
+		heap.Pop(&x.created)
+	}
+	return time.Time{}
+}
+
+// Next is when the next hold ends by itself, or a run in flight is seen in its pools; zero: never.
+func (x *index) Next() time.Time {
+	if len(x.timers) == 0 {
+		return time.Time{}
+	}
+	return x.timers[0].at
+}
+
+// Full are the targets that are well and have no room for a further run.
+func (x *index) Full() []string {
+	var names []string
+	for name, g := range x.targets {
+		if len(g.lanes) > 0 && !g.sick {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Tell calls tell for queued runs that wait for a target, until it has returned true for each of
+// them. It returns false if it is too early, and the other runs of the target are left alone then.
+func (x *index) Tell(tell func(r storage.Run, target string) bool) {
+	for _, name := range slices.Sorted(maps.Keys(x.targets)) {
+		for l := range x.targets[name].lanes {
+			for i := 0; i < len(l.items) && l.untold > 0; i++ {
+				it := l.items[i]
+				if it.told == l.told {
+					continue
+				}
+				if !tell(it.run, name) {
+					return
+				}
+				it.told = l.told
+				l.untold--
+			}
+		}
+	}
+}
+
+// free is how many more runs the limit of all runs lets go.
+func (x *index) free() int {
+	if x.limits.MaxConcurrentRuns < 0 {
+		return len(x.runs)
+	}
+	return x.limits.MaxConcurrentRuns - x.flies
+}
+
+// full says by which limit or pools a lane is held back, if any.
+func (x *index) full(l *lane) (Reason, []*gate) {
+	for _, b := range l.buckets {
+		if b.gate.taken >= b.limit {
+			return TagFull, []*gate{b.gate}
+		}
+	}
+	if !x.limits.Pools.Block || l.pools == nil {
+		return "", nil
+	}
+	var gates []*gate
+	names := x.limits.Pools.names(dagster.Run{Pools: l.pools})
+	for _, name := range names {
+		g := x.pool(name)
+		p, limited := x.slots[name]
+		free := p.Slots - g.taken + x.limits.Pools.Buffer
+		if !x.limits.Pools.PerRun {
+			free -= p.Pending
+		}
+		switch full := limited && free <= 0; {
+		case full && x.limits.Pools.PerRun:
+			return PoolFull, []*gate{g}
+		case full:
+			gates = append(gates, g)
+		}
+	}
+	if len(gates) == len(names) && !l.pools.Unconstrained && !x.limits.Pools.PerRun {
+		return PoolFull, gates
+	}
+	return "", nil
+}
+
+// choose finds the launcher that takes the next run of a lane, and counts the run there. If there
+// is none, it says why, and at which gates that may change.
+func (x *index) choose(l *lane, ask func(string) *space) (launcher string, why Reason, gates []*gate) {
+	if l.rests {
+		return "", Backoff, []*gate{&x.rests}
+	}
+	if l.paused {
+		return "", Paused, []*gate{&x.pauses}
+	}
+	why = Sick
+	for _, at := range l.stops {
+		if slices.ContainsFunc(x.pausing, func(p Pause) bool { return p.HoldsLauncher(at.launcher) }) {
+			why, gates = Paused, append(gates, &x.pauses)
+			continue
+		}
+		if at.held {
+			why, gates = Backoff, append(gates, &x.rests)
+			continue
+		}
+		s := ask(at.target)
+		if s.room > 0 {
+			s.room--
+			return at.launcher, "", nil
+		}
+		g := x.target(at.target)
+		g.sick = s.sick
+		gates = append(gates, g)
+		if !s.sick {
+			return "", Busy, gates
+		}
+	}
+	return "", why, gates
+}
+
+// pick takes a queued run out of its lane: it takes its places from now on.
+func (x *index) pick(it *item, launcher string, now time.Time) choice {
+	r := it.run
+	x.remove(r.ID)
+	starting := r
+	starting.Status = dagster.Starting
+	x.fly(&item{run: starting}, now)
+	return choice{r, launcher}
+}
+
+// remove takes a run out of the index.
+func (x *index) remove(run string) {
+	it := x.runs[run]
+	if it == nil {
+		return
+	}
+	delete(x.runs, run)
+	if it.lane != nil {
+		x.leave(it)
+		for _, pool := range x.limits.Pools.names(it.run.Run) {
+			if x.inPool[pool]--; x.inPool[pool] == 0 {
+				delete(x.inPool, pool)
+			}
+		}
+		return
+	}
+	x.flies--
+	x.count(it, -1)
+}
+
+// fly counts a run in flight.
+func (x *index) fly(it *item, now time.Time) {
+	x.runs[it.run.ID] = it
+	x.flies++
+	seen := it.run.Start.Add(newlyStarted)
+	starts := it.run.Status == dagster.Started && now.Before(seen)
+	it.inPools = x.limits.Pools.PerRun || it.run.Status == dagster.Starting || starts
+	if it.inPools && it.run.Pools != nil && starts && !x.limits.Pools.PerRun {
+		heap.Push(&x.timers, timer{seen, it.run.ID})
+	}
+	x.count(it, 1)
+}
+
+// count counts a run in flight at its gates, or no longer.
+func (x *index) count(it *item, n int) {
+	for i, l := range x.limits.Tags {
+		if value, ok := l.bucket(it.run.Run); ok {
+			x.change(x.bucket(i, value), n)
+		}
+	}
+	if it.inPools {
+		x.countPools(it, n)
+	}
+}
+
+func (x *index) countPools(it *item, n int) {
+	c := poolCounter{limits: x.limits.Pools, taken: map[string]int{}}
+	c.add(it.run.Run)
+	for pool, places := range c.taken {
+		x.change(x.pool(pool), n*places)
+	}
+}
+
+// change counts what is taken at a gate. If that becomes less, lanes that are parked there may go.
+func (x *index) change(g *gate, n int) {
+	if g.taken += n; n < 0 {
+		x.wake(g)
+	}
+}
+
+// tick ends what is over.
+func (x *index) tick(now time.Time) {
+	for len(x.timers) > 0 && !x.timers[0].at.After(now) {
+		it := x.runs[heap.Pop(&x.timers).(timer).run] //nolint:errcheck // it holds nothing else
+		switch {
+		case it == nil:
+		case it.lane != nil:
+			x.leave(it)
+			x.join(it, now)
+		case it.inPools && !x.limits.Pools.PerRun && it.run.Status == dagster.Started &&
+			!now.Before(it.run.Start.Add(newlyStarted)):
+			it.inPools = false
+			x.countPools(it, -1)
+		}
+	}
+}
+
+// join puts a queued run into the lane of its signature.
+func (x *index) join(it *item, now time.Time) {
+	made := lane{pools: it.run.Pools, at: -1}
+	var text strings.Builder
+	part := func(kind byte, words ...string) {
+		text.WriteByte(kind)
+		for _, w := range words {
+			text.WriteString(strconv.Quote(w))
+		}
+	}
+	for i, l := range x.limits.Tags {
+		if value, ok := l.bucket(it.run.Run); ok {
+			made.buckets = append(made.buckets, bucket{x.bucket(i, value), l.Limit})
+			part('t', strconv.Itoa(i), value)
+		}
+	}
+	if p := it.run.Pools; p != nil && x.limits.Pools.Block {
+		for _, pool := range slices.Sorted(slices.Values(x.limits.Pools.names(it.run.Run))) {
+			part('p', pool)
+		}
+		for _, pool := range slices.Sorted(maps.Keys(p.Root)) {
+			part('r', pool, strconv.Itoa(p.Root[pool]))
+		}
+		if p.Unconstrained {
+			part('u')
+		}
+	}
+	if slices.ContainsFunc(x.pausing, func(p Pause) bool { return p.HoldsRun(it.run.Run) }) {
+		made.paused = true
+		part('h')
+	}
+	held := func(launcher string) bool {
+		until, ok := x.holds[it.run.ID][launcher]
+		if ok && until.After(now) {
+			heap.Push(&x.timers, timer{until, it.run.ID})
+			return true
+		}
+		if ok {
+			delete(x.holds[it.run.ID], launcher)
+		}
+		return false
+	}
+	if made.rests = held(""); made.rests {
+		part('x')
+	} else {
+		for _, at := range x.route(it.run) {
+			if at.held = held(at.launcher); at.held {
+				part('b')
+			}
+			made.stops = append(made.stops, at)
+			part('s', at.launcher, at.target)
+		}
+	}
+	made.signature = text.String()
+	l := x.lanes[made.signature]
+	isNew := l == nil
+	if isNew {
+		l = &made
+		x.lanes[l.signature] = l
+	}
+	it.lane, it.told = l, l.told-1
+	l.untold++
+	heap.Push(l, it)
+	switch {
+	case isNew:
+		heap.Push(&x.awake, l)
+	case l.at >= 0:
+		heap.Fix(&x.awake, l.at)
+	default:
+		x.waits[l.why]++
+	}
+}
+
+// leave takes a queued run out of its lane.
+func (x *index) leave(it *item) {
+	l := it.lane
+	heap.Remove(l, it.at)
+	if it.lane = nil; it.told != l.told {
+		l.untold--
+	}
+	switch {
+	case l.at < 0:
+		if x.waits[l.why]--; len(l.items) == 0 {
+			x.unpark(l)
+			delete(x.lanes, l.signature)
+		}
+	case len(l.items) == 0:
+		heap.Remove(&x.awake, l.at)
+		delete(x.lanes, l.signature)
+	default:
+		heap.Fix(&x.awake, l.at)
+	}
+}
+
+// park takes a lane out of the decisions until one of its gates changes.
+func (x *index) park(l *lane, why Reason, gates []*gate) {
+	heap.Remove(&x.awake, l.at)
+	l.why, l.gates = why, gates
+	x.waits[why] += len(l.items)
+	if state := fmt.Sprint(why == Sick, len(gates)); state != l.state {
+		l.state, l.untold = state, len(l.items)
+		l.told++
+	}
+	for _, g := range gates {
+		if g.lanes == nil {
+			g.lanes = map[*lane]bool{}
+		}
+		g.lanes[l] = true
+	}
+}
+
+func (x *index) unpark(l *lane) {
+	for _, g := range l.gates {
+		delete(g.lanes, l)
+	}
+	l.gates = nil
+}
+
+// rouse lets a lane that is parked be looked at again.
+func (x *index) rouse(l *lane) {
+	x.unpark(l)
+	x.waits[l.why] -= len(l.items)
+	heap.Push(&x.awake, l)
+}
+
+// wake rouses the lanes that are parked at a gate.
+func (x *index) wake(g *gate) {
+	for l := range g.lanes {
+		x.rouse(l)
+	}
+}
+
+func (x *index) bucket(limit int, value string) *gate { return gateOf(x.tags[limit], value) }
+func (x *index) pool(name string) *gate               { return gateOf(x.pools, name) }
+func (x *index) target(name string) *gate             { return gateOf(x.targets, name) }
+
+func gateOf(gates map[string]*gate, name string) *gate {
+	g := gates[name]
+	if g == nil {
+		g = &gate{}
+		gates[name] = g
+	}
+	return g
+}
+
+// before reports whether a run goes before another one.
+func (it *item) before(o *item) bool {
+	return cmp.Or(o.priority.Cmp(it.priority), cmp.Compare(it.run.Row, o.run.Row)) < 0
+}
+
+// Len, Less, Swap, Push and Pop implement [heap.Interface].
+func (l *lane) Len() int           { return len(l.items) }
+func (l *lane) Less(i, j int) bool { return l.items[i].before(l.items[j]) }
+func (l *lane) Swap(i, j int) {
+	l.items[i], l.items[j] = l.items[j], l.items[i]
+	l.items[i].at, l.items[j].at = i, j
+}
+
+func (l *lane) Push(it any) {
+	l.items = append(l.items, it.(*item)) //nolint:errcheck // it holds nothing else
+	l.items[len(l.items)-1].at = len(l.items) - 1
+}
+
+func (l *lane) Pop() any {
+	last := len(l.items) - 1
+	it := l.items[last]
+	l.items[last] = nil
+	l.items = l.items[:last]
+	return it
+}
+
+// laneHeap has the lane with the first run first.
+type laneHeap []*lane
+
+// Len, Less, Swap, Push and Pop implement [heap.Interface].
+func (h laneHeap) Len() int           { return len(h) }
+func (h laneHeap) Less(i, j int) bool { return h[i].items[0].before(h[j].items[0]) }
+func (h laneHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].at, h[j].at = i, j }
+
+func (h *laneHeap) Push(l any) {
+	*h = append(*h, l.(*lane)) //nolint:errcheck // it holds nothing else
+	(*h)[len(*h)-1].at = len(*h) - 1
+}
+
+func (h *laneHeap) Pop() any {
+	last := len(*h) - 1
+	l := (*h)[last]
+	(*h)[last] = nil
+	*h, l.at = (*h)[:last], -1
+	return l
+}
+
+// timer is a time at which a run is to be looked at.
+type timer struct {
+	at  time.Time
+	run string
+}
+
+// timerHeap has the earliest timer first.
+type timerHeap []timer
+
+// Len, Less, Swap, Push and Pop implement [heap.Interface].
+func (h timerHeap) Len() int           { return len(h) }
+func (h timerHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h timerHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *timerHeap) Push(t any)        { *h = append(*h, t.(timer)) } //nolint:errcheck // it holds nothing else
+
+func (h *timerHeap) Pop() any {
+	last := len(*h) - 1
+	t := (*h)[last]
+	*h = (*h)[:last]
+	return t
+}
