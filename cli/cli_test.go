@@ -96,7 +96,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"DAGSTER_HOME is not set":                   {"", []string{"runs", "list"}},
 		"is not a folder":                           {"/no/such/folder", []string{"daemon"}},
 		"is not an absolute path":                   {"relative", []string{"daemon"}},
-		"Dagster has made no storage in":            {empty, []string{"status"}},
+		"Dagster has not created a storage in":      {empty, []string{"status"}},
 		"there is no run deadbeef":                  {home, []string{"runs", "show", "deadbeef"}},
 		`runs begin with "a"; give more`:            {home, []string{"runs", "show", "a"}},
 		"unknown command":                           {home, []string{"lauch"}},

@@ -264,7 +264,8 @@ func TestRefusedRunsHoldUpNobody(t *testing.T) {
 	}
 	home := parked(t, false,
 		fmt.Sprintf(
-			`launchers: {k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}}
+			`launchers:
+  k8s: {kind: k8s, config: {load_incluster_config: false, kubeconfig_file: %q, job_image: "etl:1"}}
 routes: [{when: {tags: {team: b}}, to: [k8s], set: {config: {namespace: team-b}}}]
 default: k8s
 `, kubeconfig))
@@ -481,7 +482,10 @@ func TestExplain(t *testing.T) {
 launchers: {local: {kind: process}, other: {kind: process}}
 routes:
 - {name: nightly, when: {job: night*}, to: other}
-- {name: data, when: {tags: {team: data}}, to: [other, local], set: {memory: 1Gi, env: {PASSWORD: "${HOME}", MODE: fast}}}
+- name: data
+  when: {tags: {team: data}}
+  to: [other, local]
+  set: {memory: 1Gi, env: {PASSWORD: "${HOME}", MODE: fast}}
 `)
 	run := enqueued(t, home, "--tag", "team=data", "--tag", "slipway/cpu=500m", "--", "true")
 	status(t, home, run, "SUCCESS")
@@ -515,19 +519,20 @@ routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_
 `, stuck))
 	long := enqueued(t, home, "--tag", "dagster/max_runtime=1", "--", "sleep", "1000")
 	late := enqueued(t, home, "--like", "aaf68b7e", "--tag", "slow=yes")
-	deaf := enqueued(t, home, "--like", "aaf68b7e")
+	stubborn := enqueued(t, home, "--like", "aaf68b7e")
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		out, err := built(t, home, "runs", "show", deaf)
+		out, err := built(t, home, "runs", "show", stubborn)
 		return err == nil && strings.Contains(out, "worker    dagster-run-"), out
 	})
-	if out, err := built(t, home, "runs", "terminate", deaf); err != nil {
+	if out, err := built(t, home, "runs", "terminate", stubborn); err != nil {
 		t.Fatalf("runs terminate = %v\n%s", err, out)
 	}
 	for run, want := range map[string][]string{
 		long: {"FAILURE", "PIPELINE_CANCELING", "Canceling due to exceeding maximum runtime of 1 seconds.",
 			"Exceeded maximum runtime of 1 seconds."},
-		late: {"FAILURE", "Its worker is asked to stop", "Run timed out due to taking longer than 1 seconds to start."},
-		deaf: {"CANCELED", "The run was canceled: its worker ended"},
+		late: {"FAILURE", "Its worker is asked to stop",
+			"Run timed out due to taking longer than 1 seconds to start."},
+		stubborn: {"CANCELED", "The run was canceled: its worker ended"},
 	} {
 		status(t, home, run, want[0])
 		out, err := built(t, home, "runs", "show", run)
@@ -723,10 +728,10 @@ func TestLaunchersTest(t *testing.T) {
 			t.Errorf("result = %+v", r)
 		}
 	}
-	if out, err = slipway(t, home, "launchers", "test", "nobody"); err == nil ||
+	if out, err = slipway(t, home, "launchers", "test", "unknown"); err == nil ||
 		!strings.Contains(err.Error(),
-			"there is no launcher \"nobody\" in slipway.yaml; there are code-server, local; to test a program: "+
-				"slipway launchers test -- nobody") {
+			"there is no launcher \"unknown\" in slipway.yaml; there are code-server, local; to test a program: "+
+				"slipway launchers test -- unknown") {
 		t.Errorf("launchers test of a name that is none = %v\n%s", err, out)
 	}
 	if out, err = slipway(t, home, "launchers", "test", "--", "/bin/false"); err == nil ||

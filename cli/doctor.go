@@ -38,7 +38,7 @@ nothing. Its exit code is 1 if something must be done.`,
 			}
 			bad := false
 			for _, s := range found {
-				bad = bad || s.Level == daemon.Bad
+				bad = bad || s.Level == daemon.LevelError
 			}
 			if p.json {
 				err = p.printJSON(found)
@@ -64,14 +64,14 @@ nothing. Its exit code is 1 if something must be done.`,
 func (p *program) examine(cmd *cobra.Command) ([]daemon.Symptom, error) {
 	in, err := p.instance()
 	if err != nil {
-		return []daemon.Symptom{{Level: daemon.Bad, Code: daemon.CodeConfiguration, What: err.Error(),
-			Fix: "correct the settings that are named; no daemon starts before"}}, nil
+		return []daemon.Symptom{{Level: daemon.LevelError, Code: daemon.CodeConfiguration, What: err.Error(),
+			Fix: "correct the settings that the message names; until then no daemon starts"}}, nil
 	}
 	var found []daemon.Symptom
 	file := filepath.Join(in.Home, "dagster.yaml")
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 		found = append(found, daemon.Symptom{
-			Level: daemon.Worth, Code: daemon.CodeDagsterYAML,
+			Level: daemon.LevelWarning, Code: daemon.CodeDagsterYAML,
 			What: file + " does not exist: Dagster's defaults hold, with SQLite in that folder",
 			Fix:  "set DAGSTER_HOME, or --home, to the folder of the dagster.yaml that your webserver uses",
 		})

@@ -123,9 +123,15 @@ func queued(t *testing.T, d *storagetest.Dagster, change func(origin, code map[s
 	if err := json.Unmarshal([]byte(storagetest.Body(id, nil)), &body); err != nil {
 		t.Fatal(err)
 	}
+	at := func(m map[string]any, keys ...string) map[string]any {
+		for _, key := range keys {
+			m = m[key].(map[string]any)
+		}
+		return m
+	}
 	change(
-		body["external_pipeline_origin"].(map[string]any)["external_repository_origin"].(map[string]any)["repository_location_origin"].(map[string]any),
-		body["pipeline_code_origin"].(map[string]any)["repository_origin"].(map[string]any))
+		at(body, "external_pipeline_origin", "external_repository_origin", "repository_location_origin"),
+		at(body, "pipeline_code_origin", "repository_origin"))
 	r, err := dagster.ParseRun(string(dagster.Encode(body)))
 	if err == nil {
 		err = d.EnqueueRun(r)
@@ -165,7 +171,7 @@ func findings(t *testing.T, home string, command ...string) []daemon.Symptom {
 	if jerr := json.Unmarshal([]byte(out), &found); jerr != nil {
 		t.Fatalf("doctor = %v, %v:\n%s", err, jerr, out)
 	}
-	if bad := slices.ContainsFunc(found, func(s daemon.Symptom) bool { return s.Level == daemon.Bad }); bad ==
+	if bad := slices.ContainsFunc(found, func(s daemon.Symptom) bool { return s.Level == daemon.LevelError }); bad ==
 		(err == nil) {
 		t.Errorf("doctor = %v with\n%s", err, report(found))
 	}
@@ -208,7 +214,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, as)
 				return home
 			},
-			level: daemon.Bad, code: "storage_login", what: "FATAL: password authentication failed",
+			level: daemon.LevelError, code: "storage_login", what: "FATAL: password authentication failed",
 			fix: "correct the user and the password of storage.postgres in dagster.yaml",
 		},
 		"a variable that is not set": {
@@ -219,9 +225,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 						"db_name: d}}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeConfiguration,
+			level: daemon.LevelError, code: daemon.CodeConfiguration,
 			what: "dagster.yaml:1:59: storage.postgres.postgres_db.password: environment variable NO_SUCH_PASSWORD " +
-				"is not set", fix: "correct the settings that are named",
+				"is not set", fix: "correct the settings that the message names",
 		},
 		"Postgres down, or a wrong port": {
 			make: func(t *testing.T) string {
@@ -229,7 +235,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, "postgresql://u:p@"+testenv.FreeAddress(t)+"/d")
 				return home
 			},
-			level: daemon.Bad, code: "storage_unreachable", what: "connection refused",
+			level: daemon.LevelError, code: "storage_unreachable", what: "connection refused",
 			fix: "start the Postgres server, or correct host and port",
 		},
 		"a wrong name of the database": {
@@ -238,32 +244,33 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, changedURL(t, testenv.Postgres(t), func(u *url.URL) { u.Path = "/no_such_database" }))
 				return home
 			},
-			level: daemon.Bad, code: "storage_database", what: `database "no_such_database" does not exist`,
+			level: daemon.LevelError, code: "storage_database", what: `database "no_such_database" does not exist`,
 			fix: "correct the database's name (db_name)",
 		},
 		"DAGSTER_HOME is not set": {
 			make:  func(*testing.T) string { return "" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME is not set",
-			fix: "no daemon starts before",
+			level: daemon.LevelError, code: daemon.CodeConfiguration, what: "DAGSTER_HOME is not set",
+			fix: "until then no daemon starts",
 		},
 		"DAGSTER_HOME is not there": {
 			make:  func(*testing.T) string { return "/no/such/folder" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "DAGSTER_HOME=/no/such/folder is not a folder",
-			fix: "no daemon starts before",
+			level: daemon.LevelError, code: daemon.CodeConfiguration,
+			what: "DAGSTER_HOME=/no/such/folder is not a folder",
+			fix:  "until then no daemon starts",
 		},
 		"DAGSTER_HOME is relative": {
 			make:  func(*testing.T) string { return "relative" },
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: "is not an absolute path",
-			fix: "no daemon starts before",
+			level: daemon.LevelError, code: daemon.CodeConfiguration, what: "is not an absolute path",
+			fix: "until then no daemon starts",
 		},
 		"DAGSTER_HOME without dagster.yaml": {
 			make:  func(t *testing.T) string { return t.TempDir() },
-			level: daemon.Worth, code: daemon.CodeDagsterYAML, what: "dagster.yaml does not exist",
+			level: daemon.LevelWarning, code: daemon.CodeDagsterYAML, what: "dagster.yaml does not exist",
 			fix: "the folder of the dagster.yaml that your webserver uses",
 		},
 		"DAGSTER_HOME of another instance": {
 			make:  func(t *testing.T) string { return parked(t, false, "") },
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon,
+			level: daemon.LevelWarning, code: daemon.CodeDagsterDaemon,
 			what: "no dagster-daemon has ever written to this storage",
 			fix:  "compare its DAGSTER_HOME and storage with those here",
 		},
@@ -273,7 +280,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, testenv.Postgres(t))
 				return home
 			},
-			level: daemon.Bad, code: "storage_empty", what: `relation "runs" does not exist`,
+			level: daemon.LevelError, code: "storage_empty", what: `relation "runs" does not exist`,
 			fix: "start dagster-webserver once",
 		},
 		"dagster-daemon is not parked": {
@@ -282,8 +289,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				write(t, home, "concurrency: {runs: {max_concurrent_runs: 6}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeDequeuer, what: "dagster-daemon may dequeue runs of this instance",
-			fix: "set concurrency.runs.max_concurrent_runs: 0",
+			level: daemon.LevelError, code: daemon.CodeDequeuer,
+			what: "dagster-daemon may dequeue runs of this instance",
+			fix:  "set concurrency.runs.max_concurrent_runs: 0",
 		},
 		"dagster-daemon was parked and not restarted": {
 			make: func(t *testing.T) string {
@@ -299,7 +307,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				}
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeSecondDequeuer, what: "left the queue at",
+			level: daemon.LevelError, code: daemon.CodeSecondDequeuer, what: "left the queue at",
 			fix: "restart dagster-daemon",
 		},
 		"dagster-daemon does not run": {
@@ -308,8 +316,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 10*time.Minute, "QUEUED_RUN_COORDINATOR", "SENSOR")
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon,
-			what: "dagster-daemon does not run: it was last heard of 10m", fix: "start dagster-daemon",
+			level: daemon.LevelWarning, code: daemon.CodeDagsterDaemon,
+			what: "dagster-daemon is not running: it was last heard of 10m", fix: "start dagster-daemon",
 		},
 		"a part of dagster-daemon does not run": {
 			make: func(t *testing.T) string {
@@ -318,8 +326,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 10*time.Minute, "SENSOR")
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeDagsterDaemon, what: "dagster-daemon's SENSOR was last heard of 10m",
-			fix: "start dagster-daemon",
+			level: daemon.LevelWarning, code: daemon.CodeDagsterDaemon,
+			what: "dagster-daemon's SENSOR was last heard of 10m",
+			fix:  "start dagster-daemon",
 		},
 		"a daemon that waits for dagster-daemon's monitor": {
 			make: func(t *testing.T) string {
@@ -327,8 +336,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				beat(t, d, 30*time.Second, "MONITORING")
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeLeader, what: "no daemon leads",
-			fix: "one that was started waits until dagster-daemon's run monitor, last heard of 30s ago",
+			level: daemon.LevelError, code: daemon.CodeLeader, what: "no daemon leads",
+			fix: "(the last one: 30s ago)",
 		},
 		"no terminate.advertise": {
 			make: func(t *testing.T) string {
@@ -336,10 +345,10 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				write(t, home, isParked+"storage: {postgres: {postgres_url: '"+d.Location+"'}}\n", "")
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.advertise: required with Postgres",
+			level: daemon.LevelError, code: daemon.CodeTerminate, what: "terminate.advertise: required with Postgres",
 			fix: "set terminate in slipway.yaml",
 		},
-		"an address to advertise at which nobody is": {
+		"an address to advertise at which no program listens": {
 			make: func(t *testing.T) string {
 				d := onSQLite(t, fmt.Sprintf("terminate: {listen: %q, advertise: %q}\n", testenv.FreeAddress(t),
 					testenv.FreeAddress(t)))
@@ -347,7 +356,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statusOf(t, d.Location)
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeTerminate,
+			level: daemon.LevelWarning, code: daemon.CodeTerminate,
 			what: "the endpoint for Terminate in Dagster's UI does not answer at 127.0.0.1:",
 			fix:  "see terminate in slipway.yaml",
 		},
@@ -360,7 +369,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				t.Cleanup(func() { _ = l.Close() })
 				return onSQLite(t, fmt.Sprintf("terminate: {listen: %q}\n", l.Addr())).Location
 			},
-			level: daemon.Worth, code: daemon.CodeTerminate, what: "another program listens on 127.0.0.1:",
+			level: daemon.LevelWarning, code: daemon.CodeTerminate, what: "another program listens on 127.0.0.1:",
 			fix: "terminate.listen",
 		},
 		"a certificate that is not there": {
@@ -369,8 +378,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 					fmt.Sprintf("terminate: {listen: %q, tls_cert: /no/cert.pem, tls_key: /no/key.pem}\n",
 						testenv.FreeAddress(t))).Location
 			},
-			level: daemon.Bad, code: daemon.CodeTerminate, what: "terminate.tls_cert: open /no/cert.pem",
-			fix: "name the files of the endpoint's certificate and key",
+			level: daemon.LevelError, code: daemon.CodeTerminate, what: "terminate.tls_cert: open /no/cert.pem",
+			fix: "to the files of the endpoint's certificate and key",
 		},
 		"a database whose clock is off": {
 			make: func(t *testing.T) string {
@@ -385,7 +394,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 					"ALTER DATABASE "+name+" SET search_path = public, pg_catalog")
 				return home
 			},
-			level: daemon.Worth, code: daemon.CodeClock, what: "the database's clock is 40", fix: "set both by NTP",
+			level: daemon.LevelWarning, code: daemon.CodeClock,
+			what: "the database's clock is 40", fix: "set both by NTP",
 		},
 		"a code server that is down": {
 			make: func(t *testing.T) string {
@@ -393,14 +403,14 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, servedAt(t, testenv.FreeAddress(t)))
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeCodeServer,
+			level: daemon.LevelError, code: daemon.CodeCodeServer,
 			what: "of code location here does not work: connection error", fix: "start it (dagster code-server start",
 		},
 		"an interpreter of slipway.yaml that is not there": {
 			make: func(t *testing.T) string {
 				return onSQLite(t, "launchers: {local: {kind: process, python: {etl: /no/such/python}}}\n").Location
 			},
-			level: daemon.Bad, code: daemon.CodeInterpreter,
+			level: daemon.LevelError, code: daemon.CodeInterpreter,
 			what: "/no/such/python of launchers.local.python.etl does not work",
 			fix:  "set launchers.local.python.etl in slipway.yaml",
 		},
@@ -410,8 +420,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, func(_, code map[string]any) { code["executable_path"] = "/bin/false" })
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeInterpreter, what: "/bin/false of code location here does not work",
-			fix: "set launchers.local.python.here in slipway.yaml",
+			level: daemon.LevelError, code: daemon.CodeInterpreter,
+			what: "/bin/false of code location here does not work",
+			fix:  "set launchers.local.python.here in slipway.yaml",
 		},
 		"an interpreter of a code location that is not there": {
 			make: func(t *testing.T) string {
@@ -419,7 +430,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				queued(t, d, func(_, code map[string]any) { code["entry_point"] = []any{"no-such-dagster"} })
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeRunRefused,
+			level: daemon.LevelError, code: daemon.CodeRunRefused,
 			what: "runs in /nowhere/python, which is not on this machine", fix: "slipway launchers preview",
 		},
 		"a relative folder": {
@@ -432,7 +443,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				})
 				return d.Location
 			},
-			level: daemon.Bad, code: daemon.CodeRunRefused, what: "code/etl.py is in none of",
+			level: daemon.LevelError, code: daemon.CodeRunRefused, what: "code/etl.py is in none of",
 			fix: "slipway launchers preview",
 		},
 		"no Docker engine": {
@@ -441,7 +452,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 					"launchers: {local: {kind: process}, far: {kind: docker, config: {host: "+
 						"'unix:///no/such/socket'}}}\n").Location
 			},
-			level: daemon.Bad, code: daemon.CodeLauncher,
+			level: daemon.LevelError, code: daemon.CodeLauncher,
 			what: "launcher far: the engine at unix:///no/such/socket does not answer", fix: "start it",
 		},
 		"a full disk": {
@@ -458,7 +469,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 						`/dev/zero >"$d/fill" 2>/dev/null; exec "$0" --home "$1" doctor --json; }`,
 					testenv.Build(t, "slipway"), home}
 			},
-			level: daemon.Bad, code: daemon.CodeLauncher, what: "workers' files cannot be written: ",
+			level: daemon.LevelError, code: daemon.CodeLauncher, what: "workers' files cannot be written: ",
 			fix: "free space on the disk of",
 		},
 		"a DAGSTER_HOME that cannot be written to": {
@@ -471,9 +482,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return home
 			},
 			command: asUser,
-			level:   daemon.Bad, code: daemon.CodeLauncherConfig,
+			level:   daemon.LevelError, code: daemon.CodeLauncherConfig,
 			what: "launchers.local.config.dir: workers' files cannot be written: mkdir",
-			fix:  "correct the setting that is named",
+			fix:  "correct the setting that the message names",
 		},
 		"an SQLite storage that cannot be written to": {
 			make: func(t *testing.T) string {
@@ -489,8 +500,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				return d.Location
 			},
 			command: asUser,
-			level:   daemon.Bad, code: "storage_rights", what: "history/runs.db cannot be written to",
-			fix: "give the user of slipway the files in history",
+			level:   daemon.LevelError, code: "storage_rights", what: "history/runs.db: ",
+			fix: "give the user of slipway access to the files in history",
 		},
 		"a schema that Slipway does not know": {
 			make: func(t *testing.T) string {
@@ -498,8 +509,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "UPDATE alembic_version SET version_num = 'ffffffffffff'")
 				return home
 			},
-			level: daemon.Worth, code: daemon.CodeRevision, what: "revision ffffffffffff is not one that Slipway knows",
-			fix: "a newer Slipway",
+			level: daemon.LevelWarning, code: daemon.CodeRevision,
+			what: "revision ffffffffffff is not one that Slipway knows",
+			fix:  "a newer Slipway",
 		},
 		"a column that is missing": {
 			make: func(t *testing.T) string {
@@ -507,7 +519,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "ALTER TABLE runs DROP COLUMN end_time")
 				return home
 			},
-			level: daemon.Bad, code: "storage_schema", what: `column "end_time" does not exist`,
+			level: daemon.LevelError, code: "storage_schema", what: `column "end_time" does not exist`,
 			fix: "dagster instance migrate",
 		},
 		"PgBouncer in transaction mode": {
@@ -516,7 +528,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, testenv.PgBouncer(t, d.Location, "transaction"))
 				return home
 			},
-			level: daemon.Bad, code: "storage_pooler", what: "PgBouncer", fix: "set storage.direct_url in slipway.yaml",
+			level: daemon.LevelError, code: "storage_pooler",
+			what: "PgBouncer", fix: "set storage.direct_url in slipway.yaml",
 		},
 		"direct_url of another instance": {
 			make: func(t *testing.T) string {
@@ -530,8 +543,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				}
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeOtherInstance, what: "storage.direct_url: it leads to another instance",
-			fix: "the same server and database",
+			level: daemon.LevelError, code: daemon.CodeOtherInstance,
+			what: "storage.direct_url: it leads to another instance",
+			fix:  "the same server and database",
 		},
 		"a database that is read-only": {
 			make: func(t *testing.T) string {
@@ -543,8 +557,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				statements(t, d, "ALTER DATABASE "+name+" SET default_transaction_read_only = on")
 				return home
 			},
-			level: daemon.Bad, code: "storage_read_only", what: "in a read-only transaction",
-			fix: "name the primary server",
+			level: daemon.LevelError, code: "storage_read_only", what: "in a read-only transaction",
+			fix: "set the primary server",
 		},
 		"no rights on runs": {
 			make: func(t *testing.T) string {
@@ -552,7 +566,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, role(t, d, "", "SELECT"))
 				return home
 			},
-			level: daemon.Bad, code: "storage_rights", what: "permission denied for table runs (UPDATE)",
+			level: daemon.LevelError, code: "storage_rights", what: "permission denied for table runs (UPDATE)",
 			fix: "GRANT SELECT, INSERT, UPDATE, DELETE",
 		},
 		"a role that may have two connections": {
@@ -561,7 +575,8 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, role(t, d, "CONNECTION LIMIT 2", allRights))
 				return home
 			},
-			level: daemon.Bad, code: "storage_connections", what: "may have 2 connections at once", fix: "ALTER ROLE",
+			level: daemon.LevelError, code: "storage_connections",
+			what: "may have 2 connections at once", fix: "ALTER ROLE",
 		},
 		"sslmode=require where there is no TLS": {
 			make: func(t *testing.T) string {
@@ -569,12 +584,14 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				opens(t, home, changedURL(t, d.Location, func(u *url.URL) { u.RawQuery = "sslmode=require" }))
 				return home
 			},
-			level: daemon.Bad, code: "storage_tls", what: "server refused TLS connection", fix: "set sslmode=prefer",
+			level: daemon.LevelError, code: "storage_tls",
+			what: "server refused TLS connection", fix: "set sslmode=prefer",
 		},
 		"a limit of zero": {
 			make:  func(t *testing.T) string { return onSQLite(t, "queue: {max_concurrent_runs: 0}\n").Location },
-			level: daemon.Bad, code: daemon.CodeLimit, what: "queue.max_concurrent_runs is 0: no run is launched",
-			fix: "set queue.max_concurrent_runs in slipway.yaml",
+			level: daemon.LevelError, code: daemon.CodeLimit,
+			what: "queue.max_concurrent_runs is 0: no run is launched",
+			fix:  "set queue.max_concurrent_runs in slipway.yaml",
 		},
 		"a run that has waited for long": {
 			make: func(t *testing.T) string {
@@ -588,8 +605,9 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				}
 				return d.Location
 			},
-			level: daemon.Worth, code: daemon.CodeQueue, what: "1 of 1 queued runs have waited for longer than 10m0s",
-			fix: "slipway runs explain RUN",
+			level: daemon.LevelWarning, code: daemon.CodeQueue,
+			what: "1 of 1 queued runs have waited for longer than 10m0s",
+			fix:  "slipway runs explain RUN",
 		},
 	}
 	for setting, text := range map[string][2]string{
@@ -610,7 +628,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 				write(t, home, text[0], text[1])
 				return home
 			},
-			level: daemon.Bad, code: daemon.CodeConfiguration, what: ".yaml", fix: "no daemon starts before",
+			level: daemon.LevelError, code: daemon.CodeConfiguration, what: ".yaml", fix: "until then no daemon starts",
 		}
 	}
 	if len(plants) < 30 {
@@ -625,7 +643,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 			}
 			found := findings(t, home, command...)
 			i := slices.IndexFunc(found, func(s daemon.Symptom) bool {
-				return s.Code == p.code && s.Level != daemon.Well
+				return s.Code == p.code && s.Level != daemon.LevelOK
 			})
 			if i < 0 || found[i].Level != p.level || !strings.Contains(found[i].What, p.what) ||
 				!strings.Contains(found[i].Fix, p.fix) {
@@ -634,7 +652,7 @@ func TestDoctorFindsPlantedFaults(t *testing.T) {
 			for _, s := range found {
 				known := s.Code == p.code || s.Code == daemon.CodeLeader || s.Code == daemon.CodeMonitor ||
 					strings.HasPrefix(string(s.Code), "storage_") && p.code == daemon.CodeDagsterYAML
-				if s.Level == daemon.Bad && !known {
+				if s.Level == daemon.LevelError && !known {
 					t.Errorf("doctor blames %s: %s", s.Code, s.What)
 				}
 			}
@@ -673,7 +691,7 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 	for name, home := range map[string]string{"Postgres": home, "SQLite": onSQLite(t, "").Location} {
 		found := findings(t, home)
 		for _, s := range found {
-			if s.Level != daemon.Well && s.Code != daemon.CodeLeader {
+			if s.Level != daemon.LevelOK && s.Code != daemon.CodeLeader {
 				t.Errorf("%s: %s %s: %s", name, s.Level, s.Code, s.What)
 			}
 		}
@@ -681,7 +699,7 @@ func TestDoctorOfHealthyInstances(t *testing.T) {
 			continue
 		}
 		for _, want := range []string{"the code server at dns:///" + address + " of code location here answers",
-			"python of code location managed says its version", "the storage can be written to",
+			"python of code location managed has Dagster", "the storage accepts writes",
 			"dagster-daemon was last heard of"} {
 			if !strings.Contains(report(found), want) {
 				t.Errorf("doctor does not say %q:\n%s", want, report(found))
@@ -712,7 +730,8 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		out, _ := slipway(t, home, "doctor")
-		return strings.Contains(out, "launcher batch is sick") && !strings.Contains(out, "ok       launcher batch") &&
+		return strings.Contains(out, "launcher batch has been sick") &&
+			!strings.Contains(out, "ok       launcher batch") &&
 			strings.Contains(out, "they wait for launcher_sick (") && !strings.Contains(out, "map["), out
 	})
 }
@@ -720,7 +739,7 @@ func TestDoctorOfASickLauncher(t *testing.T) {
 // A daemon that can no longer lead, because its database is read-only, says so once and not at
 // every try.
 func TestReadOnlyDatabaseIsToldOnce(t *testing.T) {
-	const warning = "the lead of the instance cannot be had"
+	const warning = "cannot acquire leadership"
 	d, home := onPostgres(t)
 	name, err := d.Text("SELECT current_database()")
 	if err != nil {

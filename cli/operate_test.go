@@ -164,8 +164,8 @@ func TestDoctor(t *testing.T) {
 			"ok       the endpoint for Terminate in Dagster's UI answers at unix:"), out
 	})
 	for _, text := range []string{"ok       dagster.yaml and slipway.yaml in " + home + " can be read",
-		"leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: nothing was found against it",
-		"0 runs are queued", "the storage can be written to"} {
+		"leads, epoch 1", "dagster-daemon's dequeuer is parked", "launcher local: no problem found",
+		"0 runs are queued", "the storage accepts writes"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("doctor does not say %q:\n%s", text, out)
 		}
@@ -198,7 +198,7 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// One call cancels thousands of waiting runs: those that match and no others.
+// One call cancels thousands of waiting runs: all that match and no others.
 func TestTerminateMany(t *testing.T) {
 	home := parked(t, false, "")
 	db := storagetest.Open(t, home)
@@ -261,8 +261,8 @@ func TestWhyARunWaits(t *testing.T) {
 			`place +2 of 2 queued`, `waits for +max_concurrent_runs: max_concurrent_runs is reached: 1 of 1 in flight`,
 			`waits for +tag_limit: tag_concurrency_limits, team=a: 1 of 1 in flight`,
 			`waits for +no_leader: no daemon leads this instance: start slipway daemon`,
-			`waits for +paused: job light is paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
-			`waits for +paused: launcher code-server is paused by ann since .*: quota talks`,
+			`waits for +paused: job light has been paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
+			`waits for +paused: launcher code-server has been paused by ann since .*: quota talks`,
 		} {
 			if !regexp.MustCompile(want).MatchString(out) {
 				t.Errorf("runs %s does not say %q:\n%s", command, want, out)

@@ -34,7 +34,8 @@ func TestFirstProcessReaps(t *testing.T) {
 	if out, err := unshare(bin, "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "slipway ") {
 		t.Errorf("version as the first process: %v\n%s", err, out)
 	}
-	if out, err := unshare(bin, "lauch").CombinedOutput(); err == nil || err.(*exec.ExitError).ExitCode() != 1 { //nolint:errorlint // of Run itself
+	out, err := unshare(bin, "lauch").CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 {
 		t.Errorf("a wrong command as the first process: %v\n%s", err, out)
 	}
 	self, err := os.Executable()
@@ -143,12 +144,15 @@ except TypeError as e:
     assert "workspace" in str(e)
 else:
     raise AssertionError("workspace is not needed")
-p = subprocess.run([sys.executable, "-m", "dagster", "api", "execute_run", "--instance-ref", "{}", "--run-id", "x"], capture_output=True, text=True)
+p = subprocess.run(
+    [sys.executable, "-m", "dagster", "api", "execute_run", "--instance-ref", "{}", "--run-id", "x"],
+    capture_output=True, text=True)
 assert p.returncode == 2 and "No such option" in p.stderr, p.stderr
 home = tempfile.mkdtemp()
 os.environ["PLACE"] = home
 with open(os.path.join(home, "dagster.yaml"), "w") as f:
-    f.write("local_artifact_storage: {module: dagster.core.storage.root, class: LocalArtifactStorage, config: {base_dir: '${PLACE}'}}\n")
+    f.write("local_artifact_storage: {module: dagster.core.storage.root, class: LocalArtifactStorage, "
+            "config: {base_dir: '${PLACE}'}}\n")
 with DagsterInstance.from_config(home) as instance:
     assert instance.root_directory == "${PLACE}", instance.root_directory
 `).CombinedOutput()

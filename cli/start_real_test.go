@@ -51,7 +51,7 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 	proxy.Cut(true)
 	u.User, u.Host = url.User("slipway_limited"), proxy.Addr()
 	p := launch(t, onThatPostgres(t, u.String(), ""))
-	p.says(1, "the storage cannot be used yet; trying again")
+	p.says(1, "cannot use the storage yet; retrying")
 	proxy.Cut(false)
 	p.says(1, "the schema is not one that Slipway knows")
 	d.MakeTables(t)
@@ -74,14 +74,14 @@ func TestStartWaitsForItsStorage(t *testing.T) {
 		nil {
 		t.Fatal(err)
 	}
-	p.says(1, "the database takes no writes")
+	p.says(1, "the database accepts no writes")
 	for _, of := range []string{"TABLES", "SEQUENCES"} {
 		if err := d.Exec("GRANT ALL ON ALL " + of + " IN SCHEMA public TO slipway_limited"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	readOnly("RESET")
-	p.says(1, "the storage cannot be used yet: that is over")
+	p.says(1, "cannot use the storage yet: this problem has ended")
 	p.says(1, "msg=leading")
 	if n := strings.Count(p.output(), "level=WARN"); n > 12 {
 		t.Errorf("%d warnings while it waited:\n%s", n, p.output())

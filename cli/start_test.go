@@ -58,13 +58,13 @@ func TestReload(t *testing.T) {
 
 	for i, c := range []struct{ settings, says string }{
 		{"queue: {max_concurrent_runs: many}\n", "slipway.yaml:1:30: queue.max_concurrent_runs"},
-		{"queue: {max_concurrent_runs: 2}\nweb: {listen: off}\n", "web: only a restart of slipway daemon changes this"},
+		{"queue: {max_concurrent_runs: 2}\nweb: {listen: off}\n", "web: to change this, restart slipway daemon"},
 		{"queue: {max_concurrent_runs: 2}\ninstance_id: other\n",
-			"instance_id: only a restart of slipway daemon changes this"},
+			"instance_id: to change this, restart slipway daemon"},
 	} {
 		rewrite(t, home, c.settings)
 		d.hangup()
-		d.says(i+1, "the former ones stay in force")
+		d.says(i+1, "the previous ones stay in force")
 		d.says(1, c.says)
 	}
 	testenv.LeadLasts(t, d.output())
@@ -99,7 +99,7 @@ func TestReload(t *testing.T) {
 	watching := launch(t, home, "--observe", "--log-level", "info")
 	watching.says(1, "observing")
 	watching.hangup()
-	watching.says(1, "settings are not read again by this command")
+	watching.says(1, "this command does not reload settings")
 }
 
 // systemd is told that the daemon is ready, its status, that it is alive and that it stops. Workers
@@ -166,7 +166,7 @@ func TestStandbyOnOneAddress(t *testing.T) {
 	if st := statusOf(t, home); st.Leader.Address != "http://"+address {
 		t.Errorf("the standby that leads is asked at %q, want %s", st.Leader.Address, address)
 	}
-	if n := strings.Count(standby.output(), "cannot be served at web.listen; trying again"); n > 5 {
+	if n := strings.Count(standby.output(), "cannot be served at web.listen; retrying"); n > 5 {
 		t.Errorf("said %d times that the address is taken:\n%s", n, standby.output())
 	}
 }

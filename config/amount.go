@@ -35,8 +35,8 @@ func scaled(s string, by float64) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil {
 		return 0,
-			fmt.Errorf("%q is no amount: write a number with or without a unit, as 2, 500m (of processors), 512Mi or "+
-				"2G (of memory)", s)
+			fmt.Errorf("%q is not an amount: write a number with or without a unit, such as 2 or 500m (processors), "+
+				"512Mi or 2G (memory)", s)
 	}
 	if math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0 {
 		return 0, fmt.Errorf("%s is out of range", s)

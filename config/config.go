@@ -190,7 +190,7 @@ func (d *decoder) object(n *yaml.Node, into reflect.Value, path string) {
 		n = nil
 	}
 	if n != nil && n.Kind != yaml.MappingNode {
-		d.fail(n, path, "a mapping is expected, as {setting: value}")
+		d.fail(n, path, "a mapping is expected, such as {setting: value}")
 		return
 	}
 	keys := map[string]*yaml.Node{}
@@ -267,7 +267,7 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 		d.object(n, into, path)
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
-			d.fail(n, path, "a list is expected, as [a, b]")
+			d.fail(n, path, "a list is expected, such as [a, b]")
 			return
 		}
 		into.Set(reflect.MakeSlice(into.Type(), len(n.Content), len(n.Content)))
@@ -276,7 +276,7 @@ func (d *decoder) value(n *yaml.Node, into reflect.Value, path string) {
 		}
 	case reflect.Map:
 		if n.Kind != yaml.MappingNode {
-			d.fail(n, path, "a mapping is expected, as {name: value}")
+			d.fail(n, path, "a mapping is expected, such as {name: value}")
 			return
 		}
 		into.Set(reflect.MakeMap(into.Type()))
@@ -316,7 +316,7 @@ func (d *decoder) scalar(n *yaml.Node, into reflect.Value, path string) {
 			into.SetInt(i)
 			return
 		}
-		d.fail(n, path, "%s is no integer: write a whole number, as 5", said(n, v))
+		d.fail(n, path, "%s is not an integer: write a whole number such as 5", said(n, v))
 	case reflect.Bool:
 		if s, ok := v.(string); ok {
 			v = Scalar(&yaml.Node{Kind: yaml.ScalarNode, Value: s})
@@ -346,7 +346,7 @@ func (d *decoder) duration(n *yaml.Node, into reflect.Value, path string) {
 			return
 		}
 	}
-	d.fail(n, path, "%s is no duration: give seconds, or a text such as 30s or 5m", said(n, v))
+	d.fail(n, path, "%s is not a duration: write seconds, or a text such as 30s or 5m", said(n, v))
 }
 
 // expand returns the scalar's value after {env: NAME} and ${NAME} are expanded.
@@ -393,8 +393,8 @@ func (d *decoder) expand(n *yaml.Node, path string) (any, bool) {
 		}
 		if !ok && !hasFallback {
 			d.fail(n, path,
-				"environment variable %s is not set: set it for this process, or give a default, as ${%[1]s:-value}",
-				name)
+				"environment variable %s is not set: set it for this process, or write a default, such as "+
+					"${%[1]s:-value}", name)
 			return nil, false
 		}
 		if !ok {
@@ -435,7 +435,7 @@ func (d *decoder) read(n *yaml.Node, file, path string) (any, bool) {
 	}
 	info, err := os.Stat(file)
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxFile) {
-		err = fmt.Errorf("%s is no file of at most %d bytes", file, maxFile)
+		err = fmt.Errorf("%s is not a regular file of at most %d bytes", file, maxFile)
 	}
 	var text []byte
 	if err == nil {

@@ -76,8 +76,8 @@ func TestEveryProblemIsReported(t *testing.T) {
 	_, err := decode(t, "nmae: x\ncount: many\nwait: soon\nlist: one\nsub: {deeep: 1}\n")
 	for _, want := range []string{
 		"f.yaml:1:1: nmae: unknown setting; did you mean name?", "f.yaml:1:1: name: required",
-		`f.yaml:2:8: count: "many" is no integer`,
-		`f.yaml:3:7: wait: "soon" is no duration`, "f.yaml:4:7: list: a list is expected",
+		`f.yaml:2:8: count: "many" is not an integer`,
+		`f.yaml:3:7: wait: "soon" is not a duration`, "f.yaml:4:7: list: a list is expected",
 		"f.yaml:5:7: sub.deeep: unknown setting; did you mean deep?",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -93,13 +93,13 @@ func TestProblemsNameWhatWasRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for yaml, want := range map[string]string{
-		"count: many":             `count: "many" is no integer`,
-		"count: {env: USER_NAME}": `count: the value "ann" of environment variable USER_NAME is no integer`,
-		"count: '${USER_NAME}'":   `count: "ann", which is ${USER_NAME}, is no integer`,
+		"count: many":             `count: "many" is not an integer`,
+		"count: {env: USER_NAME}": `count: the value "ann" of environment variable USER_NAME is not an integer`,
+		"count: '${USER_NAME}'":   `count: "ann", which is ${USER_NAME}, is not an integer`,
 		"'on': {env: USER_NAME}": `on: the value "ann" of environment variable USER_NAME is neither true nor ` +
 			`false`,
-		"wait: {env: USER_NAME}":       `wait: the value "ann" of environment variable USER_NAME is no duration`,
-		"wait: {file: " + secret + "}": "wait: the content of " + secret + " is no duration",
+		"wait: {env: USER_NAME}":       `wait: the value "ann" of environment variable USER_NAME is not a duration`,
+		"wait: {file: " + secret + "}": "wait: the content of " + secret + " is not a duration",
 	} {
 		if _, err := decode(t, "name: n\n"+yaml+"\n"); err == nil || !strings.Contains(err.Error(), want) ||
 			strings.Contains(err.Error(), "hunter2") {

@@ -47,8 +47,7 @@ func onlyOurs(path string) error {
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
 		return fmt.Errorf(
-			"%s belongs to user %d, who can change what is run here: let root own it, or the user that runs Slipway",
-			path, s.Uid)
+			"%s belongs to user %d, who can change it: make root or the user that runs Slipway its owner", path, s.Uid)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s can be changed by others (%v): chmod go-w %[1]s", path, info.Mode().Perm())

@@ -40,7 +40,7 @@ func TestProgram(t *testing.T) {
 		refused("./batch", "chmod go-w "+program)
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("only root can give a file to somebody else")
+		t.Skip("only root can give a file to another user")
 	}
 	if err := os.Chmod(program, 0o755); err != nil {
 		t.Fatal(err)

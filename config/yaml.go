@@ -40,7 +40,7 @@ func duplicates(file string, n *yaml.Node) error {
 		if n.Kind == yaml.MappingNode && i%2 == 0 {
 			if seen[c.Value] && c.Value != "<<" {
 				errs = append(errs, &Problem{File: file, Line: c.Line, Column: c.Column, Setting: c.Value,
-					Text: "stands twice in this mapping: take one away"})
+					Text: "occurs twice in this mapping: remove one"})
 			}
 			seen[c.Value] = true
 			continue
@@ -134,10 +134,11 @@ func Tree(n *yaml.Node) any {
 var (
 	boolText = regexp.MustCompile(`^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$`)
 	nullText = regexp.MustCompile(`^(?:~|null|Null|NULL|)$`)
-	intText  = regexp.MustCompile(
-		`^(?:[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+|[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)$`)
-	floatText = regexp.MustCompile(
-		`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
+	intText  = regexp.MustCompile(`^(?:[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+|` +
+		`[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)$`)
+	floatText = regexp.MustCompile(`^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|` +
+		`\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|` +
+		`[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$`)
 )
 
 // timeText matches a timestamp. Dagster does not read timestamps, but PyYAML's writer quotes them.

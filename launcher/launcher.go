@@ -454,11 +454,11 @@ type Traits struct {
 	OwnCommand    bool // it builds the worker's command itself from Run and InstanceRef; Request has none
 	MaxCommand    int  // maximum length of one argument in bytes; 0 means no known limit
 	Keep          time.Duration
-	// Settle is how long the worker may still appear after a Launch without an answer. It is for
+	// LateStart is how long the worker may still appear after a Launch without an answer. It is for
 	// targets that would start a second worker if asked again: the absence of the worker counts,
 	// and it is launched again, only after this time. 0 means that the target refuses a second
 	// worker, so it is asked again at once.
-	Settle time.Duration
+	LateStart time.Duration
 }
 
 // Kind declares a kind of launcher.

@@ -5,7 +5,7 @@
 // It keeps all state in files and locks, so that any process can find out the state of a worker at
 // any time:
 //
-//	workers/NAME/lock         locked as long as supervisor or worker is alive: the worker inherits the lock
+//	workers/NAME/lock         locked while supervisor or worker is alive: the worker inherits it
 //	workers/NAME/spec.json    what to start; may hold secrets; removed when the worker has started
 //	workers/NAME/worker.json  the worker's process
 //	workers/NAME/stop.json    a request to stop the worker

@@ -25,8 +25,8 @@ import (
 )
 
 // endpoint is the part of a code server that Dagster's DefaultRunLauncher asks to cancel a run. It
-// holds no authority: callers are not known to it, so it only says whether the run that storage
-// shows as CANCELING is one that will be stopped.
+// changes nothing, because it cannot know its callers: it only reports whether Slipway will stop
+// the run, which storage already shows as CANCELING.
 type endpoint struct {
 	dagsterpb.UnimplementedDagsterApiServer
 	reader   storage.Reader
@@ -49,11 +49,11 @@ type address struct {
 	cert, key       string
 }
 
-// errNoAdvertise asks for what cannot be guessed.
+// errNoAdvertise asks for an address that Slipway cannot guess.
 var errNoAdvertise = errors.New(
-	`slipway.yaml: terminate.advertise: required with Postgres, where webservers may run on other machines: the ` +
-		`host:port by which they reach this daemon, so that Terminate in Dagster's UI works; or set terminate: ` +
-		`{local_only: true}`)
+	`slipway.yaml: terminate.advertise: required with Postgres, because webservers may run on other machines: ` +
+		`set the host:port at which they reach this daemon, so that Terminate in Dagster's UI works, or set ` +
+		`terminate: {local_only: true}`)
 
 // addressOf finds the endpoint's address from the settings.
 func addressOf(in *instance.Instance) (address, error) {
@@ -99,7 +99,7 @@ func (d *Daemon) serveAPI(ctx context.Context) error {
 		err := d.serveOnce(ctx)
 		if err != nil && !warned {
 			d.Log.WarnContext(ctx,
-				"Terminate in Dagster's UI may report failure: the endpoint for it is not open; trying again",
+				"cannot open the endpoint for Terminate in Dagster's UI, so Terminate may report failure; retrying",
 				"err", err)
 			warned = true
 		}

@@ -38,7 +38,7 @@ func TestAddressOfTheEndpoint(t *testing.T) {
 		"advertised with another": {true,
 			instance.Terminate{Advertise: "slipway:80", Listen: "0.0.0.0:4001", Cert: "c"}, "0.0.0.0:4001",
 			`{"host": "slipway", "port": 80, "use_ssl": true}`},
-		"listen is no address to reach": {false, instance.Terminate{Listen: ":4001"}, "", "is not a host:port"},
+		"listen is not an address to reach": {false, instance.Terminate{Listen: ":4001"}, "", "is not a host:port"},
 	} {
 		in := &instance.Instance{Home: "/home"}
 		in.Settings.Terminate = c.set
@@ -125,7 +125,7 @@ func TestEndpointHoldsNoAuthority(t *testing.T) {
 		"ours and canceling":      {made("i", true), true, true},
 		"ours and starting":       {made("i", false), false, true},
 		"another instance's":      {made("j", true), false, false},
-		"nobody's":                {made("", true), false, false},
+		"a run without a launch":  {made("", true), false, false},
 		"a run that is not there": {uuid.NewString(), false, false},
 	} {
 		request := `{"__class__": "X", "run_id": "` + k.run + `"}`

@@ -90,7 +90,7 @@ func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 		starting, why := 0, 0
 		for _, id := range ids {
 			starting += strings.Count(w.story(id), string(dagster.RunStarting))
-			if w.says(id, "has no room since ") && w.says(id, "no node is free") {
+			if w.says(id, "has had no room since ") && w.says(id, "no node is free") {
 				why++
 			}
 		}
@@ -98,7 +98,7 @@ func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 			t.Errorf("%d claims for %d tries of a launcher without room", starting, tries)
 		}
 		if why < tries-1 {
-			t.Errorf("%d runs say why they wait, want those that were tried at least", why)
+			t.Errorf("%d runs say why they wait, want at least each that was tried", why)
 		}
 		room.Store(true)
 		for _, id := range ids {
@@ -111,8 +111,8 @@ func TestFullLauncherIsTriedWithFewRuns(t *testing.T) {
 	}
 }
 
-// A launcher that refuses us leaves its runs to the next launcher of their rule; those that have
-// none wait in the queue, where they keep no place, are not failed, and say why.
+// A launcher that denies access leaves its runs to the next launcher of their rule. Runs without a
+// next launcher wait in the queue: they take up no place, are not failed, and say why.
 func TestDeniedRunsWaitInTheQueue(t *testing.T) {
 	w := newWorld(t, parked, "")
 	denied := func(context.Context) error { return errors.Join(launcher.ErrDenied, errors.New("key expired")) }
@@ -172,7 +172,7 @@ func TestSickLaunchersHoldUpNobody(t *testing.T) {
 			t.Error("the launcher that hangs was not even asked")
 		}
 		// The lead is lost meanwhile, and comes back: what hangs does not hold that up either.
-		if err := w.d.Exec("UPDATE kvs SET value = '1000 somebody' WHERE key = 'slipway/leader'"); err != nil {
+		if err := w.d.Exec("UPDATE kvs SET value = '1000 another' WHERE key = 'slipway/leader'"); err != nil {
 			t.Error(err)
 		}
 		testenv.Eventually(t, time.Minute, func() (bool, string) {

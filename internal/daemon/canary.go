@@ -15,32 +15,32 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Canary says how a worker is sent to a target that opens the storage from there.
+// Canary describes a test worker that is sent to a target and opens the storage from there.
 type Canary struct {
-	Python   bool   // Dagster's Python does it, else slipway-worker
-	Location string // of whose Python, where launchers.NAME.python has several
-	Image    string // in place of the launcher's
+	Python   bool   // Dagster's Python opens the storage, else slipway-worker
+	Location string // code location whose Python is used, if launchers.NAME.python has several
+	Image    string // instead of the launcher's image
 	Instance string
-	Worker   []string // of slipway-worker on this machine
-	Within   time.Duration
+	Worker   []string      // command of slipway-worker on this machine
+	Within   time.Duration // how long the worker may take
 }
 
-// Send sends a canary to a target, waits for its end and says what became of it. It leaves nothing
-// on the target.
+// Send sends a canary to a target, waits for its end and returns its result. It leaves nothing on
+// the target.
 func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Target) launcher.Finding {
 	if t.Traits.OwnCommand {
 		return launcher.Finding{OK: true,
 			What: fmt.Sprintf(
-				"launchers of kind %s make the worker's command themselves, so no other worker can be sent there",
+				"launchers of kind %s build the worker's command themselves, so no other worker can be sent there",
 				t.Kind.Name)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Within)
 	defer cancel()
-	// The instance's name is another one, so that nobody takes the worker for that of a run.
+	// The instance has another name, so that no daemon takes this worker for a run's worker.
 	req, err := Builder(in, c.Instance+"-check", c.Worker).Canary(uuid.NewString(), c.Python, c.Location, c.Image,
 		time.Now(), t.Target)
 	if err != nil {
-		return launcher.Finding{What: "no worker can be sent there: " + err.Error(), Fix: "mend that first"}
+		return launcher.Finding{What: "no worker can be sent there: " + err.Error(), Fix: "correct that first"}
 	}
 	got, err := t.Launcher.Launch(ctx, req)
 	for errors.Is(err, launcher.ErrPending) && wait(ctx, time.Second) {
@@ -58,16 +58,16 @@ func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Tar
 	c.leaveNothing(ctx, t, got.Handle)
 	switch {
 	case err != nil:
-		return launcher.Finding{What: fmt.Sprintf("the worker that was sent there cannot be looked at: %v", err),
+		return launcher.Finding{What: fmt.Sprintf("the target cannot report on the worker sent there: %v", err),
 			Fix: "see docs/launchers/" + t.Kind.Name + ".md"}
 	case health.Status == launcher.Succeeded && (said == "" || strings.Contains(said, "the storage is open")):
 		return launcher.Finding{OK: true, What: "a worker there opened the storage: " + said}
 	case health.Status.Alive():
 		return launcher.Finding{What: fmt.Sprintf("a worker there did not open the storage within %v: %s", c.Within,
-			said), Fix: "let the network there reach the storage, or give it more time by --timeout"}
+			said), Fix: "let the network there reach the storage, or allow more time with --timeout"}
 	}
 	return launcher.Finding{What: fmt.Sprintf("a worker there could not open the storage: %s: %s", health.Message,
-		said), Fix: "give workers what they lack: the storage's address and password by env, its library in the image"}
+		said), Fix: "give workers what is missing: the storage's address and password in env, its library in the image"}
 }
 
 // said is the end of what the worker wrote.
@@ -93,7 +93,7 @@ func (c Canary) leaveNothing(ctx context.Context, t *dispatch.Target, h launcher
 	}
 }
 
-// wait says whether a time has passed before ctx ended.
+// wait waits for a time and reports whether ctx is still open after it.
 func wait(ctx context.Context, t time.Duration) bool {
 	sleep(ctx, t)
 	return ctx.Err() == nil

@@ -15,8 +15,8 @@ import (
 // checkTimeout bounds the checks of one target.
 const checkTimeout = 20 * time.Second
 
-// Check looks for what would make launches on a target fail. What a worker there has seen, if one
-// was sent, comes last and wins over what the settings let expect.
+// Check looks for reasons why launches on a target would fail. The findings of a worker that was
+// sent there, if any, come last, and win over what the settings suggest.
 func Check(ctx context.Context, in *instance.Instance, t *dispatch.Target,
 	seen ...launcher.Finding) []launcher.Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -43,7 +43,7 @@ func (d *Daemon) checkTargets(ctx context.Context) {
 	for _, name := range slices.Sorted(maps.Keys(d.targets)) {
 		for _, f := range Check(ctx, d.Instance, d.targets[name]) {
 			if !f.OK && ctx.Err() == nil {
-				d.Log.WarnContext(ctx, "a launcher cannot work as it is set up", "launcher", name, "finding", f.What,
+				d.Log.WarnContext(ctx, "a launcher cannot work with its settings", "launcher", name, "finding", f.What,
 					"fix", f.Fix)
 			}
 		}

@@ -4,7 +4,7 @@ package daemon
 // rely on it.
 type Code string
 
-// The codes besides those of package storage. docs/operating.md lists all of them.
+// The codes. Package storage has more. docs/operating.md lists all of them.
 const (
 	CodeConfiguration  Code = "configuration"
 	CodeDagsterYAML    Code = "dagster_yaml"

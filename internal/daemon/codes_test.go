@@ -15,7 +15,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// The codes that docs/operating.md lists are those that there are, and each is used.
+// docs/operating.md lists exactly the codes that the source declares, and each code is used.
 func TestCodesAreDocumented(t *testing.T) {
 	root := testenv.Root(t)
 	var declared []string

@@ -19,7 +19,7 @@ type bill struct {
 	AsOf       string  `json:"prices_as_of,omitempty"`
 	CPUSeconds float64 `json:"cpu_seconds"`
 	GBSeconds  float64 `json:"gb_seconds"`
-	Attempts   []int   `json:"attempts"` // those that are in it
+	Attempts   []int   `json:"attempts"` // the attempts that are included
 }
 
 // bill writes what workers have cost onto their runs, each once.

@@ -1,5 +1,5 @@
-// Package daemon puts the parts together: while this process leads the instance, it feeds, queues,
-// launches and monitors; otherwise it stands by.
+// Package daemon runs the parts of Slipway together. While this process leads the instance, it
+// feeds the queue, launches runs and monitors them; otherwise it stands by.
 package daemon
 
 import (
@@ -50,17 +50,17 @@ type Daemon struct {
 	Log      *slog.Logger
 	// Worker is the command of slipway-worker on this machine.
 	Worker []string
-	// Metrics are kept and served with the daemon's health and status; nil: neither.
+	// Metrics are kept, and served with the daemon's health and status. If nil, none of these is.
 	Metrics *web.Metrics
-	// Open opens the storage where Store is nil. The daemon waits while it fails, but for a
-	// [storage.SettingError].
+	// Open opens the storage if Store is nil. While it fails, the daemon waits and tries again,
+	// except that it gives up on a [storage.SettingError].
 	Open func(context.Context) (storage.Store, error)
-	// Each value of Reloads has Load read the settings again, and Reloaded called with those that
-	// are in force then.
+	// After each value of Reloads the daemon calls Load to read the settings again. If they can be
+	// used, it calls Reloaded with them.
 	Reloads  <-chan os.Signal
 	Load     func() (*instance.Instance, error)
 	Reloaded func(*instance.Instance)
-	// Systemd is told how the daemon is; nil: nobody is.
+	// Systemd gets notices of the daemon's state. If nil, none are sent.
 	Systemd *Systemd
 
 	pauses  atomic.Pointer[[]queue.Pause]
@@ -76,8 +76,8 @@ type Daemon struct {
 	targets map[string]*dispatch.Target
 }
 
-// Run runs until ctx ends. What was claimed by then is launched first; workers go on without the
-// daemon.
+// Run runs until ctx ends. Before it returns, it launches the runs that it has claimed. Workers
+// continue without the daemon.
 func (d *Daemon) Run(ctx context.Context) error {
 	host, err := os.Hostname()
 	if err != nil {
@@ -136,7 +136,7 @@ func (d *Daemon) close() {
 		return
 	}
 	if err := CloseTargets(d.targets); err != nil {
-		d.Log.Warn("a launcher did not close", "err", err)
+		d.Log.Warn("cannot close a launcher", "err", err)
 	}
 }
 
@@ -155,12 +155,12 @@ func (d *Daemon) begin(ctx context.Context) error {
 // elect leads whenever this daemon can, and stands by otherwise, always with the settings in force.
 func (d *Daemon) elect(ctx context.Context) error {
 	standing := false
-	away := trouble{log: d.Log, what: "the lead of the instance cannot be had"}
+	away := trouble{log: d.Log, what: "cannot acquire leadership"}
 	for ctx.Err() == nil {
 		d, was := d.shared.run()
 		if was != nil {
 			was.close()
-			d.Log.InfoContext(ctx, "the settings that were read again are in force")
+			d.Log.InfoContext(ctx, "the reloaded settings are in force")
 		}
 		try, cancel := context.WithTimeout(ctx, standbyPatience)
 		fence, leads, err := d.askLead(try)
@@ -179,7 +179,7 @@ func (d *Daemon) elect(ctx context.Context) error {
 			d.Metrics.Leads(true, fence.Epoch)
 			err := d.shared.lead(ctx, d, func(ctx context.Context) error { return d.lead(ctx, fence) })
 			if err != nil {
-				d.Log.WarnContext(ctx, "lead lost; standing by", "err", err)
+				d.Log.WarnContext(ctx, "leadership lost; standing by", "err", err)
 			}
 			d.Metrics.Leads(false, 0)
 			if err == nil && d.shared.inForce() != d {
@@ -234,7 +234,7 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	var err error
 	for _, p := range d.Instance.Unknown {
 		d.Log.WarnContext(ctx,
-			"dagster.yaml has a setting that Slipway does not know and ignores; a newer Dagster may have it",
+			"dagster.yaml has a setting that Slipway does not know and ignores; a newer Dagster may know it",
 			"setting", p.Error())
 	}
 	if d.address, err = addressOf(d.Instance); err != nil {
@@ -250,8 +250,8 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	}
 	if r := d.Store.Revision(); !storage.KnowsRevision(r) {
 		d.Log.WarnContext(ctx,
-			"the storage has a schema revision that Slipway does not know; it has every column that Slipway uses, so "+
-				"it is worked on", "revision", r)
+			"the storage has a schema revision that Slipway does not know; Slipway uses it, because every column that "+
+				"it needs is there", "revision", r)
 	}
 	d.Log.InfoContext(ctx, "instance loaded", "home", d.Instance.Home, "instance", d.name,
 		"max_concurrent_runs", d.limits.MaxConcurrentRuns, "tag_limits", len(d.limits.Tags),
@@ -274,7 +274,7 @@ func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTTL)
 	defer cancel()
 	if yerr := d.Store.Yield(last, fence); yerr != nil {
-		d.Log.WarnContext(ctx, "the lease could not be given back; it ends by itself", "err", yerr)
+		d.Log.WarnContext(ctx, "cannot give back the lease; it expires by itself", "err", yerr)
 	}
 	if ctx.Err() != nil && !errors.Is(err, storage.ErrFenced) {
 		return nil
@@ -322,7 +322,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err := d.Store.Flush(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
 	} else if err != nil && ctx.Err() == nil { // of some runs; the others go on
-		d.Log.WarnContext(ctx, "writes that an earlier daemon had begun could not all be finished", "err", err)
+		d.Log.WarnContext(ctx, "cannot finish all writes that an earlier daemon began", "err", err)
 	}
 	if err := d.readPauses(ctx); err != nil { // nothing is claimed before
 		return err
@@ -350,7 +350,8 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if there := d.elsewhere(inFlightRuns); len(there) > 0 {
 		one := slices.Min(slices.Collect(maps.Keys(there)))
 		d.Log.WarnContext(ctx,
-			"runs in flight have their worker on another host; they are left as they are until a daemon leads there",
+			"the workers of some runs in flight are on another host; these runs are left alone until a daemon leads "+
+				"there",
 			"runs", len(there), "run_id", one, "why", there[one])
 	}
 	queued, inFlight, launched := storage.NewInbox(), storage.NewInbox(), storage.NewInbox()
@@ -444,11 +445,10 @@ func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 		now := time.Now()
 		_, err := d.Store.Beat(ctx, storage.Heartbeat{Type: queueDaemon, ID: d.id, At: now}, now.Add(-beatAge))
 		if err != nil && ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "heartbeat not written", "err", err)
+			d.Log.WarnContext(ctx, "cannot write the heartbeat", "err", err)
 		}
 		if err := d.Store.Flush(ctx, fence); err != nil && ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "events of changes that were committed cannot be written yet; they will be",
-				"err", err)
+			d.Log.WarnContext(ctx, "cannot write all events of committed changes yet; retrying", "err", err)
 		}
 		sleep(ctx, heartbeat)
 	}

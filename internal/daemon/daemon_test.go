@@ -234,7 +234,7 @@ func TestWhatALaunchersErrorsDo(t *testing.T) {
 		"an answer that was lost": {[]mood{{err: lost, after: true}}, dagster.Success, "1", launched,
 			"", "[Slipway] Launched"},
 		"no capacity: back to the queue": {[]mood{{err: capacity}, {err: capacity}}, dagster.Success, "1 2 3",
-			"PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has no room"},
+			"PIPELINE_STARTING ENGINE_EVENT PIPELINE_ENQUEUED PIPELINE_STARTING", "", "has had no room"},
 		"invalid: the run fails": {[]mood{{err: invalid}}, dagster.Failure,
 			"1", "PIPELINE_STARTING ENGINE_EVENT PIPELINE_FAILURE", launched,
 			"Caught an unrecoverable error while dequeuing the run."},
@@ -309,8 +309,8 @@ func TestTagsAndHandleAreWritten(t *testing.T) {
 	}
 }
 
-// Runs whose IDs Dagster takes in other forms are executed, and known again by a daemon that finds
-// their workers.
+// Dagster accepts run IDs in several forms. Runs with such IDs are executed, and a later daemon
+// recognizes their workers.
 func TestRunIDsOfAllForms(t *testing.T) {
 	w := newWorld(t, parked, "")
 	ids := []string{strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}",
@@ -405,7 +405,7 @@ func TestStockDaemonIsRefused(t *testing.T) {
 		beat(w, "MONITORING", "stock", 10*time.Second)
 		go func() { // it ends with the daemon, which waits for this beat
 			testenv.Eventually(t, time.Minute, func() (bool, string) {
-				return strings.Contains(w.output(), "waiting to see whether it is still on"), w.output()
+				return strings.Contains(w.output(), "waiting to see whether it is still running"), w.output()
 			})
 			beat(w, "MONITORING", "stock", 0)
 		}()

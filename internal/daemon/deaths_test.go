@@ -234,8 +234,8 @@ func TestSilenceFailsARunOnlyWhereASettingSaysSo(t *testing.T) {
 	w := newWorld(t, parked, "")
 	m := w.mortals("monitoring: {silence_timeout: 3s, max_resume_run_attempts: 5}\n", unknown, unknown)
 	quiet, busy := w.enqueue(nil), ""
-	const text = "[Slipway] Nothing was heard of the run, and its target told nothing of its worker, for 3 seconds. " +
-		"Its worker is asked to stop."
+	const text = "[Slipway] The run wrote nothing, and its target could not tell the state of its worker, for " +
+		"3 seconds. Its worker is asked to stop."
 	err := w.run(func() {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			m.mu.Lock()
@@ -267,7 +267,7 @@ func TestSilenceFailsARunOnlyWhereASettingSaysSo(t *testing.T) {
 	if status, err := w.d.Status(busy); err != nil || status != dagster.Started {
 		t.Errorf("the run that writes is %s, %v, want STARTED", status, err)
 	}
-	if w.says(busy, "Nothing was heard") || len(m.asked) != 2 {
+	if w.says(busy, "The run wrote nothing") || len(m.asked) != 2 {
 		t.Errorf("workers %v; story of the run that writes %s", m.asked, w.story(busy))
 	}
 }
@@ -308,8 +308,8 @@ func TestRunsOfOtherLaunchersAreAdopted(t *testing.T) {
 	}
 }
 
-// A run that is canceled just when its dead worker is to be replaced, by somebody who took it for
-// one that runs, is CANCELED: nothing else would ever end it.
+// A user may cancel a run just when its dead worker is to be replaced, because the run still seems
+// to run. It becomes CANCELED: nothing else would ever end it.
 func TestCanceledBetweenTwoWorkers(t *testing.T) {
 	w := newWorld(t, parked, "")
 	w.mortals("")

@@ -16,17 +16,17 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Level says how bad a finding is.
+// Level is how bad a finding is.
 type Level string
 
 // The levels.
 const (
-	Well  Level = "ok"
-	Worth Level = "warning" // something will not work, or not for ever
-	Bad   Level = "error"   // runs are not launched, or not as they should
+	LevelOK      Level = "ok"
+	LevelWarning Level = "warning" // something does not work, or will stop working
+	LevelError   Level = "error"   // runs are not launched, or not as they should be
 )
 
-// Symptom is one thing that the doctor looked at.
+// Symptom is one finding of the doctor.
 type Symptom struct {
 	Level Level  `json:"level"`
 	Code  Code   `json:"code"`
@@ -34,11 +34,11 @@ type Symptom struct {
 	Fix   string `json:"fix,omitempty"` // the next step
 }
 
-// StorageSymptom is the finding of an error of the storage. Its code and its next step come from
-// the error where that is a [storage.Fault].
+// StorageSymptom returns the finding for an error of the storage. If the error is a
+// [storage.Fault], the finding has its code and its next step.
 func StorageSymptom(what string, err error) Symptom {
-	s := Symptom{Bad, CodeStorage, what + ": " + err.Error(),
-		"look at the storage's own log, and whether your webserver can open it"}
+	s := Symptom{LevelError, CodeStorage, what + ": " + err.Error(),
+		"look into the storage's own log, and check whether your webserver can open the storage"}
 	if f := (*storage.Fault)(nil); errors.As(err, &f) {
 		s.Code, s.Fix = Code(f.Code), f.Fix
 	}
@@ -69,8 +69,8 @@ func (d *doctor) unread(what string, err error) {
 	d.found = append(d.found, StorageSymptom(what+" cannot be read", err))
 }
 
-// Doctor looks for why an instance's runs would not be launched, watched or canceled as they
-// should.
+// Doctor looks for reasons why an instance's runs would not be launched, watched or canceled as
+// they should be.
 func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *slog.Logger) []Symptom {
 	d := &doctor{in: in, store: s}
 	var err error
@@ -83,19 +83,19 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 		d.unread("the storage", err)
 		return d.found
 	}
-	d.say(Well, CodeConfiguration, "", "dagster.yaml and slipway.yaml in %s can be read; instance %s, storage %s",
+	d.say(LevelOK, CodeConfiguration, "", "dagster.yaml and slipway.yaml in %s can be read; instance %s, storage %s",
 		in.Home, d.name, st.Storage)
 	if r := s.Revision(); !storage.KnowsRevision(r) {
-		d.say(Worth, CodeRevision,
-			"ask for a newer Slipway; it works with every column that it uses, as far as can be told",
+		d.say(LevelWarning, CodeRevision,
+			"ask for a newer Slipway; this one found every column that it uses, so it probably works",
 			"the storage's schema revision %s is not one that Slipway knows", r)
 	}
 	for _, p := range in.Unknown {
-		d.say(Worth, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it",
+		d.say(LevelWarning, CodeDagsterYAML, "correct it, unless your Dagster is newer than this Slipway and knows it",
 			"a setting of dagster.yaml is ignored: %v", p)
 	}
 	for _, u := range st.Unwatched {
-		d.say(Bad, CodeUnwatched, u.Fix(), "%s", u)
+		d.say(LevelError, CodeUnwatched, u.Fix(), "%s", u)
 	}
 	d.probe(ctx)
 	d.clock(ctx)
@@ -108,7 +108,7 @@ func Doctor(ctx context.Context, in *instance.Instance, s storage.Store, log *sl
 	d.leader(st, problem, beats)
 	d.terminate(ctx, st.Leader.Lease == leaseHeld)
 	for _, p := range st.Pauses {
-		d.say(Worth, CodePause, "slipway unpause, with the same flags, if that is not wanted any more",
+		d.say(LevelWarning, CodePause, "to end the pause: slipway unpause, with the same flags",
 			"launches of %s are paused by %s: %s", p, p.By, cmp.Or(p.Why, "no reason was given"))
 	}
 	d.queue(ctx, st)
@@ -122,10 +122,10 @@ func (d *doctor) probe(ctx context.Context) {
 	defer cancel()
 	faults := d.store.Probe(ctx)
 	for _, err := range faults {
-		d.found = append(d.found, StorageSymptom("a daemon could not do its work", err))
+		d.found = append(d.found, StorageSymptom("a daemon could not work with this storage", err))
 	}
 	if len(faults) == 0 {
-		d.say(Well, CodeStorage, "", "the storage can be written to")
+		d.say(LevelOK, CodeStorage, "", "the storage accepts writes")
 	}
 }
 
@@ -141,10 +141,11 @@ func (d *doctor) clock(ctx context.Context) {
 	case err != nil:
 		d.unread("the database's clock", err)
 	case skew > maxSkew+half:
-		d.say(Worth, CodeClock, "set both by NTP: events of this machine and of workers are ordered by their times",
+		d.say(LevelWarning, CodeClock, "set both by NTP, because events of this machine and of workers are ordered "+
+			"by time",
 			"the database's clock is %s off this machine's", skew.Round(time.Millisecond))
 	default:
-		d.say(Well, CodeClock, "", "the database's clock agrees with this machine's")
+		d.say(LevelOK, CodeClock, "", "the database's clock agrees with this machine's")
 	}
 }
 
@@ -154,24 +155,24 @@ func (d *doctor) leader(st Status, problem error, beats []storage.Heartbeat) {
 		fix := "start slipway daemon"
 		if age := time.Since(foreignBeat(beats, monitorDaemon).At); age < beatAge && !d.in.Settings.Coexist {
 			fix += fmt.Sprintf(
-				"; one that was started waits until dagster-daemon's run monitor, last heard of %s ago, has been "+
-					"silent for %s", ago(age), beatAge)
+				"; if it was just started, it waits until dagster-daemon's run monitor has written no heartbeat for "+
+					"%s (the last one: %s ago)", beatAge, ago(age))
 		}
-		d.say(Bad, CodeLeader, fix, "no daemon leads this instance: nothing is launched")
+		d.say(LevelError, CodeLeader, fix, "no daemon leads this instance: nothing is launched")
 		return
 	}
-	d.say(Well, CodeLeader, "", "%s leads, epoch %d", st.Leader.ID, st.Leader.Epoch)
+	d.say(LevelOK, CodeLeader, "", "%s leads, epoch %d", st.Leader.ID, st.Leader.Epoch)
 	if st.Elsewhere > 0 {
-		d.say(Bad, CodeElsewhere,
+		d.say(LevelError, CodeElsewhere,
 			"start a daemon on that host, or with the same Docker engine (host, DOCKER_HOST), and stop this one; or "+
 				"end the runs by force in Dagster's UI",
-			"%s in flight with a worker on another host or Docker engine, which the daemon that leads cannot see",
+			"%s in flight with a worker on another host or Docker engine, which the leading daemon cannot see",
 			runsAre(st.Elsewhere))
 	}
 	if problem != nil {
-		d.say(Worth, CodeStatus,
+		d.say(LevelWarning, CodeStatus,
 			"run slipway doctor where that daemon runs, or see web.listen and web.token in slipway.yaml",
-			"the daemon that leads cannot be asked for its status: %v", problem)
+			"cannot ask the leading daemon for its status: %v", problem)
 	}
 }
 
@@ -181,20 +182,21 @@ func (d *doctor) launchers(ctx context.Context, st Status, log *slog.Logger) {
 	for _, l := range st.Launchers {
 		switch {
 		case l.Sick && l.Place != "":
-			d.say(Bad, CodeLauncherSick, "look whether it runs at that address; its runs wait in the queue meanwhile",
-				"launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+			d.say(LevelError, CodeLauncherSick, "check that it runs at that address; until then its runs wait in the "+
+				"queue",
+				"launcher %s has been sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
 		case l.Sick:
-			d.say(Bad, CodeLauncherSick, "slipway launchers check "+l.Name+"; its runs wait meanwhile",
-				"launcher %s is sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
+			d.say(LevelError, CodeLauncherSick, "slipway launchers check "+l.Name+"; until it works, its runs wait",
+				"launcher %s has been sick since %s: %s", l, l.Since.Local().Format(time.DateTime), l.Error)
 		case l.Error != "":
-			d.say(Worth, CodeLauncherSick, "slipway launchers check "+l.Name,
+			d.say(LevelWarning, CodeLauncherSick, "slipway launchers check "+l.Name,
 				"the last launch or call of launcher %s failed: %s", l, l.Error)
 		}
 		ill[l.Name] = ill[l.Name] || l.Error != ""
 	}
 	targets, err := Targets(ctx, d.in, log)
 	if err != nil {
-		d.say(Bad, CodeLauncherConfig, "correct the setting that is named; no daemon starts before",
+		d.say(LevelError, CodeLauncherConfig, "correct the setting that the message names; until then no daemon starts",
 			"a launcher cannot be opened: %v", err)
 		return
 	}
@@ -203,16 +205,16 @@ func (d *doctor) launchers(ctx context.Context, st Status, log *slog.Logger) {
 		for _, f := range Check(ctx, d.in, targets[name]) {
 			if !f.OK {
 				bad++
-				d.say(Bad, CodeLauncher, f.Fix, "launcher %s: %s", name, f.What)
+				d.say(LevelError, CodeLauncher, f.Fix, "launcher %s: %s", name, f.What)
 			}
 		}
 		if bad == 0 && !ill[name] {
-			d.say(Well, CodeLauncher, "", "launcher %s: nothing was found against it", name)
+			d.say(LevelOK, CodeLauncher, "", "launcher %s: no problem found", name)
 		}
 	}
 	d.needs(ctx, targets)
 	if err := CloseTargets(targets); err != nil {
-		d.say(Worth, CodeLauncher, "", "a launcher did not close: %v", err)
+		d.say(LevelWarning, CodeLauncher, "", "cannot close a launcher: %v", err)
 	}
 }
 
@@ -221,11 +223,11 @@ func (d *doctor) queue(ctx context.Context, st Status) {
 	limits, err := d.in.QueueLimits()
 	switch {
 	case err != nil:
-		d.say(Bad, CodeConfiguration, "correct that setting; no daemon starts before", "%v", err)
+		d.say(LevelError, CodeConfiguration, "correct that setting; until then no daemon starts", "%v", err)
 	case limits.MaxConcurrentRuns == 0:
-		d.say(Bad, CodeLimit,
-			"set queue.max_concurrent_runs in slipway.yaml to the number of runs that may be in flight; to hold "+
-				"launches back for a time there is slipway pause",
+		d.say(LevelError, CodeLimit,
+			"set queue.max_concurrent_runs in slipway.yaml to the number of runs that may be in flight; to stop "+
+				"launches for a time, use slipway pause",
 			"queue.max_concurrent_runs is 0: no run is launched")
 	}
 	runs, err := d.store.Runs(ctx, storage.Filter{Statuses: []dagster.Status{dagster.Queued}})
@@ -240,15 +242,15 @@ func (d *doctor) queue(ctx context.Context, st Status) {
 		}
 	}
 	if long == 0 {
-		d.say(Well, CodeQueue, "", "%s queued, none for longer than %s", runsAre(len(runs)), longQueue)
+		d.say(LevelOK, CodeQueue, "", "%s queued, none for longer than %s", runsAre(len(runs)), longQueue)
 		return
 	}
 	what := fmt.Sprintf("%d of %d queued runs have waited for longer than %s", long, len(runs), longQueue)
 	if reasons := waitingFor(st.Waiting); reasons != "" {
 		what += "; they wait for " + reasons
 	}
-	d.say(Worth, CodeQueue,
-		"slipway runs explain RUN says what holds a run; limits are set under queue in slipway.yaml", "%s", what)
+	d.say(LevelWarning, CodeQueue,
+		"slipway runs explain RUN shows what holds a run back; limits are set under queue in slipway.yaml", "%s", what)
 }
 
 // waitingFor lists reasons with the number of runs that each holds.

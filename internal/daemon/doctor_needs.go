@@ -25,7 +25,7 @@ import (
 // interpreterTime is how long a Python may take to say its version of Dagster.
 const interpreterTime = 30 * time.Second
 
-// need is something that runs which wait depend on: a code server or an interpreter.
+// need is a code server or an interpreter on which waiting runs depend.
 type need struct {
 	level Level // of its absence
 	whose string
@@ -40,7 +40,7 @@ func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target)
 	interpreters, servers := map[string]need{}, map[string]need{}
 	interpreter := func(python, whose, fix string) {
 		if _, ok := interpreters[python]; !ok {
-			interpreters[python] = need{Bad, whose, fix, func(ctx context.Context) error {
+			interpreters[python] = need{LevelError, whose, fix, func(ctx context.Context) error {
 				return startInterpreter(ctx, python)
 			}}
 		}
@@ -75,21 +75,21 @@ func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target)
 		t := targets[name]
 		if r.HasCodeServer() {
 			address := serverAddress(r.Remote)
-			n := need{Worth, "code location " + location,
+			n := need{LevelWarning, "code location " + location,
 				"start it (dagster code-server start, or dagster api grpc), or correct its address in workspace.yaml",
 				func(ctx context.Context) error {
 					return ping(ctx, address, serverCredentials(r.Remote))
 				}}
 			if t.Traits.OwnCommand { // the server itself executes the run
-				n.level = Bad
+				n.level = LevelError
 			}
 			servers[address] = n
 		}
 		req, err := build.Request(r.Run, worker.Attempt{Number: 1, Token: "doctor", At: time.Now()}, t.Target)
 		switch {
 		case err != nil:
-			d.say(Bad, CodeRunRefused, "correct that; slipway launchers preview "+r.ID+
-				" then shows what would be started", "run %s of code location %s would fail on launcher %s: %v", r.ID,
+			d.say(LevelError, CodeRunRefused, "correct that; then slipway launchers preview "+r.ID+
+				" shows what would be started", "run %s of code location %s would fail on launcher %s: %v", r.ID,
 				location, name, err)
 		case t.Traits.LocalFiles && !t.Traits.OwnCommand && !r.IsCommand():
 			interpreter(req.Command[0], "code location "+location,
@@ -97,7 +97,7 @@ func (d *doctor) needs(ctx context.Context, targets map[string]*dispatch.Target)
 					"location's packages", name, location))
 		}
 	}
-	d.try(ctx, CodeInterpreter, "the Python %s of %s", "says its version of Dagster", interpreters)
+	d.try(ctx, CodeInterpreter, "the Python %s of %s", "has Dagster", interpreters)
 	d.try(ctx, CodeCodeServer, "the code server at %s of %s", "answers", servers)
 }
 
@@ -121,7 +121,7 @@ func (d *doctor) try(ctx context.Context, code Code, what, does string, needs ma
 		if err := errs[name]; err != nil {
 			d.say(n.level, code, n.fix, "%s does not work: %v", text, err)
 		} else {
-			d.say(Well, code, "", "%s %s", text, does)
+			d.say(LevelOK, code, "", "%s %s", text, does)
 		}
 	}
 }

@@ -32,22 +32,23 @@ func (d *doctor) stock(ctx context.Context, st Status, beats []storage.Heartbeat
 			"prints the edits", d.in.QueueSection())
 	switch {
 	case d.in.Settings.Coexist:
-		d.say(Worth, CodeCoexist, "take it out of slipway.yaml once dagster-daemon is parked",
-			"coexist: true lets dagster-daemon dequeue and monitor besides Slipway")
+		d.say(LevelWarning, CodeCoexist, "remove it from slipway.yaml when dagster-daemon is parked",
+			"coexist: true lets dagster-daemon dequeue and monitor runs as well as Slipway")
 	case st.Held != "":
-		d.say(Bad, CodeSecondDequeuer, park, "nothing is launched: %s", st.Held)
+		d.say(LevelError, CodeSecondDequeuer, park, "nothing is launched: %s", st.Held)
 	case foreign(queueDaemon) && !d.in.Parks():
 		d.unparked(ctx, foreignBeat(beats, queueDaemon), park)
 	case !d.in.Parks():
-		d.say(Worth, CodeDequeuer, park,
-			"%s does not park dagster-daemon's dequeuer: one that is started launches runs besides Slipway", file)
+		d.say(LevelWarning, CodeDequeuer, park,
+			"%s does not park dagster-daemon's dequeuer: a dagster-daemon that is started launches runs as well as "+
+				"Slipway", file)
 	case !d.second(ctx, file):
-		d.say(Well, CodeDequeuer, "", "dagster-daemon's dequeuer is parked")
+		d.say(LevelOK, CodeDequeuer, "", "dagster-daemon's dequeuer is parked")
 	}
 	if foreign(monitorDaemon) && !d.in.Settings.Coexist {
-		d.say(Bad, CodeMonitor,
+		d.say(LevelError, CodeMonitor,
 			"set run_monitoring.enabled: false in the dagster.yaml that dagster-daemon reads, and restart it",
-			"dagster-daemon monitors runs of this instance, and fails those whose workers it does not know")
+			"dagster-daemon monitors runs of this instance, and fails runs whose workers it does not know")
 	}
 	d.lastSeen(beats)
 }
@@ -58,12 +59,12 @@ func (d *doctor) unparked(ctx context.Context, beat storage.Heartbeat, park stri
 	known, err := d.store.Entries(ctx, parkedKey)
 	switch {
 	case err != nil:
-		d.unread("what is known of dagster-daemon", err)
+		d.unread("the record of whether dagster-daemon is parked", err)
 	case known[parkedKey] == beat.ID:
-		d.say(Well, CodeDequeuer, "", "dagster-daemon's dequeuer is parked: it has left waiting runs alone")
+		d.say(LevelOK, CodeDequeuer, "", "dagster-daemon's dequeuer is parked: it has left waiting runs alone")
 	default:
-		d.say(Bad, CodeDequeuer, park+"; older Helm charts drop a lone 0: look into the file that they made",
-			"dagster-daemon may dequeue runs of this instance: it runs, and dagster.yaml does not park it")
+		d.say(LevelError, CodeDequeuer, park+"; older Helm charts drop a lone 0, so look into the file that they made",
+			"dagster-daemon may dequeue runs of this instance: it is running, and dagster.yaml does not park it")
 	}
 }
 
@@ -87,15 +88,16 @@ func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 	const start = "start dagster-daemon: schedules, sensors, backfills and run retries are its work"
 	switch age := time.Since(last.At); {
 	case last.At.IsZero():
-		d.say(Worth, CodeDagsterDaemon,
-			start+"; if it runs, this is not its instance: compare its DAGSTER_HOME and storage with those here",
+		d.say(LevelWarning, CodeDagsterDaemon,
+			start+"; if it runs, it uses another instance: compare its DAGSTER_HOME and storage with those here",
 			"no dagster-daemon has ever written to this storage (DAGSTER_HOME=%s)", d.in.Home)
 	case age > beatAge:
-		d.say(Worth, CodeDagsterDaemon, start, "dagster-daemon does not run: it was last heard of %s ago", ago(age))
+		d.say(LevelWarning, CodeDagsterDaemon, start, "dagster-daemon is not running: it was last heard of %s ago",
+			ago(age))
 	case stale != "":
-		d.say(Worth, CodeDagsterDaemon, start, "%s", stale)
+		d.say(LevelWarning, CodeDagsterDaemon, start, "%s", stale)
 	default:
-		d.say(Well, CodeDagsterDaemon, "", "dagster-daemon was last heard of %s ago", ago(age))
+		d.say(LevelOK, CodeDagsterDaemon, "", "dagster-daemon was last heard of %s ago", ago(age))
 	}
 }
 
@@ -138,9 +140,10 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 		for _, e := range events {
 			if queued = queued || e.Type == dagster.RunEnqueued; queued && e.Type == dagster.RunStarting &&
 				e.Time.After(since) {
-				d.say(Bad, CodeSecondDequeuer,
-					"restart dagster-daemon, if you have not since, and see that it reads this dagster.yaml",
-					"dagster-daemon launches runs besides Slipway: run %s left the queue at %s without Slipway, "+
+				d.say(LevelError, CodeSecondDequeuer,
+					"restart dagster-daemon, unless you have done so since, and make sure that it reads this "+
+						"dagster.yaml",
+					"dagster-daemon launches runs as well as Slipway: run %s left the queue at %s without Slipway, "+
 						"although %s parks dagster-daemon (changed at %s)",
 					r.ID, e.Time.Local().Format(time.DateTime), file, info.ModTime().Format(time.DateTime))
 				return true
@@ -155,14 +158,15 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 func (d *doctor) terminate(ctx context.Context, leads bool) {
 	a, err := addressOf(d.in)
 	if err != nil {
-		d.say(Bad, CodeTerminate, "set terminate in slipway.yaml; no daemon starts before", "%v", err)
+		d.say(LevelError, CodeTerminate, "set terminate in slipway.yaml; until then no daemon starts", "%v", err)
 		return
 	}
 	if a.cert != "" {
 		if _, err := tls.LoadX509KeyPair(a.cert, a.key); err != nil {
-			d.say(Bad, CodeTerminate,
-				"name the files of the endpoint's certificate and key in terminate.tls_cert and terminate.tls_key in "+
-					"slipway.yaml", "terminate.tls_cert: %v", err)
+			d.say(LevelError, CodeTerminate,
+				"set terminate.tls_cert and terminate.tls_key in slipway.yaml to the files of the endpoint's "+
+					"certificate "+
+					"and key", "terminate.tls_cert: %v", err)
 			return
 		}
 	}
@@ -182,12 +186,12 @@ func (d *doctor) terminate(ctx context.Context, leads bool) {
 		err = ping(ctx, target, creds)
 	}
 	if err != nil {
-		d.say(Worth, CodeTerminate,
-			"see terminate in slipway.yaml; runs are canceled all the same, but the UI reports failure",
+		d.say(LevelWarning, CodeTerminate,
+			"see terminate in slipway.yaml; runs are still canceled, but the UI reports failure",
 			"the endpoint for Terminate in Dagster's UI does not answer at %s: %v", target, err)
 		return
 	}
-	d.say(Well, CodeTerminate, "", "the endpoint for Terminate in Dagster's UI answers at %s", target)
+	d.say(LevelOK, CodeTerminate, "", "the endpoint for Terminate in Dagster's UI answers at %s", target)
 }
 
 // listens looks whether a daemon that is started here could open the endpoint.
@@ -201,12 +205,12 @@ func (d *doctor) listens(ctx context.Context, a address) {
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		d.say(Worth, CodeTerminate,
+		d.say(LevelWarning, CodeTerminate,
 			"free that port, or set another one: terminate.listen and terminate.advertise in slipway.yaml",
-			"the endpoint for Terminate in Dagster's UI cannot be opened: another program listens on %s", a.listen)
+			"cannot open the endpoint for Terminate in Dagster's UI: another program listens on %s", a.listen)
 	case err != nil:
-		d.say(Worth, CodeTerminate, "set terminate.listen in slipway.yaml to an address of this machine",
-			"the endpoint for Terminate in Dagster's UI cannot be opened: %v", err)
+		d.say(LevelWarning, CodeTerminate, "set terminate.listen in slipway.yaml to an address of this machine",
+			"cannot open the endpoint for Terminate in Dagster's UI: %v", err)
 	}
 }
 

@@ -13,22 +13,22 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Reasons to wait besides those of package queue.
+// Further reasons to wait; package queue has the others.
 const (
 	noLeader queue.Reason = "no_leader"
 	notOurs  queue.Reason = "queue.only"
 )
 
-// Wait says why a queued run waits.
+// Wait is where a queued run waits, and why.
 type Wait struct {
 	Place  int          `json:"place"`          // in the order in which runs leave the queue, from 1
 	Queued int          `json:"queued"`         // runs in that order
 	Rules  []queue.Rule `json:"rules"`          // all that hold the run back
-	Last   string       `json:"last,omitempty"` // what became of its last launch, if there was one
+	Last   string       `json:"last,omitempty"` // the result of its last launch, if there was one
 }
 
-// Explain returns why a queued run waits, as far as storage and settings say, and the daemon that
-// leads, where it can be asked. The limits are those of the settings as they are now.
+// Explain returns why a queued run waits. It reads the storage and the settings, and asks the
+// leading daemon if it can be reached. The limits are those of the present settings.
 func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r storage.Run) (Wait, error) {
 	name, err := Name(ctx, in, s)
 	if err != nil {
@@ -66,9 +66,9 @@ func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r stor
 			switch {
 			case l.Name != name:
 			case l.Sick:
-				hold(queue.Sick, "launcher %s is sick: its calls fail one after the other", name)
+				hold(queue.Sick, "launcher %s is sick: its calls keep failing", name)
 			case l.Busy:
-				hold(queue.Busy, "launcher %s has no room for a further run", name)
+				hold(queue.Busy, "launcher %s has no room for another run", name)
 			}
 		}
 	}
@@ -112,7 +112,7 @@ func waits(ctx context.Context, in *instance.Instance, s storage.Store, run stri
 
 // paused says who paused what until when, and why.
 func paused(p queue.Pause) string {
-	text := fmt.Sprintf("%s is paused by %s since %s", p, p.By, p.Since.Local().Format(time.DateTime))
+	text := fmt.Sprintf("%s has been paused by %s since %s", p, p.By, p.Since.Local().Format(time.DateTime))
 	if !p.Until.IsZero() {
 		text += " until " + p.Until.Local().Format(time.DateTime)
 	}

@@ -12,9 +12,9 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Observe decides as a leader would, logs each decision, and writes nothing: no lease, no
-// heartbeat, no claim. It asks no target. What it would have launched counts as in flight until the
-// run's row says otherwise.
+// Observe decides as a leader would and logs each decision. It writes nothing, not even a lease, a
+// heartbeat or a claim, and it calls no target. A run that it would have launched counts as in
+// flight until the run's row changes.
 func (d *Daemon) Observe(ctx context.Context) (err error) {
 	if d.Store == nil {
 		if d.Store, err = d.Open(ctx); err != nil {
@@ -28,7 +28,7 @@ func (d *Daemon) Observe(ctx context.Context) (err error) {
 	}
 	limits := limitsOf(q)
 	d.Systemd.Ready()
-	d.Log.InfoContext(ctx, "observing: nothing is written and nothing launched", "home", d.Instance.Home,
+	d.Log.InfoContext(ctx, "observing: nothing is written, nothing is launched", "home", d.Instance.Home,
 		"max_concurrent_runs", limits.MaxConcurrentRuns)
 	queued := storage.NewInbox()
 	o := &observer{Store: d.Store, log: d.Log}
@@ -56,7 +56,7 @@ type observer struct {
 	log *slog.Logger
 }
 
-// Claim says that it claimed what it only would have.
+// Claim reports success for each claim, and claims nothing.
 func (o *observer) Claim(ctx context.Context, _ storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {
 	out := make([]storage.Outcome, len(claims))
 	for i, c := range claims {
@@ -73,10 +73,10 @@ func (o *observer) Claim(ctx context.Context, _ storage.Fence, claims []storage.
 	return out, nil
 }
 
-// Flush leaves what a daemon has left.
+// Flush does nothing.
 func (o *observer) Flush(context.Context, storage.Fence) error { return nil }
 
-// DefaultPools leaves the limits as they are.
+// DefaultPools returns the pools as they are and changes no limit.
 func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []string,
 	_ *int) (map[string]storage.Pool, error) {
 	pools, err := o.Pools(ctx)
@@ -86,16 +86,16 @@ func (o *observer) DefaultPools(ctx context.Context, _ storage.Fence, names []st
 // observerRoom is how many runs at once the targets of an observer take.
 const observerRoom = 1000
 
-// Target is the launcher.
+// Target returns the launcher's name.
 func (o *observer) Target(launcher string, _ storage.Run) string { return launcher }
 
-// Waits says nothing.
+// Waits does nothing and returns true.
 func (o *observer) Waits(storage.Run, string) bool { return true }
 
-// Room is never full.
+// Room reports that there is always room.
 func (o *observer) Room(string) (room int, sick bool) { return observerRoom, false }
 
-// Token is not written anywhere.
+// Token returns "", because nothing is written.
 func (o *observer) Token(string) string { return "" }
 
 // Launch logs the decision.

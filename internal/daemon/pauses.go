@@ -24,8 +24,8 @@ func holding(in *instance.Instance, entries map[string]string, now time.Time) ([
 	return append(open, pauses...), bad
 }
 
-// Windows are the maintenance windows that hold at a time, given the entries of kvs that begin with
-// [queue.PausePrefix].
+// Windows returns the maintenance windows that are in force at a time. Entries are the entries of
+// kvs whose keys begin with [queue.PausePrefix].
 func Windows(in *instance.Instance, entries map[string]string, now time.Time) []queue.Pause {
 	pauses, _ := queue.ParsePauses(entries) // what cannot be read ends no window
 	return windows(in, pauses, now)
@@ -71,7 +71,7 @@ func (d *Daemon) watchPauses(ctx context.Context) error {
 	for ctx.Err() == nil {
 		sleep(ctx, pausesInterval)
 		if err := d.readPauses(ctx); err != nil && ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "the pauses cannot be read; those that were read last hold", "err", err)
+			d.Log.WarnContext(ctx, "cannot read the pauses; the pauses that were read last stay in force", "err", err)
 		}
 	}
 	return nil
@@ -92,13 +92,13 @@ func (d *Daemon) readPauses(ctx context.Context) error {
 		return nil
 	}
 	for _, err := range bad {
-		d.Log.WarnContext(ctx, "a pause cannot be understood and holds nothing", "err", err)
+		d.Log.WarnContext(ctx, "cannot parse a pause; it has no effect", "err", err)
 	}
 	for _, p := range pauses {
 		d.Log.InfoContext(ctx, "launches are paused", "of", p.String(), "by", p.By, "why", p.Why, "until", p.Until)
 	}
 	if len(pauses) == 0 {
-		d.Log.InfoContext(ctx, "no launches are paused any more")
+		d.Log.InfoContext(ctx, "launches are no longer paused")
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func (d *Daemon) brake(ctx context.Context) *brake {
 		d.Log.WarnContext(ctx, "a job's launches are paused", "job", p.Value, "why", p.Why, "until", p.Until,
 			"end_it", "slipway unpause --job "+p.Value)
 		if err := d.Store.SetEntry(ctx, p.Key(), p.Text()); err != nil {
-			d.Log.WarnContext(ctx, "the pause could not be written", "err", err)
+			d.Log.WarnContext(ctx, "cannot write the pause", "err", err)
 		}
 	}}
 }
@@ -131,7 +131,7 @@ type brake struct {
 	deaths map[[2]string][]time.Time // by job and cause
 }
 
-// died takes in a death.
+// died records a death.
 func (b *brake) died(job string, cause launcher.Cause, now time.Time) {
 	if b.set.Deaths <= 0 {
 		return

@@ -88,7 +88,7 @@ func (d *Daemon) watchReloads(ctx context.Context) error {
 		case <-d.Reloads:
 		}
 		if d.Load == nil {
-			d.Log.InfoContext(ctx, "settings are not read again by this command: start it anew")
+			d.Log.InfoContext(ctx, "this command does not reload settings: restart it")
 			continue
 		}
 		d.reload(ctx)
@@ -99,7 +99,7 @@ func (d *Daemon) watchReloads(ctx context.Context) error {
 // on as a new leader would, without giving up the lease: so every setting takes effect, and no
 // worker notices. If anything is wrong, nothing changes.
 func (d *Daemon) reload(ctx context.Context) {
-	d.Log.InfoContext(ctx, "reading the settings again")
+	d.Log.InfoContext(ctx, "reloading the settings")
 	in, err := d.Load()
 	if err == nil {
 		err = fixed(d.Instance, in)
@@ -113,7 +113,7 @@ func (d *Daemon) reload(ctx context.Context) {
 		err = next.prepare(ctx)
 	}
 	if err != nil {
-		d.Log.ErrorContext(ctx, "the settings were not taken: the former ones stay in force", "err", err)
+		d.Log.ErrorContext(ctx, "the new settings are not used: the previous ones stay in force", "err", err)
 		return
 	}
 	if d.Reloaded != nil {
@@ -140,5 +140,5 @@ func fixed(was, now *instance.Instance) error {
 	if slices.Sort(names); len(names) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: only a restart of slipway daemon changes this", strings.Join(names, ", "))
+	return fmt.Errorf("%s: to change this, restart slipway daemon", strings.Join(names, ", "))
 }

@@ -42,7 +42,7 @@ func TestReloadAmidLaunches(t *testing.T) {
 		}
 	}
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
-		return strings.Contains(w.output(), "the settings that were read again are in force"), w.output()
+		return strings.Contains(w.output(), "the reloaded settings are in force"), w.output()
 	})
 	stop()
 	if err := <-done; err != nil {

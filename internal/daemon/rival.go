@@ -11,13 +11,15 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// rival is what a leader knows of a dagster-daemon that may dequeue as well. Its heartbeats say
-// that one is running, and no file says what it does: it may have been started before dagster.yaml
-// was changed, or read another file. What it does is proof:
+// rival is what a leader knows of a dagster-daemon that may dequeue as well. Heartbeats show that
+// one is running, but no file shows what it does: it may have been started before dagster.yaml was
+// changed, or may read another file. Its actions are proof:
 //
-//   - a run left the queue without a claim of ours: it dequeues. Nothing is claimed until that process is gone.
-//   - runs waited, unclaimed, for much longer than it takes to dequeue them: it is parked. That is only tried where the
-//     dagster.yaml that Slipway reads does not park it, and is remembered for as long as that process lives.
+//   - A run left the queue although Slipway did not claim it: dagster-daemon dequeues. Nothing is
+//     claimed until that process is gone.
+//   - Runs waited, unclaimed, for much longer than dagster-daemon needs to dequeue them: it is
+//     parked. This is only tried if the dagster.yaml that Slipway reads does not park it, and is
+//     remembered for as long as that process lives.
 type rival struct {
 	store interface {
 		storage.Heart
@@ -66,8 +68,8 @@ func (d *Daemon) newRival(ctx context.Context) (*rival, error) {
 	if known[parkedKey] != beat.ID {
 		r.proving, r.process, r.lastSeen = true, beat, time.Now()
 		r.why = fmt.Sprintf(
-			"a dagster-daemon is running, and dagster.yaml does not say that it is parked: nothing is claimed until "+
-				"it has left a waiting run alone for %s. %s", parkedAfter, r.advice)
+			"a dagster-daemon is running, and dagster.yaml does not park it: nothing is claimed until it has left a "+
+				"waiting run alone for %s. %s", parkedAfter, r.advice)
 		d.Log.WarnContext(ctx, "waiting to see whether dagster-daemon dequeues runs", "at_most", parkedAfter,
 			"next", r.advice)
 	}
@@ -84,12 +86,12 @@ func (r *rival) Why() string {
 	return r.why
 }
 
-// took is told of a run that left the queue although nobody of ours claimed it.
+// took records that a run left the queue although Slipway did not claim it.
 func (r *rival) took(run storage.Run) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.taken {
-		r.log.Error("another program launches runs that wait for Slipway; nothing is claimed until it stops",
+		r.log.Error("another program launches runs that are waiting for Slipway; nothing is claimed until it stops",
 			"run_id", run.ID, "next", r.advice)
 	}
 	r.taken, r.proving, r.process, r.lastSeen = true, false, storage.Heartbeat{}, time.Now()
@@ -122,12 +124,12 @@ func (r *rival) Run(ctx context.Context) error {
 		if beats, err := r.store.Heartbeats(ctx); err == nil {
 			if id := r.judge(foreignBeat(beats, queueDaemon), foreignBeat(beats, monitorDaemon), time.Now()); id != "" {
 				if err := r.store.SetEntry(ctx, parkedKey, id); err != nil && ctx.Err() == nil {
-					r.log.WarnContext(ctx, "that dagster-daemon is parked was not written; the next leader looks again",
+					r.log.WarnContext(ctx, "cannot record that dagster-daemon is parked; the next leader checks again",
 						"err", err)
 				}
 			}
 		} else if ctx.Err() == nil {
-			r.log.WarnContext(ctx, "dagster-daemon's heartbeats cannot be read", "err", err)
+			r.log.WarnContext(ctx, "cannot read dagster-daemon's heartbeats", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -138,14 +140,14 @@ func (r *rival) Run(ctx context.Context) error {
 	}
 }
 
-// judge takes in the newest heartbeats of dagster-daemon's dequeuer and run monitor. It returns the
-// id of a process that has just been proved to be parked.
+// judge evaluates the newest heartbeats of dagster-daemon's dequeuer and run monitor. It returns
+// the id of a process that has just been proved to be parked.
 func (r *rival) judge(dequeuer, monitor storage.Heartbeat, now time.Time) (parked string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if monitor.At.After(r.monitor) {
 		if time.Since(monitor.At) < beatAge {
-			r.log.Error("dagster-daemon monitors runs of this instance and may fail workers that it does not know",
+			r.log.Error("dagster-daemon monitors this instance and may fail runs whose workers it does not know",
 				"next", "set enabled: false under run_monitoring in dagster.yaml and restart dagster-daemon")
 		}
 		r.monitor = monitor.At

@@ -21,7 +21,7 @@ type seldom struct {
 	all  *warnings
 }
 
-// warnings are those that were passed on, of all loggers that come from one.
+// warnings are the warnings that were passed on, by all loggers that derive from one.
 type warnings struct {
 	mu   sync.Mutex
 	last map[string]*warning
@@ -80,7 +80,7 @@ func (w *warnings) count(key string, now time.Time) (pass bool, times int) {
 		old.more++
 		return false, 0
 	}
-	for k, o := range w.last { // those of runs that are over
+	for k, o := range w.last { // warnings that came to an end
 		if now.Sub(o.at) > 2*seldomAfter {
 			delete(w.last, k)
 		}

@@ -23,7 +23,7 @@ import (
 	"github.com/slipway-run/slipway/internal/web"
 )
 
-// Status is what an instance is doing. What only the daemon that leads knows is missing where it
+// Status is what an instance is doing. Fields that only the leading daemon knows are empty if it
 // was not asked.
 type Status struct {
 	Instance  string           `json:"instance"`
@@ -51,17 +51,17 @@ type Leader struct {
 	Address string `json:"address,omitempty"` // of its metrics and status
 }
 
-// LauncherStatus is one launcher of the leader's.
+// LauncherStatus is one launcher of the leader, or one place behind it.
 type LauncherStatus struct {
 	Name  string    `json:"name"`
-	Place string    `json:"place,omitempty"` // one of those behind it, which fail one by one, as code servers do
+	Place string    `json:"place,omitempty"` // a place behind it that fails by itself, such as a code server
 	Kind  string    `json:"kind"`
-	Sick  bool      `json:"sick"`              // its calls fail; until one is answered, it gets but single ones
+	Sick  bool      `json:"sick"`              // its calls fail; it gets one call at a time until one is answered
 	Error string    `json:"error,omitempty"`   // of the last call or launch, if it failed
-	Since time.Time `json:"since,omitzero"`    // of the first call in a row that failed
-	Next  time.Time `json:"next_try,omitzero"` // when a sick one may be tried again
-	Busy  bool      `json:"busy"`              // it has no room for a further run
-	Rate  float64   `json:"launch_rate"`       // launches per second that it takes now
+	Since time.Time `json:"since,omitzero"`    // time of the first of the calls in a row that failed
+	Next  time.Time `json:"next_try,omitzero"` // when it may be called again while it is sick
+	Busy  bool      `json:"busy"`              // it has no room for another run
+	Rate  float64   `json:"launch_rate"`       // launches per second that it may be given now
 }
 
 // statusOf is what is known of a target.
@@ -82,10 +82,10 @@ func (l LauncherStatus) String() string {
 // leaseHeld is a leader's Lease while it leads.
 const leaseHeld = "held"
 
-// webKey is where the leader says its address.
+// webKey is the entry in which the leader publishes its address.
 const webKey = "slipway/web"
 
-// ReadStatus reads what the storage says of an instance.
+// ReadStatus reads the status of an instance from its storage.
 func ReadStatus(ctx context.Context, in *instance.Instance, name string, s storage.Store) (Status, error) {
 	st := Status{Instance: name, Home: in.Home, Runs: map[string]int{}, Pauses: []queue.Pause{}}
 	st.Storage = "SQLite in " + in.Storage.BaseDir
@@ -123,7 +123,7 @@ func ReadStatus(ctx context.Context, in *instance.Instance, name string, s stora
 	return st, errors.Join(bad...)
 }
 
-// Status is what the instance is doing, with what this daemon knows of it.
+// Status returns the status of the instance, with the facts that only this daemon knows.
 func (d *Daemon) Status(ctx context.Context) (any, error) {
 	st, err := ReadStatus(ctx, d.Instance, d.name, d.Store)
 	if err != nil || st.Leader.ID != d.id {
@@ -151,7 +151,8 @@ func (d *Daemon) Status(ctx context.Context) (any, error) {
 // storageTrouble is how long the storage may not answer for the daemon to be ready all the same.
 const storageTrouble = 5 * time.Second
 
-// Ready says whether this daemon leads or stands by, its storage at hand.
+// Ready returns nil while this daemon leads or stands by and its storage answers. Otherwise the
+// error says what is missing.
 func (d *Daemon) Ready() error {
 	last := d.shared.answered.Load()
 	if last == nil {
@@ -163,7 +164,7 @@ func (d *Daemon) Ready() error {
 	return nil
 }
 
-// defaultWeb is where metrics are to be had if slipway.yaml does not say.
+// defaultWeb is the address of metrics and status if slipway.yaml does not set one.
 const defaultWeb = "127.0.0.1:9870"
 
 // webRetry is the time between two tries to get the address of metrics and status.
@@ -194,7 +195,7 @@ func (d *Daemon) serveWeb(ctx context.Context) error {
 			sleep(ctx, webRetry)
 		case ctx.Err() == nil:
 			return d.Instance.Problem("web.listen",
-				"no metrics can be served there: %v; write another host:port, or off", err)
+				"cannot serve metrics there: %v; set another host:port, or off", err)
 		}
 	}
 	return nil
@@ -207,7 +208,7 @@ func (d *Daemon) announceWeb(ctx context.Context) {
 		return
 	}
 	if err := d.Store.SetEntry(ctx, webKey, d.id+" "+*address); err != nil {
-		d.Log.WarnContext(ctx, "the address of the status could not be written; slipway status says less", "err", err)
+		d.Log.WarnContext(ctx, "cannot write the address of the status; slipway status shows less", "err", err)
 	}
 }
 
@@ -257,15 +258,15 @@ func (d *Daemon) serveWebOn(ctx context.Context, l net.Listener) error {
 // askTimeout bounds a question to the leader.
 const askTimeout = 3 * time.Second
 
-// FullStatus is what the storage says of an instance, and what the daemon that leads says, where it
-// can be asked; if not, problem says why.
+// FullStatus reads the status of an instance from its storage and from the leading daemon. If the
+// daemon cannot be asked, problem says why.
 func FullStatus(ctx context.Context, in *instance.Instance, name string,
 	s storage.Store) (st Status, problem, err error) {
 	if st, err = ReadStatus(ctx, in, name, s); err != nil {
 		return st, nil, err
 	}
 	if st.Leader.Address == "" {
-		return st, errors.New("it serves no status: web.listen is off, or another process has the address"), nil
+		return st, errors.New("it serves no status: web.listen is off, or another process uses the address"), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

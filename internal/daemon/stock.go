@@ -34,7 +34,7 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 	}
 	if age := time.Since(monitor.At); age < beatAge {
 		d.Log.InfoContext(ctx,
-			"a run monitor of dagster-daemon wrote a heartbeat lately; waiting to see whether it is still on",
+			"dagster-daemon's run monitor wrote a heartbeat recently; waiting to see whether it is still running",
 			"ago", age.Round(time.Second), "at_most", (beatAge - age).Round(time.Second))
 		for time.Since(monitor.At) < beatAge && ctx.Err() == nil {
 			sleep(ctx, stockLook)
@@ -44,23 +44,23 @@ func (d *Daemon) checkStock(ctx context.Context) error {
 			}
 			if now.At.After(monitor.At) {
 				return fmt.Errorf(
-					"dagster-daemon monitors runs of this instance and would fail workers that it does not know: %s, "+
-						"then restart dagster-daemon and dagster-webserver; or set coexist: true in slipway.yaml if "+
-						"you know better", unmonitor)
+					"dagster-daemon monitors runs of this instance and would fail runs whose workers it does not "+
+						"know: %s, then restart dagster-daemon and dagster-webserver; or set coexist: true in "+
+						"slipway.yaml if both are to work on this instance", unmonitor)
 			}
 		}
 	}
 	for _, e := range []instance.Edit{park, unmonitor} {
 		if !e.Done {
 			d.Log.WarnContext(ctx,
-				"dagster.yaml does not park dagster-daemon: one that is started will launch or monitor runs besides "+
-					"Slipway", "fix", e.String())
+				"dagster.yaml does not park dagster-daemon: a dagster-daemon that is started will launch or monitor "+
+					"runs as well as Slipway", "fix", e.String())
 		}
 	}
 	return nil
 }
 
-// parkAdvice tells how to park dagster-daemon.
+// parkAdvice explains how to park dagster-daemon.
 func (d *Daemon) parkAdvice() string {
 	park, _ := d.Instance.Park()
 	text := "To park it, " + park.String() +

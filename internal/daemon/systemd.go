@@ -10,15 +10,16 @@ import (
 	"time"
 )
 
-// Systemd tells systemd how this process is, by the protocol of sd_notify(3): one datagram for each
-// message. A nil Systemd tells nobody.
+// Systemd sends the state of this process to systemd, by the protocol of sd_notify(3): one datagram
+// for each message. A nil Systemd sends nothing.
 type Systemd struct {
 	socket string
 	beat   time.Duration // between two signs of life; 0 for none
 }
 
-// NewSystemd reads how systemd has started this process; nil if it has not, or does not listen. It
-// takes the variables out of the environment, since workers inherit that.
+// NewSystemd reads from the environment how systemd started this process. It returns nil if systemd
+// did not start it, or does not listen. It removes the variables from the environment, because
+// workers inherit the environment.
 func NewSystemd() *Systemd {
 	take := func(name string) string {
 		value := os.Getenv(name)
@@ -36,7 +37,7 @@ func NewSystemd() *Systemd {
 	return s
 }
 
-// send is without an error: nobody else could be told of it, and systemd notices what it misses.
+// send returns no error: no caller could act on it, and systemd notices a missing message.
 func (s *Systemd) send(message string) {
 	if s == nil {
 		return
@@ -50,13 +51,13 @@ func (s *Systemd) send(message string) {
 	_ = c.Close()
 }
 
-// Ready says that the start is over, and Stopping that the end has begun.
+// Ready tells systemd that the process has started.
 func (s *Systemd) Ready() { s.send("READY=1") }
 
-// Stopping says that the process ends.
+// Stopping tells systemd that the process has begun to stop.
 func (s *Systemd) Stopping() { s.send("STOPPING=1") }
 
-// Status is shown by systemctl status.
+// Status sets the text that systemctl status shows.
 func (s *Systemd) Status(format string, args ...any) {
 	s.send("STATUS=" + strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
 }

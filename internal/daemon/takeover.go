@@ -58,7 +58,7 @@ func (d *Daemon) list(ctx context.Context, inFlight []storage.Run) map[launcher.
 		select {
 		case a := <-answers:
 			if a.err != nil {
-				d.Log.WarnContext(ctx, "a target's workers could not be listed; each is asked for by itself",
+				d.Log.WarnContext(ctx, "cannot list a target's workers; asking for each one separately",
 					"launcher", a.name, "err", a.err)
 			}
 			for _, w := range a.workers {
@@ -119,7 +119,7 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 			cancel()
 			if err != nil || !h.Status.Alive() && !h.Status.Ended() {
 				d.Log.WarnContext(ctx,
-					"a run that another launcher started is left alone: its worker is not to be seen", "run_id", r.ID,
+					"a run that another launcher started is left alone: its worker cannot be seen", "run_id", r.ID,
 					"launcher", name, "handle", string(handle), "status", h.Status, "err", err)
 				continue
 			}
@@ -138,7 +138,7 @@ func (d *Daemon) adopt(ctx context.Context, fence storage.Fence, inFlight []stor
 			if out.Done {
 				row := out.Launch
 				runs[i].Launch, runs[i].Handle = &row, string(handle)
-				d.Log.InfoContext(ctx, "a run was adopted that another launcher had started", "run_id", r.ID,
+				d.Log.InfoContext(ctx, "adopted a run that another launcher had started", "run_id", r.ID,
 					"job", r.Job, "launcher", name, "handle", string(handle))
 			}
 			break

@@ -17,8 +17,8 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Name is the name of an instance on workers and launch rows: the one that slipway.yaml gives it,
-// else the storage's own.
+// Name returns the name of an instance on workers and launch rows: the instance_id in slipway.yaml
+// if it is set, else the storage's own ID.
 func Name(ctx context.Context, in *instance.Instance, s storage.Reader) (string, error) {
 	if name := in.Settings.InstanceID; name != "" {
 		return name, nil
@@ -71,8 +71,8 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 		for _, name := range r.To {
 			if t := targets[name]; len(r.Set.Nodes) > 0 && t != nil && !t.Traits.Nodes {
 				errs = append(errs, in.RuleProblem(i, "set.nodes",
-					"launcher %q, of kind %s, does not choose nodes: leave it out, or let the rule lead to one that "+
-						"does", name, t.Kind.Name))
+					"launcher %q, of kind %s, does not choose nodes: remove set.nodes, or let the rule lead to a "+
+						"launcher that does", name, t.Kind.Name))
 			}
 		}
 	}
@@ -83,7 +83,7 @@ func Targets(ctx context.Context, in *instance.Instance, log *slog.Logger) (map[
 	return targets, err
 }
 
-// Sweeper compares targets with the storage.
+// Sweeper returns the part of a leader that compares targets with the storage.
 func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[string]*dispatch.Target,
 	log *slog.Logger) *monitor.Sweeper {
 	rules := map[string]monitor.Removal{}
@@ -96,8 +96,8 @@ func Sweeper(in *instance.Instance, name string, s storage.Store, targets map[st
 	}
 }
 
-// Times says how long a run may take on a launcher: by its tags, its rule, slipway.yaml and
-// dagster.yaml.
+// Times returns a function that tells how long a run may take on a launcher. Its answer depends on
+// the run's tags, its rule, slipway.yaml and dagster.yaml.
 func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.Times {
 	t := in.Timeouts()
 	seconds := func(n int) time.Duration { return time.Duration(n) * time.Second }
@@ -112,7 +112,7 @@ func Times(in *instance.Instance) func(r dagster.Run, launcher string) monitor.T
 	}
 }
 
-// Policy says what becomes of runs whose workers are proved dead.
+// Policy returns the policy for runs whose workers are proved dead.
 func Policy(in *instance.Instance, targets map[string]*dispatch.Target) *monitor.Policy {
 	d := in.Deaths()
 	p := &monitor.Policy{Workers: d.Workers, Resumes: d.Resumes, Ladder: d.Memory, Route: in.Router.Launchers,
@@ -130,8 +130,8 @@ func Policy(in *instance.Instance, targets map[string]*dispatch.Target) *monitor
 	return p
 }
 
-// Route gives the launchers that a run may go to, but for those that it was to leave for the next
-// one.
+// Route returns a function that lists the launchers that a run may go to. It leaves out the
+// launchers that the run had to leave for the next one, unless none would remain.
 func Route(in *instance.Instance) func(storage.Run) []string {
 	return func(r storage.Run) []string {
 		route := in.Router.Launchers(r.Run)
@@ -145,7 +145,7 @@ func Route(in *instance.Instance) func(storage.Run) []string {
 // Logs is the folder of the output of workers that were removed from their target.
 func Logs(in *instance.Instance) string { return filepath.Join(in.Home, "slipway", "logs") }
 
-// CloseTargets frees what launchers hold in this process. Workers go on.
+// CloseTargets frees what launchers hold in this process. Workers continue.
 func CloseTargets(targets map[string]*dispatch.Target) error {
 	var errs []error
 	for _, t := range targets {
@@ -154,8 +154,8 @@ func CloseTargets(targets map[string]*dispatch.Target) error {
 	return errors.Join(errs...)
 }
 
-// Builder makes the requests of an instance. Goworker is the command of slipway-worker on this
-// machine.
+// Builder returns the builder of an instance's requests. The parameter goWorker is the command of
+// slipway-worker on this machine.
 func Builder(in *instance.Instance, name string, goWorker []string) *worker.Builder {
 	return &worker.Builder{
 		Instance: name, RefSecret: in.RefHasSecret(), AllowSecretsInArgv: in.Settings.AllowSecretsInArgv,

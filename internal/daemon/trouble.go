@@ -21,13 +21,13 @@ func (t *trouble) met(ctx context.Context, err error) {
 	if t.since.IsZero() {
 		t.since = time.Now()
 	}
-	t.log.WarnContext(ctx, t.what+"; trying again", "err", err, "for", time.Since(t.since).Round(time.Second))
+	t.log.WarnContext(ctx, t.what+"; retrying", "err", err, "for", time.Since(t.since).Round(time.Second))
 }
 
 // over records a success.
 func (t *trouble) over(ctx context.Context) {
 	if !t.since.IsZero() {
-		t.log.InfoContext(ctx, t.what+": that is over", "after", time.Since(t.since).Round(time.Second))
+		t.log.InfoContext(ctx, t.what+": this problem has ended", "after", time.Since(t.since).Round(time.Second))
 	}
 	t.since = time.Time{}
 }
@@ -39,7 +39,7 @@ const startRetry = time.Second
 // waits for its storage. It gives up with ctx, and on a fault of the settings, which time does not
 // mend.
 func (d *Daemon) wait(ctx context.Context, try func(context.Context) error) error {
-	away := trouble{log: d.Log, what: "the storage cannot be used yet"}
+	away := trouble{log: d.Log, what: "cannot use the storage yet"}
 	for {
 		err := try(ctx)
 		var setting *storage.SettingError

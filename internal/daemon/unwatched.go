@@ -13,35 +13,35 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Unwatched counts runs in flight that Slipway has launched and that no daemon with these settings
-// looks after: nobody stops their workers, and nobody ends them when their workers die.
+// Unwatched counts runs in flight that Slipway has launched but that no daemon with these settings
+// watches: no daemon stops their workers, or ends the runs when their workers die.
 type Unwatched struct {
 	Setting string `json:"setting"` // instance_id or launchers
-	// the instance's name at their launch, or the launcher that slipway.yaml has no more
+	// the instance's name at their launch, or the launcher that slipway.yaml no longer has
 	Name string `json:"name"`
 	Runs int    `json:"runs"`
 }
 
-// String says what is wrong.
+// String describes the problem.
 func (u Unwatched) String() string {
 	if u.Setting == "launchers" {
 		return fmt.Sprintf(
-			"%d runs in flight are on launcher %q, which slipway.yaml does not have: nobody watches or stops them",
+			"%d runs in flight are on launcher %q, which slipway.yaml does not have: no daemon watches or stops them",
 			u.Runs, u.Name)
 	}
-	return fmt.Sprintf("%d runs in flight were launched while the instance was named %q: nobody watches or stops them",
-		u.Runs, u.Name)
+	return fmt.Sprintf("%d runs in flight were launched while the instance was named %q: no daemon watches or stops "+
+		"them", u.Runs, u.Name)
 }
 
-// Fix is the next step.
+// Fix returns the next step.
 func (u Unwatched) Fix() string {
 	if u.Setting == "launchers" {
 		return fmt.Sprintf(
-			"put the launcher %q back until they have ended; before it is taken out, slipway drain --launcher %[1]s "+
-				"waits for that", u.Name)
+			"put the launcher %q back until they have ended; slipway drain --launcher %[1]s waits for that, before "+
+				"you remove it again", u.Name)
 	}
 	return fmt.Sprintf(
-		"set instance_id: %s in slipway.yaml until they have ended; before it is changed, slipway drain waits for that",
+		"set instance_id: %s in slipway.yaml until they have ended; slipway drain waits for that, before you change it",
 		u.Name)
 }
 
@@ -80,7 +80,7 @@ func (d *Daemon) checkName(ctx context.Context) error {
 	for _, u := range unwatched(d.Instance, d.name, runs) {
 		if u.Setting == "instance_id" && !slices.Contains(d.Instance.Settings.FormerIDs, u.Name) {
 			return storage.Setting(d.Instance.Problem(
-				"instance_id", "the name is %q now, but %s; %s; or write former_instance_ids: [%s] to leave them alone",
+				"instance_id", "the name is now %q, but %s; %s; or set former_instance_ids: [%s] to leave them alone",
 				d.name, u, u.Fix(), u.Name))
 		}
 	}

@@ -10,15 +10,15 @@ import (
 	"io"
 )
 
-// ExecuteRunArgs is what `dagster api execute_run` takes: which run, from which instance.
+// ExecuteRunArgs is the argument of `dagster api execute_run`: which run, from which instance.
 type ExecuteRunArgs struct {
 	InstanceRef json.RawMessage // nil: the worker reads dagster.yaml in its own DAGSTER_HOME
 	Origin      json.RawMessage // the run's PipelinePythonOrigin
 	RunID       string
 	// SetExitCodeOnFailure makes the worker exit with 1 when its run fails. Without it a worker
-	// exits with 0 whatever became of its run.
+	// exits with 0, however its run ended.
 	SetExitCodeOnFailure bool
-	// Resume makes them the ResumeRunArgs of `dagster api resume_run`, which goes on with a run
+	// Resume turns them into the ResumeRunArgs of `dagster api resume_run`, which continues a run
 	// whose worker died.
 	Resume bool
 }
@@ -41,7 +41,7 @@ func ParseExecuteRunArgs(text string) (ExecuteRunArgs, error) {
 	return a, nil
 }
 
-// JSON is the text of the argument.
+// JSON returns the text of the argument.
 func (a ExecuteRunArgs) JSON() string {
 	ref := json.RawMessage("null")
 	if a.InstanceRef != nil {
@@ -62,7 +62,7 @@ func (a ExecuteRunArgs) JSON() string {
 }
 
 // CompressedArgsEnv is the variable from which `dagster api execute_run` of Dagster 1.12 and newer
-// reads its arguments in the form that [Compress] gives, when it has none on the command line.
+// reads its arguments, in the form that [Compress] returns, if the command line has none.
 const CompressedArgsEnv = "DAGSTER_COMPRESSED_EXECUTE_RUN_ARGS"
 
 // Decompress is the inverse of [Compress].
@@ -82,10 +82,11 @@ func Decompress(text string) (string, error) {
 	return string(out), nil
 }
 
-// maxArguments bounds what Decompress gives.
+// maxArguments is the most bytes that Decompress returns.
 const maxArguments = 64 << 20
 
-// Compress is text in the form that Dagster's --compressed-input-json takes: zlib, then base64.
+// Compress returns text in the form that Dagster's --compressed-input-json accepts: zlib, then
+// base64.
 func Compress(text string) string {
 	var b bytes.Buffer
 	w := zlib.NewWriter(&b)

@@ -1,13 +1,12 @@
-// Package dagster is Dagster's data model as other processes see it: runs, events and
-// worker arguments in the JSON that Dagster's serdes writes to shared storage and to
-// command lines. It is pure: it reads no file, no clock and no database.
+// Package dagster is Dagster's data model as other processes see it: runs, events and worker
+// arguments in the JSON that Dagster's serdes writes to shared storage and to command lines. It
+// reads no file and no database, and no clock except in [Inside].
 //
-// The one idea it rests on is that a stored object is kept as the exact texts of its
-// fields. What Slipway knows is decoded from them, what it changes is encoded over
-// them, and everything else, known to this version of Dagster or not, goes back byte
-// for byte.
+// It keeps a stored object as the exact texts of its fields. Slipway decodes the fields that it
+// knows and replaces the fields that it changes. Every other field, whether this version of Dagster
+// knows it or not, goes back byte for byte.
 //
-// Facts were read from Dagster 1.13 (dagster._serdes.serdes, dagster._core.events,
-// dagster._core.storage.dagster_run) and are held to data that real Dagster wrote,
-// in test/golden.
+// The facts are from Dagster 1.13 (dagster._serdes.serdes, dagster._core.events,
+// dagster._core.storage.dagster_run). Tests compare them with data that real Dagster wrote, in
+// test/golden.
 package dagster

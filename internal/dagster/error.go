@@ -11,7 +11,7 @@ type ErrorInfo struct {
 	Context *ErrorInfo
 }
 
-// NewErrorInfo is an error of Go.
+// NewErrorInfo converts an error of Go.
 func NewErrorInfo(err error) ErrorInfo {
 	return ErrorInfo{Message: strings.TrimSpace(err.Error()) + "\n"}
 }
@@ -47,7 +47,7 @@ func (e ErrorInfo) value() map[string]any {
 	return v
 }
 
-// errorValue is an error of Go for [Encode], nil for none.
+// errorValue returns an error of Go in a form for [Encode]; nil for a nil error.
 func errorValue(err error) any {
 	if err == nil {
 		return nil

@@ -11,7 +11,7 @@ import (
 // EventType is a DagsterEvent's type as it is stored, with the old PIPELINE_ names.
 type EventType string
 
-// The types that change a run's status, and those that Slipway reads or writes besides.
+// The types that change a run's status, and further types that Slipway reads or writes.
 const (
 	RunEnqueued  EventType = "PIPELINE_ENQUEUED"
 	RunStarting  EventType = "PIPELINE_STARTING"
@@ -32,13 +32,13 @@ const (
 	LogsCaptured   EventType = "LOGS_CAPTURED"
 )
 
-// StatusEventTypes are the types that change a run's status.
+// StatusEventTypes returns the types that change a run's status.
 func StatusEventTypes() []EventType {
 	return []EventType{RunEnqueued, RunStarting, RunStart, RunSuccess, RunFailure, RunCanceling, RunCanceled,
 		RunSuspended, RunResumed}
 }
 
-// Status is the status that an event of this type gives its run; "" if it changes none.
+// Status returns the status that an event of this type gives its run; "" if it changes none.
 func (t EventType) Status() Status {
 	switch t {
 	case RunEnqueued:
@@ -68,7 +68,7 @@ const (
 	LevelError = 40
 )
 
-// MarkedFailed is the text that Dagster writes itself (dagster._core.instance.DagsterInstance).
+// MarkedFailed is Dagster's own text (dagster._core.instance.DagsterInstance).
 const MarkedFailed = "This run has been marked as failed from outside the execution context."
 
 // Event is one entry of a run's event log: an EventLogEntry and the DagsterEvent in it.
@@ -80,14 +80,14 @@ type Event struct {
 	Time       time.Time       // microseconds
 	StepKey    string          // "" for an event of the whole run
 	Data       json.RawMessage // event_specific_data; nil is null
-	// Of events that a run worker writes; a parsed event does not have them.
+	// PID and Inside are only set in events that a run worker writes, not in parsed ones.
 	PID    int
-	Inside bool // written by the worker: the message stands in the entry as well
+	Inside bool // written by the worker: the entry has the message as well
 
 	entry, event Object
 }
 
-// Error is the error in the event's data, or of the entry itself; nil if there is none.
+// Error returns the error in the event's data, or of the entry itself; nil if there is none.
 func (e Event) Error() *ErrorInfo {
 	data, _ := ParseObject(string(e.Data)) // none, or of a type without errors
 	for _, o := range []Object{data.object("error"), e.entry.object("error_info")} {
@@ -134,8 +134,9 @@ func ParseEvent(text string) (Event, error) {
 	return e, nil
 }
 
-// JSON is the text to store. A parsed event gives back what was read; one that was made here gets
-// the full set of keys that Dagster 1.13 writes for an event from outside the run.
+// JSON returns the text to store. For a parsed event this is the text that was read. An event that
+// was made here gets the full set of keys that Dagster 1.13 writes for an event from outside the
+// run.
 func (e Event) JSON() string {
 	if e.entry != nil {
 		return e.entry.JSON()
@@ -182,7 +183,7 @@ func (e Event) JSON() string {
 	return string(Encode(entry))
 }
 
-// NewEvent is an event of a run as Dagster's instance would report it from outside the run.
+// NewEvent returns an event of a run as Dagster's instance would report it from outside the run.
 func NewEvent(r Run, t EventType, at time.Time, message string) Event {
 	level := LevelInfo
 	if t == RunFailure || t == RunCanceled {
@@ -191,8 +192,8 @@ func NewEvent(r Run, t EventType, at time.Time, message string) Event {
 	return Event{RunID: r.ID, Job: r.Job, Type: t, Message: message, Level: level, Time: at.Truncate(time.Microsecond)}
 }
 
-// NewEngineEvent is an ENGINE_EVENT with text metadata; err, if not nil, is shown as its error and
-// raises its level to error.
+// NewEngineEvent returns an ENGINE_EVENT with text metadata. If err is not nil, the event shows it
+// as its error, and its level is error.
 func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, err error) Event {
 	e := NewEvent(r, EngineEvent, at, message)
 	if err != nil {
@@ -215,7 +216,7 @@ func NewEngineEvent(r Run, at time.Time, message string, metadata []Metadata, er
 // Metadata is one labelled text on an engine event.
 type Metadata struct{ Label, Text string }
 
-// Texts are the texts among the metadata of an engine event.
+// Texts returns the texts among the metadata of an engine event.
 func (e Event) Texts() []Metadata {
 	var data struct {
 		Entries []struct {
@@ -237,8 +238,8 @@ func (e Event) Texts() []Metadata {
 	return out
 }
 
-// NewRunFailure is a PIPELINE_FAILURE with a reason, which Dagster keeps in the tag
-// dagster/failure_reason as well.
+// NewRunFailure returns a PIPELINE_FAILURE with a reason. Dagster also keeps the reason in the tag
+// dagster/failure_reason.
 func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason, err error) Event {
 	e := NewEvent(r, RunFailure, at, message)
 	e.Data = Encode(map[string]any{
@@ -248,7 +249,7 @@ func NewRunFailure(r Run, at time.Time, message string, reason RunFailureReason,
 	return e
 }
 
-// NewRunEnqueued is a PIPELINE_ENQUEUED as QueuedRunCoordinator writes it.
+// NewRunEnqueued returns a PIPELINE_ENQUEUED as QueuedRunCoordinator writes it.
 func NewRunEnqueued(r Run, at time.Time) Event {
 	e := NewEvent(r, RunEnqueued, at, "")
 	if r.Remote.Location == "" {
@@ -265,12 +266,12 @@ func NewRunEnqueued(r Run, at time.Time) Event {
 	return e
 }
 
-// ToUnix is a time as the float of seconds that Python's datetime.timestamp gives for the same
-// microsecond.
+// ToUnix returns a time as the float of seconds that Python's datetime.timestamp returns for the
+// same microsecond.
 func ToUnix(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
 
-// FromUnix is the microsecond that Python's datetime.fromtimestamp gives for a float of seconds, in
-// UTC.
+// FromUnix returns the microsecond that Python's datetime.fromtimestamp returns for a float of
+// seconds, in UTC.
 func FromUnix(seconds float64) time.Time {
 	whole, fraction := math.Modf(seconds) // the product seconds*1e6 would round a second time
 	return time.UnixMicro(int64(whole)*1e6 + int64(math.RoundToEven(fraction*1e6))).UTC()

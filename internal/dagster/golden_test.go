@@ -96,8 +96,8 @@ func TestGoldenEventsComeBackByteForByte(t *testing.T) {
 	}
 }
 
-// The events that Slipway writes have the same keys and values as those that Dagster wrote in the
-// same situation.
+// The events that Slipway writes have the same keys and values as the events that Dagster wrote in
+// the same situation.
 func TestEventsFromOutsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {
 		eventsFromOutside(t, filepath.Join(dir, "sqlite"))
@@ -296,7 +296,7 @@ func TestExecuteRunArgsEqualDagsters(t *testing.T) {
 	}
 }
 
-// The events that slipway-worker writes have the same keys and values as those that Dagster's
+// The events that slipway-worker writes have the same keys and values as the events that Dagster's
 // worker wrote in the same situation.
 func TestEventsFromInsideEqualDagsters(t *testing.T) {
 	for _, dir := range testenv.Golden(t) {

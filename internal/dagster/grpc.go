@@ -8,8 +8,8 @@ import (
 // GRPCInfoTag tells Dagster's DefaultRunLauncher where a run can be canceled.
 const GRPCInfoTag = ".dagster/grpc_info"
 
-// GRPCInfo is the value of [GRPCInfoTag]: a server of api.DagsterApi, at host and port or at a unix
-// socket.
+// GRPCInfo returns the value of [GRPCInfoTag]: a server of api.DagsterApi, at host and port or at a
+// unix socket.
 func GRPCInfo(host string, port int, socket string, tls bool) string {
 	v := map[string]any{"host": host}
 	if socket != "" {
@@ -23,7 +23,7 @@ func GRPCInfo(host string, port int, socket string, tls bool) string {
 	return string(Encode(v))
 }
 
-// ParseRunRequest reads the run ID of a CancelExecutionRequest or CanCancelExecutionRequest.
+// ParseRunRequest returns the run ID of a CancelExecutionRequest or CanCancelExecutionRequest.
 func ParseRunRequest(text string) (string, error) {
 	o, err := ParseObject(text)
 	if err != nil {
@@ -36,7 +36,7 @@ func ParseRunRequest(text string) (string, error) {
 	return id, nil
 }
 
-// CancelExecutionResult is the reply of CancelExecution; message "" means no message.
+// CancelExecutionResult returns the reply of CancelExecution; message "" means no message.
 func CancelExecutionResult(success bool, message string) string {
 	var m any
 	if message != "" {
@@ -46,12 +46,12 @@ func CancelExecutionResult(success bool, message string) string {
 		"serializable_error_info": nil, "success": success}))
 }
 
-// CanCancelExecutionResult is the reply of CanCancelExecution.
+// CanCancelExecutionResult returns the reply of CanCancelExecution.
 func CanCancelExecutionResult(can bool) string {
 	return string(Encode(map[string]any{"__class__": "CanCancelExecutionResult", "can_cancel": can}))
 }
 
-// StartRunArgs is the request of StartRun: the run is executed by a process of the code server.
+// StartRunArgs returns the request of StartRun: a process of the code server executes the run.
 func StartRunArgs(run Run, ref json.RawMessage) string {
 	return string(Encode(map[string]any{
 		"__class__": "ExecuteExternalPipelineArgs", "instance_ref": ref,
@@ -59,7 +59,7 @@ func StartRunArgs(run Run, ref json.RawMessage) string {
 	}))
 }
 
-// RunRequest is a CancelExecutionRequest or CanCancelExecutionRequest.
+// RunRequest returns a CancelExecutionRequest or CanCancelExecutionRequest.
 func RunRequest(class, run string) string {
 	return string(Encode(map[string]any{"__class__": class, "run_id": run}))
 }

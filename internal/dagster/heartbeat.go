@@ -34,7 +34,7 @@ func ParseHeartbeat(text string) (Heartbeat, error) {
 	return h, nil
 }
 
-// JSON is the text to store; of a parsed heartbeat, what was read.
+// JSON returns the text to store. For a parsed heartbeat this is the text that was read.
 func (h Heartbeat) JSON() string {
 	if h.object != nil {
 		return h.object.JSON()

@@ -30,7 +30,7 @@ func (i Inside) event(t EventType, step string, level int, data any, format stri
 	return e
 }
 
-// Engine is an ENGINE_EVENT; err, if not nil, is shown as its error.
+// Engine returns an ENGINE_EVENT. If err is not nil, the event shows it as its error.
 func (i Inside) Engine(message string, err error) Event {
 	level := LevelInfo
 	if err != nil {
@@ -45,28 +45,28 @@ func (i Inside) Engine(message string, err error) Event {
 	}, "%s", message)
 }
 
-// Log is a line of a step's log; level is a logging level of Python.
+// Log returns a line of a step's log. The level is a logging level of Python.
 func (i Inside) Log(step string, level int, message string) Event {
 	return i.event("", step, level, nil, "%s", message)
 }
 
-// Start is the run's PIPELINE_START.
+// Start returns the run's PIPELINE_START.
 func (i Inside) Start() Event {
 	return i.event(RunStart, "", LevelDebug, nil, "Started execution of run for %q.", i.Run.Job)
 }
 
-// Success is the run's end.
+// Success returns the end of a run that succeeded.
 func (i Inside) Success() Event {
 	return i.event(RunSuccess, "", LevelDebug, nil, "Finished execution of run for %q.", i.Run.Job)
 }
 
-// Canceled is the run's end after it was interrupted.
+// Canceled returns the end of a run that was interrupted.
 func (i Inside) Canceled() Event {
 	return i.event(RunCanceled, "", LevelError, map[string]any{"__class__": "PipelineCanceledData", "error": nil},
 		"Execution of run for %q canceled.", i.Run.Job)
 }
 
-// Failure is the run's end; first is the first step's failure, if a step failed.
+// Failure returns the end of a run that failed. If a step failed, first is the first such failure.
 func (i Inside) Failure(message string, reason RunFailureReason, first *Event, err error) Event {
 	data := map[string]any{
 		"__class__": "PipelineFailureData", "error": errorValue(err), "first_step_failure_event": nil,
@@ -81,7 +81,7 @@ func (i Inside) Failure(message string, reason RunFailureReason, first *Event, e
 	return i.event(RunFailure, "", LevelError, data, "%s", message)
 }
 
-// StepStart is the start of a step's attempt, from 1.
+// StepStart returns the start of a step's attempt. Attempts count from 1.
 func (i Inside) StepStart(step string, attempt int) Event {
 	if attempt > 1 {
 		return i.event(StepRestarted, step, LevelDebug, nil, "Started re-execution (attempt # %d) of step %q.", attempt,
@@ -90,14 +90,14 @@ func (i Inside) StepStart(step string, attempt int) Event {
 	return i.event(StepStart, step, LevelDebug, nil, "Started execution of step %q.", step)
 }
 
-// StepSuccess is a step's end.
+// StepSuccess returns the end of a step that succeeded.
 func (i Inside) StepSuccess(step string, took time.Duration) Event {
 	ms := float64(took.Microseconds()) / 1000
 	return i.event(StepSuccess, step, LevelDebug, map[string]any{"__class__": "StepSuccessData", "duration_ms": ms},
 		"Finished execution of step %q in %dms.", step, took.Milliseconds())
 }
 
-// StepFailure is a step's end.
+// StepFailure returns the end of a step that failed.
 func (i Inside) StepFailure(step string, err error) Event {
 	return i.event(StepFailure, step, LevelError, map[string]any{
 		"__class__": "StepFailureData", "error": errorValue(err),
@@ -105,7 +105,7 @@ func (i Inside) StepFailure(step string, err error) Event {
 	}, "Execution of step %q failed.", step)
 }
 
-// StepUpForRetry is the end of a step's attempt, which will be repeated.
+// StepUpForRetry returns the end of a step's attempt that will be repeated.
 func (i Inside) StepUpForRetry(step string, wait time.Duration, err error) Event {
 	var seconds any
 	if wait > 0 {
@@ -116,7 +116,7 @@ func (i Inside) StepUpForRetry(step string, wait time.Duration, err error) Event
 		"Execution of step %q failed and has requested a retry.", step)
 }
 
-// LogsCaptured records the key under which the output of steps is captured.
+// LogsCaptured returns the event that records the key under which the output of steps is captured.
 func (i Inside) LogsCaptured(key string, steps ...string) Event {
 	return i.event(LogsCaptured, "", LevelDebug, map[string]any{
 		"__class__": "ComputeLogsCaptureData", "external_stderr_url": nil, "external_stdout_url": nil,

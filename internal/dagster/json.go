@@ -50,10 +50,10 @@ func ParseObject(text string) (Object, error) {
 	return o, p.end()
 }
 
-// JSON is the object's text as Python's json.dumps(sort_keys=True) orders and spaces it.
+// JSON returns the object's text as Python's json.dumps(sort_keys=True) orders and spaces it.
 func (o Object) JSON() string { return string(appendValue(nil, o)) }
 
-// Class is the storage name of the object's class, "" if it has none.
+// Class returns the storage name of the object's class, "" if it has none.
 func (o Object) Class() string { return o.text("__class__") }
 
 // Value decodes one field; nil if it is absent or null. See [Decode] for the types.
@@ -74,7 +74,7 @@ func (o Object) text(field string) string {
 	return s
 }
 
-// object is a field that holds an object; nil if it is absent or something else.
+// object returns a field that holds an object; nil if it is absent or something else.
 func (o Object) object(field string) Object {
 	raw, ok := o[field]
 	if !ok {
@@ -87,7 +87,7 @@ func (o Object) object(field string) Object {
 	return sub
 }
 
-// with is a copy of the object with some fields encoded anew.
+// with returns a copy of the object with some fields replaced.
 func (o Object) with(fields map[string]any) Object {
 	n := maps.Clone(o)
 	if n == nil {
@@ -99,8 +99,8 @@ func (o Object) with(fields map[string]any) Object {
 	return n
 }
 
-// Encode is the JSON text that Python's json.dumps(sort_keys=True) gives for v: keys in code point
-// order, ", " and ": " between items, ASCII only, floats with a fraction. It takes nil, bool,
+// Encode returns the JSON text that Python's json.dumps(sort_keys=True) returns for v: keys in code
+// point order, ", " and ": " between items, ASCII only, floats with a fraction. It takes nil, bool,
 // string, integers, float64, slices and string-keyed maps of these, [Object], json.Number and
 // json.RawMessage (both copied as they are). Another type is a bug of the caller and panics.
 func Encode(v any) json.RawMessage { return appendValue(nil, v) }

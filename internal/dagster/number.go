@@ -1,6 +1,7 @@
 package dagster
 
 import (
+	"errors"
 	"math/big"
 	"strconv"
 	"strings"
@@ -41,7 +42,7 @@ func Float(s string) (float64, bool) {
 		return 0, false
 	}
 	f, err := strconv.ParseFloat(s, 64)
-	if e, isRange := err.(*strconv.NumError); isRange && e.Err == strconv.ErrRange { //nolint:errorlint // of ParseFloat itself
+	if errors.Is(err, strconv.ErrRange) {
 		err = nil // an infinity, as in Python
 	}
 	return f, err == nil

@@ -6,12 +6,12 @@ import (
 	"strconv"
 )
 
-// Pools says which concurrency pools a run's steps use
+// Pools are the concurrency pools that a run's steps use
 // (dagster._core.storage.dagster_run.RunOpConcurrency).
 type Pools struct {
 	All  []string       // sorted
 	Root map[string]int // how many of the steps that can start at once use a pool
-	// Unconstrained says that a step which can start at once uses no pool.
+	// Unconstrained is true if a step that can start at once uses no pool.
 	Unconstrained bool
 }
 

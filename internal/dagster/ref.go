@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// InstanceRef is what a worker is given of its instance (dagster._core.instance.ref.InstanceRef).
+// InstanceRef describes an instance to a worker (dagster._core.instance.ref.InstanceRef).
 type InstanceRef struct{ object Object }
 
 // ClassData names a Python class with its configuration (dagster._serdes.ConfigurableClassData).
@@ -14,7 +14,7 @@ type ClassData struct {
 	ConfigYAML    string // block style, sorted keys
 }
 
-// ParseInstanceRef decodes one.
+// ParseInstanceRef decodes an InstanceRef.
 func ParseInstanceRef(text string) (InstanceRef, error) {
 	o, err := ParseObject(text)
 	if err != nil {
@@ -26,27 +26,28 @@ func ParseInstanceRef(text string) (InstanceRef, error) {
 	return InstanceRef{o}, nil
 }
 
-// Part is the class of one part, such as "run_launcher" or "storage"; false if the ref has none.
+// Part returns the class of one part, such as "run_launcher" or "storage"; false if the ref has
+// none.
 func (r InstanceRef) Part(name string) (ClassData, bool) {
 	o := r.object.object(name + "_data")
 	return ClassData{Module: o.text("module_name"), Class: o.text("class_name"), ConfigYAML: o.text("config_yaml")},
 		o != nil
 }
 
-// WithPart is the ref with one part replaced.
+// WithPart returns the ref with one part replaced.
 func (r InstanceRef) WithPart(name string, c ClassData) InstanceRef {
 	return InstanceRef{r.object.with(map[string]any{name + "_data": c.Value()})}
 }
 
-// Settings are the sections of dagster.yaml that a worker reads itself, by name.
+// Settings returns the sections of dagster.yaml that a worker reads itself, by name.
 func (r InstanceRef) Settings() map[string]json.RawMessage {
 	return r.object.object("settings")
 }
 
-// JSON is the text to pass on.
+// JSON returns the text to pass on.
 func (r InstanceRef) JSON() string { return r.object.JSON() }
 
-// Value is the class for [Encode].
+// Value returns the class in a form for [Encode].
 func (c ClassData) Value() map[string]any {
 	return map[string]any{"__class__": "ConfigurableClassData", "class_name": c.Class, "config_yaml": c.ConfigYAML,
 		"module_name": c.Module}

@@ -29,18 +29,18 @@ type Run struct {
 type RemoteOrigin struct {
 	Location, Repository, Job string
 	Managed                   bool   // the webserver or daemon starts the code server itself
-	Host, Socket              string // of a code server started by somebody else
+	Host, Socket              string // of a code server that another program started
 	Port                      int
 	TLS                       bool
 }
 
-// CodeOrigin says how a worker loads the job's code.
+// CodeOrigin describes how a worker loads the job's code.
 type CodeOrigin struct {
 	EntryPoint       []string // usually ["dagster"]
 	Executable       string   // the code server's Python
 	PythonFile       string   // of a FileCodePointer; may be relative to the worker's current folder
 	Module           string   // of any other pointer
-	WorkingDirectory string   // where imports begin; likewise
+	WorkingDirectory string   // where imports begin; may be relative to the worker's current folder
 	Image            string
 	Context          json.RawMessage // container_context, nil if none
 	Raw              json.RawMessage // the whole PipelinePythonOrigin; nil if the run has none

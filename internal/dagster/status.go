@@ -2,7 +2,7 @@ package dagster
 
 import "slices"
 
-// Status is the status of a run, as it stands in the column runs.status.
+// Status is the status of a run, as in the column runs.status.
 type Status string
 
 // The statuses of Dagster 1.13 (dagster._core.storage.dagster_run.DagsterRunStatus).
@@ -19,15 +19,15 @@ const (
 	Canceled   Status = "CANCELED"
 )
 
-// Statuses are all of them.
+// Statuses returns all statuses.
 func Statuses() []Status {
 	return []Status{Queued, NotStarted, Managed, Starting, Started, Suspended, Success, Failure, Canceling, Canceled}
 }
 
-// ActiveStatuses are those that count against limits.
+// ActiveStatuses returns the statuses that count against limits.
 func ActiveStatuses() []Status { return []Status{Starting, Started, Canceling} }
 
-// UnfinishedStatuses are those of a run that Slipway may still have to do something about.
+// UnfinishedStatuses returns the statuses of runs that Slipway may still have to act on.
 func UnfinishedStatuses() []Status { return []Status{Queued, Starting, Started, Canceling} }
 
 // Active reports whether a run with this status counts against limits.

@@ -32,15 +32,15 @@ func newBudget(most rate.Limit) *budget {
 	return &budget{most: most, limit: rate.NewLimiter(most, max(1, int(most)))}
 }
 
-// throttled says whether a target refused a call for its rate, and for how long it wants to be left
-// alone.
+// throttled reports whether a target refused a call because of the rate of calls, and for how long
+// it wants no further ones.
 func throttled(err error) (time.Duration, bool) {
 	after, ok := launcher.RetryAfter(err)
 	return after, err != nil && (ok && !errors.Is(err, launcher.ErrCapacity) && !errors.Is(err, launcher.ErrPending) ||
 		launcher.CauseOf(err) == launcher.CauseThrottled)
 }
 
-// learn takes in the outcome of a launch.
+// learn adjusts the budget to the outcome of a launch.
 func (b *budget) learn(err error, now time.Time) {
 	after, slow := throttled(err)
 	b.mu.Lock()
@@ -56,7 +56,7 @@ func (b *budget) learn(err error, now time.Time) {
 	}
 }
 
-// open says whether the target may be asked for a launch now, as far as it has said.
+// open reports whether a launch may be requested now, by what the target has said so far.
 func (b *budget) open(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

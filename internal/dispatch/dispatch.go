@@ -1,9 +1,9 @@
 // Package dispatch is the one place where a claimed run becomes a worker.
 //
-// A claimed run has a launch row, which says that there may be a worker of that run and attempt.
-// Dispatch asks the launcher for it by name until the outcome is known, and then writes the handle
-// row: the fact "launched". A process that dies in between leaves a launch row without a handle
-// row, and the next leader goes on with the same name on the same target.
+// A claimed run has a launch row: there may be a worker of that run and attempt. Dispatch asks the
+// launcher for that worker, by its name, until the outcome is known. Then it writes the handle row:
+// the fact "launched". If the process dies in between, the launch row has no handle row, and the
+// next leader continues the launch with the same name on the same target.
 package dispatch
 
 import (
@@ -37,24 +37,26 @@ type Dispatcher struct {
 	Fence   storage.Fence
 	Builder *worker.Builder
 	Targets map[string]*Target
-	// Requeued is told of runs that go back to the queue, and when to try this launcher for them
-	// again: before it is written, with the run's ID alone, and when it is. It must not block for
-	// long.
+	// Requeued is called twice for each run that returns to the queue: before the write (only the
+	// run's ID is set) and after it. The time is when this launcher may be tried again for the run.
+	// It must not block for long.
 	Requeued func(r storage.Run, launcher string, until time.Time)
-	// Launched is told of every run whose handle is written, and of runs in flight, without a
-	// handle, whose worker was not found although the target cannot prove that there is none:
-	// somebody must go on looking ([Dispatcher.Find]).
+	// Launched is called for each run whose handle was written. It is also called for a run in
+	// flight without a handle if its worker was not found, but the target cannot prove that there
+	// is none: the caller must continue to look for it ([Dispatcher.Find]).
 	Launched func(r storage.Run)
-	// Grace is how long Run finishes what it has after its context ended.
+	// Grace is how long Run may take to finish its jobs after its context has ended.
 	Grace time.Duration
-	// Memory is how much a worker gets whose request has base, after those that died; nil: base.
+	// Memory returns the memory of a worker whose request has base, after the deaths of earlier
+	// workers. If nil, it is base.
 	Memory func(base int64, deaths []storage.Death) int64
-	// Done is told of the outcome of each claim: launched, failed or requeued; nil: nobody.
+	// Done is called with the outcome of each claim: launched, failed or requeued. It may be nil.
 	Done func(launcher, outcome string, took time.Duration)
-	// Full is told of each launch for which a target had no room, and again while it has none; nil:
-	// nobody. It must not block.
+	// Full is called for each launch for which a target had no room, and again while it has none.
+	// It may be nil, and must not block.
 	Full func(launcher string)
-	// RateLimited is told of each launch that a target refused for its rate; nil: nobody.
+	// RateLimited is called for each launch that a target refused because of the rate of calls. It
+	// may be nil.
 	RateLimited func(launcher string)
 	Log         *slog.Logger
 
@@ -110,8 +112,8 @@ func (d *Dispatcher) Init(ctx context.Context, inFlight []storage.Run) {
 	d.jobs, d.pings, d.waits, d.over = make(chan job), make(chan *lane, 1), make(chan waitNote, 64), make(chan struct{})
 	for _, r := range inFlight {
 		if d.ours(r) && r.Handle == "" {
-			d.Log.InfoContext(ctx, "taking up a launch that was begun", "run_id", r.ID, "launcher", r.Launch.Launcher,
-				"attempt", r.Launch.Attempt, "status", r.Status)
+			d.Log.InfoContext(ctx, "continuing a launch that an earlier daemon began", "run_id", r.ID,
+				"launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", r.Status)
 			d.take(r)
 			d.begun = append(d.begun, d.newJob(r, true))
 		}
@@ -148,7 +150,7 @@ func (d *Dispatcher) TakeUp(ctx context.Context, r storage.Run) {
 			d.drop(r)
 			return
 		}
-		d.Log.WarnContext(ctx, "taking up a launch that nobody goes on with", "run_id", r.ID,
+		d.Log.WarnContext(ctx, "continuing a launch that had stopped", "run_id", r.ID,
 			"launcher", r.Launch.Launcher, "attempt", r.Launch.Attempt, "status", now.Status)
 		d.add(d.newJob(*now, true))
 	}()
@@ -168,8 +170,7 @@ func (d *Dispatcher) Find(ctx context.Context, r storage.Run) (launcher.Health, 
 		return launcher.Health{}, nil
 	case !t.looks():
 		return launcher.Health{Status: launcher.Unknown,
-			Message: "it is not known whether the worker was started, and the target cannot be asked for workers by " +
-				"name"}, nil
+			Message: "whether the worker was started is not known, and the target cannot look up workers by name"}, nil
 	}
 	return launcher.Health{Status: launcher.NotFound, Message: "the target has no worker of this run's name"}, nil
 }
@@ -287,15 +288,15 @@ func (d *Dispatcher) carry(ctx, work context.Context, j job) {
 	}
 }
 
-// ours says whether a run was claimed by this instance, has a launch row that may have a worker,
-// and a launcher we have.
+// ours reports whether a run was claimed by this instance, has a launch row that may have a worker,
+// and was launched by one of our launchers.
 func (d *Dispatcher) ours(r storage.Run) bool {
 	if r.Broken != nil || r.Launch == nil || r.Launch.State == storage.Void ||
 		r.Launch.Instance != d.Builder.Instance || !r.Status.Active() {
 		return false
 	}
 	if d.Targets[r.Launch.Launcher] == nil {
-		d.Log.Warn("a run was launched by a launcher that slipway.yaml no longer has; it is left alone", "run_id", r.ID,
+		d.Log.Warn("a run is left alone because slipway.yaml no longer has its launcher", "run_id", r.ID,
 			"launcher", r.Launch.Launcher)
 		return false
 	}
@@ -322,16 +323,17 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 	}
 	switch {
 	case where != "" && j.asked.IsZero() && !resumes: // the target has come to another host since the claim
-		d.back(ctx, l, *j, "[Slipway] The run goes back to the queue, for no run worker was asked for yet: "+where,
+		d.back(ctx, l, *j,
+			"[Slipway] The run goes back to the queue, because no run worker has been requested yet: "+where,
 			errors.New(where))
 		return false, 0
 	case where != "":
-		log.WarnContext(ctx, "a launch that was begun is left as it is", "why", where)
+		log.WarnContext(ctx, "a launch that was begun is left alone", "why", where)
 		d.Launched(r)
 		return false, 0
 	}
 	if err == nil && !found {
-		if left := t.Traits.Settle - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
+		if left := t.Traits.LateStart - time.Since(j.asked); left > 0 && !j.asked.IsZero() {
 			return true, min(left, j.wait.NextBackOff())
 		}
 		if past {
@@ -342,7 +344,7 @@ func (d *Dispatcher) launch(ctx context.Context, l *lane, j *job) (again bool, p
 			j.asked = time.Time{}
 			if j.failed++; j.failed >= maxFailed && !resumes && j.err != nil {
 				d.back(ctx, l, *j,
-					fmt.Sprintf("[Slipway] The run goes back to the queue: %s made no worker in %d tries: %s", l,
+					fmt.Sprintf("[Slipway] The run goes back to the queue: %s started no worker in %d tries: %s", l,
 						j.failed, words(j.err)), j.err)
 				return false, 0
 			}
@@ -419,7 +421,7 @@ const (
 	landed = time.Minute
 )
 
-// unclear says whether after an error of Launch there may be a worker.
+// unclear reports whether there may be a worker after an error of Launch.
 func unclear(err error) bool {
 	for _, known := range []error{nil, launcher.ErrInvalid, launcher.ErrCapacity, launcher.ErrDenied,
 		launcher.ErrPending} {
@@ -448,8 +450,8 @@ func (d *Dispatcher) prepare(ctx context.Context, j job, notes []launcher.Note) 
 		j.told[n.Text] = true
 	}
 	if len(fresh) > 0 {
-		d.Log.InfoContext(ctx, "launch waits for the target", "run_id", j.run.ID, "launcher", j.run.Launch.Launcher,
-			"state", fresh[len(fresh)-1].Text)
+		d.Log.InfoContext(ctx, "launch is waiting for the target", "run_id", j.run.ID,
+			"launcher", j.run.Launch.Launcher, "state", fresh[len(fresh)-1].Text)
 		d.move(ctx, storage.Transition{Run: j.run.ID, Launch: j.run.Launch.Token,
 			Events: noted(j.run.Run, time.Now(), fresh)})
 	}
@@ -474,7 +476,7 @@ func noted(r dagster.Run, now time.Time, notes []launcher.Note) []dagster.Event 
 func (d *Dispatcher) abandon(ctx context.Context, t *Target, r storage.Run) {
 	switch {
 	case !r.Status.Active():
-	case r.Status == dagster.Canceling && (t.Traits.StrongRead || t.Traits.Settle > 0):
+	case r.Status == dagster.Canceling && (t.Traits.StrongRead || t.Traits.LateStart > 0):
 		d.unasked(ctx, r)
 	default:
 		d.Launched(r)
@@ -604,7 +606,7 @@ func (d *Dispatcher) move(ctx context.Context, tr storage.Transition) (storage.O
 		d.lost(err)
 	}
 	if err != nil {
-		d.Log.WarnContext(ctx, "a change of a run was not written", "run_id", tr.Run, "err", err)
+		d.Log.WarnContext(ctx, "cannot write a change of a run", "run_id", tr.Run, "err", err)
 	}
 	return out, err == nil && out.Done
 }
@@ -645,7 +647,7 @@ const unrecoverable = "Caught an unrecoverable error while dequeuing the run. Ma
 
 // fail ends a run that can never be launched, as Dagster's queue does.
 func (d *Dispatcher) fail(ctx context.Context, r storage.Run, cause error) {
-	d.Log.WarnContext(ctx, "run cannot be launched and fails", "run_id", r.ID, "launcher", r.Launch.Launcher,
+	d.Log.WarnContext(ctx, "run fails, because it cannot be launched", "run_id", r.ID, "launcher", r.Launch.Launcher,
 		"err", cause)
 	now := time.Now()
 	var meta []dagster.Metadata

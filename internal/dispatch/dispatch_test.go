@@ -108,14 +108,15 @@ const body = `{"__class__": "PipelineRun", "run_id": "r1", "pipeline_name": "j",
 	`"pipeline_name": "j"}}`
 
 // dispatcher runs one with a target and a run that was claimed.
-func dispatcher(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool) *fakeStore {
+func dispatcher(t *testing.T, l launcher.Launcher, lateStart time.Duration, status dagster.Status,
+	begun bool) *fakeStore {
 	t.Helper()
-	_, s := dispatching(t, l, settle, status, begun, nil)
+	_, s := dispatching(t, l, lateStart, status, begun, nil)
 	return s
 }
 
 // dispatching is the same, with a change before it begins.
-func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status dagster.Status, begun bool,
+func dispatching(t *testing.T, l launcher.Launcher, lateStart time.Duration, status dagster.Status, begun bool,
 	change func(*dispatch.Dispatcher)) (*dispatch.Dispatcher, *fakeStore) {
 	t.Helper()
 	parsed, err := dagster.ParseRun(body)
@@ -127,7 +128,7 @@ func dispatching(t *testing.T, l launcher.Launcher, settle time.Duration, status
 		Facts: storage.Facts{Launch: &storage.LaunchRow{Run: "r1", Attempt: 1, Instance: "i", Launcher: "x", Token: "t",
 			At: time.Now(), State: storage.Open}}}
 	s := &fakeStore{runs: map[string]storage.Run{"r1": r}}
-	traits := launcher.Traits{OwnCommand: true, Settle: settle}
+	traits := launcher.Traits{OwnCommand: true, LateStart: lateStart}
 	d := &dispatch.Dispatcher{
 		Store: s, Builder: &worker.Builder{Instance: "i"}, Grace: time.Second, Log: slog.New(slog.DiscardHandler),
 		Targets: map[string]*dispatch.Target{"x": dispatch.NewTarget(worker.Target{Name: "x", Traits: traits},
@@ -181,13 +182,13 @@ func TestUnknownOutcomeIsHeld(t *testing.T) {
 	s = dispatcher(t, l, 300*time.Millisecond, dagster.Starting, false)
 	s.wrote(t, "the second launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond || !strings.Contains(l.said(), "launch find find") {
-		t.Errorf("launched again after %v, having done %q; want it after the time of Settle, with looks", took,
+		t.Errorf("launched again after %v, having done %q; want it after the time of LateStart, with looks", took,
 			l.said())
 	}
 }
 
-// Of a run whose handle is written it is told which status it has then: its worker may have begun
-// it before, or somebody have canceled it.
+// Launched gets the status that a run has when its handle is written: the worker may have begun the
+// run before, or a user may have canceled it.
 func TestLaunchedInItsStatus(t *testing.T) {
 	told, begun := make(chan storage.Run, 1), make(chan struct{})
 	l := &target{launch: func(int) (launcher.Launched, error) {
@@ -234,7 +235,7 @@ func TestBegunLaunchIsHeld(t *testing.T) {
 	s := dispatcher(t, l, 300*time.Millisecond, dagster.Starting, true)
 	s.wrote(t, "the launch", launched)
 	if took := time.Since(began); took < 300*time.Millisecond {
-		t.Errorf("launched after %v, want it after the time of Settle", took)
+		t.Errorf("launched after %v, want it after the time of LateStart", took)
 	}
 	// A run that was canceled meanwhile gets no worker, and is canceled once its absence counts.
 	l = &target{launch: func(int) (launcher.Launched, error) {
@@ -286,11 +287,11 @@ func TestRefusedLaunchFailsWithItsCause(t *testing.T) {
 	}
 }
 
-// A launcher that does not mind its context is left to itself when its time is over; what it says
-// later is nobody's answer.
+// A call of a launcher that ignores its context is abandoned after its deadline. A later answer is
+// dropped.
 func TestCallsThatGoOn(t *testing.T) {
 	t.Parallel()
-	target := dispatch.NewTarget(worker.Target{Name: "deaf"}, &launcher.Kind{}, nil)
+	target := dispatch.NewTarget(worker.Target{Name: "slow"}, &launcher.Kind{}, nil)
 	release := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(10*time.Millisecond, cancel)
@@ -299,7 +300,7 @@ func TestCallsThatGoOn(t *testing.T) {
 		return "late", nil
 	})
 	if got != "" || !errors.Is(err, launcher.ErrTransient) ||
-		!strings.Contains(err.Error(), "goes on with a call whose time is over") {
+		!strings.Contains(err.Error(), "continues a call whose deadline has passed") {
 		t.Errorf("Call = %q, %v", got, err)
 	}
 	close(release)
@@ -320,8 +321,8 @@ func (l *roomy) Free(context.Context, launcher.Resources) (int, bool, error) {
 	return int(l.free.Load()), true, nil
 }
 
-// A target that has no room for a launch is asked how much it has before more runs are claimed for
-// it, and somebody is told as long as it has none.
+// If a target has no room for a launch, it is asked how much room it has before more runs are
+// claimed for it. While it has none, Full is called again and again.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	l := &roomy{}
@@ -331,7 +332,7 @@ func TestRoom(t *testing.T) {
 		d.Full = func(string) { told.Add(1) }
 	})
 	s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
-	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "nobody is told again" })
+	testenv.Eventually(t, time.Minute, func() (bool, string) { return told.Load() >= 3, "Full is not called again" })
 	if room, _ := d.Room("x"); room != 0 {
 		t.Errorf("Room = %d while there is none", room)
 	}
@@ -405,7 +406,7 @@ func TestLaunchThatMakesNothing(t *testing.T) {
 	d, s := dispatching(t, l, 0, dagster.Starting, false, nil)
 	m := s.wrote(t, "the run back in the queue", func(m storage.Transition) bool { return m.Void })
 	if len(m.Events) != 2 || m.Events[1].Type != dagster.RunEnqueued ||
-		!strings.HasSuffix(m.Events[0].Message, "made no worker in 5 tries: no such queue") {
+		!strings.HasSuffix(m.Events[0].Message, "started no worker in 5 tries: no such queue") {
 		t.Errorf("events = %+v, want the launcher's words in one line, and the queue", m.Events)
 	}
 	// It may have been about this run alone: others are still tried, and the target is not sick.

@@ -119,8 +119,8 @@ func (t *Target) elsewhere(l storage.LaunchRow, here string) string {
 		return ""
 	}
 	return fmt.Sprintf(
-		"launcher %q started the run worker on another host (%s), which cannot be seen from this one (%s): a daemon "+
-			"on that host must lead to look after it",
+		"launcher %q started the run worker on another host (%s), which this host (%s) cannot see: a daemon on that "+
+			"host must lead to watch the worker",
 		t.Name, host, cmp.Or(here, "without a name"))
 }
 

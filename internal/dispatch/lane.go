@@ -16,10 +16,10 @@ import (
 type lane struct {
 	target *Target
 	slots  chan struct{} // launches at once
-	open   atomic.Int32  // jobs, without those that pause and certainly have no worker
+	open   atomic.Int32  // jobs, except paused ones that certainly have no worker
 
 	mu   sync.Mutex
-	told map[waiting]bool // what the logs of runs say already
+	told map[waiting]bool // reasons to wait that the logs of runs have already
 }
 
 // waiting is a run that waits for a target that is sick, or for room.
@@ -65,8 +65,8 @@ func (d *Dispatcher) Target(launcher string, r storage.Run) string {
 	return d.laneOf(t.For(r.Run)).target.String()
 }
 
-// Room is how many more launches a target takes now, and whether it is sick, so that others may
-// take its runs.
+// Room returns how many more launches a target may be given now, and whether it is sick, so that
+// other targets may get its runs.
 func (d *Dispatcher) Room(target string) (room int, sick bool) {
 	l := d.find(target)
 	if l == nil {
@@ -136,7 +136,7 @@ func (l *lane) ill(t Trouble) string {
 // noRoom is what a run's log says while the run waits for room.
 func (l *lane) noRoom(since time.Time, full string) string {
 	return fmt.Sprintf(
-		"[Slipway] The run waits in the queue: %s has no room since %s, and is tried again at least every %s: %s",
+		"[Slipway] The run waits in the queue: %s has had no room since %s, and is tried again at least every %s: %s",
 		l, clock(since), maxPause, full)
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/slipway-run/slipway/test/testenv"
 )
 
-// Tests of who owns a run with a launch row and no handle row: there is always somebody who acts on
+// Tests of the owner of a run with a launch row and no handle row: there always is one that acts on
 // it.
 
 // strictStore refuses a change that names another status or another launch row, as storages do.
@@ -138,8 +138,7 @@ func TestVanishedBeforeItsHandle(t *testing.T) {
 	}
 }
 
-// TakeUp goes on with a launch that nobody has in hand, once, and not with one whose handle is
-// written.
+// TakeUp continues a launch that is not under way, once, and no launch whose handle is written.
 func TestTakeUp(t *testing.T) {
 	t.Parallel()
 	asked, answer := make(chan struct{}, 10), make(chan struct{})
@@ -215,7 +214,8 @@ func newLocal(host string) *local {
 // claimedAt makes the claim name a host.
 func claimedAt(host string) func(*dispatch.Dispatcher) {
 	return func(d *dispatch.Dispatcher) {
-		d.Store.(strictStore).runs["r1"].Launch.Token = storage.NewToken("t", host) //nolint:errcheck,forcetypeassert // strictly's
+		s := d.Store.(strictStore) //nolint:errcheck,forcetypeassert // function strictly set it
+		s.runs["r1"].Launch.Token = storage.NewToken("t", host)
 	}
 }
 

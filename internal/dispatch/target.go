@@ -54,7 +54,7 @@ const (
 	placeKept = 10 * time.Minute
 )
 
-// NewTarget puts the guards around a launcher.
+// NewTarget returns a launcher with the limits and the health of its calls.
 func NewTarget(t worker.Target, kind *launcher.Kind, l launcher.Launcher) *Target {
 	return &Target{
 		Target: t, Kind: kind, Launcher: l,
@@ -128,8 +128,8 @@ func (t *Target) Places() []*Target {
 	return places
 }
 
-// LaunchRate is how many launches per second the target takes now, as far as its refusals have
-// taught.
+// LaunchRate returns how many launches per second the target may be given now. It adapts to the
+// target's refusals.
 func (t *Target) LaunchRate() float64 { return float64(t.budget.limit.Limit()) }
 
 // Trouble returns what is wrong with the target.
@@ -147,7 +147,7 @@ func Call[T any](ctx context.Context, t *Target, f func(context.Context) (T, err
 		return none, notAsked(ctx, t, fmt.Errorf("more than %d calls per second are waiting", callsPerSecond))
 	}
 	if n := t.left.Load(); n >= maxLeft {
-		return none, notAsked(ctx, t, fmt.Errorf("%d calls go on although their time is over", n))
+		return none, notAsked(ctx, t, fmt.Errorf("%d calls continue although their deadline has passed", n))
 	}
 	tries, err := t.health.begin(time.Now())
 	if err != nil {
@@ -168,7 +168,7 @@ func notAsked(ctx context.Context, t *Target, why error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return launcher.Unreached(skipped{fmt.Errorf("%s was not asked: %w", t, why)})
+	return launcher.Unreached(skipped{fmt.Errorf("%s was not called: %w", t, why)})
 }
 
 const (
@@ -201,13 +201,13 @@ func inTime[T any](ctx context.Context, t *Target, f func(context.Context) (T, e
 		return a.out, a.err
 	case <-time.After(afterTime):
 		t.left.Add(1)
-		go func() { <-done; t.left.Add(-1) }() // likewise
-		return none, fmt.Errorf("%w: the launcher goes on with a call whose time is over: %w", launcher.ErrTransient,
-			ctx.Err())
+		go func() { <-done; t.left.Add(-1) }() // ends with the call as well
+		return none, fmt.Errorf("%w: the launcher continues a call whose deadline has passed: %w",
+			launcher.ErrTransient, ctx.Err())
 	}
 }
 
-// List gives the workers of a target that fit a filter.
+// List returns the workers of a target that match a filter.
 func List(ctx context.Context, t *Target, lister launcher.Lister, f launcher.Filter) ([]launcher.Worker, error) {
 	return Call(ctx, t, func(ctx context.Context) (all []launcher.Worker, err error) {
 		for w, err := range lister.List(ctx, f) {

@@ -158,7 +158,7 @@ func open(ctx context.Context, ref dagster.InstanceRef, env config.Lookup) (stor
 	if s.URL == "" {
 		return sqlite.Open(ctx, s.BaseDir)
 	}
-	return insist(ctx, func(ctx context.Context) (store, error) {
+	return retryUncanceled(ctx, func(ctx context.Context) (store, error) {
 		s, err := postgres.Open(ctx, s.URL)
 		if err != nil && !postgres.Away(err) {
 			err = backoff.Permanent(err)
@@ -175,8 +175,8 @@ const (
 	longestPause = 5 * time.Second
 )
 
-// insist is [retry], but continues after ctx has ended.
-func insist[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+// retryUncanceled is [retry], but continues after ctx has ended.
+func retryUncanceled[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
 	return retry(context.WithoutCancel(ctx), f)
 }
 
@@ -225,13 +225,13 @@ type worker struct {
 func (w *worker) record(ctx context.Context, from []dagster.Status, tags map[string]string,
 	events ...dagster.Event) (storage.Outcome, error) {
 	t := storage.Transition{Run: w.events.Run.ID, From: from, Launch: w.launch, Events: events, Tags: tags}
-	return insist(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
+	return retryUncanceled(ctx, func(ctx context.Context) (storage.Outcome, error) { return w.store.Record(ctx, t) })
 }
 
 // log writes events that change no status.
 func (w *worker) log(ctx context.Context, events ...dagster.Event) error {
 	again := false
-	_, err := insist(ctx, func(ctx context.Context) (storage.Outcome, error) {
+	_, err := retryUncanceled(ctx, func(ctx context.Context) (storage.Outcome, error) {
 		if again { // an earlier try may have written the events although its answer was lost
 			if wrote, err := w.wrote(ctx, events[len(events)-1]); wrote || err != nil {
 				return storage.Outcome{}, err
@@ -251,7 +251,7 @@ func (w *worker) wrote(ctx context.Context, e dagster.Event) (bool, error) {
 
 // read reads the run.
 func (w *worker) read(ctx context.Context, id string) (storage.Run, error) {
-	runs, err := insist(ctx, func(ctx context.Context) ([]storage.Run, error) {
+	runs, err := retryUncanceled(ctx, func(ctx context.Context) ([]storage.Run, error) {
 		return w.store.Runs(ctx, storage.Filter{IDs: []string{id}})
 	})
 	if err != nil {
@@ -312,7 +312,7 @@ func reason(r dagster.RunFailureReason) map[string]string {
 func (w *worker) begin(ctx context.Context) (map[string]bool, error) {
 	done := map[string]bool{}
 	if w.resume {
-		events, err := insist(ctx, func(ctx context.Context) ([]dagster.Event, error) {
+		events, err := retryUncanceled(ctx, func(ctx context.Context) ([]dagster.Event, error) {
 			return w.store.Events(ctx, w.events.Run.ID, dagster.StepSuccess)
 		})
 		if err != nil {

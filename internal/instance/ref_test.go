@@ -93,7 +93,7 @@ func TestWorkerRefKeepsASecondWorkerHarmless(t *testing.T) {
 func TestLoadSaysWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ dagster, slipway, want string }{
 		"bad type deep down": {"run_monitoring: {start_timeout_seconds: soon}\n",
-			"", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is no integer"},
+			"", "dagster.yaml:1:41: run_monitoring.start_timeout_seconds: \"soon\" is not an integer"},
 		"two at once": {"nux: {enabled: x}\ntelemetry: {enabled: maybe}\n",
 			"", "dagster.yaml:2:22: telemetry.enabled"},
 		"class without name": {"run_launcher: {module: x}\n", "", "run_launcher.class: required"},
@@ -141,7 +141,7 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"amount of a rule": {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
 		"allowed amount": {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n",
 			"slipway.yaml:1:43: launchers.local.allow: max_memory"},
-		"key twice": {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: stands twice"},
+		"key twice": {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: occurs twice"},
 	} {
 		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -159,17 +159,47 @@ func TestLoadTakesEveryKey(t *testing.T) {
 secrets: {custom: ` + class + `}
 telemetry: {enabled: no}
 nux: {enabled: false}
-python_logs: {managed_python_loggers: [a], python_log_level: INFO, dagster_handler_config: {handlers: {h: {class: x}}, formatters: {}, filters: {}}}
-run_monitoring: {enabled: false, start_timeout_seconds: 1, cancel_timeout_seconds: 2, max_runtime_seconds: 3, max_resume_run_attempts: 0, poll_interval_seconds: 5, cancellation_thread_poll_interval_seconds: 6, free_slots_after_run_end_seconds: 7}
+python_logs:
+  managed_python_loggers: [a]
+  python_log_level: INFO
+  dagster_handler_config: {handlers: {h: {class: x}}, formatters: {}, filters: {}}
+run_monitoring:
+  enabled: false
+  start_timeout_seconds: 1
+  cancel_timeout_seconds: 2
+  max_runtime_seconds: 3
+  max_resume_run_attempts: 0
+  poll_interval_seconds: 5
+  cancellation_thread_poll_interval_seconds: 6
+  free_slots_after_run_end_seconds: 7
 run_retries: {enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}
 code_servers: {local_startup_timeout: 1, reload_timeout: 2, wait_for_local_processes_on_shutdown: true}
-retention: {schedule: {purge_after_days: 3}, sensor: {purge_after_days: {skipped: 1, success: 2, failure: 3, started: 4}}, auto_materialize: {purge_after_days: 1}}
+retention:
+  schedule: {purge_after_days: 3}
+  sensor: {purge_after_days: {skipped: 1, success: 2, failure: 3, started: 4}}
+  auto_materialize: {purge_after_days: 1}
 backfills: {use_threads: true, num_workers: 1, num_submit_workers: 2}
 sensors: {use_threads: true, num_workers: 1, num_submit_workers: 2}
 schedules: {use_threads: true, num_workers: 1, num_submit_workers: 2}
-auto_materialize: {enabled: {env: Y}, minimum_interval_seconds: 3, run_tags: {a: b}, respect_materialization_data_versions: true, max_tick_retries: 1, use_sensors: true, use_threads: true, num_workers: 2}
+auto_materialize:
+  enabled: {env: Y}
+  minimum_interval_seconds: 3
+  run_tags: {a: b}
+  respect_materialization_data_versions: true
+  max_tick_retries: 1
+  use_sensors: true
+  use_threads: true
+  num_workers: 2
 freshness: {enabled: true}
-run_queue: {max_concurrent_runs: {env: N}, dequeue_interval_seconds: 1, dequeue_use_threads: true, dequeue_num_workers: 4, max_user_code_failure_retries: 1, user_code_failure_retry_delay: 2, block_op_concurrency_limited_runs: {enabled: true, op_concurrency_slot_buffer: 1}, tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: true}}]}
+run_queue:
+  max_concurrent_runs: {env: N}
+  dequeue_interval_seconds: 1
+  dequeue_use_threads: true
+  dequeue_num_workers: 4
+  max_user_code_failure_retries: 1
+  user_code_failure_retry_delay: 2
+  block_op_concurrency_limited_runs: {enabled: true, op_concurrency_slot_buffer: 1}
+  tag_concurrency_limits: [{key: a, limit: 1, value: {applyLimitPerUniqueValue: true}}]
 `
 	env := func(name string) (string, bool) { return map[string]string{"Y": "true", "N": "3"}[name], true }
 	in, err := instance.Load(home(t, text, "launchers: {local: {kind: process}}\n"), kinds, env)

@@ -46,7 +46,7 @@ func TestStockLauncher(t *testing.T) {
 			launchers: "a", served: "a", managed: "a"},
 		"kind and class": {slipway: "launchers: {local: {kind: aci, class: C}}\n",
 			wrong: "set either kind, or module and class"},
-		"a class of nobody": {slipway: "launchers: {local: {module: m, class: C}}\n",
+		"a class that Slipway does not know": {slipway: "launchers: {local: {module: m, class: C}}\n",
 			wrong: "no kind of launcher replaces m.C; write kind: python to host the class itself"},
 		"an unknown class": {dagster: "run_launcher: {module: m, class: C}\n",
 			wrong: "dagster.yaml:1:15: run_launcher: Slipway does not know m.C"},

@@ -1,10 +1,10 @@
 // Package monitor decides what to do about runs in flight, and does it.
 //
-// The decision is a pure function of the run, what its target says of the worker, the run's own
-// events, and the time ([Decide]). It acts on proof: an exit record of that very worker. A target
-// that does not answer, or does not know the worker, is no proof; the run is left as it is. What
-// has its time, as a start, a cancellation, a run that has a longest one, ends when that is over:
-// the worker is asked to stop, then killed, and only then is the run's end written.
+// [Decide], a pure function, makes the decision from the run, the health of its worker, the run's
+// own events and the time. It acts on proof: an exit record of that very worker. A target that does
+// not answer, or does not know the worker, is no proof; the run is left alone. Starting, canceling
+// and the run itself can have a time limit. When one has passed, the worker is asked to stop, then
+// killed; only then is the end of the run written.
 package monitor
 
 import (
@@ -21,44 +21,45 @@ import (
 // Action is what to do about a run.
 type Action struct {
 	Do      Verb
-	Event   *dagster.Event           // of Assert: it stands in the log already
+	Event   *dagster.Event           // of Assert: it is in the log already
 	Message string                   // of Fail, Cancel and Expire
 	Reason  dagster.RunFailureReason // of Fail; "" is none
-	Note    string                   // an engine event besides
+	Note    string                   // text of an additional engine event
 	Then    Then                     // of Again and Resume
-	Cause   launcher.Cause           // likewise
+	Cause   launcher.Cause           // of Again and Resume
 }
 
-// Verb says what to do.
+// Verb is what to do about a run.
 type Verb string
 
 // The verbs.
 const (
 	Nothing   Verb = "nothing"
-	Assert    Verb = "assert"    // give the run the status that its own events say it has
+	Assert    Verb = "assert"    // give the run the status that its own events imply
 	Fail      Verb = "fail"      // the worker is dead and the run is not finished
 	Cancel    Verb = "cancel"    // the worker is dead and the run was being canceled
 	Terminate Verb = "terminate" // ask the worker to stop
 	Kill      Verb = "kill"      // it was asked and has not stopped
-	Expire    Verb = "expire"    // the run has had its longest time: it is canceling from now on, and fails
+	Expire    Verb = "expire"    // the run has reached its maximum runtime: it becomes CANCELING, and then fails
 	Again     Verb = "again"     // the worker is dead; back to the queue for another one
-	Resume    Verb = "resume"    // the worker is dead; another one goes on with the run
+	Resume    Verb = "resume"    // the worker is dead; another one continues the run
 )
 
-// Times bound what a run may take. 0 is no bound.
+// Times are the time limits of a run. 0 is no limit.
 type Times struct {
-	Start      time.Duration // of a worker, from when its target took it (or went on to a next phase) to PIPELINE_START
+	Start      time.Duration // from when the target took the worker, or its last phase began, to PIPELINE_START
 	Cancel     time.Duration // from PIPELINE_CANCELING to the worker's end
 	MaxRuntime time.Duration // from PIPELINE_START
 	Grace      time.Duration // between stop and kill
-	Settle     time.Duration // the target must not know a worker, asked again and again, for that to be proof
-	// a run without an event, of whose worker the target says nothing; 0, the default, is for ever
+	Settle     time.Duration // how long the target, asked repeatedly, must not know a worker to prove its death
+	// how long a run may write no event while its target cannot tell the state of its worker; 0,
+	// the default, is for ever
 	Silence time.Duration
 }
 
-// Of lays the run's own tags over the times: dagster/max_runtime in seconds. Dagster reads the tag
-// with float(): an empty one is as if it were absent, one that is not a number is no bound, a
-// negative one is over at once.
+// Of returns the times with the run's own tag applied: dagster/max_runtime in seconds. Dagster
+// reads the tag with float(). An empty tag counts as absent, a tag that is not a number is no
+// limit, and a negative one has passed at once.
 func (t Times) Of(r dagster.Run) Times {
 	_, text := r.MaxRuntime()
 	if text == "" {
@@ -86,17 +87,17 @@ type Watch struct {
 	Policy        *Policy
 }
 
-// mute says whether the target has known nothing of the worker for so long that it matters when the
-// run was last heard of.
-func (w Watch) mute(h launcher.Health) bool {
-	return w.lost(h) || vague(h) && w.over(w.Since, w.Times.Silence)
+// inconclusiveTooLong reports whether the target has not known the state of the worker for so long
+// that the time of the run's last event matters.
+func (w Watch) inconclusiveTooLong(h launcher.Health) bool {
+	return w.lost(h) || inconclusive(h) && w.over(w.Since, w.Times.Silence)
 }
 
-// vague says whether by its target a worker neither runs nor has ended.
-func vague(h launcher.Health) bool { return h.Status != launcher.Running && !h.Status.Ended() }
+// inconclusive reports whether a worker, by its target's answer, neither runs nor has ended.
+func inconclusive(h launcher.Health) bool { return h.Status != launcher.Running && !h.Status.Ended() }
 
-// tells says whether the target knows how the worker of a run that has started is. One that says it
-// has not begun does, if a resume waits for it.
+// tells reports whether the target knows the state of the worker of a run that has started. The
+// answer that the worker has not begun counts if a resume is waiting for that worker.
 func tells(h launcher.Health, events []dagster.Event) bool {
 	return h.Status == launcher.Running || h.Status == launcher.Starting && newest(events, dagster.RunStart) == nil
 }
@@ -122,11 +123,11 @@ func (w Watch) settled(h launcher.Health) launcher.Health {
 	return h
 }
 
-// afterKill is how long a worker that was killed may take to be seen dead. A target may have gone
-// away meanwhile: then the run ends, and its log says that nobody saw the worker's end.
+// afterKill is how long to wait for the observed end of a worker that was killed. A target may have
+// gone away meanwhile: then the run ends, and its log says that the worker's end was not observed.
 const afterKill = 30 * time.Second
 
-// Decide says what to do about a run of ours, given its worker's health and its status events in
+// Decide returns what to do about a run of ours, given its worker's health and its status events in
 // the log's order.
 func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) Action {
 	if r.Launch == nil || r.Launch.State == storage.Void {
@@ -165,7 +166,7 @@ func Decide(r storage.Run, h launcher.Health, events []dagster.Event, w Watch) A
 	case r.Status == dagster.Started && !w.Heard.IsZero() && w.over(latest(w.Since, w.Heard), w.Times.Silence) &&
 		!tells(h, events):
 		return w.end(Action{Do: Fail, Reason: dagster.UnexpectedTermination,
-			Message: "Nothing was heard of the run, and its target told nothing of its worker, for " +
+			Message: "The run wrote nothing, and its target could not tell the state of its worker, for " +
 				seconds(w.Times.Silence) + "."})
 	case r.Status == dagster.Started && w.over(r.Start, w.Times.MaxRuntime):
 		return Action{Do: Expire, Message: fmt.Sprintf("%s%s.", expiryText, seconds(w.Times.MaxRuntime))}
@@ -181,15 +182,15 @@ func (w Watch) dead(r storage.Run, h launcher.Health, events []dagster.Event, la
 	}
 	started := r.Status == dagster.Started || newest(events, dagster.RunStart) != nil
 	cause := causeOf(h, last.Reason)
-	then, but := w.Policy.Decide(r, cause, started)
+	then, whyFail := w.Policy.Decide(r, cause, started)
 	switch then {
 	case ThenAgain, ThenNext:
 		return Action{Do: Again, Then: then, Cause: cause, Message: last.Message}
 	case ThenResume:
 		return Action{Do: Resume, Then: then, Cause: cause, Message: last.Message}
 	}
-	if but != "" {
-		last.Message = strings.TrimSuffix(last.Message, ".") + "; " + but + "."
+	if whyFail != "" {
+		last.Message = strings.TrimSuffix(last.Message, ".") + "; " + whyFail + "."
 	}
 	return last
 }
@@ -236,12 +237,12 @@ func (w Watch) end(last Action) Action {
 	case w.Now.Sub(w.Killed) < afterKill:
 		return Action{Do: Nothing}
 	}
-	last.Note = "[Slipway] The run worker was asked to stop and killed, but nobody has seen its end: what it made on " +
-		"its target may be there still."
+	last.Note = "[Slipway] The run worker was asked to stop and killed, but its end was not observed: what it " +
+		"created on its target may still be there."
 	return last
 }
 
-// over says whether more than a time has passed.
+// over reports whether a limit has passed since a time.
 func (w Watch) over(since time.Time, limit time.Duration) bool {
 	return limit > 0 && !since.IsZero() && w.Now.Sub(since) >= limit
 }
@@ -255,8 +256,8 @@ func tooLongToStart(t Times) string {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%d seconds", int(d.Seconds())) }
 
-// expiry says whether a run is canceling since it has had its longest time, and with which words it
-// fails then.
+// expiry reports whether a run is canceling because it reached its maximum runtime, and returns the
+// message with which it then fails.
 func expiry(canceling *dagster.Event) (string, bool) {
 	if canceling == nil {
 		return "", false

@@ -42,7 +42,7 @@ func TestDecide(t *testing.T) {
 			log(dagster.RunEnqueued, dagster.RunStarting), storage.Open, monitor.Fail},
 		"a worker that ended well without a word": {dagster.Starting,
 			launcher.Health{Status: launcher.Succeeded}, nil, storage.Open, monitor.Fail},
-		"a worker that nobody knows": {dagster.Started,
+		"a worker that its target does not know": {dagster.Started,
 			launcher.Health{Status: launcher.NotFound}, with(), storage.Open, monitor.Nothing},
 		"a worker of which the target cannot tell": {dagster.Started, launcher.Health{Status: launcher.Unknown},
 			with(), storage.Open, monitor.Nothing},
@@ -72,7 +72,7 @@ func TestDecide(t *testing.T) {
 			storage.Open, monitor.Cancel},
 		"a canceling run whose worker cannot be looked at": {dagster.Canceling,
 			launcher.Health{Status: launcher.Unknown}, with(dagster.RunCanceling), storage.Open, monitor.Terminate},
-		"a canceling run whose worker nobody knows": {dagster.Canceling,
+		"a canceling run whose worker is not known": {dagster.Canceling,
 			launcher.Health{Status: launcher.NotFound}, with(dagster.RunCanceling), storage.Open, monitor.Nothing},
 		"a launch that was voided": {dagster.Started, dead, with(), storage.Void,
 			monitor.Nothing},
@@ -108,7 +108,7 @@ func TestDecideByTheLogsOrder(t *testing.T) {
 		"the second one did": {2,
 			[]dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunStart, dagster.RunEnqueued,
 				dagster.RunStarting, dagster.RunStart, dagster.RunSuccess}, monitor.Assert},
-		"somebody had asked to cancel the first one, not this": {2,
+		"a user had asked to cancel the first one, not this": {2,
 			[]dagster.EventType{dagster.RunEnqueued, dagster.RunStarting, dagster.RunCanceling, dagster.RunEnqueued,
 				dagster.RunStarting, dagster.RunStart}, monitor.Fail},
 		"the worker began and died": {1,
@@ -164,7 +164,7 @@ func TestDecideOnAbsence(t *testing.T) {
 			silence: 300 * time.Second, asked: 5, want: monitor.Nothing},
 		"not stopped": {health: unknown, since: 500, answered: 1, heard: 400,
 			silence: 300 * time.Second, asked: 60, want: monitor.Kill},
-		"killed, and nobody saw it": {health: unknown, since: 500, answered: 1, heard: 400,
+		"killed, and its end was not observed": {health: unknown, since: 500, answered: 1, heard: 400,
 			silence: 300 * time.Second, asked: 90, killed: 31, want: monitor.Fail},
 		"not begun, says its target, and it has": {health: launcher.Health{Status: launcher.Starting}, since: 500,
 			answered: 1, heard: 400, silence: 300 * time.Second,
@@ -234,7 +234,7 @@ func TestDecideInTime(t *testing.T) {
 			want: monitor.Terminate, note: "asked to stop. The target says: no node fits"},
 		"a running worker that does not start": {status: dagster.Starting, health: running, since: 100,
 			want: monitor.Terminate},
-		"one that nobody can look at": {status: dagster.Starting,
+		"one whose state is unknown": {status: dagster.Starting,
 			health: launcher.Health{Status: launcher.Unknown}, since: 100, want: monitor.Terminate},
 		"one that was not looked at": {status: dagster.Starting, since: 10000, want: monitor.Nothing},
 		"it was asked just now": {status: dagster.Starting, health: running, since: 120, asked: 39,
@@ -246,11 +246,11 @@ func TestDecideInTime(t *testing.T) {
 		"it ended": {status: dagster.Starting, health: dead, since: 180, asked: 69,
 			want: monitor.Fail, message: "Run timed out due to taking longer than 100 seconds to start.",
 			reason: "START_TIMEOUT"},
-		"nobody sees its end": {status: dagster.Starting, health: running, since: 180, asked: 70,
+		"its end is not observed": {status: dagster.Starting, health: running, since: 180, asked: 70,
 			killed: 30, want: monitor.Fail, message: "Run timed out due to taking longer than 100 seconds to start.",
-			reason: "START_TIMEOUT", note: "nobody has seen its end"},
+			reason: "START_TIMEOUT", note: "its end was not observed"},
 		"one that its target does not know": {status: dagster.Starting, health: lost, since: 180, asked: 70,
-			killed: 30, want: monitor.Fail, reason: "START_TIMEOUT", note: "nobody has seen its end"},
+			killed: 30, want: monitor.Fail, reason: "START_TIMEOUT", note: "its end was not observed"},
 		"one that started meanwhile": {status: dagster.Started, health: running, started: 5, asked: 5,
 			want: monitor.Nothing},
 		"a run in its time": {status: dagster.Started, health: running, started: 499,
@@ -282,7 +282,7 @@ func TestDecideInTime(t *testing.T) {
 			tags: map[string]string{"dagster/max_runtime": "nan"}, want: monitor.Nothing},
 		"a hexadecimal tag": {status: dagster.Started, health: running, started: 3000,
 			tags: map[string]string{"dagster/max_runtime": "0x10p0"}, want: monitor.Nothing},
-		"a tag that is no number": {status: dagster.Started, health: running, started: 3000,
+		"a tag that is not a number": {status: dagster.Started, health: running, started: 3000,
 			tags: map[string]string{"dagster/max_runtime": "soon"}, want: monitor.Nothing},
 		"one that is to end": {status: dagster.Canceling, health: running, events: expired,
 			want: monitor.Terminate},
@@ -298,7 +298,7 @@ func TestDecideInTime(t *testing.T) {
 			events: append(expired[:1:1], dagster.Event{Type: dagster.RunFailure, Time: now},
 				dagster.Event{Type: dagster.RunCanceled, Time: now}), want: monitor.Assert},
 		"it does not end": {status: dagster.Canceling, health: running, asked: 100,
-			killed: 30, events: canceling(100, expiring), want: monitor.Fail, note: "nobody has seen its end"},
+			killed: 30, events: canceling(100, expiring), want: monitor.Fail, note: "its end was not observed"},
 		"a cancel in its time": {status: dagster.Canceling, health: running, asked: 99,
 			events: canceling(99, ""), want: monitor.Nothing},
 		"a cancel that takes too long": {status: dagster.Canceling, health: running, asked: 100,
@@ -311,7 +311,8 @@ func TestDecideInTime(t *testing.T) {
 			events: canceling(100, ""), want: monitor.Kill},
 		"and kills nothing": {status: dagster.Canceling, health: lost, killed: 30,
 			events: canceling(130, ""), want: monitor.Cancel,
-			message: "Run timed out due to taking longer than 100 seconds to cancel.", note: "nobody has seen its end"},
+			message: "Run timed out due to taking longer than 100 seconds to cancel.",
+			note:    "its end was not observed"},
 		"and kills": {status: dagster.Canceling, health: dead, asked: 130, killed: 3,
 			events: canceling(130, ""), want: monitor.Cancel, message: "The run was canceled: its worker ended"},
 	} {
@@ -335,7 +336,7 @@ func TestDecideInTime(t *testing.T) {
 				Times: times})
 		if got.Do != c.want || !strings.HasPrefix(got.Message, c.message) || c.reason != "" &&
 			string(got.Reason) != c.reason || !strings.Contains(got.Note, c.note) || c.note == "" &&
-			strings.Contains(got.Note, "nobody") {
+			strings.Contains(got.Note, "not observed") {
 			t.Errorf("%s: Decide = %+v, want %s %q %s %q", name, got, c.want, c.message, c.reason, c.note)
 		}
 	}

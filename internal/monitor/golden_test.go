@@ -25,7 +25,7 @@ func TestOutcomesOfTheRealMonitoring(t *testing.T) {
 		launcher.Health{Status: launcher.Succeeded}
 	now := claimed.Add(2 * time.Hour)
 	ago := func(seconds int) time.Time { return now.Add(-time.Duration(seconds) * time.Second) }
-	// nobody sees its end: the golden launcher's workers have none
+	// its end is not observed: the golden launcher's workers have none
 	killed := monitor.Watch{Asked: ago(60), Killed: ago(40)}
 	cases := map[string]struct {
 		health  launcher.Health

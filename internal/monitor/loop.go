@@ -62,33 +62,33 @@ type Loop struct {
 	// leaves to the monitor. It is not the Inbox, so that older news of a run cannot take their
 	// place.
 	Launched *storage.Inbox
-	// Seen is what targets said of their workers just before Run; of those they are not asked again
-	// at once. Nil: nothing is known.
+	// Seen is the health of workers that targets reported just before Run. Targets are not asked
+	// again at once about these workers. Nil: nothing is known.
 	Seen map[launcher.ID]launcher.Health
-	// Times are those of one run on its launcher.
+	// Times returns the time limits of a run on its launcher.
 	Times  func(r dagster.Run, launcher string) Times
 	Policy *Policy
 	// Relaunch launches the worker of a further attempt that was just written.
 	Relaunch func(r storage.Run)
-	// TakeUp is given runs that have a launch row of ours but no handle, again and again until they
-	// have one or end. Whoever launches workers goes on with those that it does not have in hand.
+	// TakeUp gets runs that have a launch row of ours but no handle, again and again until they
+	// have one or end. The dispatcher continues the launches that are not under way.
 	TakeUp func(r storage.Run)
 	// Find looks for the worker of a run without a handle. If the target has it, its handle is
 	// written and the run comes by Launched. The health is NotFound if the target has none, and
 	// Unknown if the target cannot say.
 	Find func(ctx context.Context, r storage.Run) (launcher.Health, error)
-	// Clock is the database's clock. It measures how long a run has been going on over a change of
+	// Clock is the database's clock. It measures how long a run has lasted across a change of
 	// leaders.
 	Clock func() time.Time
-	// Died is told of each worker whose death was proved and written. It must not block.
+	// Died is called for each worker whose death was proved and written. It must not block.
 	Died func(r storage.Run, cause launcher.Cause)
-	// Held is told of each answer that proves nothing, by which a run is left as it is: unknown,
-	// not_found or error; nil: nobody.
+	// Held is called for each answer that proves nothing, so that the run is left alone: unknown,
+	// not_found or error. It may be nil.
 	Held func(launcher, answer string)
-	// Phase is told how long a worker was in a phase; nil: nobody.
+	// Phase is called with the time that a worker was in a phase. It may be nil.
 	Phase func(launcher, phase string, took time.Duration)
-	// PhasesAfter is how long a worker must be in a phase for its run's log to tell of it; 0: each
-	// phase is told of at once.
+	// PhasesAfter is how long a worker must be in a phase before its run's log shows the phase; 0:
+	// each phase is shown at once.
 	PhasesAfter time.Duration
 	Log         *slog.Logger
 
@@ -135,7 +135,7 @@ type stop struct {
 	retry         time.Time // no call before this
 	wait          *backoff.ExponentialBackOff
 	noted, failed bool // the run's log has why the worker is stopped, and that the target did not answer
-	leave         bool // nobody needs the worker: the flight ends once the stop is taken
+	leave         bool // no run needs the worker: the flight ends once the stop is taken
 }
 
 // start notes when a run was seen to have started or to be canceling, which is when the times that
@@ -155,11 +155,11 @@ func (f *flight) start() {
 	}
 }
 
-// linger is how long a worker may go on after its run is canceled, which somebody may have written
-// by force. Dagster's takes some seconds.
+// linger is how long a worker may continue after its run is canceled, possibly by force. Dagster's
+// worker takes some seconds to end.
 const linger = 15 * time.Second
 
-// lingers says whether the worker of a canceled run has had its time to end.
+// lingers reports whether the worker of a canceled run has had its time to end.
 func (f *flight) lingers(now time.Time) bool { return !f.over.IsZero() && now.Sub(f.over) >= linger }
 
 // seen is what was seen of a flight so far.
@@ -171,13 +171,14 @@ func (f *flight) seen(now time.Time) Watch {
 // dueAgain is how long a run whose time is over is left alone between two looks at it.
 const dueAgain = 5 * time.Second
 
-// due says whether a run may have taken as long as it may. A look at its events decides.
+// due reports whether a time limit of a run may have passed. A look at its events decides.
 func (f *flight) due(now time.Time) bool {
 	if now.Before(f.again) {
 		return false
 	}
 	w := f.seen(now)
-	due := f.run.Status == dagster.Canceling && w.over(f.canceled, w.Times.Cancel) || w.mute(f.health)
+	due := f.run.Status == dagster.Canceling && w.over(f.canceled, w.Times.Cancel) ||
+		w.inconclusiveTooLong(f.health)
 	switch Decide(f.run, f.health, nil, w).Do {
 	case Terminate, Kill, Expire, Fail:
 		due = true
@@ -302,7 +303,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			return storage.ErrFenced
 		}
 		if err != nil && ctx.Err() == nil {
-			l.Log.WarnContext(ctx, "a run in flight could not be looked after; it will be again", "err", err)
+			l.Log.WarnContext(ctx, "cannot watch a run in flight; retrying", "err", err)
 		}
 	}
 }
@@ -315,8 +316,8 @@ func take(ctx context.Context, inbox *storage.Inbox, with func(context.Context, 
 	return errors.Join(errs...)
 }
 
-// launched takes in a run whose handle was written, in the status that it had then: what was read
-// of it before had no handle, and is not told again.
+// launched is called with a run whose handle was written, in the status that it had then. A state
+// of the run that was read earlier had no handle, and does not come again.
 func (l *Loop) launched(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
 	if f == nil || f.run.Launch.Token != r.Launch.Token {
@@ -368,8 +369,8 @@ func (l *Loop) noteStart(ctx context.Context, f *flight) error {
 	return err
 }
 
-// takeUp passes on the runs that have waited for their handle, without anybody who says that it is
-// on its way.
+// takeUp passes on the runs that have waited for their handle for so long that their launch may not
+// be under way.
 func (l *Loop) takeUp(now time.Time) {
 	for id, w := range l.loose {
 		if now.Sub(w.since) >= looseAfter {
@@ -379,13 +380,13 @@ func (l *Loop) takeUp(now time.Time) {
 	}
 }
 
-// changed takes in a run's new state.
+// changed is called with a run's new state.
 func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	f := l.flights[r.ID]
 	if f != nil && r.QueuedBefore(*f.run.Launch) {
 		return nil // read before it was claimed
 	}
-	if f != nil && r.Status == "" { // deleted: nobody needs its worker
+	if f != nil && r.Status == "" { // deleted: its worker is not needed
 		l.Log.InfoContext(ctx, "a run in flight was deleted", "run_id", r.ID, "launcher", f.run.Launch.Launcher)
 		f.stop.leave = true
 		l.terminate(f, false)
@@ -436,8 +437,8 @@ func (l *Loop) changed(ctx context.Context, r storage.Run) error {
 	return nil
 }
 
-// unlaunched ends a run that was canceled just when its worker had died and was to be replaced:
-// whoever canceled it took it for one that runs, and there is nothing to stop.
+// unlaunched ends a run that was canceled just when its worker had died and was to be replaced. The
+// user canceled it because it still seemed to run; there is nothing to stop.
 func (l *Loop) unlaunched(ctx context.Context, r storage.Run) error {
 	if r.Status != dagster.Canceling {
 		return nil
@@ -472,7 +473,7 @@ func (l *Loop) forget(run string) {
 	delete(l.flights, run)
 }
 
-// reported takes in what a target says.
+// reported is called with a target's report on a worker.
 func (l *Loop) reported(ctx context.Context, rep report) error {
 	f := l.flights[rep.id.Run]
 	if f == nil || f.run.Launch.Attempt != rep.id.Attempt {
@@ -480,7 +481,7 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 	}
 	was := f.health.Status
 	// what is written from now on counts
-	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || vague(rep.health) &&
+	if was != rep.health.Status && (rep.health.Status == launcher.NotFound || inconclusive(rep.health) &&
 		f.times.Silence > 0) {
 		if err := l.hear(ctx, f); err != nil {
 			return err // the net asks again
@@ -495,7 +496,7 @@ func (l *Loop) reported(ctx context.Context, rep report) error {
 		l.held(f.run.Launch.Launcher, "not_found")
 	}
 	if rep.elsewhere && was != rep.health.Status {
-		l.Log.WarnContext(ctx, "a worker cannot be seen from here; its run is left as it is", "run_id", rep.id.Run,
+		l.Log.WarnContext(ctx, "a worker cannot be seen from this host; its run is left alone", "run_id", rep.id.Run,
 			"launcher", f.run.Launch.Launcher, "why", rep.health.Message)
 	}
 	if was != rep.health.Status || f.health.Phase != rep.health.Phase {
@@ -612,7 +613,7 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	r = f.run
 	w := f.seen(time.Now())
 	w.Policy = l.Policy
-	if w.mute(f.health) {
+	if w.inconclusiveTooLong(f.health) {
 		if err := l.hear(ctx, f); err != nil {
 			return err
 		}
@@ -625,8 +626,8 @@ func (l *Loop) check(ctx context.Context, id string) error {
 	return l.act(ctx, f, a)
 }
 
-// hear looks for events that somebody other than Slipway has written since the last look. It reads
-// only those that are new.
+// hear looks for events that another program than Slipway has written since the last look. It reads
+// only the new events.
 func (l *Loop) hear(ctx context.Context, f *flight) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
@@ -650,7 +651,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	switch a.Do {
 	case Nothing:
 		return nil
-	case Terminate, Kill: // written first: a leader that lost its lead stops nobody
+	case Terminate, Kill: // written first: a leader that lost its lead stops no worker
 		if f.stop.calling || now.Before(f.stop.retry) {
 			return nil
 		}
@@ -660,10 +661,10 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 	case Expire:
 		t.Events = []dagster.Event{dagster.NewEvent(r.Run, dagster.RunCanceling, now, a.Message)}
 	case Assert:
-		t.Stands = a.Event
+		t.Logged = a.Event
 		if r.Status == dagster.Failure {
 			t.Events = []dagster.Event{dagster.NewEngineEvent(r.Run, now,
-				"[Slipway] The run worker finished after all: its own last event stands.", nil, nil)}
+				"[Slipway] The run worker finished after all: its own last event counts.", nil, nil)}
 		}
 	case Cancel:
 		t.Events = append(l.epitaph(f, a, now),
@@ -697,7 +698,7 @@ func (l *Loop) act(ctx context.Context, f *flight, a Action) error {
 		return nil
 	}
 	failpoint.Here(failpoint.FinishCommitted)
-	if !out.Done { // somebody was faster
+	if !out.Done { // the run has changed meanwhile
 		l.later(r.ID, looksAgain[:1])
 		return nil
 	}
@@ -775,8 +776,8 @@ func (l *Loop) replace(ctx context.Context, f *flight, a Action, t storage.Trans
 	return nil
 }
 
-// epitaph is the engine event that says how a worker died, with the last lines it wrote, or that
-// nobody knows.
+// epitaph returns the engine event that says how a worker died, with its last lines, or that its
+// end was not observed.
 func (l *Loop) epitaph(f *flight, a Action, now time.Time) []dagster.Event {
 	if a.Note != "" {
 		return []dagster.Event{dagster.NewEngineEvent(f.run.Run, now, a.Note,
@@ -831,7 +832,7 @@ func (l *Loop) terminate(f *flight, kill bool) {
 	}
 	l.calls.Go(func() {
 		out, was, where := stopped{id: key.id, kill: kill}, false, ""
-		if key.handle != "" { // else there is nobody to ask
+		if key.handle != "" { // else there is no worker to ask
 			was, out.err = dispatch.Call(l.calling, t.Of(key.handle), func(ctx context.Context) (bool, error) {
 				return t.Launcher.Terminate(ctx, key.handle, grace)
 			})
@@ -846,10 +847,10 @@ func (l *Loop) terminate(f *flight, kill bool) {
 		case where != "":
 			out.err = errors.New(where)
 		case out.err != nil:
-			l.Log.WarnContext(l.calling, "a worker could not be asked to stop; it will be asked again",
-				"run_id", key.id.Run, "launcher", t.Name, "err", out.err)
+			l.Log.WarnContext(l.calling, "cannot ask a worker to stop; retrying", "run_id", key.id.Run,
+				"launcher", t.Name, "err", out.err)
 		case key.handle != "":
-			l.Log.InfoContext(l.calling, "worker asked to stop, for its run is to end", "run_id", key.id.Run,
+			l.Log.InfoContext(l.calling, "asked a worker to stop, because its run is to end", "run_id", key.id.Run,
 				"launcher", t.Name, "grace", grace, "running", was)
 		}
 		select {
@@ -859,7 +860,7 @@ func (l *Loop) terminate(f *flight, kill bool) {
 	})
 }
 
-// answeredStop takes in the outcome of a call that stops a worker.
+// answeredStop is called with the outcome of a call that stops a worker.
 func (l *Loop) answeredStop(ctx context.Context, s stopped) error {
 	f := l.flights[s.id.Run]
 	if f == nil || f.run.Launch.Attempt != s.id.Attempt {
@@ -911,7 +912,8 @@ func (l *Loop) watch(ctx context.Context, t *dispatch.Target) {
 	for ok && ctx.Err() == nil {
 		for worker, err := range w.Watch(ctx) {
 			if err != nil {
-				l.Log.WarnContext(ctx, "watching the workers stopped; starting again", "launcher", t.Name, "err", err)
+				l.Log.WarnContext(ctx, "the watch of a target's workers ended; restarting it", "launcher", t.Name,
+					"err", err)
 				break
 			}
 			if !worker.Synced && worker.Instance == l.Instance {
@@ -952,7 +954,7 @@ func (l *Loop) answer(ctx context.Context, t *dispatch.Target, ask <-chan questi
 			}
 			if err != nil {
 				l.held(t.Name, "error")
-				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left as it is", "run_id", key.id.Run,
+				l.Log.WarnContext(ctx, "a worker's health is not known; its run is left alone", "run_id", key.id.Run,
 					"launcher", t.Name, "err", err)
 				continue
 			}

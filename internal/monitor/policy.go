@@ -9,36 +9,36 @@ import (
 	"github.com/slipway-run/slipway/launcher"
 )
 
-// Then is what becomes of a run whose worker is proved dead before it had finished the run.
+// Then is what happens to a run whose worker is proved dead before it finished the run.
 type Then string
 
-// What may become of it.
+// The values of Then.
 const (
 	ThenFail   Then = "fail"
 	ThenAgain  Then = "again"            // back to the queue, for another worker that begins anew
-	ThenNext   Then = "next"             // likewise, on the next launcher of its route
-	ThenResume Then = storage.ThenResume // another worker goes on where it ended
+	ThenNext   Then = "next"             // the same, but on the next launcher of its route
+	ThenResume Then = storage.ThenResume // another worker continues where this one ended
 )
 
-// Rule says what becomes of runs whose worker died of certain causes.
+// Rule is what happens to runs whose worker died of certain causes.
 type Rule struct {
 	Causes  []launcher.Cause // none: all of them
 	Do      Then             // while the run had not started
 	Started Then             // when it had
 }
 
-// Policy decides about the runs of dead workers. Only proof of death brings a run to it.
+// Policy decides about the runs of workers that are proved dead.
 type Policy struct {
 	Rules    []Rule                     // the first that has the cause decides; without one the run fails
-	Workers  int                        // how many workers a run may have in all, but for resumes
+	Workers  int                        // how many workers a run may have in all, not counting resumes
 	Resumes  int                        // how many times it may be resumed
-	Ladder   []int64                    // memory of workers that replace one that died for want of it, rising
+	Ladder   []int64                    // memory of workers that replace one that ran out of memory; rising
 	Route    func(dagster.Run) []string // launchers of a run, the first choice first
 	Resumers map[string]bool            // launchers whose workers can resume runs
 }
 
-// Decide says what becomes of a run of which a worker died, and why it is not what the rule says,
-// if it is not.
+// Decide returns what happens to a run whose worker died. If that differs from what the rule says,
+// it also returns the reason.
 func (p *Policy) Decide(r storage.Run, cause launcher.Cause, started bool) (Then, string) {
 	if p == nil {
 		return ThenFail, ""
@@ -83,8 +83,8 @@ func ooms(deaths []storage.Death) (n int) {
 	return n
 }
 
-// Memory is how much a run's next worker gets that would have base, after those that died for want
-// of it.
+// Memory returns the memory of a run's next worker. It is at least base, and rises by the ladder
+// with each earlier worker that ran out of memory.
 func Memory(ladder []int64, base int64, deaths []storage.Death) int64 {
 	return max(base, rung(ladder, base, ooms(deaths)))
 }
@@ -102,8 +102,8 @@ func rung(ladder []int64, base int64, n int) int64 {
 	return last
 }
 
-// Left are the launchers of a route but for those that a run was to leave for the next one, and
-// those named besides.
+// Left returns the launchers of a route without the launchers that the run had to leave for the
+// next one, and without those in also.
 func Left(route []string, deaths []storage.Death, also ...string) []string {
 	var left []string
 	for _, name := range route {

@@ -42,7 +42,7 @@ func (s *Slots) Run(ctx context.Context) error {
 			return err
 		}
 		if err != nil && ctx.Err() == nil {
-			s.Log.WarnContext(ctx, "places in pools could not be freed; trying again", "err", err)
+			s.Log.WarnContext(ctx, "cannot free slots in pools; retrying", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -84,7 +84,7 @@ func (s *Slots) free(ctx context.Context, now time.Time) error {
 		if err := s.Store.FreeSlots(ctx, s.Fence, run); err != nil {
 			return err
 		}
-		s.Log.InfoContext(ctx, "places in pools freed that a run held after its end", "run_id", run, "ended", at)
+		s.Log.InfoContext(ctx, "freed slots in pools that a run held after its end", "run_id", run, "ended", at)
 	}
 	s.gone = gone
 	return nil

@@ -133,7 +133,7 @@ func (s *oneRun) Move(_ context.Context, _ storage.Fence, t storage.Transition) 
 	return storage.Outcome{Done: true, Status: s.run.Status}, nil
 }
 
-// becomes writes an event as somebody else does, and returns the run as it is then.
+// becomes writes an event as another program would, and returns the run as it is then.
 func (s *oneRun) becomes(typ dagster.EventType, text string) storage.Run {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,7 +189,7 @@ func watching(t *testing.T, l *awayTarget, times Times, change func(*Loop, *oneR
 	return w
 }
 
-// cancels has somebody cancel the run.
+// cancels cancels the run, as a user would.
 func (w *watched) cancels() { w.Inbox.Put(w.s.becomes(dagster.RunCanceling, "")) }
 
 // A run is canceled while its target is away. The worker is asked to stop when the target is back,

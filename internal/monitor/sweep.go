@@ -31,11 +31,13 @@ const (
 	maxKeptLog = 16 << 20
 )
 
-// Removal says when what a target keeps of an ended worker is removed.
+// Removal is the rule for when the remains of an ended worker are removed from its target.
 type Removal struct {
 	Never      bool
-	KeepFailed bool          // only those of runs that succeeded
-	After      time.Duration // since its end; at least as long as the target's names fence for (Traits.Keep)
+	KeepFailed bool // remove only workers of runs that succeeded
+	// After is the time from the worker's end; at least as long as its name on the target prevents
+	// a second worker (Traits.Keep).
+	After time.Duration
 }
 
 // Finding is a worker about which something is to be done.
@@ -54,8 +56,8 @@ type Terms struct {
 	Grace    time.Duration // for workers whose run has ended
 }
 
-// Judge says what is to be done about a worker, given its run, nil if there is none, and since when
-// that has been seen to be so.
+// Judge returns what to do about a worker, given its run. If there is no run, r is nil and since is
+// when this was first seen.
 func Judge(w launcher.Worker, r *storage.Run, t Terms, since, now time.Time) (Finding, bool) {
 	ended, rule := w.Health.Ended, t.Removal
 	stop := func(since time.Time, why string) (Finding, bool) {
@@ -109,8 +111,9 @@ type Sweeper struct {
 	Grace    time.Duration      // for workers whose run has ended
 	Logs     string             // folder for the output of workers that are removed
 	KeepLogs time.Duration
-	Found    func(launcher string, orphans int) // is told of each sweep; nil: nobody
-	// Bill is told what an ended worker of a finished run has cost, again and again; nil: nobody.
+	Found    func(launcher string, orphans int) // called after each sweep; may be nil
+	// Bill is called with the cost of an ended worker of a finished run, in each sweep. It may be
+	// nil.
 	Bill func(ctx context.Context, r storage.Run, w launcher.Worker, c launcher.Cost) error
 	Log  *slog.Logger
 
@@ -119,8 +122,8 @@ type Sweeper struct {
 	mu   sync.Mutex
 }
 
-// Full has a target that has no room swept soon, of all ended workers that may go: what is kept of
-// them may be what takes the room.
+// Full schedules an early sweep of a full target, which removes all ended workers that may be
+// removed, without waiting for their retention time: their remains may take up the room.
 func (s *Sweeper) Full(launcher string) {
 	select {
 	case s.fullOf(launcher) <- struct{}{}:
@@ -179,7 +182,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 					}
 				}
 				if err != nil && ctx.Err() == nil {
-					s.Log.WarnContext(ctx, "a target could not be swept; it will be again", "launcher", t.Name,
+					s.Log.WarnContext(ctx, "cannot sweep a target; retrying in the next sweep", "launcher", t.Name,
 						"err", err)
 				}
 			}
@@ -188,7 +191,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			if err := s.forgetLogs(time.Now()); err != nil {
-				s.Log.WarnContext(ctx, "old logs of workers were not removed", "err", err)
+				s.Log.WarnContext(ctx, "cannot remove old logs of workers", "err", err)
 			}
 			select {
 			case <-ctx.Done():
@@ -224,8 +227,8 @@ func (s *Sweeper) look(ctx context.Context, t *dispatch.Target, rule Removal) ([
 		for _, w := range batch {
 			r := runs[w.ID.Run]
 			if err := s.bill(ctx, t, r, w); err != nil && ctx.Err() == nil {
-				s.Log.WarnContext(ctx, "what a worker has cost was not written; it will be", "launcher", t.Name,
-					"run_id", w.ID.Run, "err", err)
+				s.Log.WarnContext(ctx, "cannot write the cost of a worker; retrying in the next sweep",
+					"launcher", t.Name, "run_id", w.ID.Run, "err", err)
 				continue // it is not removed before
 			}
 			f, ok := Judge(w, r, Terms{s.Instance, rule, t.Traits.Keep, s.Grace}, s.since(w.ID, r == nil, now), now)
@@ -296,7 +299,7 @@ func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 			return t.Launcher.Terminate(ctx, f.Worker.Handle, t.Grace)
 		})
 		if err == nil {
-			log.WarnContext(ctx, "worker asked to stop, for no run needs it")
+			log.WarnContext(ctx, "asked a worker to stop, because no run needs it")
 		}
 		return err
 	}
@@ -311,12 +314,12 @@ func (s *Sweeper) Act(ctx context.Context, f Finding) error {
 		return struct{}{}, remover.Remove(ctx, f.Worker.Handle)
 	})
 	if err == nil {
-		log.InfoContext(ctx, "ended worker removed from its target")
+		log.InfoContext(ctx, "removed an ended worker from its target")
 	}
 	return err
 }
 
-// KeptLog is the file with the output of a worker that was removed.
+// KeptLog returns the file with the output of a worker that was removed.
 func KeptLog(folder string, id launcher.ID) string { return filepath.Join(folder, id.String()+".log") }
 
 // keepLog saves the end of a worker's output.

@@ -16,7 +16,7 @@ type Rule struct {
 
 // Explain returns a run's place in the order in which runs leave the queue, from 1 (0 if the run is
 // not queued), and every limit that holds it back. [Pick] stops at the first limit; Explain does
-// not, so that nobody waits for one limit only to meet the next.
+// not, so that a user does not wait for one limit only to meet the next.
 func Explain(run string, queued, active []Entry, limits Limits, pools map[string]Pool,
 	now time.Time) (place int, rules []Rule) {
 	order := byPriority(queued)
@@ -40,7 +40,7 @@ func Explain(run string, queued, active []Entry, limits Limits, pools map[string
 	if inPools := newPoolCounter(limits.Pools, pools, active, now); inPools.full(r) {
 		for _, pool := range limits.Pools.names(r) {
 			if inPools.none(pool) {
-				hold(PoolFull, "pool %s has no free place, of %d", pool, pools[pool].Slots)
+				hold(PoolFull, "pool %s has no free slot (limit %d)", pool, pools[pool].Slots)
 			}
 		}
 	}

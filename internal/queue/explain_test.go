@@ -30,10 +30,10 @@ func TestExplain(t *testing.T) {
 		"another value":       {"a:team=y", "z:team=x", 10, nil, ""},
 		"each value":          {"a:db=legacy", "z:db=legacy", 10, nil, "db=legacy: 1 of 1"},
 		"all values of a tag": {"a:any=1", "y:any=2 z:any=3", 10, nil, "any: 2 of 2"},
-		"a pool":              {"a", "", 10, []string{"full", "free"}, "pool full has no free place, of 0"},
+		"a pool":              {"a", "", 10, []string{"full", "free"}, "pool full has no free slot (limit 0)"},
 		"all of it, not the first": {"a:team=x,db=legacy", "z:team=x,db=legacy", 1, []string{"full"},
 			"max_concurrent_runs is reached: 1 of 1 in flight; team=x: 1 of 1; db=legacy: 1 of 1; pool full has no " +
-				"free place, of 0"},
+				"free slot (limit 0)"},
 	} {
 		limits := queue.Limits{MaxConcurrentRuns: c.max, Tags: tags, Pools: queue.PoolLimits{Block: true, PerRun: true}}
 		run, active := entries(c.run), entries(c.active)

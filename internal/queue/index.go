@@ -55,7 +55,7 @@ type item struct {
 	priority *big.Int
 	lane     *lane // of a queued run
 	at       int   // its place in the lane's heap
-	told     int   // the lane's state of which somebody was told; see [index.Tell]
+	told     int   // the lane's state that was last reported; see [index.Tell]
 	inPools  bool  // a run in flight that counts for its pools
 }
 
@@ -71,8 +71,8 @@ type lane struct {
 	at        int // its place among the lanes that are awake; -1: it is parked
 	why       Reason
 	gates     []*gate // where it is parked
-	// told counts how often the lane was parked in another state than before, and untold the runs
-	// of which nobody was told since.
+	// told counts how often the lane was parked in another state than before. untold counts the
+	// runs that were not reported since.
 	told, untold int
 	state        string
 }

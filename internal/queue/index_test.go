@@ -220,7 +220,7 @@ func (w *plain) change(x *index) {
 func (w *plain) word(words ...string) string { return words[w.rng.IntN(len(words))] }
 
 // In any world, after any changes, an index picks the same runs for the same launchers in the same
-// order as Pick, and knows the same reasons of those that wait. A failure says how to replay it.
+// order as Pick, and knows the same reasons to wait. A failure says how to replay it.
 func TestIndexDecidesAsPick(t *testing.T) {
 	seeds := []uint64{*indexSeed}
 	if *indexSeed == 0 {
@@ -234,8 +234,8 @@ func TestIndexDecidesAsPick(t *testing.T) {
 	for _, seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
 		w := &plain{rng: rng, now: time.Unix(1_790_000_000, 0), runs: map[string]storage.Run{},
-			holds: map[string]map[string]time.Time{}, room: map[string]int{"first at x": 1, "first at y": 2, "second": 1},
-			sick: map[string]bool{},
+			holds: map[string]map[string]time.Time{}, sick: map[string]bool{},
+			room: map[string]int{"first at x": 1, "first at y": 2, "second": 1},
 			limits: Limits{MaxConcurrentRuns: rng.IntN(12) - 1,
 				Pools: PoolLimits{Block: rng.IntN(3) > 0, PerRun: rng.IntN(2) == 0, Buffer: rng.IntN(2)}}}
 		for _, l := range []TagLimit{{Key: "team", Value: "red", Limit: 1}, {Key: "team", PerValue: true, Limit: 2},

@@ -23,8 +23,8 @@ const claimPause = 2 * time.Millisecond
 // retryDelay is how long the loop waits after the storage failed.
 const retryDelay = time.Second
 
-// lockedRetry is how long a run whose row somebody else has locked is left alone. Each try may hold
-// up the others for as long as the storage waits for a lock.
+// lockedRetry is how long a run is left alone if another program has locked its row. Each try may
+// delay the other runs for as long as the storage waits for a lock.
 const lockedRetry = 15 * time.Second
 
 // poolRetry is how often the loop looks whether a full pool has places again, of which no run's
@@ -47,8 +47,8 @@ type runLauncher interface {
 	// Target names the target of a run that goes to a launcher: the launcher, or one of the places
 	// behind it, which can be sick or full by itself.
 	Target(launcher string, r storage.Run) string
-	// Room is how many more runs the target takes now, and whether it is sick, so that a run's next
-	// launcher may take it.
+	// Room returns how many more runs the target may be given now, and whether it is sick, so that
+	// a run's next launcher may get the run.
 	Room(target string) (room int, sick bool)
 	// Waits is called for runs that wait because a target has no room, until it returns true. It
 	// does not block.
@@ -67,7 +67,7 @@ type Loop struct {
 	Limits   Limits
 	// DefaultPool is the limit of pools that have none of their own; nil for none.
 	DefaultPool *int
-	// Only says which queued runs are ours; nil for all. Runs in flight count whoever's they are.
+	// Only reports whether a queued run is ours; nil: all are. Every run in flight counts.
 	Only     func(dagster.Run) bool
 	Claims   map[string]string          // tags that a claim sets
 	Route    func(storage.Run) []string // launchers of a run, the first choice first
@@ -75,9 +75,9 @@ type Loop struct {
 	Pauses   func() []Pause // that hold now; nil: none ever
 	// reports whether nothing may be claimed, because another dequeuer may be at work; nil: never
 	Held    func() bool
-	Taken   func(storage.Run) // is told of each waiting run that another program launched; nil: nobody
-	Claimed func(storage.Run) // is told of each claim; nil: nobody
-	Waiting func(Waiting)     // is told what each pass leaves in the queue; nil: nobody
+	Taken   func(storage.Run) // called for each waiting run that another program launched; may be nil
+	Claimed func(storage.Run) // called for each claim; may be nil
+	Waiting func(Waiting)     // called with what each pass leaves in the queue; may be nil
 	Inbox   *storage.Inbox    // changed runs of all statuses
 	Freed   <-chan struct{}   // ready when a launcher has room again
 	Log     *slog.Logger
@@ -101,7 +101,7 @@ type Waiting struct {
 	Queued   int
 	InFlight int
 	Oldest   time.Time // creation of the oldest queued run
-	Busy     []string  // the launchers that had no room for a further run
+	Busy     []string  // the launchers that had no room for another run
 }
 
 // Requeued is a run that a launcher had no room for.
@@ -147,8 +147,8 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 	}
 }
 
-// requeued holds back a run that a launcher had no room for. It is told of before it is written as
-// well, with its ID alone.
+// requeued holds back a run that a launcher had no room for. It is called twice for each: before
+// the write (only the run's ID is set) and after it.
 func (l *Loop) requeued(r Requeued) {
 	l.index.Hold(r.Run.ID, r.Launcher, r.Until, time.Now())
 	if r.Run.Status != "" {
@@ -156,7 +156,7 @@ func (l *Loop) requeued(r Requeued) {
 	}
 }
 
-// changed takes in a run that the feed has read.
+// changed is called with a run that the feed has read.
 func (l *Loop) changed(r storage.Run) {
 	was, queued, known := l.index.Run(r.ID)
 	unclear := slices.ContainsFunc(l.unclear, func(p pending) bool { return p.run.ID == r.ID })
@@ -199,7 +199,7 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 			if err := l.claim(context.WithoutCancel(ctx), l.unclear); errors.Is(err, storage.ErrFenced) {
 				return 0, err
 			} else if err != nil {
-				l.Log.WarnContext(ctx, "it is not known what became of a claim; asking again for the same", "err", err,
+				l.Log.WarnContext(ctx, "the outcome of a claim is not known; making the same claim again", "err", err,
 					"runs", len(l.unclear))
 				return retryDelay, nil
 			}
@@ -208,8 +208,8 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 		if errors.Is(err, storage.ErrFenced) {
 			return 0, err
 		}
-		if err != nil { // as Dagster does: what cannot be told blocks nobody
-			l.Log.WarnContext(ctx, "the pools cannot be read; they hold back no run for now", "err", err)
+		if err != nil { // as Dagster does: pools that cannot be read hold back no run
+			l.Log.WarnContext(ctx, "cannot read the pools; they hold back no run for now", "err", err)
 		}
 		picked, wait := l.pick(time.Now(), pools)
 		if len(picked) == 0 {
@@ -220,7 +220,7 @@ func (l *Loop) pass(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 		if err != nil {
-			l.Log.WarnContext(ctx, "the answer to a claim was lost; asking again for the same", "err", err,
+			l.Log.WarnContext(ctx, "the answer to a claim was lost; making the same claim again", "err", err,
 				"runs", len(l.unclear))
 			continue
 		}
@@ -288,7 +288,7 @@ func (l *Loop) next(w Waiting, now time.Time) time.Duration {
 			sooner(every)
 		}
 	}
-	if at := l.index.Next(); !at.IsZero() {
+	if at := l.index.Next(); !at.IsZero() && w.Reasons[Rival] == 0 { // else nothing is decided
 		sooner(at.Sub(now))
 	}
 	if len(l.locked) > 0 {
@@ -321,9 +321,9 @@ func (l *Loop) claims(picked []choice) []pending {
 	return claims
 }
 
-// claim claims runs and hands those that it got to the launcher. After an error the outcome is not
-// known, and the claims must be made again as they were: the storage tells its own token, so that
-// nothing is claimed twice and nothing is forgotten.
+// claim claims runs and hands the claimed ones to the launcher. After an error the outcome is not
+// known, and the same claims must be made again: the storage recognizes their tokens, so that no
+// run is claimed twice and none is forgotten.
 func (l *Loop) claim(ctx context.Context, batch []pending) error {
 	l.unclear = batch
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
@@ -346,7 +346,7 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 		}
 		if o.Busy {
 			l.Log.WarnContext(ctx,
-				"a run cannot be claimed, because somebody has locked its row in the database; it will be",
+				"cannot claim a run, because another program has locked its row in the database; retrying",
 				"run_id", r.ID)
 			l.lock(batch[i])
 			continue
@@ -372,12 +372,13 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 		}
 	}
 	if err := l.Store.Flush(ctx, l.Fence); err != nil {
-		l.Log.WarnContext(ctx, "the events of claims cannot be written yet; the next write tries again", "err", err)
+		l.Log.WarnContext(ctx, "cannot write the events of claims yet; the next write tries again", "err", err)
 	}
 	return nil
 }
 
-// lock leaves a run alone whose row somebody has locked. The same claim is made again later.
+// lock leaves a run alone because another program has locked its row. The same claim is made again
+// later.
 func (l *Loop) lock(p pending) {
 	if l.locked == nil {
 		l.locked = map[string]pending{}

@@ -262,8 +262,8 @@ func (s *losing) Claim(ctx context.Context, f storage.Fence, claims []storage.Cl
 	return out, err
 }
 
-// A claim whose answer is lost is made again with the same token, and its run launched once. One
-// that meets a locked row is made again later, likewise.
+// A claim whose answer is lost is made again with the same token, and its run is launched once. The
+// same is true of a claim that meets a locked row; it is made again later.
 func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 	for name, busy := range map[string]bool{"a lost answer": false, "a locked row": true} {
 		t.Run(name, func(t *testing.T) {
@@ -299,7 +299,7 @@ func TestClaimIsMadeAgainAsItWas(t *testing.T) {
 	}
 }
 
-// busyOnce is a storage in which somebody has locked the rows of the first claim.
+// busyOnce is a storage in which another program has locked the rows of the first claim.
 type busyOnce struct{ *losing }
 
 func (s *busyOnce) Claim(ctx context.Context, f storage.Fence, claims []storage.Claim) ([]storage.Outcome, error) {

@@ -15,10 +15,10 @@ import (
 // pauseRetry is how often the loop looks whether what is paused may go on.
 const pauseRetry = 500 * time.Millisecond
 
-// PausePrefix begins the keys of kvs under which pauses stand.
+// PausePrefix is the prefix of the keys of pauses in kvs.
 const PausePrefix = "slipway/pause/"
 
-// Scope says what a pause is about.
+// Scope is the kind of thing that a pause applies to.
 type Scope string
 
 // The scopes.
@@ -28,30 +28,30 @@ const (
 	OfLocation Scope = "location"
 	OfJob      Scope = "job"
 	OfTag      Scope = "tag" // its value is KEY=VALUE
-	// Ended is no pause: its value is the scope and value of maintenance windows, SCOPE/VALUE, and
-	// those of them that had begun at Since hold nothing any more.
+	// Ended is not a pause but ends maintenance windows. Its value is their scope and value,
+	// SCOPE/VALUE. The windows that had begun by Since are no longer in force.
 	Ended Scope = "ended"
 )
 
-// End returns the entry that ends the maintenance windows which hold as p does.
+// End returns the entry that ends the maintenance windows with the scope and value of p.
 func (p Pause) End(by string, now time.Time) Pause {
 	return Pause{Scope: Ended, Value: string(p.Scope) + "/" + p.Value, By: by, Since: now, Until: p.Until}
 }
 
-// Pause holds back launches until it is taken away or its time is over. Runs in flight go on.
+// Pause holds back launches until it is removed or has expired. Runs in flight continue.
 type Pause struct {
 	Scope Scope     `json:"scope"`
 	Value string    `json:"value,omitempty"`
 	By    string    `json:"by"`
 	Why   string    `json:"why"`
 	Since time.Time `json:"since"`
-	Until time.Time `json:"until,omitzero"` // zero: until it is taken away
+	Until time.Time `json:"until,omitzero"` // zero: until it is removed
 }
 
-// Key is where the pause stands in kvs: there is one for each scope and value.
+// Key returns the pause's key in kvs: there is one for each scope and value.
 func (p Pause) Key() string { return PausePrefix + string(p.Scope) + "/" + p.Value }
 
-// Text is the pause as it stands there.
+// Text returns the pause's value in kvs.
 func (p Pause) Text() string {
 	text, _ := json.Marshal(p) // it has nothing that cannot be marshaled
 	return string(text)
@@ -65,13 +65,13 @@ func (p Pause) String() string {
 	return strings.TrimSpace(string(p.Scope) + " " + p.Value)
 }
 
-// ParsePauses reads the pauses among entries of kvs, oldest first; those that cannot be read are an
-// error each.
+// ParsePauses reads the pauses among entries of kvs, oldest first. Each one that cannot be parsed
+// is an error.
 func ParsePauses(entries map[string]string) (pauses []Pause, bad []error) {
 	for _, key := range slices.Sorted(maps.Keys(entries)) {
 		var p Pause
 		if err := json.Unmarshal([]byte(entries[key]), &p); err != nil || p.Key() != key {
-			bad = append(bad, fmt.Errorf("kvs %s is no pause: %q", key, entries[key]))
+			bad = append(bad, fmt.Errorf("kvs %s is not a pause: %q", key, entries[key]))
 			continue
 		}
 		pauses = append(pauses, p)
@@ -82,13 +82,13 @@ func ParsePauses(entries map[string]string) (pauses []Pause, bad []error) {
 	return pauses, bad
 }
 
-// Over says whether the pause's time is over.
+// Over reports whether the pause has expired.
 func (p Pause) Over(now time.Time) bool { return !p.Until.IsZero() && !now.Before(p.Until) }
 
-// HoldsLauncher says whether nothing may be launched on a launcher.
+// HoldsLauncher reports whether the pause holds back all launches of a launcher.
 func (p Pause) HoldsLauncher(name string) bool { return p.Scope == OfLauncher && p.Value == name }
 
-// HoldsRun says whether a run may not be launched at all.
+// HoldsRun reports whether the pause holds back a run on every launcher.
 func (p Pause) HoldsRun(r dagster.Run) bool {
 	switch p.Scope {
 	case OfInstance:

@@ -7,7 +7,7 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// PoolLimits says how pools hold back runs. The zero value does not.
+// PoolLimits are the rules by which pools hold back runs. With the zero value they hold back none.
 type PoolLimits struct {
 	Block bool // runs whose pools are full wait in the queue
 	// a run takes one place in each of its pools; else each step takes its own, and only first
@@ -30,7 +30,7 @@ const newlyStarted = 5 * time.Second
 type poolCounter struct {
 	limits PoolLimits
 	pools  map[string]Pool
-	taken  map[string]int // by runs in flight that are not yet seen in the pools, and by those that may go
+	taken  map[string]int // by runs in flight that are not yet seen in the pools, and by runs that may go
 }
 
 func newPoolCounter(limits PoolLimits, pools map[string]Pool, active []Entry, now time.Time) *poolCounter {
@@ -58,7 +58,7 @@ func (c *poolCounter) add(r dagster.Run) {
 	}
 }
 
-// full says whether a run must wait: for any of its pools, or, where steps take the places, if
+// full reports whether a run must wait: for any of its pools, or, if steps take the places, because
 // every one of its first steps would have to wait.
 func (c *poolCounter) full(r dagster.Run) bool {
 	if !c.limits.Block || r.Pools == nil {

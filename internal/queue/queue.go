@@ -26,13 +26,13 @@ type Limits struct {
 	Page              int // of [ChargeDagster]: how many queued runs Dagster reads at once; 0 is its default
 }
 
-// Charge says which runs count against limits of tags and pools within one decision.
+// Charge is which runs count against limits of tags and pools within one decision.
 type Charge string
 
 // The ways to charge.
 const (
 	ChargeAdmitted Charge = "admitted" // the runs that may go
-	// those that passed the tag limits, also if a pool or a sick launcher holds them back
+	// the runs that passed the tag limits, even if a pool or a sick launcher holds them back
 	ChargeDagster Charge = "dagster"
 )
 
@@ -69,16 +69,15 @@ const (
 	Rival    Reason = "dagster_daemon" // it dequeues as well, or may do so
 )
 
-// Decision says which queued runs may be launched now, in the order to launch them, and how many
-// wait for which reason. A run that a pool holds back is told by nothing when the pool has places
-// again.
+// Decision lists the queued runs that may be launched now, in the order to launch them, and how
+// many runs wait for which reason. There is no notice when a full pool has places again.
 type Decision struct {
 	Picked []dagster.Run
 	Waits  map[Reason]int
 }
 
-// Pick decides. Held gives the reason of its own for which a run must wait, "" for none. Pools are
-// those that have a limit.
+// Pick decides. Held returns a further reason for which a run must wait, "" for none. Pools has the
+// pools that have a limit.
 func Pick(queued, active []Entry, limits Limits, pools map[string]Pool, now time.Time,
 	held func(dagster.Run) Reason) Decision {
 	d := Decision{Waits: map[Reason]int{}}

@@ -20,7 +20,7 @@ type NewRun struct {
 	At  time.Time
 }
 
-// Columns are what the row of a run repeats of its body.
+// Columns are the values of a run's body that its row repeats.
 type Columns struct{ Snapshot, Partition, PartitionSet string }
 
 // PlanAdd works out a new run.
@@ -34,7 +34,7 @@ func PlanAdd(n NewRun) (Change, Columns) {
 	for k, v := range r.Tags {
 		ch.SetTags[k] = v
 	}
-	if r.Remote.Location != "" { // rows that stand in no body
+	if r.Remote.Location != "" { // rows that are not in the body
 		ch.SetTags[".dagster/repository"] = r.Remote.Repository + "@" + r.Remote.Location
 	}
 	if r.Pools != nil {

@@ -17,8 +17,8 @@ type Row struct {
 	Start, End float64 // seconds since 1970; 0 while there is none
 }
 
-// Change is what a Claim or Transition makes of a row. It is worked out here once and carried out
-// by each storage in its own SQL.
+// Change is the effect of a Claim or Transition on a run's rows. It is planned here once, and each
+// storage carries it out in its own SQL.
 type Change struct {
 	Outcome    Outcome
 	Body       string // to store; only if Status or Tags changed
@@ -36,9 +36,9 @@ type Change struct {
 	OnlyEvents bool
 }
 
-// PlanClaim plans a claim of a run. ours are the run's rows of run_tags with our prefix, ordered by
-// id. A claim whose token the current launch row has was made before: it is done, and nothing is
-// written.
+// PlanClaim plans a claim of a run. The rows of run_tags with our prefix are in ours, ordered by
+// id. If the current launch row already has the claim's token, the claim was made before: it is
+// done, and nothing is written.
 func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	refused := Change{Outcome: Outcome{Status: row.Status}}
 	if row.Status == "" {
@@ -94,7 +94,7 @@ func PlanClaim(f Fence, c Claim, row Row, ours []Tag) (Change, error) {
 	return ch, nil
 }
 
-// PlanMove plans a transition. One that was made before is done, and nothing is written.
+// PlanMove plans a transition. If it was made before, it is done, and nothing is written.
 func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	refused := Change{Outcome: Outcome{Status: row.Status}}
 	if row.Status == "" {
@@ -129,8 +129,8 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 			Epoch: n.Epoch, At: n.At, State: Taken}
 		ch.AddTags = append(ch.AddTags, Tag{Key: LaunchKey, Value: launch.String()})
 	}
-	if t.Stands != nil {
-		ch.apply(*t.Stands)
+	if t.Logged != nil {
+		ch.apply(*t.Logged)
 		ch.Updated = time.Time{} // the row changes now, however old the event is
 	}
 	for _, e := range t.Events {
@@ -138,9 +138,9 @@ func PlanMove(t Transition, row Row, ours []Tag) (Change, error) {
 	}
 	rewrite := ch.Status != row.Status
 	for k, v := range t.Tags {
-		if _, stands := r.Tags[k]; !rowOnly(k) {
+		if _, has := r.Tags[k]; !rowOnly(k) {
 			r.Tags[k], rewrite = v, true
-		} else if stands { // an older Slipway wrote it
+		} else if has { // an older Slipway wrote it
 			delete(r.Tags, k)
 			rewrite = true
 		}
@@ -217,7 +217,7 @@ func (t Transition) setStatus(row Row) bool {
 		}
 	}
 	if last == nil {
-		last = t.Stands
+		last = t.Logged
 	}
 	switch {
 	case last == nil || row.Status != last.Type.Status():
@@ -245,10 +245,10 @@ func (ch *Change) apply(e dagster.Event) {
 	}
 }
 
-// FenceValue is the value of the leader row.
+// FenceValue returns the value of the leader row.
 func FenceValue(f Fence) string { return strconv.FormatInt(f.Epoch, 10) + " " + f.Leader }
 
-// ParseFence reads the leader row; the zero Fence if there is none.
+// ParseFence parses the leader row. It returns the zero Fence if there is none.
 func ParseFence(value string) Fence {
 	epoch, leader, _ := strings.Cut(value, " ")
 	n, err := strconv.ParseInt(epoch, 10, 64)

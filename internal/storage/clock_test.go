@@ -103,8 +103,8 @@ func (s *still) Runs(_ context.Context, f Filter) ([]Run, error) {
 	return runs, nil
 }
 
-// A look at many queued runs reads the bodies of those that have changed, and a scan those in
-// flight as well. A run that is queued with new tags is passed on.
+// A look at many queued runs reads the bodies of the changed ones only. A scan also reads the runs
+// in flight. A run that is queued with new tags is passed on.
 func TestOnlyWhatHasChangedIsRead(t *testing.T) {
 	at := time.Unix(1_790_000_000, 0)
 	s := &still{heads: []Head{{"q", dagster.Queued, at}, {"f", dagster.Started, at}, {"p", dagster.Queued, at}}}

@@ -1,6 +1,6 @@
 package storage
 
-// Fault is an error that only a person can mend, such as a missing right. Fix is the next step.
+// Fault is an error that only a person can correct, such as a missing right. Fix is the next step.
 type Fault struct {
 	Code string // one of the codes below: a stable name for alerts
 	Fix  string
@@ -22,7 +22,7 @@ const (
 	CodeStorageFull        = "storage_full"
 )
 
-// Error is the text of the error alone.
+// Error returns the text of the error without the fix.
 func (f *Fault) Error() string { return f.Err.Error() }
 
 // Unwrap returns the error.

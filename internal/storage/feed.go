@@ -74,11 +74,11 @@ const (
 	farOverlap  = 30 * time.Second
 	nearOverlap = 2 * time.Second
 	hintRetry   = time.Second
-	// While notices do not arrive, polls are as fast as they would be, and look back over the time
-	// between an update's stamp and its commit.
-	deafInterval = 15 * time.Millisecond
-	deafOverlap  = 250 * time.Millisecond
-	deafRetry    = 30 * time.Second
+	// While notices do not arrive, polls are as fast as notices would be, and look back over the
+	// time between an update's stamp and its commit.
+	fastInterval = 15 * time.Millisecond
+	fastOverlap  = 250 * time.Millisecond
+	noticeRetry  = 30 * time.Second
 )
 
 // probes are the waits after a notice, each from the one before.
@@ -93,10 +93,10 @@ func (f *Feed) Run(ctx context.Context) error {
 	if err := f.scan(ctx); err != nil {
 		return err
 	}
-	hints, deaf := make(chan Hint, 1024), make(chan bool, 1)
+	hints, noNotices := make(chan Hint, 1024), make(chan bool, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { f.listen(ctx, hints, deaf) })
-	fast := time.NewTicker(deafInterval)
+	wg.Go(func() { f.listen(ctx, hints, noNotices) })
+	fast := time.NewTicker(fastInterval)
 	fast.Stop()
 	defer fast.Stop()
 	defer wg.Wait()
@@ -125,19 +125,19 @@ func (f *Feed) Run(ctx context.Context) error {
 			}
 		case <-next:
 			err = f.probe(ctx, due)
-		case isDeaf := <-deaf:
-			if fast.Stop(); isDeaf {
-				fast.Reset(deafInterval)
+		case none := <-noNotices:
+			if fast.Stop(); none {
+				fast.Reset(fastInterval)
 			}
 		case <-fast.C:
-			err = f.poll(ctx, deafOverlap)
+			err = f.poll(ctx, fastOverlap)
 		case <-poll.C:
 			err = f.poll(ctx, farOverlap)
 		case <-scan.C:
 			err = f.scan(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			f.Log.WarnContext(ctx, "storage cannot be read; looking again", "err", err)
+			f.Log.WarnContext(ctx, "cannot read the storage; retrying", "err", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(hintRetry):
@@ -207,14 +207,14 @@ func (f *Feed) probe(ctx context.Context, due map[string]probe) error {
 	return nil
 }
 
-// listen passes hints on until ctx ends, and says when none arrive and when they do again.
-func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) {
-	wasDeaf := false
-	say := func(is bool) {
-		if is != wasDeaf {
-			wasDeaf = is
+// listen passes hints on until ctx ends, and reports when notices stop and when they arrive again.
+func (f *Feed) listen(ctx context.Context, hints chan<- Hint, noNotices chan<- bool) {
+	last := false
+	say := func(none bool) {
+		if none != last {
+			last = none
 			select {
-			case deaf <- is:
+			case noNotices <- none:
 			case <-ctx.Done():
 			}
 		}
@@ -222,8 +222,8 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) 
 	for ctx.Err() == nil {
 		wait := hintRetry
 		for h, err := range f.Store.Hints(ctx) {
-			if errors.Is(err, ErrDeaf) {
-				wait = deafRetry
+			if errors.Is(err, ErrNoNotices) {
+				wait = noticeRetry
 				say(true)
 				f.Log.WarnContext(ctx,
 					"the storage's notices do not arrive; polling instead. If there is a pooler in between, set "+
@@ -231,7 +231,7 @@ func (f *Feed) listen(ctx context.Context, hints chan<- Hint, deaf chan<- bool) 
 				break
 			}
 			if err != nil {
-				f.Log.WarnContext(ctx, "notifications of the storage stopped; starting again", "err", err)
+				f.Log.WarnContext(ctx, "the storage's notices stopped; listening again", "err", err)
 				break
 			}
 			if h.Run != "" {
@@ -275,8 +275,8 @@ func (f *Feed) poll(ctx context.Context, overlap time.Duration) error {
 	return nil
 }
 
-// scan looks at all unfinished runs, and at those that were unfinished when last seen. It reads
-// those in flight, and the queued ones that have changed.
+// scan looks at all unfinished runs, and at all runs that were unfinished when last seen. It reads
+// the runs in flight, and the queued ones that have changed.
 func (f *Feed) scan(ctx context.Context) error {
 	heads, err := f.Store.Heads(ctx, Filter{Statuses: dagster.UnfinishedStatuses()})
 	if err != nil {

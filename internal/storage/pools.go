@@ -4,16 +4,16 @@ import "context"
 
 // Pooler reads the pools that bound how many steps run at once, and keeps their default limit.
 type Pooler interface {
-	// Pools gives all pools that have a limit, by name.
+	// Pools returns all pools that have a limit, by name.
 	Pools(ctx context.Context) (map[string]Pool, error)
-	// DefaultPools gives those of the named pools that have a limit, after it has brought the limit
-	// of each that has none of its own, or the default one, to the given default; nil takes it
-	// away. It writes only what differs.
+	// DefaultPools returns the named pools that have a limit. Before, it gives the default limit to
+	// each named pool without a limit of its own; if limit is nil, it removes the default instead.
+	// It writes only differences.
 	DefaultPools(ctx context.Context, f Fence, names []string, limit *int) (map[string]Pool, error)
-	// Holders gives the runs whose steps have a place in a pool or wait for one.
+	// Holders returns the runs whose steps have a place in a pool or wait for one.
 	Holders(ctx context.Context) ([]string, error)
-	// FreeSlots takes from a run all its places and gives each to the step that waits for it
-	// longest at the highest priority.
+	// FreeSlots takes all its places from a run and gives each to a waiting step: the one with the
+	// highest priority, of these the one that has waited longest.
 	FreeSlots(ctx context.Context, f Fence, run string) error
 }
 
@@ -21,12 +21,12 @@ type Pooler interface {
 type Pool struct {
 	Limit   int
 	Default bool // the limit is the instance's default
-	Slots   int  // places, taken or not; those that go away once they are free are not among them
-	Taken   int  // by steps that run
+	Slots   int  // places, taken or not, without places that are removed as soon as they are free
+	Taken   int  // places of steps that run
 	Pending int  // steps that have a place or wait for one
 }
 
-// Stale names the pools among names whose limit is not what the default says.
+// Stale returns the pools among names whose limit differs from what the default requires.
 func Stale(pools map[string]Pool, names []string, limit *int) []string {
 	var stale []string
 	for _, name := range names {
@@ -39,7 +39,7 @@ func Stale(pools map[string]Pool, names []string, limit *int) []string {
 	return stale
 }
 
-// Among are the pools of some names.
+// Among returns the pools with the given names.
 func Among(pools map[string]Pool, names []string) map[string]Pool {
 	out := map[string]Pool{}
 	for _, name := range names {

@@ -6,23 +6,22 @@ import (
 	"github.com/slipway-run/slipway/internal/dagster"
 )
 
-// Recorder is what a run worker of ours asks of the storage. A worker is no leader: it has no
-// fence, and names the statuses and the launch row that it expects.
+// Recorder is what Slipway's own run worker needs of the storage. A worker is not a leader: it has
+// no fence, and names the statuses and the launch row that it expects.
 type Recorder interface {
-	// Take lets the worker of an attempt pass its gate: it turns the newest launch row of the run
-	// from open to taken, if that row is of this attempt and token, and reports whether it is taken
-	// by this worker. by is a nonce of the worker, which the row keeps: after an error the worker
-	// asks again, and learns whether the first call was carried out. Only one worker, ever, gets
-	// true.
+	// Take lets the worker of an attempt pass its gate. If the run's newest launch row has this
+	// attempt and token, Take turns it from open to taken. It reports whether this worker has taken
+	// it. The row keeps by, a nonce of the worker: after an error the worker asks again, and learns
+	// whether the first call was carried out. Only one worker ever gets true.
 	Take(ctx context.Context, run string, attempt int, token, by string) (bool, error)
 	// Record carries out one transition as [Writer.Move] does, without a fence.
 	Record(ctx context.Context, t Transition) (Outcome, error)
-	// RecordAll carries out transitions of several runs in one transaction, each as Record does;
-	// those that are refused hold up no other.
+	// RecordAll carries out transitions of several runs in one transaction, each as Record does. A
+	// refused one does not stop the others.
 	RecordAll(ctx context.Context, ts []Transition) ([]Outcome, error)
 }
 
-// PlanTake plans the passing of a gate.
+// PlanTake plans a call of [Recorder.Take].
 func PlanTake(run string, attempt int, token, by string, row Row, ours []Tag) (Change, error) {
 	r, err := dagster.ParseRun(row.Body)
 	if err != nil {

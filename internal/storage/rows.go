@@ -23,12 +23,12 @@ const (
 	CauseTag  = "slipway/cause"         // for people: why the run's last worker died
 	CostTag   = "slipway/cost"          // for people: what its workers have cost
 	BillTag   = ".dagster/slipway-bill" // the same for programs, by attempt
-	PutTag    = ".dagster/slipway-put"  // which tags launchers have put on the run, as a JSON list
+	PutTag    = ".dagster/slipway-put"  // names of the tags that launchers have put on the run, as a JSON list
 	LeaderKey = "slipway/leader"        // of kvs: epoch and id
 	LeaseKey  = "slipway/lease"         // of kvs: when it ends, in µs
 )
 
-// FactKeys are the keys of the rows of run_tags from which [FactsOf] works.
+// FactKeys are the keys of the rows of run_tags that [FactsOf] reads.
 var FactKeys = []string{LaunchKey, HandleKey, DeathKey, BeganKey, CauseTag, CostTag, BillTag}
 
 // rowOnly reports whether a tag is kept out of a run's body, since Dagster copies the tags of the
@@ -49,17 +49,17 @@ type LaunchRow struct {
 	By       string // of a row that was taken: the nonce of the worker that took it; "" from older workers
 }
 
-// LaunchState says what may still come of a launch row.
+// LaunchState tells whether the worker of a launch row may still start.
 type LaunchState string
 
 // The states of a launch row.
 const (
 	Open  LaunchState = "open"  // its worker may start
 	Taken LaunchState = "taken" // its worker has passed the gate
-	Void  LaunchState = "void"  // nothing exists and nothing will
+	Void  LaunchState = "void"  // no worker exists, and none will
 )
 
-// String is the row's value in run_tags.
+// String returns the row's value in run_tags.
 func (l LaunchRow) String() string {
 	state := string(l.State)
 	if l.By != "" {
@@ -69,8 +69,8 @@ func (l LaunchRow) String() string {
 		l.At.UnixMicro(), state)
 }
 
-// ParseLaunch reads a launch row. It is one only if it names the run that it stands on: tags are
-// copied to retries and re-executions, and anyone who may launch may set any tag.
+// ParseLaunch parses a launch row. It is valid only if it names the run that has it: tags are
+// copied to retries and re-executions, and anyone who may launch a run may set any tag.
 func ParseLaunch(run, value string) (LaunchRow, bool) {
 	f := strings.Fields(value)
 	if len(f) != 8 || f[0] != run {
@@ -87,8 +87,8 @@ func ParseLaunch(run, value string) (LaunchRow, bool) {
 	return l, err1 == nil && err2 == nil && err3 == nil && l.String() == value
 }
 
-// NewToken makes a launch row's token from a unique text and, if the row's worker can be seen on
-// one host alone, that host.
+// NewToken returns a launch row's token. It consists of a unique text and, if only one host can see
+// the row's worker, of that host.
 func NewToken(unique, host string) string {
 	if host == "" {
 		return unique
@@ -96,8 +96,7 @@ func NewToken(unique, host string) string {
 	return unique + "@" + host
 }
 
-// Host names the only host on which the row's worker can be seen; "" if it can be seen from
-// everywhere.
+// Host returns the only host that can see the row's worker; "" if every host can.
 func (l LaunchRow) Host() string {
 	_, host, _ := strings.Cut(l.Token, "@")
 	return host
@@ -124,12 +123,12 @@ func put(tags map[string]string) (names []string) {
 // OfWorkers lists the tags of a run that are facts about its own workers, which no other run has.
 func OfWorkers(tags map[string]string) []string { return append(put(tags), CauseTag, CostTag) }
 
-// HandleRow is the value of the row that says where a launch row's worker is.
+// HandleRow returns the value of the row that holds the handle of a launch row's worker.
 func HandleRow(l LaunchRow, handle string) string {
 	return fmt.Sprintf("%s %d %s", l.Run, l.Attempt, handle)
 }
 
-// ParseHandle reads a handle row of the given launch row.
+// ParseHandle parses a handle row of the given launch row.
 func ParseHandle(l LaunchRow, value string) (string, bool) {
 	handle, ok := strings.CutPrefix(value, fmt.Sprintf("%s %d ", l.Run, l.Attempt))
 	return handle, ok && handle != ""
@@ -141,10 +140,10 @@ type Death struct {
 	Attempt  int
 	Launcher string
 	Cause    string
-	Then     string // resume: the next attempt goes on where it ended; else it begins anew
+	Then     string // resume: the next attempt continues where this one ended; else it begins anew
 }
 
-// ThenResume is the [Death.Then] after which the next attempt goes on with the run.
+// ThenResume is the [Death.Then] after which the next attempt continues the run.
 const ThenResume = "resume"
 
 func deathRow(run string, d Death) string {
@@ -160,7 +159,7 @@ func parseDeath(run, value string) (Death, bool) {
 	return Death{Attempt: n, Launcher: f[2], Cause: f[3], Then: f[4]}, err == nil
 }
 
-// Facts are what Slipway's rows of run_tags say of a run.
+// Facts are the contents of Slipway's rows of run_tags of a run.
 type Facts struct {
 	Launch *LaunchRow // the current one
 	Handle string     // of it; "" if none is written
@@ -184,7 +183,7 @@ func parseBegan(run, value string) (time.Time, bool) {
 	return time.UnixMicro(at).UTC(), err == nil
 }
 
-// Shown returns the run's tags with those that stand beside its body.
+// Shown returns the run's tags, including the tags that are kept out of its body.
 func (r Run) Shown() map[string]string {
 	tags := map[string]string{}
 	maps.Copy(tags, r.Tags)
@@ -197,7 +196,7 @@ func (r Run) Shown() map[string]string {
 	return tags
 }
 
-// Resumes says whether the current attempt goes on with a run whose worker has died.
+// Resumes reports whether the current attempt continues a run whose worker has died.
 func (f Facts) Resumes() bool {
 	n := len(f.Deaths)
 	return n > 0 && f.Launch != nil && f.Deaths[n-1].Then == ThenResume && f.Deaths[n-1].Attempt == f.Launch.Attempt-1
@@ -218,8 +217,8 @@ func FactsOf(r dagster.Run, rows []Tag) Facts {
 	return f
 }
 
-// Ours finds what is ours among a run's rows of run_tags, in the order of their
-// ids. A row whose text stands in the run's body as well was set by a user, not by a claim.
+// Ours reads Slipway's facts from a run's rows of run_tags, which are in the order of their ids. A
+// row whose value is also in the run's body was set by a user, not by a claim.
 func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 	for _, r := range rows {
 		switch r.Key {
@@ -264,8 +263,8 @@ func Ours(run string, rows []Tag, body map[string]string) (f Facts) {
 	return f
 }
 
-// Alien says whether a row of run_tags with our prefix must go when its run is claimed: it names
-// another run, or a user wrote it.
+// Alien reports whether a row of run_tags with our prefix must be deleted when its run is claimed,
+// because it names another run or a user wrote it.
 func Alien(run string, r Tag, body map[string]string) bool {
 	if !strings.HasPrefix(r.Key, RowPrefix) {
 		return false

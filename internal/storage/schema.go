@@ -6,9 +6,9 @@ import "slices"
 // Dagster 1.13.
 const Revision = "29b539ebc72a"
 
-// Revisions are those that Slipway knows, from the oldest that has the tables it needs (kvs) to the
-// newest. Dagster's dagster instance migrate is optional, so that most databases are at none of the
-// ends.
+// revisions are the schema revisions that Slipway knows, from the oldest that has the tables it
+// needs (kvs) to the newest. Running dagster instance migrate is optional, so most databases are
+// somewhere in between.
 var revisions = []string{
 	"5e139331e376", "a00dd8d936a1", "958a9495162d", "6df03f4b1efb", "16689497301f", "e62c379ac8f4", "d9092588866f",
 	"701913684cb4",
@@ -17,12 +17,12 @@ var revisions = []string{
 	"6b7fb194ff9c", "7e2f3204cf8e", "f495c27d5019", Revision,
 }
 
-// KnowsRevision says whether a schema revision is one that Slipway knows. Another one may work as
-// well, if it has the columns that Slipway uses, which are looked at when a store is opened.
+// KnowsRevision reports whether Slipway knows a schema revision. Another one may work as well, if
+// it has the columns that Slipway uses; opening a store checks them.
 func KnowsRevision(revision string) bool { return slices.Contains(revisions, revision) }
 
-// RunIndexes and EventIndexes are the data migrations that a new storage has done (the table
-// secondary_indexes); Dagster falls back to slow paths without them.
+// RunIndexes returns the data migrations of the runs that a new storage has done (in the table
+// secondary_indexes). Without them Dagster falls back to slow paths.
 func RunIndexes() []string {
 	return []string{
 		"run_partitions", "run_repo_label_tags", "bulk_action_types", "run_backfill_id", "backfill_job_name_and_tags",
@@ -30,10 +30,10 @@ func RunIndexes() []string {
 	}
 }
 
-// EventIndexes are those of the event log; see [RunIndexes].
+// EventIndexes returns the data migrations of the event log; see [RunIndexes].
 func EventIndexes() []string { return []string{"asset_key_table", "asset_key_index_columns"} }
 
-// ScheduleIndexes are those of the schedules; see [RunIndexes].
+// ScheduleIndexes returns the data migrations of the schedules; see [RunIndexes].
 func ScheduleIndexes() []string {
 	return []string{"schedule_jobs_selector_id", "schedule_ticks_selector_id"}
 }

@@ -1,7 +1,7 @@
 package storage
 
-// Setting marks an error of opening a storage that only a change of settings can mend, so that
-// waiting is no use.
+// Setting marks an error of opening a storage that only a change of settings can correct, so that
+// waiting does not help.
 func Setting(err error) error { return &SettingError{err} }
 
 // SettingError is an error that [Setting] has marked.

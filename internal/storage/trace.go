@@ -7,8 +7,8 @@ import (
 	"github.com/slipway-run/slipway/test/failpoint"
 )
 
-// TraceClaims records the claims that were committed for tests of the protocol. It is empty without
-// the build tag failpoints.
+// TraceClaims records committed claims, for tests of the protocol. Without the build tag failpoints
+// it does nothing.
 func TraceClaims(outcomes []Outcome) {
 	if !failpoint.Enabled {
 		return

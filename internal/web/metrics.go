@@ -1,5 +1,4 @@
-// Package web is what of a daemon is seen from outside: metrics for Prometheus, health, and its
-// status.
+// Package web shows a daemon to the outside over HTTP: metrics for Prometheus, health and status.
 package web
 
 import (
@@ -11,9 +10,9 @@ import (
 	"github.com/slipway-run/slipway/internal/queue"
 )
 
-// Metrics are a daemon's. Its labels are bounded: names of launchers, reasons, causes, outcomes,
-// statuses, phases. Its methods may be called from many goroutines at once; those of a nil Metrics
-// do nothing.
+// Metrics are the metrics of a daemon. The values of their labels are bounded: names of launchers,
+// reasons, causes, outcomes, statuses, phases. The methods may be called from many goroutines at
+// once. On a nil Metrics they do nothing.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -30,7 +29,7 @@ type Metrics struct {
 	sick                       *prometheus.GaugeVec
 }
 
-// NewMetrics makes the metrics of one daemon.
+// NewMetrics returns the metrics of one daemon.
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	gauge := func(name, help string) prometheus.Gauge {
@@ -55,8 +54,10 @@ func NewMetrics(version string) *Metrics {
 		return h
 	}
 	m.waiting = gauges("queued_runs", "Queued runs that wait, by reason.", "reason")
-	m.inFlight = gauge("in_flight_runs", "Runs that are STARTING, STARTED or CANCELING, whoever launched them.")
-	m.oldest = gauge("oldest_queued_run_timestamp_seconds", "When the oldest queued run was made; 0 if there is none.")
+	m.inFlight = gauge("in_flight_runs",
+		"Runs that are STARTING, STARTED or CANCELING, including runs that Slipway did not launch.")
+	m.oldest = gauge("oldest_queued_run_timestamp_seconds",
+		"When the oldest queued run was created; 0 if there is none.")
 	m.queued = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "slipway_queue_seconds",
 		Help: "Time of runs from their creation to their claim.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 20)})
 	m.registry.MustRegister(m.queued)
@@ -65,16 +66,16 @@ func NewMetrics(version string) *Metrics {
 		"launcher", "outcome")
 	m.phases = times("phase_seconds", "Time that workers spent in a phase, by launcher and phase.", 0.01, "launcher",
 		"phase")
-	m.ended = counters("ended_runs_total", "Runs of Slipway's that ended, by launcher and status.", "launcher",
+	m.ended = counters("ended_runs_total", "Runs launched by Slipway that ended, by launcher and status.", "launcher",
 		"status")
 	m.deaths = counters("worker_deaths_total",
 		"Workers that were proved dead before their run was finished, by launcher and cause.", "launcher", "cause")
-	m.rateLimited = counters("rate_limited_total", "Calls to a target that it refused for their rate, by launcher.",
-		"launcher")
+	m.rateLimited = counters("rate_limited_total",
+		"Calls that a target refused because of their rate, by launcher.", "launcher")
 	m.held = counters("held_answers_total",
-		"Answers of targets that prove nothing of a worker, by which its run was left as it is, by launcher and "+
+		"Answers of targets that proved nothing about a worker, so that its run was left alone, by launcher and "+
 			"answer (unknown, not_found, error).", "launcher", "answer")
-	m.cost = counters("cost_total", "What workers have cost on targets that bill them, by launcher and currency.",
+	m.cost = counters("cost_total", "Cost of workers on targets that bill them, by launcher and currency.",
 		"launcher", "currency")
 	m.seconds = counters("billed_seconds_total", "Seconds that targets bill, by launcher and what (cpu, gb).",
 		"launcher", "what")
@@ -84,10 +85,10 @@ func NewMetrics(version string) *Metrics {
 	m.leads = gauge("leader", "1 while this daemon leads the instance.")
 	m.epoch = gauge("epoch",
 		"Epoch of this daemon's lead: how many leaders the instance has had; 0 while it stands by.")
-	m.pauses = gauge("pauses", "Pauses that hold now.")
+	m.pauses = gauge("pauses", "Pauses in force now.")
 	m.sick = gauges("launcher_sick",
-		"1 while the calls of a launcher, or of one of the places behind it such as a code server, fail and it gets "+
-			"but single ones; the place is empty for the launcher itself.", "launcher", "place")
+		"1 while the calls of a launcher, or of a place behind it such as a code server, fail and it gets one call at "+
+			"a time; the place is empty for the launcher itself.", "launcher", "place")
 	info := gauges("info", "1; its label is the version.", "version")
 	info.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(collectors.NewGoCollector(),
@@ -99,7 +100,7 @@ func NewMetrics(version string) *Metrics {
 var reasons = []queue.Reason{queue.Limit, queue.TagFull, queue.PoolFull, queue.Paused, queue.Backoff, queue.Busy,
 	queue.Sick, queue.Rival}
 
-// Waiting takes in what a pass left in the queue.
+// Waiting records what a pass left in the queue.
 func (m *Metrics) Waiting(w queue.Waiting) {
 	if m == nil {
 		return
@@ -114,49 +115,50 @@ func (m *Metrics) Waiting(w queue.Waiting) {
 	}
 }
 
-// Claimed takes in a claim of a run.
+// Claimed records the claim of a run, and how long the run waited for it.
 func (m *Metrics) Claimed(waited time.Duration) {
 	if m != nil {
 		m.queued.Observe(waited.Seconds())
 	}
 }
 
-// Launched takes in the outcome of a launch.
+// Launched records the outcome of a launch, and the time since its claim.
 func (m *Metrics) Launched(launcher, outcome string, took time.Duration) {
 	if m != nil {
 		m.launches.WithLabelValues(launcher, outcome).Observe(took.Seconds())
 	}
 }
 
-// Phase takes in how long a worker was in a phase.
+// Phase records how long a worker was in a phase.
 func (m *Metrics) Phase(launcher, phase string, took time.Duration) {
 	if m != nil {
 		m.phases.WithLabelValues(launcher, phase).Observe(took.Seconds())
 	}
 }
 
-// Ended takes in the end of a run.
+// Ended records the end of a run.
 func (m *Metrics) Ended(launcher, status string) {
 	if m != nil {
 		m.ended.WithLabelValues(launcher, status).Inc()
 	}
 }
 
-// Died takes in the death of a worker.
+// Died records the death of a worker.
 func (m *Metrics) Died(launcher, cause string) {
 	if m != nil {
 		m.deaths.WithLabelValues(launcher, cause).Inc()
 	}
 }
 
-// Held takes in an answer that proves nothing.
+// Held records an answer that proves nothing.
 func (m *Metrics) Held(launcher, answer string) {
 	if m != nil {
 		m.held.WithLabelValues(launcher, answer).Inc()
 	}
 }
 
-// Cost takes in what a worker has cost.
+// Cost records the cost of a worker. The amounts cpu and gb are in seconds; a currency of "" means
+// that there is no amount.
 func (m *Metrics) Cost(launcher, currency string, amount, cpu, gb float64) {
 	if m == nil {
 		return
@@ -168,21 +170,21 @@ func (m *Metrics) Cost(launcher, currency string, amount, cpu, gb float64) {
 	}
 }
 
-// RateLimited takes in that a target refused a call for its rate.
+// RateLimited records that a target refused a call because of the rate of calls.
 func (m *Metrics) RateLimited(launcher string) {
 	if m != nil {
 		m.rateLimited.WithLabelValues(launcher).Inc()
 	}
 }
 
-// Orphans takes in how many workers a sweep found that no run needs.
+// Orphans records how many workers that no run needs a sweep found.
 func (m *Metrics) Orphans(launcher string, n int) {
 	if m != nil {
 		m.orphans.WithLabelValues(launcher).Set(float64(n))
 	}
 }
 
-// Lease takes in one renewal of the lease.
+// Lease records one renewal of the lease.
 func (m *Metrics) Lease(took time.Duration, err error) {
 	if m == nil {
 		return
@@ -194,7 +196,7 @@ func (m *Metrics) Lease(took time.Duration, err error) {
 	m.lease.WithLabelValues(outcome).Observe(took.Seconds())
 }
 
-// Leads takes in whether this daemon leads, and since which epoch.
+// Leads records whether this daemon leads, and in which epoch.
 func (m *Metrics) Leads(is bool, epoch int64) {
 	if m == nil {
 		return
@@ -207,14 +209,14 @@ func (m *Metrics) Leads(is bool, epoch int64) {
 	}
 }
 
-// Pauses takes in how many pauses hold.
+// Pauses records how many pauses are in force.
 func (m *Metrics) Pauses(n int) {
 	if m != nil {
 		m.pauses.Set(float64(n))
 	}
 }
 
-// Sick takes in which launchers and places behind them there are, and whether they are sick.
+// Sick records which of all launchers and places behind them are sick. Keys are launcher and place.
 func (m *Metrics) Sick(sick map[[2]string]bool) {
 	if m == nil {
 		return

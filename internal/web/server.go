@@ -14,14 +14,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Server answers over HTTP: GET /healthz and /readyz, for everybody and with one word; GET /metrics
-// and /status, for those with the token, if there is one.
+// Server answers over HTTP. GET /healthz and /readyz need no token and answer with one word. GET
+// /metrics and /status need the token, if one is set.
 type Server struct {
 	Metrics *Metrics
-	Token   string                             // "" asks for none
-	Ready   func() error                       // whether the daemon does its work or stands by, and if not, why
-	Status  func(context.Context) (any, error) // as JSON
-	Scrape  func()                             // brings gauges up to date; nil: nothing to bring
+	Token   string                             // "": none is needed
+	Ready   func() error                       // nil if the daemon does its work or stands by, else why not
+	Status  func(context.Context) (any, error) // served as JSON
+	Scrape  func()                             // brings gauges up to date; may be nil
 	Log     *slog.Logger
 }
 
@@ -56,7 +56,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		v, err := s.Status(r.Context())
 		text, merr := json.Marshal(v)
 		if err = errors.Join(err, merr); err != nil {
-			s.Log.WarnContext(r.Context(), "status cannot be told", "err", err)
+			s.Log.WarnContext(r.Context(), "cannot serve the status", "err", err)
 			word(w, http.StatusServiceUnavailable, "the storage cannot be read; the daemon's log says why")
 			return
 		}
@@ -91,7 +91,7 @@ func (s *Server) guarded(h http.Handler) http.Handler {
 		got, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if s.Token != "" && (!ok || subtle.ConstantTimeCompare([]byte(got), []byte(s.Token)) != 1) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "a token is needed: Authorization: Bearer TOKEN, which is web.token in slipway.yaml",
+			http.Error(w, "a token is required: send Authorization: Bearer TOKEN, with web.token of slipway.yaml",
 				http.StatusUnauthorized)
 			return
 		}

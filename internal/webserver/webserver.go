@@ -313,7 +313,9 @@ func (s *Server) Events(ctx context.Context, run string) ([]Event, error) {
 			vars["after"] = cursor
 		}
 		err := s.Query(ctx, `query ($run: ID!, $after: String) {logsForRun(runId: $run, afterCursor: $after) {__typename
-			... on EventConnection {cursor hasMore events {__typename ... on MessageEvent {eventType message stepKey timestamp}}} ... on PythonError {message}}}`, vars, &got)
+			... on EventConnection {cursor hasMore
+				events {__typename ... on MessageEvent {eventType message stepKey timestamp}}}
+			... on PythonError {message}}}`, vars, &got)
 		if err != nil {
 			return nil, err
 		}
@@ -345,7 +347,8 @@ func (s *Server) RunPage(ctx context.Context, run string) error {
 		id runId status canTerminate hasReExecutePermission runConfigYaml tags {key value} rootRunId parentRunId
 		startTime endTime updateTime stepKeysToExecute hasConcurrencyKeySlots hasRunMetricsEnabled
 		repositoryOrigin {repositoryName repositoryLocationName} executionPlan {steps {key}} assets {key {path}}
-		stats {__typename ... on RunStatsSnapshot {stepsSucceeded stepsFailed enqueuedTime launchTime startTime endTime}}
+		stats {__typename
+			... on RunStatsSnapshot {stepsSucceeded stepsFailed enqueuedTime launchTime startTime endTime}}
 		stepStats {stepKey status startTime endTime attempts {startTime}}}}}`, map[string]any{"run": run}, &got)
 	if err == nil && (got.RunOrError.Typename != "Run" || got.RunOrError.Stats.Typename != "RunStatsSnapshot") {
 		err = fmt.Errorf("run page of %s: %+v", run, got.RunOrError)

@@ -62,7 +62,8 @@ args = deserialize_value(sys.argv[3])
 const canary = unpack + openInstance + `
 import dagster
 with get_instance_for_cli(instance_ref=args.instance_ref) as instance:
-    print("the storage is open: run_storage_id", instance.run_storage.get_run_storage_id() + ", Dagster", dagster.__version__)
+    storage = instance.run_storage.get_run_storage_id()
+    print("the storage is open: run_storage_id", storage + ", Dagster", dagster.__version__)
 `
 
 // passGate changes the newest launch row of the run from open to taken, for exactly this attempt
@@ -74,13 +75,15 @@ import threading, time, uuid
 from sqlalchemy import text
 attempt, token = os.environ.pop("SLIPWAY_GATE").split()
 taken = "taken/" + uuid.uuid4().hex
-newest = text("SELECT id, value FROM run_tags WHERE run_id = :run AND key = '.dagster/slipway/launch' ORDER BY id DESC LIMIT 1")
+newest = text("SELECT id, value FROM run_tags WHERE run_id = :run AND key = '.dagster/slipway/launch' "
+    "ORDER BY id DESC LIMIT 1")
 change = text("UPDATE run_tags SET value = :new WHERE id = :id AND value = :old")
 def ask(answers):
     def row(state):
         found = db.execute(newest, {"run": args.run_id}).fetchone()
         old = found[1].split() if found else []
-        return found if len(old) == 8 and (old[0], old[1], old[4], old[7]) == (args.run_id, attempt, token, state) else None
+        right = len(old) == 8 and (old[0], old[1], old[4], old[7]) == (args.run_id, attempt, token, state)
+        return found if right else None
     try:
         with instance.run_storage.connect() as db:
             old = row("open")

@@ -130,8 +130,8 @@ var (
 	_ launcher.Meter     = (*Launcher)(nil)
 )
 
-// settle is how long after a PUT without an answer a group may still appear.
-const settle = time.Minute
+// lateStart is how long after a PUT without an answer a group may still appear.
+const lateStart = time.Minute
 
 // Kind declares the aci launcher.
 func Kind() *launcher.Kind {
@@ -140,7 +140,7 @@ func Kind() *launcher.Kind {
 		Schema: config.Fields(Config{}), Context: "aci", Tags: []string{"slipway/aci"}, Remove: "10m",
 		// MaxCommand is the limit of the container's operating system. Azure documents no limit of
 		// its own.
-		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, Settle: settle},
+		Traits: launcher.Traits{Restarts: true, Gate: true, MaxCommand: launcher.MaxArgument, LateStart: lateStart},
 		Stock:  "*.AzureContainerInstanceRunLauncher",
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			return open(v, log)
@@ -278,7 +278,7 @@ func plain(place string) string { return strings.ToLower(strings.ReplaceAll(plac
 func positive(s string) (float64, error) {
 	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
 	if err != nil || !(f > 0 && f <= 1e6) { // also refuses NaN
-		return 0, fmt.Errorf("%q is no number above 0", s)
+		return 0, fmt.Errorf("%q is not a number above 0", s)
 	}
 	return f, nil
 }
@@ -331,7 +331,7 @@ func (l *Launcher) name(h launcher.Handle) (string, error) {
 	if s := string(h); handlePattern.MatchString(s) && strings.HasPrefix(s, l.c.NamePrefix+"-") {
 		return s, nil
 	}
-	return "", fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+	return "", fmt.Errorf("%w: %q is not a handle of this launcher", launcher.ErrNotFound, h)
 }
 
 // regions caches what is known about locations.

@@ -94,7 +94,7 @@ func connect(c Config) (*api, error) {
 	if c.Endpoint != "" {
 		u, err := url.Parse(c.Endpoint)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, &settingError{"endpoint", fmt.Errorf("%q is no address such as https://management.example.com", c.Endpoint)}
+			return nil, &settingError{"endpoint", fmt.Errorf("%q is not an address such as https://management.example.com", c.Endpoint)}
 		}
 		if u.Scheme == "http" {
 			ip := net.ParseIP(u.Hostname())

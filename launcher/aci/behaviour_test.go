@@ -420,7 +420,7 @@ func TestBehaviours(t *testing.T) {
 				}
 			}
 			if err := c.l.Remove(ctx, h); err == nil {
-				c.Error("Remove of a live worker is no error")
+				c.Error("Remove of a live worker is not an error")
 			}
 		}},
 		{"19 a slow deletion holds its quota", func(s *emulator.Settings) { s.Quota.Groups = 1 }, nil, func(c *case_) {
@@ -534,8 +534,8 @@ func TestBehaviours(t *testing.T) {
 		{"27 only groups with our tags are touched", nil, nil, func(c *case_) {
 			h := c.launch(c.request("exit 0"))
 			c.ended(h)
-			const foreign = "dagster-run-somebody-elses"
-			c.put(foreign, map[string]string{"owner": "somebody"})
+			const foreign = "dagster-run-foreign"
+			c.put(foreign, map[string]string{"owner": "foreign"})
 			for w, err := range c.l.List(ctx, launcher.Filter{Instance: c.in.ID}) {
 				if err != nil || w.Handle != h {
 					c.Errorf("List yields %+v, %v", w, err)
@@ -545,7 +545,7 @@ func TestBehaviours(t *testing.T) {
 				c.Errorf("Terminate = %v, %v", was, err)
 			}
 			if err := c.l.Remove(ctx, foreign); err == nil {
-				c.Error("Remove of a foreign group is no error")
+				c.Error("Remove of a foreign group is not an error")
 			}
 			if !slices.Contains(c.Names(), foreign) {
 				c.Errorf("the foreign group has gone: %v", c.Names())
@@ -609,8 +609,8 @@ func (c *case_) put(name string, tags map[string]string) {
 			"name": "c", "properties": map[string]any{"image": "i", "command": []string{"true"},
 				"resources": map[string]any{"requests": map[string]any{"cpu": 1, "memoryInGB": 1}}},
 		}}}})
-	url := c.url +
-		"/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/data-platform/providers/Microsoft.ContainerInstance/containerGroups/" + name + "?api-version=2023-05-01"
+	url := c.url + "/subscriptions/11111111-2222-3333-4444-555555555555/resourceGroups/data-platform/providers/" +
+		"Microsoft.ContainerInstance/containerGroups/" + name + "?api-version=2023-05-01"
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPut, url, strings.NewReader(body))
 	if err != nil {
 		c.Fatal(err)

@@ -238,7 +238,7 @@ func (l *Launcher) candidates(req *launcher.Request) ([]candidate, error) {
 	for _, p := range all.places(req.ID.Attempt) {
 		c := candidate{place: p, name: l.prefix(req.ID) + p.key()}
 		if !handlePattern.MatchString(c.name) || len(c.name) > 63 {
-			return invalid("%q is no name for a container group", c.name)
+			return invalid("%q is not a name for a container group", c.name)
 		}
 		if c.group, err = l.group(req, all, p, vars); err != nil {
 			return invalid("%w", err)

@@ -136,9 +136,10 @@ func TestRequest(t *testing.T) {
 func TestOverrides(t *testing.T) {
 	l := newAzure(t, &emulator.Processes{}, nil).must(t, nil)
 	for text, want := range map[string]string{
-		`{"cpus": 2}`:     "cpus: unknown setting; did you mean cpu?",
-		`{"cpu": "many"}`: `cpu: "many" is no number above 0`, `{"cpu": "nan"}`: `cpu: "nan" is no number above 0`,
-		`{"memory": 0}`:                              `memory: "0" is no number`,
+		`{"cpus": 2}`:                                "cpus: unknown setting; did you mean cpu?",
+		`{"cpu": "many"}`:                            `cpu: "many" is not a number above 0`,
+		`{"cpu": "nan"}`:                             `cpu: "nan" is not a number above 0`,
+		`{"memory": 0}`:                              `memory: "0" is not a number`,
 		`{"cpu": {}}`:                                "cpu: a single value is expected",
 		`{"priority": "low"}`:                        `priority: "low" is none of regular, spot`,
 		`{"sku": "Gold"}`:                            `sku: "Gold" is none of Standard`,
@@ -223,10 +224,10 @@ func TestSettings(t *testing.T) {
 	a := newAzure(t, &emulator.Processes{}, nil)
 	for want, change := range map[string]map[string]any{
 		"settings:1:": {"gpus": 1}, "gpus: Azure retired GPUs in container groups on 2025-07-14": {"gpus": 1},
-		`cpu: "lots" is no number`: {"cpu": "lots"}, `cpu: "nan" is no number above 0`: {"cpu": "nan"},
+		`cpu: "lots" is not a number`: {"cpu": "lots"}, `cpu: "nan" is not a number above 0`: {"cpu": "nan"},
 		"environment_variables.A: a text is expected, not null": {
 			"environment_variables": map[string]any{"A": nil}},
-		`memory: "2Gi" is no number above 0: write gigabytes`:       {"memory": "2Gi"},
+		`memory: "2Gi" is not a number above 0: write gigabytes`:    {"memory": "2Gi"},
 		"use https, or, on this machine only, set allow_http: true": {"allow_http": false}, "would send tokens and secrets as they are": {"endpoint": "http://management.example.com"},
 		`credential: "mine" is none of`:          {"credential": "mine"},
 		"a service principal needs tenant_id":    {"credential": "service_principal"},

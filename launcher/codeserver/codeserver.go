@@ -5,7 +5,8 @@
 // The worker has the code server's environment, interpreter and user. It continues if the server is
 // killed or restarted, but the new server does not know it. A server starts a second process if it
 // is asked twice. So Slipway asks which runs it executes before it asks it to start one. If a start
-// got no answer, the server may still act on it: the absence of the run counts only after [settle].
+// got no answer, the server may still act on it: the absence of the run counts only after
+// [lateStart].
 package codeserver
 
 import (
@@ -38,7 +39,7 @@ import (
 
 // Config holds the settings of the codeserver launcher.
 type Config struct {
-	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run whose start got no answer may wait until its code server says whether it executes the run. After that the run fails. A run whose start did not reach the server waits in the queue."`
+	ServerTimeout time.Duration `config:"server_timeout" default:"10m" help:"How long a run whose start got no answer may wait until its code server tells that it executes the run or not. After that the run fails. A run whose start did not reach the server waits in the queue."`
 }
 
 // Launcher launches workers through code servers. It is safe for use by many goroutines.
@@ -61,9 +62,9 @@ var (
 )
 
 const (
-	// settle is how long a request to start a run may be on its way: Dagster's own client gives up
-	// after 60 s.
-	settle = 60 * time.Second
+	// lateStart is how long a request to start a run may be on its way: Dagster's own client gives
+	// up after 60 s.
+	lateStart = 60 * time.Second
 	// dialAgain is the pause before connecting again to a server that could not be reached.
 	dialAgain = time.Second
 	// maxMessage is the largest message that Dagster's servers send by default.
@@ -76,7 +77,7 @@ func Kind() *launcher.Kind {
 		Name:   "codeserver",
 		Help:   "Have the code server of a run's location execute it, as Dagster's DefaultRunLauncher does.",
 		Schema: config.Fields(Config{}),
-		Traits: launcher.Traits{OwnCommand: true, Settle: settle},
+		Traits: launcher.Traits{OwnCommand: true, LateStart: lateStart},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			var c Config
 			if err := v.Decode(&c); err != nil {
@@ -292,8 +293,8 @@ func (l *Launcher) Find(ctx context.Context, req *launcher.Request) (launcher.La
 	}
 	there, err := l.executes(ctx, s, r.ID)
 	if err != nil && time.Since(req.At) > l.timeout {
-		err = fmt.Errorf("%w: it is not known whether the run was started, and for %v (server_timeout) nobody could "+
-			"tell: %w", launcher.ErrInvalid, l.timeout, err)
+		err = fmt.Errorf("%w: it is not known whether the run was started, and for %v (server_timeout) the code "+
+			"server did not tell: %w", launcher.ErrInvalid, l.timeout, err)
 	}
 	return launched(s, r), there, err
 }
@@ -317,8 +318,8 @@ func (l *Launcher) target(req *launcher.Request) (dagster.Run, server, error) {
 	}
 	if req.InstanceRef == nil {
 		return r,
-			"", fmt.Errorf("%w: a code server takes the instance from whoever starts a run; this launcher cannot "+
-				"have instance: image in slipway.yaml", launcher.ErrInvalid)
+			"", fmt.Errorf("%w: a code server gets the instance from the program that starts a run, so this launcher "+
+				"cannot have instance: image in slipway.yaml", launcher.ErrInvalid)
 	}
 	s, err := serverOf(r)
 	return r, s, err
@@ -418,7 +419,7 @@ func (l *Launcher) Terminate(ctx context.Context, h launcher.Handle, _ time.Dura
 func (l *Launcher) Health(ctx context.Context, h launcher.Handle) (launcher.Health, error) {
 	s, run, ok := parse(h)
 	if !ok {
-		return launcher.Health{Status: launcher.NotFound, Message: "this is no handle of a code server"}, nil
+		return launcher.Health{Status: launcher.NotFound, Message: "this is not a handle of a code server"}, nil
 	}
 	there, err := l.executes(ctx, s, run)
 	return health(s, there), err
@@ -445,7 +446,7 @@ func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 	for i, h := range hs {
 		s, run, ok := parse(h)
 		if !ok {
-			out[i] = launcher.Health{Status: launcher.NotFound, Message: "this is no handle of a code server"}
+			out[i] = launcher.Health{Status: launcher.NotFound, Message: "this is not a handle of a code server"}
 			continue
 		}
 		a, asked := answers[s]
@@ -468,7 +469,7 @@ func (l *Launcher) HealthOf(ctx context.Context, hs []launcher.Handle) ([]launch
 func (l *Launcher) Describe(ctx context.Context, h launcher.Handle, _ bool) (json.RawMessage, error) {
 	s, run, ok := parse(h)
 	if !ok {
-		return nil, fmt.Errorf("%w: %q is no handle of a code server", launcher.ErrNotFound, h)
+		return nil, fmt.Errorf("%w: %q is not a handle of a code server", launcher.ErrNotFound, h)
 	}
 	about := map[string]any{"server": s.String(), "run": run}
 	if there, err := l.executes(ctx, s, run); err != nil {

@@ -34,7 +34,7 @@ type server struct {
 	mu      sync.Mutex
 	runs    []string
 	starts  int
-	deaf    chan struct{} // StartRun answers when it is closed, if it is not nil
+	hold    chan struct{} // StartRun answers when it is closed, if it is not nil
 	refuses string
 	broken  error // the answer to every question, if it is not nil
 	lists   bool
@@ -75,8 +75,8 @@ func (s *server) StartRun(_ context.Context, r *dagsterpb.StartRunRequest) (*dag
 	}
 	message := s.refuses
 	s.mu.Unlock()
-	if s.deaf != nil {
-		<-s.deaf
+	if s.hold != nil {
+		<-s.hold
 	}
 	text, err := json.Marshal(map[string]any{"__class__": "StartRunResult", "success": message == "",
 		"message": message, "serializable_error_info": nil})
@@ -146,7 +146,7 @@ func at(socket string) *launcher.Request {
 // and with one that does not.
 func TestLostAnswer(t *testing.T) {
 	for _, lists := range []bool{true, false} {
-		s, address := &server{lists: lists, deaf: make(chan struct{})}, socket(t)
+		s, address := &server{lists: lists, hold: make(chan struct{})}, socket(t)
 		s.serve(t, address)
 		l, req := open(t, ""), at(address)
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -156,7 +156,7 @@ func TestLostAnswer(t *testing.T) {
 			t.Fatalf("lists %v: Launch without an answer = %v, want an error that says nothing of the outcome", lists,
 				err)
 		}
-		close(s.deaf)
+		close(s.hold)
 		got, found, err := l.(launcher.Finder).Find(t.Context(), req)
 		if err != nil || !found {
 			t.Errorf("lists %v: Find = %+v, %v, %v, want the run", lists, got, found, err)

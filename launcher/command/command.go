@@ -36,10 +36,10 @@ type Config struct {
 	Remove    []string `config:"remove" help:"Frees what the target keeps of the ended worker {name}."`
 	Check     []string `config:"check" help:"Looks for causes of failing launches."`
 
-	PassEnv []string               `config:"pass_env" help:"Variables of the daemon's environment that the commands get. They always get PATH, HOME and similar ones. * means all."`
-	Env     map[string]config.Text `config:"env" help:"Further environment variables of the commands."`
-	Timeout time.Duration          `config:"timeout" default:"25s" help:"How long a command may take. It does not apply to logs that are followed."`
-	Settle  time.Duration          `config:"settle" default:"0s" help:"For a target that would start a second worker if launch ran again: how long after an interrupted launch the worker may still appear in health."`
+	PassEnv   []string               `config:"pass_env" help:"Variables of the daemon's environment that the commands get. They always get PATH, HOME and similar ones. * means all."`
+	Env       map[string]config.Text `config:"env" help:"Further environment variables of the commands."`
+	Timeout   time.Duration          `config:"timeout" default:"25s" help:"How long a command may take. It does not apply to logs that are followed."`
+	LateStart time.Duration          `config:"settle" default:"0s" help:"For a target that would start a second worker if launch ran again: how long after an interrupted launch the worker may still appear in health."`
 
 	Promises Promises `config:"promises" help:"Properties of the target. slipway launchers test checks them."`
 }
@@ -107,7 +107,7 @@ func open(c Config, v config.Values, log *slog.Logger) (*Launcher, error) {
 	p := c.Promises
 	kind.Traits = launcher.Traits{
 		Unique: p.Unique, StrongRead: p.StrongRead, Restarts: p.Restarts, LocalFiles: p.LocalFiles,
-		SignalsWorker: p.SignalsWorker, Nodes: p.Nodes, Gate: true, Settle: c.Settle,
+		SignalsWorker: p.SignalsWorker, Nodes: p.Nodes, Gate: true, LateStart: c.LateStart,
 	}
 	l.kind = &kind
 	return l, errors.Join(errs...)

@@ -90,7 +90,8 @@ func TestPlaceholders(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "asked")
 	l := must(t, others+`launch: [sh, -c, '{{ printf "%s|" "$@"; echo; cat; echo; echo "$B $SLIPWAY_RUN_ID $OWN"; }} >`+
 		file+`; echo "{{\"tags\": {{\"job\": \"7\"}}, \"notes\": [\"queued as 7\"]}}"', sh,
-  "--name={name}", "--cpus={cpus}", "--gpus={gpus}", "--setenv={env}", "--label={label}", "--node={node}", "{{literal}}", "--", "{command}"]
+  "--name={name}", "--cpus={cpus}", "--gpus={gpus}", "--setenv={env}", "--label={label}", "--node={node}",
+  "{{literal}}", "--", "{command}"]
 env: {OWN: mine}
 `)
 	got, err := l.Launch(t.Context(), request())
@@ -105,7 +106,8 @@ env: {OWN: mine}
 	args, rest, _ := strings.Cut(string(text), "\n")
 	stdin, env, _ := strings.Cut(rest, "\n")
 	if want :=
-		"--name=dagster-run-11111111-2222-3333-4444-555555555555-2|--cpus=1.5|--setenv=A|--setenv=B|--label=x=y|--node=pool=spot|{literal}|--|dagster|api|execute run|"; args != want {
+		"--name=dagster-run-11111111-2222-3333-4444-555555555555-2|--cpus=1.5|--setenv=A|--setenv=B|--label=x=y|" +
+			"--node=pool=spot|{literal}|--|dagster|api|execute run|"; args != want {
 		t.Errorf("arguments = %s\nwant        %s", args, want)
 	}
 	if env != "hunter2 11111111-2222-3333-4444-555555555555 mine\n" {
@@ -218,7 +220,7 @@ func TestBadCommands(t *testing.T) {
 		return err != nil || strings.Contains(string(stat), ") Z "),
 			"what the command started still runs: " + string(stat)
 	})
-	if got, err := l.Health(t.Context(), "a job of somebody else"); err != nil || got.Status != launcher.NotFound {
+	if got, err := l.Health(t.Context(), "a job of another user"); err != nil || got.Status != launcher.NotFound {
 		t.Errorf("Health of a foreign handle = %+v, %v", got, err)
 	}
 }

@@ -137,7 +137,7 @@ func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), '
 func worker(h launcher.Handle) (map[string]string, error) {
 	id, ok := launcher.ParseID(string(h))
 	if !ok {
-		return nil, fmt.Errorf("%q is no handle of this launcher", h)
+		return nil, fmt.Errorf("%q is not a handle of this launcher", h)
 	}
 	return map[string]string{"name": string(h), "run_id": id.Run, "attempt": strconv.Itoa(id.Attempt)}, nil
 }

@@ -290,7 +290,7 @@ func (c Config) typed(s *spec) error {
 	}
 	for name, address := range c.ExtraHosts {
 		if _, err := netip.ParseAddr(address); err != nil && address != "host-gateway" {
-			return bad("extra_hosts."+name, fmt.Errorf("%q is no address", address))
+			return bad("extra_hosts."+name, fmt.Errorf("%q is not an address", address))
 		}
 		s.Host.ExtraHosts = append(s.Host.ExtraHosts, name+":"+address)
 	}

@@ -58,7 +58,7 @@ func connect(c Config, env config.Lookup, log *slog.Logger) (*client.Client, err
 		options = append(options, client.WithHost("tcp://"+u.Host), client.WithDialContext(dial))
 	default:
 		return nil,
-			fmt.Errorf("%q is no address of an engine: unix:///path, tcp://host:port or ssh://user@host is expected",
+			fmt.Errorf("%q is not an address of an engine: write unix:///path, tcp://host:port or ssh://user@host",
 				host)
 	}
 	return client.New(options...)
@@ -113,7 +113,10 @@ func tlsFromEnv(env config.Lookup, log *slog.Logger) (client.Opt, error) {
 	if err != nil {
 		return nil, err
 	}
-	with := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: x509.NewCertPool(), InsecureSkipVerify: !verify, MinVersion: tls.VersionTLS12} //nolint:gosec // as the environment says
+	with := &tls.Config{
+		Certificates: []tls.Certificate{pair}, RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12,
+		InsecureSkipVerify: !verify, //nolint:gosec // as the environment says
+	}
 	if verify {
 		file := filepath.Join(dir, "ca.pem")
 		ca, err := os.ReadFile(file)

@@ -235,10 +235,10 @@ func TestImageThatIsNotThere(t *testing.T) {
 	} {
 		l := must(t, settings)
 		req := b.request("true")
-		req.Image = "127.0.0.1:1/nobody/nothing:1"
+		req.Image = "127.0.0.1:1/missing/nothing:1"
 		_, err := launchTold(t, l, req)
 		if !errors.Is(err, launcher.ErrInvalid) || launcher.CauseOf(err) != launcher.CauseImagePull ||
-			!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "nobody/nothing:1") {
+			!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "missing/nothing:1") {
 			t.Errorf("%s: Launch = %v, want ErrInvalid with cause image_pull and %q", settings, err, want)
 		}
 	}

@@ -44,7 +44,8 @@ func (l *Launcher) inspect(ctx context.Context, h launcher.Handle) (container.In
 	} else if id, ok := launcher.ParseID(name); ok {
 		run = id.Run
 	} else {
-		return container.InspectResponse{}, fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+		return container.InspectResponse{}, fmt.Errorf("%w: %q is not a handle of this launcher", launcher.ErrNotFound,
+			h)
 	}
 	got, err := l.engine.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
 	if cerrdefs.IsNotFound(err) || err == nil && got.Container.Config.Labels[runLabel] != run {
@@ -336,7 +337,9 @@ func (l *Launcher) read(ctx context.Context, c container.InspectResponse,
 // not.
 type noOutput struct{ error }
 
-func (noOutput) Is(target error) bool { return target == launcher.ErrNotFound } //nolint:errorlint // errors.Is passes the sentinel itself
+func (noOutput) Is(target error) bool {
+	return target == launcher.ErrNotFound //nolint:errorlint // errors.Is passes the sentinel itself
+}
 
 // both closes the engine's stream together with the reader. That ends the copying.
 type both struct {

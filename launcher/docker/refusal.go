@@ -87,7 +87,8 @@ func (l *Launcher) giveUp(ctx context.Context, id, what string, err error) error
 	}
 	_, kept := l.engine.ContainerRemove(ctx, id, client.ContainerRemoveOptions{RemoveVolumes: true})
 	if kept != nil && !cerrdefs.IsNotFound(kept) && !strings.Contains(kept.Error(), "already in progress") {
-		return unclear(fmt.Errorf("container %.12s was not removed: %w, after: %v", id, kept, err)) //nolint:errorlint // the refusal does not count while the container exists
+		// The refusal does not count while the container exists, so it is not wrapped.
+		return unclear(fmt.Errorf("container %.12s was not removed: %w, after: %v", id, kept, err)) //nolint:errorlint
 	}
 	return err
 }

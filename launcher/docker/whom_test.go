@@ -21,7 +21,7 @@ func TestWhomARefusalIsAbout(t *testing.T) {
 		{refusal{404, "network x not found"}, ends},
 		{refusal{409, "conflicting options: hostname and the network mode"}, ends},
 		{refusal{501, "not supported on this platform"}, ends},
-		{refusal{500, "an error that nobody has thought of"}, ends},
+		{refusal{500, "an error that is not known"}, ends},
 		{refusal{500,
 			"driver failed programming external connectivity: Bind for 0.0.0.0:80 failed: port is already allocated"},
 			ends},

@@ -618,7 +618,8 @@ func TestExecCredentials(t *testing.T) {
 	program := filepath.Join(dir, "token")
 	const answer = `{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": ` +
 		`"from a program"}}`
-	if err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+answer+"'\n"), 0o700); err != nil { //nolint:gosec // a program
+	err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+answer+"'\n"), 0o700) //nolint:gosec // a program
+	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "config")

@@ -84,7 +84,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 var differs = map[string]string{
 	"job_name_differs_from_origin":    "the run's own job is named, which the webserver makes the same",
 	"service_account_missing":         "not required: the cluster has a default",
-	"service_account_null":            "likewise",
+	"service_account_null":            "not required: the cluster has a default",
 	"instance_config_map_missing":     "not required: it is only handed on to step executors",
 	"env_mapping_in_permissive_stays": "a mapping where a text belongs is refused, not printed as Python does",
 }

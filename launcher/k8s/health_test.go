@@ -34,7 +34,7 @@ func TestHealth(t *testing.T) {
 		{name: "held by Kueue", job: "metadata: {labels: {kueue.x-k8s.io/queue-name: data}}\nspec: {suspend: true}",
 			status: launcher.Starting, phase: launcher.Accepted, says: "waits for admission by Kueue, in queue data",
 			exit: -1},
-		{name: "suspended by somebody", job: "spec: {suspend: true}", status: launcher.Starting,
+		{name: "suspended by a user", job: "spec: {suspend: true}", status: launcher.Starting,
 			phase: launcher.Accepted, says: "suspended", exit: -1},
 		{
 			name: "stopped before it had a pod",

@@ -40,7 +40,7 @@ func (l *Launcher) find(ctx context.Context, h launcher.Handle, fresh bool) (*ba
 	}
 	namespace, name, ok := strings.Cut(string(h), "/")
 	if !ok || !strings.HasPrefix(name, "dagster-run-") || strings.Contains(name, "/") {
-		return nil, nil, fmt.Errorf("%w: %q is no handle of this launcher", launcher.ErrNotFound, h)
+		return nil, nil, fmt.Errorf("%w: %q is not a handle of this launcher", launcher.ErrNotFound, h)
 	}
 	l.informers.knows(namespace)
 	if !fresh {

@@ -779,7 +779,7 @@ func (k *kit) remove() {
 		k.Errorf("Remove of a worker that is gone = %v", err)
 	}
 	if err := r.Remove(k.ctx, live); err == nil {
-		k.Error("Remove of a live worker is no error")
+		k.Error("Remove of a live worker is not an error")
 	}
 	if got := k.health(live); !got.Status.Alive() {
 		k.Errorf("Health of the live worker = %+v", got)

@@ -108,7 +108,8 @@ func (a abilities) Watch(ctx context.Context) iter.Seq2[launcher.Worker, error] 
 
 // stream yields the workers that a call streams.
 func stream(ctx context.Context, r *Remote,
-	open func(context.Context, pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error)) iter.Seq2[launcher.Worker, error] {
+	open func(context.Context, pb.LauncherClient) (grpc.ServerStreamingClient[pb.Worker], error),
+) iter.Seq2[launcher.Worker, error] {
 	return func(yield func(launcher.Worker, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // ends the stream
@@ -157,8 +158,9 @@ func (a abilities) Remove(ctx context.Context, h launcher.Handle) error {
 
 func (a abilities) Logs(ctx context.Context, h launcher.Handle, o launcher.LogOptions) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	tail := int32(min(o.Tail, 1<<30)) //nolint:gosec // bounded
 	s, err := call(ctx, a.Remote, func(api pb.LauncherClient) (grpc.ServerStreamingClient[pb.LogsChunk], error) {
-		return api.Logs(ctx, &pb.LogsRequest{Handle: string(h), Tail: int32(min(o.Tail, 1<<30)), Follow: o.Follow}) //nolint:gosec // bounded
+		return api.Logs(ctx, &pb.LogsRequest{Handle: string(h), Tail: tail, Follow: o.Follow})
 	})
 	if err != nil {
 		cancel()

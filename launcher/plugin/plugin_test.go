@@ -125,7 +125,7 @@ func odd() *launcher.Kind {
 	}
 	return &launcher.Kind{
 		Name: "odd", Help: "Odd.", Schema: config.Fields(settings{}), Tags: []string{"odd/config"}, Context: "odd",
-		Traits: launcher.Traits{Unique: true, Nodes: true, MaxCommand: 7, Keep: time.Hour, Settle: time.Minute},
+		Traits: launcher.Traits{Unique: true, Nodes: true, MaxCommand: 7, Keep: time.Hour, LateStart: time.Minute},
 		Open: func(_ context.Context, v config.Values, log *slog.Logger) (launcher.Launcher, error) {
 			var s settings
 			if err := v.Decode(&s); err != nil {

@@ -122,7 +122,7 @@ func traitsOut(t launcher.Traits) *pb.Traits {
 		Unique: t.Unique, StrongRead: t.StrongRead, Restarts: t.Restarts, LocalFiles: t.LocalFiles,
 		SignalsWorker: t.SignalsWorker, Nodes: t.Nodes, Gate: t.Gate,
 		WritesStorage: t.WritesStorage, OwnCommand: t.OwnCommand, MaxCommand: int64(t.MaxCommand),
-		KeepUs: t.Keep.Microseconds(), SettleUs: t.Settle.Microseconds(),
+		KeepUs: t.Keep.Microseconds(), SettleUs: t.LateStart.Microseconds(),
 	}
 }
 
@@ -131,7 +131,7 @@ func traitsIn(t *pb.Traits) launcher.Traits {
 		Unique: t.GetUnique(), StrongRead: t.GetStrongRead(), Restarts: t.GetRestarts(), LocalFiles: t.GetLocalFiles(),
 		SignalsWorker: t.GetSignalsWorker(), Nodes: t.GetNodes(), Gate: t.GetGate(),
 		WritesStorage: t.GetWritesStorage(), OwnCommand: t.GetOwnCommand(), MaxCommand: int(t.GetMaxCommand()),
-		Keep: span(t.GetKeepUs()), Settle: span(t.GetSettleUs()),
+		Keep: span(t.GetKeepUs()), LateStart: span(t.GetSettleUs()),
 	}
 }
 
@@ -166,7 +166,8 @@ func idIn(id *pb.ID) launcher.ID {
 }
 
 func idOut(id launcher.ID) *pb.ID {
-	return &pb.ID{Run: id.Run, Attempt: int32(min(id.Attempt, 1<<30))} //nolint:gosec // an attempt has four digits at most
+	attempt := int32(min(id.Attempt, 1<<30)) //nolint:gosec // an attempt has at most four digits
+	return &pb.ID{Run: id.Run, Attempt: attempt}
 }
 
 func resourcesIn(r *pb.Resources) launcher.Resources {

@@ -38,12 +38,12 @@ func readBounds(c Config, v config.Values) (bounds, error) {
 	var err error
 	if c.CPU != "" {
 		if b.cpuMillis, err = config.ParseMillis(c.CPU); err != nil || b.cpuMillis <= 0 {
-			return b, fail("cpu", "%q is no amount of processors such as 2 or 500m", c.CPU)
+			return b, fail("cpu", "%q is not an amount of processors such as 2 or 500m", c.CPU)
 		}
 	}
 	if c.Memory != "" {
 		if b.memory, err = config.ParseBytes(c.Memory); err != nil || b.memory <= 0 {
-			return b, fail("memory", "%q is no amount of memory such as 512Mi or 2G", c.Memory)
+			return b, fail("memory", "%q is not an amount of memory such as 512Mi or 2G", c.Memory)
 		}
 	}
 	if b.nice < -20 || b.nice > 19 {

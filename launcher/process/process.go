@@ -424,7 +424,7 @@ func (l *Launcher) stopAlone(p agent.Paths, supervisor agent.Process, grace time
 
 func (l *Launcher) paths(h launcher.Handle) (agent.Paths, error) {
 	if _, ok := launcher.ParseID(string(h)); !ok {
-		return agent.Paths{}, fmt.Errorf("%w: %q is no handle of a process", launcher.ErrInvalid, h)
+		return agent.Paths{}, fmt.Errorf("%w: %q is not a handle of a process", launcher.ErrInvalid, h)
 	}
 	return agent.PathsOf(l.root, string(h)), nil
 }

@@ -429,8 +429,8 @@ func TestMaxWorkers(t *testing.T) {
 func TestSettingsThatCannotWork(t *testing.T) {
 	for yaml, want := range map[string]string{
 		"memory: 1G":            "launchers.local.config.cgroup: required with cpu and memory",
-		"cpu: many\ncgroup: x":  `launchers.local.config.cpu: "many" is no amount`,
-		"memory: 1X\ncgroup: x": `launchers.local.config.memory: "1X" is no amount`,
+		"cpu: many\ncgroup: x":  `launchers.local.config.cpu: "many" is not an amount`,
+		"memory: 1X\ncgroup: x": `launchers.local.config.memory: "1X" is not an amount`,
 		"nice: 20":              "launchers.local.config.nice: 20 is not between",
 		"env_files: [relative]": `launchers.local.config.env_files: "relative" is not an absolute path`,
 		"dir: relative":         `launchers.local.config.dir: "relative" is not an absolute path`,

@@ -172,8 +172,8 @@ func (s *service) answer(r *http.Request, body map[string]any) (int, any) {
 				"Failed": false}}}}
 	// Kubernetes
 	case strings.HasSuffix(at, "/jobs") && r.Method == http.MethodPost:
-		id := fmt.Sprint(body["metadata"].(map[string]any)["name"]) //nolint:errcheck,forcetypeassert // as Kubernetes has it
-		add(id)
+		meta := body["metadata"].(map[string]any) //nolint:errcheck,forcetypeassert // as Kubernetes has it
+		add(fmt.Sprint(meta["name"]))
 		return http.StatusCreated, body
 	case strings.Contains(at, "/jobs/") && one != nil:
 		return http.StatusOK, map[string]any{"metadata": map[string]any{"name": path.Base(path.Dir(at))},

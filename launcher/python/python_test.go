@@ -317,7 +317,8 @@ func TestLaunchThatFails(t *testing.T) {
 		}
 		testenv.Eventually(t, time.Minute, func() (bool, string) { // a program that died is started again
 			_, err := l.Launch(t.Context(), req)
-			return errors.Is(err, launcher.ErrTransient) && strings.Contains(err.Error(), "nobody knows how it ended"),
+			return errors.Is(err, launcher.ErrTransient) &&
+					strings.Contains(err.Error(), "it is not known how it ended"),
 				fmt.Sprintf("%s: Launch of an unknown outcome = %v", c.fails, err)
 		})
 		h.begunLongAgo(req)
@@ -441,8 +442,8 @@ func TestHostedSettings(t *testing.T) {
 		{"launchers", "Recorder", "{log: x, colour: red}", `Received unexpected config entry "colour"`},
 		{"launchers", "Refuses", "{log: x}",
 			"launchers.x.config.config: Refuses refuses its config: RuntimeError: the licence has ended"},
-		{"launchers", "Nobody", "{}", "slipway.yaml:2:8: launchers.x.config.class: launchers has no Nobody"},
-		{"launchers", "NotALauncher", "{}", "launchers.NotALauncher is no dagster RunLauncher"},
+		{"launchers", "Missing", "{}", "slipway.yaml:2:8: launchers.x.config.class: launchers has no Missing"},
+		{"launchers", "NotALauncher", "{}", "launchers.NotALauncher is not a dagster RunLauncher"},
 		{"no_such_module", "X",
 			"{}", "slipway.yaml:1:9: launchers.x.config.module: cannot be imported by this Python: No module named " +
 				"'no_such_module'"},

@@ -44,7 +44,7 @@ func claimTime(ctx context.Context, dir string) ([]result, error) {
 type withoutNotices struct{ storage.Store }
 
 func (withoutNotices) Hints(context.Context) iter.Seq2[storage.Hint, error] {
-	return func(yield func(storage.Hint, error) bool) { yield(storage.Hint{}, storage.ErrDeaf) }
+	return func(yield func(storage.Hint, error) bool) { yield(storage.Hint{}, storage.ErrNoNotices) }
 }
 
 func claimTimeOf(ctx context.Context, dir, kind, name string, notices bool) (result, error) {

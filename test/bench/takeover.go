@@ -169,7 +169,7 @@ func (w *world) leads(ctx context.Context, after int64) (int64, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return 0, fmt.Errorf("nobody leads after epoch %d: %w", after, ctx.Err())
+			return 0, fmt.Errorf("no daemon leads after epoch %d: %w", after, ctx.Err())
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

@@ -117,7 +117,7 @@ func (w *world) lose(ctx context.Context, r *rand.Rand) {
 	case <-ctx.Done():
 	case <-time.After(time.Second): // no client sent it
 		// Lose nothing any more, so that every lost answer is in the journal.
-		w.proxy.LoseAnswer("a text that nobody says", "", false)
+		w.proxy.LoseAnswer("a text that never comes", "", false)
 	}
 }
 

@@ -68,8 +68,8 @@ func main() {
 	flag.IntVar(&o.containers, "containers", 5,
 		"on Postgres with hack/with-docker: have one run of so many executed in a container; 0: none")
 	flag.DurationVar(&o.engine, "engine", 0,
-		"likewise: kill Docker's engine about so often, beside the other faults, among which it is a rare one; 0: "+
-			"only there")
+		"on Postgres with hack/with-docker: kill Docker's engine about so often, in addition to the other faults, "+
+			"which rarely kill it; 0: only there")
 	flag.BoolVar(&o.lasting, "lasting", false,
 		"one daemon that leads all the time, and faults that it must heal by itself: single lost answers, moody "+
 			"targets, locked rows")

@@ -124,7 +124,12 @@ func TestDockerAzure(t *testing.T) {
 	w.write("dagster.yaml", parked+fmt.Sprintf(`
 storage:
   postgres:
-    postgres_db: {username: {env: DAGSTER_POSTGRES_USER}, password: {env: DAGSTER_POSTGRES_PASSWORD}, hostname: {env: DAGSTER_POSTGRES_HOST}, db_name: {env: DAGSTER_POSTGRES_DB}, port: %s}
+    postgres_db:
+      username: {env: DAGSTER_POSTGRES_USER}
+      password: {env: DAGSTER_POSTGRES_PASSWORD}
+      hostname: {env: DAGSTER_POSTGRES_HOST}
+      db_name: {env: DAGSTER_POSTGRES_DB}
+      port: %s
 `, u.Port()))
 	w.write("slipway.yaml", fmt.Sprintf(`
 instance_id: e2e-%s
@@ -159,7 +164,12 @@ launchers:
       poll: 500ms
       pull_patience: 3s
       volumes:
-      - {name: fates, mount_path: %q, read_only: true, share: fates, storage_account: account, storage_account_key: hunter2}
+      - name: fates
+        mount_path: %q
+        read_only: true
+        share: fates
+        storage_account: account
+        storage_account_key: hunter2
       - {name: share-of-home, mount_path: %q, share: home, storage_account: account, storage_account_key: hunter2}
 `, uuid.NewString()[:8], image, a.url, fates, w.home))
 	server := w.webserver("test/fates/fates.py", "test/fates/containers.py")
@@ -177,7 +187,7 @@ launchers:
 	good := launch("light", nil, nil)
 	bad := launch("fails", nil, nil)
 	big := launch("eats", map[string]string{"slipway/memory": "400Mi"}, nil) // it needs more than that
-	missing := launch("light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
+	missing := launch("light", map[string]string{"slipway/image": "127.0.0.1:1/missing/nothing:1"}, nil)
 	canceled := launch("waits", nil, forever.Config)
 	oom := launch("waits", nil, forever.Config)
 	released := filepath.Join(w.home, "released")
@@ -208,7 +218,7 @@ launchers:
 	waits := launch("light", nil, nil)
 	testenv.Eventually(t, time.Minute, func() (bool, string) {
 		said := w.says(waits)
-		return strings.Contains(said, "has no room since"), said + p.output()
+		return strings.Contains(said, "has had no room since"), said + p.output()
 	})
 	a.Set(s)
 	w.ended(2*time.Minute, p, waits)
@@ -221,12 +231,12 @@ launchers:
 		{good, dagster.Success, []string{"Launching run in container group dagster-run-" + good + "-1-"}},
 		{bad, dagster.Failure, nil},
 		{big, dagster.Failure, []string{"Cause oom", "exit code 137", "0.4 GB"}},
-		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1"}},
+		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/missing/nothing:1"}},
 		{canceled, dagster.Canceled, nil},
 		{oom, dagster.Failure, []string{"Cause oom", "4 GB"}},
 		{evicted, dagster.Success, []string{"Cause preempted", "Launching a new run worker to resume run",
 			"spot container was evicted"}},
-		{waits, dagster.Success, []string{"has no room since", "StandardCores"}},
+		{waits, dagster.Success, []string{"has had no room since", "StandardCores"}},
 	} {
 		r, said := w.run(c.id), w.says(c.id)
 		if r.Status != c.want {
@@ -356,7 +366,7 @@ launchers:
 	good := launch("fates", "light", nil, nil)
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("containers", "eats", map[string]string{"slipway/memory": "500Mi"}, nil)
-	missing := launch("fates", "light", map[string]string{"slipway/image": "mcr.microsoft.com/nobody/nothing:1"}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "mcr.microsoft.com/missing/nothing:1"}, nil)
 	canceled := launch("fates", "waits", nil, waitsFor("/never").Config)
 	testenv.Eventually(t, long, func() (bool, string) {
 		return w.run(canceled).Status == dagster.Started, w.says(canceled) + p.output()

@@ -223,8 +223,14 @@ func readable(t *testing.T, server *webserver.Server, ids []string, want func(in
 	}
 	var pages map[string]any
 	err = server.Query(t.Context(), `{
-		assetsOrError {__typename ... on AssetConnection {nodes {key {path} definition {hasMaterializePermission} assetMaterializations(limit: 1) {runId}}} ... on PythonError {message}}
-		instance {id info runLauncher {name} runQueuingSupported daemonHealth {allDaemonStatuses {daemonType healthy lastHeartbeatTime lastHeartbeatErrors {message}}} runQueueConfig {maxConcurrentRuns}}
+		assetsOrError {__typename
+			... on AssetConnection {nodes {
+				key {path} definition {hasMaterializePermission} assetMaterializations(limit: 1) {runId}}}
+			... on PythonError {message}}
+		instance {id info runLauncher {name} runQueuingSupported
+			daemonHealth {
+				allDaemonStatuses {daemonType healthy lastHeartbeatTime lastHeartbeatErrors {message}}}
+			runQueueConfig {maxConcurrentRuns}}
 		runTagKeysOrError {__typename ... on RunTagKeys {keys}} partitionBackfillsOrError(limit: 10) {__typename}}`,
 		nil, &pages)
 	if err != nil || strings.Contains(fmt.Sprint(pages), "PythonError") {
@@ -446,7 +452,7 @@ func TestStockDequeuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.says("another program launches runs that wait for Slipway")
+	p.says("another program launches runs that are waiting for Slipway")
 	w.status(p, theirs, dagster.Started)
 	status, err := w.command("status")
 	if err != nil || !strings.Contains(status, theirs+" was launched by another program") ||

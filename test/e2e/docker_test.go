@@ -46,7 +46,12 @@ launchers:
     python: {"*": python}
     step_executors: true
     allow: {images: ["*"]}
-    config: {image: %q, network: host, pull_timeout: 1s, env_vars: [E2E_PG_URL], mounts: ["%s:%[3]s:ro", "%s:%[4]s", "%s:/var/run/docker.sock"]}
+    config:
+      image: %q
+      network: host
+      pull_timeout: 1s
+      env_vars: [E2E_PG_URL]
+      mounts: ["%s:%[3]s:ro", "%s:%[4]s", "%s:/var/run/docker.sock"]
 %s`, instance, image, fates, w.home, testenv.DockerSocket(), more))
 	t.Cleanup(func() {
 		docker(t, "sh", "-c", "docker ps -aq --filter label=slipway-instance="+instance+" | xargs -r docker rm -f -v")
@@ -94,7 +99,7 @@ func TestDockerFates(t *testing.T) {
 	good := launch("fates", "light", nil, nil)
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("containers", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
-	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1"}, nil)
+	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/missing/nothing:1"}, nil)
 	steps := launch("containers", "in_steps", nil,
 		map[string]any{"execution": map[string]any{"config": map[string]any{"image": image}}})
 	forever := waitsFor(filepath.Join(w.home, "never"))
@@ -123,7 +128,7 @@ func TestDockerFates(t *testing.T) {
 			"default: there are no rules"}},
 		{bad, dagster.Failure, nil},
 		{big, dagster.Failure, []string{"Cause oom", "ran out of memory"}},
-		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1", "cannot be pulled",
+		{missing, dagster.Failure, []string{"Cause image_pull", "127.0.0.1:1/missing/nothing:1", "cannot be pulled",
 			"[Slipway] Pulling image"}},
 		{steps, dagster.Success, []string{"Launching step in Docker container"}},
 		{canceled, dagster.Canceled, nil},
@@ -179,7 +184,10 @@ func TestThreeLaunchers(t *testing.T) {
     config: {command: [%q], pass_env: [E2E_PG_URL], config: {program: %q, folder: %q}}
 routes:
 - {name: near, when: {tags: {team: near*}}, to: local}
-- {name: nightly, when: {cel: 'run.job == "light" && run.tags["team"] == "batch"'}, to: [batch, local], set: {env: {FROM_THE_RULE: "1"}}}
+- name: nightly
+  when: {cel: 'run.job == "light" && run.tags["team"] == "batch"'}
+  to: [batch, local]
+  set: {env: {FROM_THE_RULE: "1"}}
 - {name: big, when: {location: fates, memory: ">=200Mi"}, to: docker}
 `, filepath.Join(testenv.DagsterBin(t), "python"), plugin, filepath.Join(build.Dir, "spool"), spooled))
 	server := w.webserver("test/fates/fates.py")
@@ -281,7 +289,7 @@ run_launcher:
 	stock.stop()
 	w.write("dagster.yaml", parked+config)
 	p := w.slipway()
-	p.says("a run was adopted that another launcher had started")
+	p.says("adopted a run that another launcher had started")
 	for name, id := range ids {
 		testenv.Eventually(t, time.Minute, func() (bool, string) {
 			r := w.run(id)

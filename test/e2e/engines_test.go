@@ -182,7 +182,7 @@ func TestTwoEngines(t *testing.T) {
 	second.says("msg=leading")
 	second.says("the engine is starting")
 	there.set(func() { there.away = false })
-	second.says("a worker cannot be seen from here")
+	second.says("a worker cannot be seen from this host")
 	if err := d.Event(dagster.NewEvent(a.run(id).Run, dagster.RunCanceling, time.Now(), "")); err != nil {
 		t.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func TestTakeOver(t *testing.T) {
 				at = time.Now()
 				second.says("msg=leading")
 				t.Logf("led %s after the packets of the leader were dropped", time.Since(at).Round(time.Millisecond))
-				third.says("lead lost")
+				third.says("leadership lost")
 			}
 			w.write("go", "")
 			w.ended(time.Minute, second, held...)

@@ -183,9 +183,9 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 			"dagster-k8s/config": `{"pod_template_spec_metadata": {"annotations": {"of": "the tag"}}}`}, nil)
 	bad := launch("fates", "fails", nil, nil)
 	big := launch("cluster", "eats", map[string]string{"slipway/memory": "400Mi"}, nil)
-	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/nobody/nothing:1",
+	missing := launch("fates", "light", map[string]string{"slipway/image": "127.0.0.1:1/missing/nothing:1",
 		"dagster-k8s/config": `{"container_config": {"image_pull_policy": "Always"}}`}, nil)
-	never := launch("fates", "light", map[string]string{"slipway/image": "slipway.test/nobody:1"}, nil)
+	never := launch("fates", "light", map[string]string{"slipway/image": "slipway.test/missing:1"}, nil)
 	secret := launch("fates",
 		"light", raw(`{"container_config": {"env_from": [{"secret_ref": {"name": "not-there"}}]}}`), nil)
 	nowhere := launch("fates", "light", map[string]string{"fate": "nowhere",
@@ -236,9 +236,9 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 			"dagster-run-" + good, "default: no rule matches"}},
 		{bad, dagster.Failure, 1, nil},
 		{big, dagster.Failure, 1, []string{"Cause oom", "ran out of memory"}},
-		{missing, dagster.Failure, 0, []string{"Cause image_pull", "127.0.0.1:1/nobody/nothing:1",
+		{missing, dagster.Failure, 0, []string{"Cause image_pull", "127.0.0.1:1/missing/nothing:1",
 			"connection refused"}},
-		{never, dagster.Failure, 0, []string{"Cause image_pull", "slipway.test/nobody:1"}},
+		{never, dagster.Failure, 0, []string{"Cause image_pull", "slipway.test/missing:1"}},
 		{secret, dagster.Failure, 0, []string{`secret "not-there" not found`}},
 		{nowhere, dagster.Failure, 0, []string{"Unschedulable", "didn't match Pod's node affinity/selector"}},
 		{wrong, dagster.Failure, 0, []string{"pod_spec_config.node_selectors", "no such field in PodSpec"}},
@@ -519,8 +519,11 @@ run_launcher:
     instance_config_map: none
     env_vars: [E2E_PG_URL]
     run_k8s_config:
-      pod_spec_config: {host_network: true, volumes: [{name: fates, host_path: {path: %s}}, {name: home, host_path: {path: %s}}]}
-      container_config: {volume_mounts: [{name: fates, mount_path: %[4]s, read_only: true}, {name: home, mount_path: %[5]s}]}
+      pod_spec_config:
+        host_network: true
+        volumes: [{name: fates, host_path: {path: %s}}, {name: home, host_path: {path: %s}}]
+      container_config:
+        volume_mounts: [{name: fates, mount_path: %[4]s, read_only: true}, {name: home, mount_path: %[5]s}]
 `, kubeconfig, c.namespace, image, fates, c.home)
 	unparked := config + "run_monitoring: {enabled: false}\ntelemetry: {enabled: false}\n"
 	c.write("dagster.yaml", unparked)

@@ -52,7 +52,7 @@ func TestDatabaseInAnotherZone(t *testing.T) {
 			stock.kill()
 			settings("run_queue: {max_concurrent_runs: 0}\nrun_monitoring: {enabled: false}\n")
 			waits := w.slipway()
-			waits.says("waiting to see whether it is still on")
+			waits.says("waiting to see whether it is still running")
 			waits.kill()
 			found := regexp.MustCompile(`at_most=(\S+)`).FindStringSubmatch(waits.output())
 			if len(found) == 0 {

@@ -22,8 +22,8 @@ type Proxy struct {
 	conns    map[net.Conn]bool
 	wg       sync.WaitGroup
 
-	delay         atomic.Int64 // ns, for each piece in either direction
-	hole, deafens atomic.Bool
+	delay       atomic.Int64 // ns, for each piece in either direction
+	hole, loses atomic.Bool
 }
 
 // New opens a proxy on a free port of this machine.
@@ -82,7 +82,7 @@ func (p *Proxy) To(server string) {
 func (p *Proxy) Swallow(on bool) { p.hole.Store(on) }
 
 // LoseAnswers forwards what clients send and drops the answers.
-func (p *Proxy) LoseAnswers(on bool) { p.deafens.Store(on) }
+func (p *Proxy) LoseAnswers(on bool) { p.loses.Store(on) }
 
 // Stall reads no more answers from the server and does not hang up, like a frozen client: the
 // server can send until all buffers are full. Stall(false) reads again.
@@ -118,8 +118,8 @@ func (p *Proxy) LoseAnswer(first, last string, cut bool) <-chan struct{} {
 
 // link is one connection through the proxy.
 type link struct {
-	first *lost // set when the client has sent lost.first
-	deaf  atomic.Pointer[lost]
+	first  *lost // set when the client has sent lost.first
+	losing atomic.Pointer[lost]
 }
 
 // says records what a client sends, before the server receives it.
@@ -133,7 +133,7 @@ func (p *Proxy) says(l *link, b []byte) {
 		l.first = p.lose
 	}
 	if l.first == p.lose && bytes.Contains(b, p.lose.last) {
-		l.deaf.Store(p.lose)
+		l.losing.Store(p.lose)
 		close(p.lose.done)
 		p.lose = nil
 	}
@@ -187,13 +187,13 @@ func (f faulty) Write(b []byte) (int, error) {
 	}
 	if !f.answer {
 		f.p.says(f.link, b)
-	} else if lost := f.link.deaf.Load(); lost != nil {
+	} else if lost := f.link.losing.Load(); lost != nil {
 		if lost.cut {
 			return 0, f.Close()
 		}
 		return len(b), nil
 	}
-	if f.p.hole.Load() || f.answer && f.p.deafens.Load() {
+	if f.p.hole.Load() || f.answer && f.p.loses.Load() {
 		return len(b), nil
 	}
 	return f.Conn.Write(b)

@@ -207,7 +207,8 @@ func (d *Dagster) EnqueueRun(r dagster.Run) error {
 }
 
 // shardSchema is how Dagster creates event_logs in a new shard.
-const shardSchema = `CREATE TABLE IF NOT EXISTS event_logs (id INTEGER NOT NULL, run_id VARCHAR(255), event TEXT NOT NULL, dagster_event_type TEXT, timestamp TIMESTAMP,
+const shardSchema = `CREATE TABLE IF NOT EXISTS event_logs (
+	id INTEGER NOT NULL, run_id VARCHAR(255), event TEXT NOT NULL, dagster_event_type TEXT, timestamp TIMESTAMP,
 	step_key TEXT, asset_key TEXT, partition TEXT, PRIMARY KEY (id));
 	CREATE INDEX IF NOT EXISTS idx_events_by_run_id ON event_logs (run_id, id)`
 

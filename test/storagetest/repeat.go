@@ -111,7 +111,7 @@ func moveAgain(t *testing.T, f *fixture) {
 		}},
 		"an event that stands": {status: dagster.RunStart, move: func(r storage.Run) storage.Transition {
 			e := dagster.NewEvent(r.Run, dagster.RunSuccess, time.Now().Add(-time.Hour), "")
-			return storage.Transition{Stands: &e}
+			return storage.Transition{Logged: &e}
 		}},
 		"back to the queue": {move: func(r storage.Run) storage.Transition {
 			return storage.Transition{Void: true, Events: []dagster.Event{dagster.NewRunEnqueued(r.Run, time.Now())}}

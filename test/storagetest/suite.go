@@ -32,7 +32,7 @@ func Run(t *testing.T, target Target) {
 		"claims of many at once are exact":                     claimRace,
 		"a claim removes forged and copied rows":               claimForged,
 		"a claim of a run that is gone or ended is refused":    claimGone,
-		"a body that cannot be read holds up nobody":           claimBroken,
+		"a body that cannot be read delays no other run":       claimBroken,
 		"a move names the status it expects":                   moveExpects,
 		"a move names the launch row it is about":              moveLaunch,
 		"a move writes handle, tags and events":                moveWrites,
@@ -413,7 +413,7 @@ func moveStands(t *testing.T, f *fixture) {
 	claimed := r.Updated
 	success := dagster.NewEvent(r.Run, dagster.RunSuccess, time.Now().UTC().Add(-time.Hour), "")
 	if _, err := f.s.Move(f.ctx, fence,
-		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Logged: &success}); err != nil {
 		t.Fatal(err)
 	}
 	r = f.run(t, run)
@@ -530,7 +530,7 @@ func hintsStands(t *testing.T, f *fixture) {
 		t.Fatal(h, err)
 	}
 	if _, err := f.s.Move(f.ctx, fence,
-		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Stands: &success}); err != nil {
+		storage.Transition{Run: run, From: []dagster.Status{dagster.Starting}, Logged: &success}); err != nil {
 		t.Fatal(err)
 	}
 	for {

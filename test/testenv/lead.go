@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-var late = regexp.MustCompile(`msg="lead lost; standing by" err="the lease was not renewed in time`)
+var late = regexp.MustCompile(`msg="leadership lost; standing by" err="the lease was not renewed in time`)
 
 // LeadLasts checks, by the log of a daemon that alone leads its instance, that the lead never ended
 // but by a late renewal: each time it says that it leads is the first one, follows settings read
@@ -16,8 +16,8 @@ func LeadLasts(t *testing.T, log string) (lost int) {
 	t.Helper()
 	lost = len(late.FindAllString(log, -1))
 	leads := strings.Count(log, "msg=leading")
-	most := 1 + lost + strings.Count(log, "the settings that were read again are in force")
-	if n := strings.Count(log, "lead lost"); n != lost || leads > most {
+	most := 1 + lost + strings.Count(log, "the reloaded settings are in force")
+	if n := strings.Count(log, "leadership lost"); n != lost || leads > most {
 		t.Errorf("the daemon lost its lead %d times, %d of them by a late renewal, and led %d times, want at most "+
 			"%d:\n%s",
 			n, lost, leads, most, log)

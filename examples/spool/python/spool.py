@@ -30,7 +30,7 @@ class Spool(Launcher):
         self.program = config.get("program") or os.path.join(os.path.dirname(os.path.abspath(__file__)), "spool")
         self.folder = config["folder"]
         if not os.access(self.program, os.X_OK):
-            raise Failure("INVALID_ARGUMENT", "no program", problems=[("program", f"{self.program} is no program")])
+            raise Failure("INVALID_ARGUMENT", "no program", problems=[("program", f"{self.program} is not a program")])
 
     def spool(self, *args, env=(), cwd=None):
         """Runs the program and returns its decoded output."""
@@ -77,7 +77,7 @@ class Spool(Launcher):
         self.spool("health", request.handle)  # raises if there is no such worker
         args = [self.program, "logs", request.handle, str(request.tail), "true" if request.follow else "false"]
         process = subprocess.Popen(args, env={**os.environ, "SPOOL": self.folder}, stdout=subprocess.PIPE)
-        context.add_callback(process.kill)  # when nobody reads any more
+        context.add_callback(process.kill)  # when the caller stops reading
         with process:
             while data := process.stdout.read1(65536):
                 yield pb.LogsChunk(data=data)

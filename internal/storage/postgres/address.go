@@ -25,8 +25,8 @@ var sqlalchemyURL = regexp.MustCompile(`^postgres(?:ql)?(?:\+\w+)?://(?:([^:/]*)
 	`(?:(?:\[([^/?]+)\]|([^/:?]+))?(?::([^/?]*))?)?(?:/([^?]*))?(?:\?((?s:.*)))?`)
 
 // errUnreadable takes the place of errors that would show the password.
-var errUnreadable = errors.New("postgres: the storage's address cannot be read: a URL such as " +
-	"postgresql://user:password@host:5432/database is expected")
+var errUnreadable = errors.New("postgres: cannot parse the storage's address: it must be a URL such as " +
+	"postgresql://user:password@host:5432/database")
 
 // parseAddress reads the address of a database: one that Dagster opens, by SQLAlchemy, psycopg2 and
 // libpq, or any other that libpq takes. Its errors do not show the password.
@@ -146,9 +146,8 @@ func (p params) libpq() (adapt func(*pgconn.Config), err error) {
 	}
 	if take("gssencmode") == "require" {
 		return nil,
-			errors.New("postgres: the storage's address has gssencmode=require, and Slipway cannot encrypt by " +
-				"GSSAPI: " +
-				"set storage.direct_url in slipway.yaml to an address with sslmode=require instead")
+			errors.New("postgres: the storage's address has gssencmode=require, and Slipway cannot encrypt with " +
+				"GSSAPI: set storage.direct_url in slipway.yaml to an address with sslmode=require instead")
 	}
 	if take("requiressl") == "1" && p["sslmode"] == "" {
 		p["sslmode"] = "require"

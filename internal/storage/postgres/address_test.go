@@ -47,7 +47,8 @@ var addresses = map[string]string{
 	"percent, options among params": `postgres_db: {username: "@U", password: "50%off", hostname: "@H", port: @P, ` +
 		`db_name: "@D", params: {options: "-c search_path=other,public", keepalives: 1, connect_timeout: 9}}`,
 	"percent, keepalives": `postgres_url: ` +
-		`"postgresql://@U:50%25off@@A?keepalives=1&keepalives_idle=30&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=9000"`,
+		`"postgresql://@U:50%25off@@A?keepalives=1&keepalives_idle=30&keepalives_interval=5&keepalives_count=3` +
+		`&tcp_user_timeout=9000"`,
 	"percent, keepalives off":    `postgres_url: "postgresql://@U:50%25off@@A?keepalives=0"`,
 	"percent, gssencmode":        `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=disable"`,
 	"percent, gssencmode prefer": `postgres_url: "postgresql://@U:50%25off@@A?gssencmode=prefer"`,
@@ -62,7 +63,8 @@ var addresses = map[string]string{
 		`"postgresql://@U:50%25off@/@D?host=a.invalid,b.invalid&port=1,@P&hostaddr=@H,@H"`,
 	"percent, a host as a parameter": `postgres_url: "postgresql://@U:50%25off@/@D?host=@H:@P"`,
 	"percent, encodings and TLS": `postgres_url: ` +
-		`"postgresql://@U:50%25off@@A?client_encoding=utf8&sslmode=prefer&sslcompression=0&ssl_min_protocol_version=TLSv1.2&target_session_attrs=read-write"`,
+		`"postgresql://@U:50%25off@@A?client_encoding=utf8&sslmode=prefer&sslcompression=0` +
+		`&ssl_min_protocol_version=TLSv1.2&target_session_attrs=read-write"`,
 	"percent, blank values": `postgres_url: "postgresql://@U:50%25off@@A?sslmode=&application_name=&x"`,
 }
 
@@ -130,7 +132,8 @@ from dagster_shared.yaml_utils import load_yaml_from_path
 out = []
 for file in sys.argv[2:]:
     try:
-        engine = sqlalchemy.create_engine(pg_url_from_config(load_yaml_from_path(file)["storage"]["postgres"]), poolclass=sqlalchemy.pool.NullPool)
+        url = pg_url_from_config(load_yaml_from_path(file)["storage"]["postgres"])
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
         with engine.connect() as conn:
             out.append(conn.exec_driver_sql(sys.argv[1]).scalar())
     except Exception as e:

@@ -20,7 +20,7 @@ import (
 var schema string
 
 // Create makes the tables that Dagster would make, in one transaction, if the database has none
-// yet. Dagster opens it as its own.
+// yet. Dagster opens the database as its own.
 func Create(ctx context.Context, address config.Secret) error {
 	c, err := parseAddress(string(address))
 	if err != nil {
@@ -63,7 +63,8 @@ func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	ch, columns := storage.PlanAdd(n)
 	err := s.tx(ctx, nil, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx,
-			`INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set, create_timestamp, update_timestamp)
+			`INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set,
+				create_timestamp, update_timestamp)
 			VALUES ($1, nullif($2, ''), $3, $4, $5, nullif($6, ''), nullif($7, ''), $8::timestamptz, $8::timestamptz)`,
 			n.Run.ID, columns.Snapshot, n.Run.Job, string(ch.Status), ch.Body, columns.Partition, columns.PartitionSet,
 			n.At); err != nil {

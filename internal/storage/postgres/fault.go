@@ -32,29 +32,29 @@ const (
 var poolerFault = storage.Fault{Code: storage.CodeStoragePooler,
 	Fix: "set storage.direct_url in slipway.yaml to the address of the server itself"}
 
-// faults has what a person must do about an error of the server, by the server's code.
+// faults has the remedy for an error of the server, by the server's code.
 var faults = map[string]storage.Fault{
 	invalidPassword: {Code: storage.CodeStorageLogin,
 		Fix: "correct the user and the password of storage.postgres in dagster.yaml, or the environment variable " +
 			"that holds it"},
 	invalidAuthorization: {Code: storage.CodeStorageLogin,
-		Fix: "correct the user of storage.postgres in dagster.yaml, or let it in (pg_hba.conf of the server)"},
+		Fix: "correct the user of storage.postgres in dagster.yaml, or admit it in pg_hba.conf of the server"},
 	unknownDatabase: {Code: storage.CodeStorageDatabase,
 		Fix: "correct the database's name (db_name) of storage.postgres in dagster.yaml"},
 	tooManyConnections: {Code: storage.CodeStorageConnections,
 		Fix: "allow more connections: ALTER ROLE … CONNECTION LIMIT, or max_connections of the server"},
 	diskFull: {Code: storage.CodeStorageFull, Fix: "free space on the disk of the Postgres server"},
 	readOnlyTransaction: {Code: storage.CodeStorageReadOnly,
-		Fix: "name the primary server in dagster.yaml, or end the read-only mode (default_transaction_read_only, a " +
-			"standby that was not promoted)"},
+		Fix: "set the primary server in dagster.yaml, or end the read-only mode (default_transaction_read_only, or " +
+			"a standby that was not promoted)"},
 	insufficientRights: {Code: storage.CodeStorageRights,
 		Fix: "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public, and USAGE ON ALL SEQUENCES IN " +
 			"SCHEMA public, to that role"},
 	duplicateStatement: poolerFault,
 	unknownStatement:   poolerFault,
 	undefinedTable: {Code: storage.CodeStorageEmpty,
-		Fix: "start dagster-webserver once with this dagster.yaml, which makes the tables; if it works on another " +
-			"database, name that one here"},
+		Fix: "start dagster-webserver once with this dagster.yaml, which creates the tables; if it uses another " +
+			"database, set that one here"},
 	undefinedColumn: {Code: storage.CodeStorageSchema,
 		Fix: "run dagster instance migrate with the Dagster that you use"},
 }
@@ -62,7 +62,7 @@ var faults = map[string]storage.Fault{
 // refusedTLS is pgconn's text for a server that has no TLS; there is no value to compare with.
 const refusedTLS = "server refused TLS connection"
 
-// diagnose makes a [storage.Fault] of an error whose remedy is known.
+// diagnose turns an error whose remedy is known into a [storage.Fault].
 func diagnose(err error) error {
 	if err == nil || errors.As(err, new(*storage.Fault)) {
 		return err
@@ -132,7 +132,7 @@ func (s *Store) Probe(ctx context.Context) []error {
 			continue
 		}
 		if err != nil {
-			return []error{diagnose(fmt.Errorf("postgres: the storage cannot be written to: %w", err))}
+			return []error{diagnose(fmt.Errorf("postgres: cannot write to the storage: %w", err))}
 		}
 	}
 	var out []error
@@ -143,14 +143,15 @@ func (s *Store) Probe(ctx context.Context) []error {
 		out = append(out, &f)
 	}
 	var limit *int
-	const limits = `SELECT least(CASE WHEN rolsuper THEN NULL ELSE nullif(rolconnlimit, -1) END, nullif(datconnlimit, -1))
+	const limits = `SELECT least(CASE WHEN rolsuper THEN NULL ELSE nullif(rolconnlimit, -1) END,
+			nullif(datconnlimit, -1))
 		FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()`
-	// who may not see them learns of them when they are reached
+	// without the right to read them, they are only noticed when they are reached
 	if err := tx.QueryRow(ctx, limits).Scan(&limit); err == nil && limit != nil && *limit < connections {
 		f := faults[tooManyConnections]
 		f.Err = fmt.Errorf(
-			"postgres: the role %s may have %d connections at once; a daemon uses up to %d, one that stands by as "+
-				"many, and each worker its own",
+			"postgres: the role %s may have %d connections at once; a daemon uses up to %d, a standby daemon as many, "+
+				"and each worker its own",
 			s.pool.Config().ConnConfig.User, *limit, connections)
 		out = append(out, &f)
 	}
@@ -158,7 +159,7 @@ func (s *Store) Probe(ctx context.Context) []error {
 }
 
 // InstanceIDAt reads the run_storage_id of the database at an address, which may lead through any
-// pooler. It is "" where Dagster has not made one.
+// pooler. It is "" if Dagster has not created one.
 func InstanceIDAt(ctx context.Context, address config.Secret) (id string, err error) {
 	parsed, err := parseAddress(string(address))
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// selfTest is how often it is tried whether notices still arrive: a connection may be dead
+	// selfTest is how often Slipway tests whether notices still arrive: a connection may be dead
 	// without a sign of it.
 	selfTest = 30 * time.Second
-	// selfTestWait is how long a notice of our own may take.
+	// selfTestWait is how long Slipway's own notice may take.
 	selfTestWait = 3 * time.Second
 )
 
-// Hints implements [storage.Store] by LISTEN, on a connection of its own. Through a notice of its
-// own, again and again, it finds out whether notices arrive; if not, it ends with
-// [storage.ErrDeaf].
+// Hints implements [storage.Store] by LISTEN, on a separate connection. It sends itself a notice
+// from time to time to find out whether notices arrive; if not, it ends with
+// [storage.ErrNoNotices].
 func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	return func(yield func(storage.Hint, error) bool) {
 		err := s.listen(ctx, func(h storage.Hint) bool { return yield(h, nil) })
@@ -34,8 +34,8 @@ func (s *Store) Hints(ctx context.Context) iter.Seq2[storage.Hint, error] {
 	}
 }
 
-// listen passes on hints until ctx ends, or pass says no, both of which are no error, or notices
-// cannot be had.
+// listen passes on hints until ctx ends or pass returns false, neither of which is an error, or
+// until notices can no longer be received.
 func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Store) listen(ctx context.Context, pass func(storage.Hint) bool) error 
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {
-			if cause := context.Cause(ctx); errors.Is(cause, storage.ErrDeaf) {
+			if cause := context.Cause(ctx); errors.Is(cause, storage.ErrNoNotices) {
 				return cause
 			}
 			return err
@@ -88,7 +88,7 @@ const noncePrefix = "slipway-test-"
 const changedPrefix = "slipway-run-"
 
 // test sends a notice now and then and waits for it on the listening connection. It returns
-// [storage.ErrDeaf] if one does not arrive, else nil with ctx.
+// [storage.ErrNoNotices] if one does not arrive, else nil with ctx.
 func (s *Store) test(ctx context.Context, heard <-chan string) error {
 	for {
 		nonce := noncePrefix + uuid.NewString() + "_0"
@@ -101,7 +101,7 @@ func (s *Store) test(ctx context.Context, heard <-chan string) error {
 					continue
 				}
 			case <-late:
-				return storage.ErrDeaf
+				return storage.ErrNoNotices
 			case <-ctx.Done():
 				return nil
 			}
@@ -145,8 +145,9 @@ func (s *Store) checkSession(ctx context.Context) error {
 	if both {
 		f := poolerFault
 		f.Err = errors.New(
-			"postgres: the storage's address leads to a pooler that shares connections between statements (PgBouncer " +
-				"in transaction mode, RDS Proxy): set storage.direct_url in slipway.yaml to the server's own address")
+			"postgres: the storage's address leads to a pooler that shares connections between statements, such as " +
+				"PgBouncer in transaction mode or RDS Proxy: set storage.direct_url in slipway.yaml to the server's " +
+				"own address")
 		return storage.Setting(&f)
 	}
 	if err = errors.Join(err, uerr); err != nil {

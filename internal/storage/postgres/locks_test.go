@@ -33,7 +33,7 @@ func openAt(t *testing.T, location string) *Store {
 	return s
 }
 
-// session opens a connection of somebody else.
+// session opens a connection of another program.
 func session(t *testing.T, location string) *pgx.Conn {
 	t.Helper()
 	c, err := pgx.Connect(t.Context(), location)
@@ -101,7 +101,7 @@ func passGate(ctx context.Context, db interface {
 }
 
 // A worker passes its gate while the leader ends its launch row, or another worker of the same row
-// comes: only one of them gets it, whoever is first.
+// comes: only one of them gets it, the one that is first.
 func TestGateMeetsAnotherWriter(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	s := openAt(t, d.Location)
@@ -194,7 +194,7 @@ func TestLeaderWaitsInATransaction(t *testing.T) {
 		}
 		testenv.Eventually(t, 10*time.Second, func() (bool, string) {
 			_, leads, err := young.Lead(t.Context(), "young", time.Minute)
-			return leads, fmt.Sprintf("nobody leads: %v", err)
+			return leads, fmt.Sprintf("no daemon leads: %v", err)
 		})
 		return nil
 	})
@@ -274,8 +274,8 @@ func TestLeaderFreezesWhileRowsAreSent(t *testing.T) {
 	})
 }
 
-// Somebody holds the row of one queued run: the others of the claim are claimed, and it is when it
-// is free.
+// Another program has locked the row of one queued run: the other runs of the claim are claimed,
+// and this run when its row is free.
 func TestClaimBesideALockedRow(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	s := openAt(t, d.Location)

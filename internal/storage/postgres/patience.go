@@ -7,9 +7,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// patience is how long a statement waits for its answer where who asks sets no bound. A connection
-// may live on although what was said on it was lost: behind a pooler or a proxy that was itself cut
-// off. It is closed then.
+// patience is how long a statement waits for its answer if the caller sets no deadline. A
+// connection may stay open although the answer was lost, for example behind a pooler or a proxy
+// that was itself cut off. The connection is closed then.
 type patience time.Duration
 
 // answerWithin is above what any statement of ours takes.

@@ -151,7 +151,8 @@ func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) erro
 		for _, pool := range free {
 			if _, err := tx.Exec(ctx,
 				`UPDATE pending_steps SET assigned_timestamp = now() WHERE id = (SELECT id FROM pending_steps
-				WHERE concurrency_key = $1 AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1 FOR UPDATE)`, pool); err != nil {
+				WHERE concurrency_key = $1 AND assigned_timestamp IS NULL
+				ORDER BY priority DESC, create_timestamp, id LIMIT 1 FOR UPDATE)`, pool); err != nil {
 				return err
 			}
 		}

@@ -3,13 +3,13 @@
 //
 // Dagster's columns without a time zone hold UTC in event_logs. In runs, daemon_heartbeats and
 // pending_steps they hold the time of the session's zone, because Dagster writes times with a zone
-// there and the server converts them. So does this package, in the same zone: that of the server,
-// the database, the role or the address. They may be an hour off in the hour that comes twice when
-// a clock is set back. The guard against a stock daemon reads the bodies of heartbeats, which are
-// not.
+// there and the server converts them. This package does the same, in the same zone: that of the
+// server, the database, the role or the address. These times may be an hour off in the hour that
+// comes twice when a clock is set back. The guard against a stock daemon therefore reads the bodies
+// of heartbeats, which are never off.
 //
-// A notice comes before the row that it is about has changed (Dagster writes the event and the row
-// in two statements), so it is a hint and nothing more.
+// A notice comes before its row has changed, because Dagster writes the event and the row in two
+// statements. So it is only a hint.
 package postgres
 
 import (
@@ -61,24 +61,27 @@ var (
 	_ storage.Recorder = (*Store)(nil)
 )
 
-// maxConns is the most connections of a store, besides the one that listens.
+// maxConns is the most connections of a store, without the one that listens.
 const maxConns = 6
 
 // channel is where every stored event is announced, as "<run id>_<event id>".
 const channel = "run_events"
 
-// sessionSettings bound how long the server waits for us, and we for others. A daemon that is
-// stopped or loses its network must not keep its locks. Settings that a server does not have are
-// left out.
+// sessionSettings limit how long the server waits for us, and how long we wait for others. A daemon
+// that is stopped or loses its network must not keep its locks. Settings that a server does not
+// have are left out.
 //   - idle_in_transaction_session_timeout ends a session that sends nothing within a transaction.
-//   - tcp_user_timeout ends one that does not take its rows; keepalives end one whose machine is gone.
-//   - lock_timeout ends the waiting for a row that somebody holds, also after the client has gone.
-//   - transaction_timeout (Postgres 17) ends one that stops in the middle of what it sends.
-const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES ('idle_in_transaction_session_timeout', '1s'), ('lock_timeout', '2s'),
-	('tcp_user_timeout', '10s'), ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('transaction_timeout', '30s')) v (name, value)
+//   - tcp_user_timeout ends a session that does not read its rows; keepalives end a session whose
+//     machine is gone.
+//   - lock_timeout ends the wait for a locked row, also after the client has gone.
+//   - transaction_timeout (Postgres 17) ends a session that stops in the middle of a message.
+const sessionSettings = `SELECT set_config(name, value, false) FROM (VALUES
+	('idle_in_transaction_session_timeout', '1s'), ('lock_timeout', '2s'),
+	('tcp_user_timeout', '10s'), ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'),
+	('transaction_timeout', '30s')) v (name, value)
 	WHERE current_setting(name, true) IS NOT NULL`
 
-// connectTimeout is how long a connection may take to be made where the address does not say.
+// connectTimeout is how long connecting may take if the address does not set it.
 const connectTimeout = 5 * time.Second
 
 // Open connects to a database in which Dagster has made its tables. It creates nothing.
@@ -93,8 +96,8 @@ func Open(ctx context.Context, address config.Secret) (*Store, error) {
 	}
 	c.ConnConfig.Tracer = answerWithin
 	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Who waits for the connection may give up; the pool does not, and what it makes holds up
-		// its Close.
+		// A caller that waits for the connection may give up. The pool does not, and its Close
+		// waits for the connection.
 		ctx, cancel := context.WithTimeout(ctx, c.ConnConfig.ConnectTimeout)
 		defer cancel()
 		_, err := conn.Exec(ctx, sessionSettings)
@@ -172,9 +175,10 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// tx runs f in a transaction, under the fence if one is given. The fence is checked last: what f
-// waits for, and rows that are sent to a leader that has just stopped, then hold up no standby. The
-// lock of the leader row keeps another daemon from taking over between the check and the commit.
+// tx runs f in a transaction, under the fence if one is given. The fence is checked last, so that
+// no standby has to wait while f waits, or while rows are sent to a leader that has just stopped.
+// The lock of the leader row keeps another daemon from taking over between the check and the
+// commit.
 func (s *Store) tx(ctx context.Context, fence *storage.Fence, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := f(tx); err != nil || fence == nil {
@@ -260,7 +264,7 @@ func (s *Store) Clock(ctx context.Context) (time.Time, error) {
 // takeOver makes leader the next leader if the lease of the last one has ended.
 func (s *Store) takeOver(ctx context.Context, tx pgx.Tx, leader string) (storage.Fence, bool, error) {
 	if _, err := tx.Exec(ctx,
-		"INSERT INTO kvs (key, value) VALUES ($1, '0 nobody'), ($2, '0') ON CONFLICT (key) DO NOTHING",
+		"INSERT INTO kvs (key, value) VALUES ($1, '0 none'), ($2, '0') ON CONFLICT (key) DO NOTHING",
 		storage.LeaderKey, storage.LeaseKey); err != nil {
 		return storage.Fence{}, false, err
 	}
@@ -373,7 +377,7 @@ func wrap(err error, what string) error {
 	return fmt.Errorf("postgres: %s: %w", what, err)
 }
 
-// What is done about rows that somebody else has locked.
+// What to do about rows that another program has locked.
 const (
 	wait = ""
 	skip = "SKIP LOCKED"
@@ -440,8 +444,11 @@ func queue(b *pgx.Batch, run string, ch storage.Change) {
 	if ch.Body != "" {
 		// A row whose status changes by an event of the past changes now all the same.
 		b.Queue(
-			`UPDATE runs SET status = $2::text, run_body = $3, update_timestamp = coalesce($4::timestamptz::timestamp, CASE WHEN status = $2::text THEN update_timestamp ELSE now()::timestamp END),
-			start_time = coalesce(nullif($5::double precision, 0), start_time), end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
+			`UPDATE runs SET status = $2::text, run_body = $3,
+			update_timestamp = coalesce($4::timestamptz::timestamp,
+				CASE WHEN status = $2::text THEN update_timestamp ELSE now()::timestamp END),
+			start_time = coalesce(nullif($5::double precision, 0), start_time),
+			end_time = coalesce(nullif($6::double precision, 0), end_time) WHERE run_id = $1`,
 			run, string(ch.Status), ch.Body, pgtype.Timestamptz{Time: ch.Updated, Valid: !ch.Updated.IsZero()},
 			ch.Start, ch.End)
 	}
@@ -466,8 +473,8 @@ const (
 		" WHERE NOT EXISTS (SELECT FROM event_logs WHERE run_id = $1::text AND timestamp = $4 AND event = $2)"
 )
 
-// Away says whether an error of Open is that the server cannot be reached now, or is just starting
-// or stopping; not that it refuses us.
+// Away reports whether Open failed because the server cannot be reached now, or is just starting or
+// stopping; false if it refuses us.
 func Away(err error) bool {
 	var said *pgconn.PgError
 	if errors.As(err, &said) {

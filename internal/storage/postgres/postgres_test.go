@@ -91,18 +91,18 @@ func TestSchemaRevisions(t *testing.T) {
 func TestHintsTellThatNothingArrives(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	// A function of that name that comes first in the search path takes the notices away.
-	if err := d.Exec("CREATE SCHEMA deaf"); err != nil {
+	if err := d.Exec("CREATE SCHEMA silent"); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Exec("CREATE FUNCTION deaf.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''"); err != nil {
+	if err := d.Exec("CREATE FUNCTION silent.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''"); err != nil {
 		t.Fatal(err)
 	}
-	s := openStore(t, d.Location+"?search_path=deaf,public,pg_catalog")
+	s := openStore(t, d.Location+"?search_path=silent,public,pg_catalog")
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, err := range s.Hints(ctx) {
-		if errors.Is(err, storage.ErrDeaf) {
+		if errors.Is(err, storage.ErrNoNotices) {
 			return
 		}
 		if err != nil {

@@ -213,8 +213,10 @@ func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) 
 	}
 	// Another heartbeat than the one that was read is left alone.
 	tag, err := s.pool.Exec(ctx,
-		`INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body) VALUES ($1, $2, $3::timestamptz, $4)
-		ON CONFLICT (daemon_type) DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
+		`INSERT INTO daemon_heartbeats AS d (daemon_type, daemon_id, timestamp, body)
+		VALUES ($1, $2, $3::timestamptz, $4)
+		ON CONFLICT (daemon_type)
+		DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
 		WHERE d.daemon_id = excluded.daemon_id OR d.body IS NOT DISTINCT FROM $5`, h.Type, h.ID, h.At, h.Body(), body)
 	if err != nil {
 		return false, fmt.Errorf("postgres: heartbeat: %w", err)

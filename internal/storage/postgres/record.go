@@ -39,8 +39,8 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	return outcomes, nil
 }
 
-// changeAll works out the changes of several runs under their locks and carries them out. Runs that
-// somebody else has locked are waited for, or skipped.
+// changeAll plans the changes of several runs under their locks and carries them out. It waits for
+// runs that another program has locked, or skips them.
 func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string, locked string,
 	plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
 	outcomes := make([]storage.Outcome, len(runs))

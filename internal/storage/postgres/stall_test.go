@@ -21,8 +21,8 @@ import (
 	"github.com/slipway-run/slipway/test/storagetest"
 )
 
-// A leader that stands still in a transaction, with the lock of the leader row, holds up nobody:
-// the server ends its session, a standby leads, and what it had begun is not committed.
+// A leader that stops in a transaction, with the lock of the leader row, blocks no other daemon:
+// the server ends its session, a standby leads, and its transaction is not committed.
 func TestLeaderStallsInATransaction(t *testing.T) {
 	d := storagetest.NewPostgres(t)
 	open := func() *Store {
@@ -180,13 +180,13 @@ func pass(client net.Conn, server string, forgetful bool) {
 	defer func() { _ = s.Close() }()
 	go func() { _, _ = io.Copy(client, s) }() // until either hangs up
 	buf := make([]byte, 64<<10)
-	deaf := false
+	lost := false
 	for {
 		n, err := client.Read(buf)
 		if err != nil {
 			return
 		}
-		if deaf = deaf || forgetful && bytes.Contains(buf[:n], []byte("idle_in_transaction")); deaf {
+		if lost = lost || forgetful && bytes.Contains(buf[:n], []byte("idle_in_transaction")); lost {
 			continue
 		}
 		if _, err := s.Write(buf[:n]); err != nil {

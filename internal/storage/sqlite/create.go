@@ -23,7 +23,8 @@ var (
 )
 
 // Create makes the storage below baseDir that Dagster would make there, if there is none yet.
-// Dagster opens it as its own. Of several at once, one makes it and the others wait.
+// Dagster opens it as its own. If several processes call it at once, one makes it and the others
+// wait.
 func Create(ctx context.Context, baseDir string) error {
 	history := filepath.Join(baseDir, "history")
 	if err := os.MkdirAll(filepath.Join(history, "runs"), 0o755); err != nil {
@@ -78,8 +79,8 @@ func fill(ctx context.Context, db *sql.DB, schema string, indexes []string) erro
 	return tx.Commit()
 }
 
-// AddRun implements [storage.Adder]. The shard is made first: what is written from the outbox needs
-// it.
+// AddRun implements [storage.Adder]. The shard is made first, because events from the outbox are
+// written to it.
 func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	file, err := s.fileOf(n.Run.ID)
 	if err != nil {
@@ -91,7 +92,8 @@ func (s *Store) AddRun(ctx context.Context, n storage.NewRun) error {
 	ch, columns := storage.PlanAdd(n)
 	err = s.tx(ctx, nil, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx,
-			`INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set, create_timestamp, update_timestamp)
+			`INSERT INTO runs (run_id, snapshot_id, pipeline_name, status, run_body, partition, partition_set,
+				create_timestamp, update_timestamp)
 			VALUES (?, nullif(?, ''), ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?)`,
 			n.Run.ID, columns.Snapshot, n.Run.Job, ch.Status, ch.Body, columns.Partition, columns.PartitionSet,
 			stamp(n.At), stamp(n.At)); err != nil {

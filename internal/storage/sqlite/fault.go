@@ -26,29 +26,29 @@ func (s *Store) Probe(ctx context.Context) []error {
 		}
 		return errProbed
 	}); !errors.Is(err, errProbed) {
-		out = append(out, diagnose(fmt.Errorf("sqlite: %s cannot be written to: %w",
+		out = append(out, diagnose(fmt.Errorf("sqlite: cannot write to %s: %w",
 			filepath.Join(s.history, "runs.db"), err)))
 	}
 	// of the lock, journals and the runs' events
 	for _, dir := range []string{s.history, filepath.Join(s.history, "runs")} {
 		const write = 2
 		if err := syscall.Access(dir, write); err != nil {
-			out = append(out, diagnose(fmt.Errorf("sqlite: files cannot be made in %s: %w", dir, err)))
+			out = append(out, diagnose(fmt.Errorf("sqlite: cannot create files in %s: %w", dir, err)))
 		}
 	}
 	return out
 }
 
-// diagnose makes a [storage.Fault] of an error whose remedy is known.
+// diagnose turns an error whose remedy is known into a [storage.Fault].
 func diagnose(err error) error {
 	rights := &storage.Fault{Code: storage.CodeStorageRights, Err: err,
-		Fix: "give the user of slipway the files in history of DAGSTER_HOME, as dagster-webserver's user has them"}
+		Fix: "give the user of slipway access to the files in history of DAGSTER_HOME, as dagster-webserver's user has"}
 	if errors.Is(err, syscall.EACCES) {
 		return rights
 	}
 	if errors.Is(err, syscall.EROFS) {
 		return &storage.Fault{Code: storage.CodeStorageReadOnly, Err: err,
-			Fix: "mount the disk of DAGSTER_HOME for writing"}
+			Fix: "mount the disk of DAGSTER_HOME read-write"}
 	}
 	e := (*sqlite.Error)(nil)
 	if !errors.As(err, &e) {
@@ -59,7 +59,7 @@ func diagnose(err error) error {
 		return rights
 	case lib.SQLITE_FULL, lib.SQLITE_IOERR:
 		return &storage.Fault{Code: storage.CodeStorageFull, Err: err,
-			Fix: "free space on the disk of DAGSTER_HOME, and look at its health"}
+			Fix: "free space on the disk of DAGSTER_HOME, and check the disk's health"}
 	}
 	return err
 }

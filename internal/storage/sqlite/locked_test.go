@@ -34,8 +34,8 @@ func lockFile(t *testing.T, d *storagetest.Dagster, name string) (unlock func())
 	}
 }
 
-// A leader whose write meets a file of events that somebody has locked goes on with all runs, and
-// writes these events when the file is free.
+// A leader whose write meets a locked file of events continues with all runs, and writes these
+// events when the file is free.
 func TestLockedFileHoldsUpNobody(t *testing.T) {
 	for name, file := range map[string]func(run string) string{
 		"a shard":  func(run string) string { return run + ".db" },

@@ -14,9 +14,9 @@ import (
 // errMoved: what is at the path is not the file that was opened.
 var errMoved = errors.New("the file was moved, or replaced by another one")
 
-// place connects to what is at a path. A file that was moved away, or over which a backup was put,
-// can still be written to by who has it open, and what is written then is lost. So a connection is
-// not used again for longer than its file is in its place.
+// place connects to the file at a path. A file may be moved away, or replaced by a backup. A
+// process that has it open can still write to it, and these writes are lost. So a connection is
+// used again only while its file is in its place.
 type place struct {
 	driver.Connector
 	file string
@@ -42,8 +42,8 @@ func (p place) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	full, ok := c.(conn)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("sqlite: the driver's connection, a %T, lacks what database/sql can use", c),
-			c.Close())
+		return nil, errors.Join(fmt.Errorf("sqlite: the driver's connection, a %T, lacks an interface of database/sql",
+			c), c.Close())
 	}
 	return &placed{full, p.file, was}, nil
 }
@@ -76,7 +76,7 @@ func (c *placed) ResetSession(ctx context.Context) error {
 	return c.conn.ResetSession(ctx)
 }
 
-// inPlace says that a file is still what it was.
+// inPlace returns an error unless a file is still the one that it was.
 func inPlace(file string, was os.FileInfo) error {
 	is, err := os.Stat(file)
 	if err != nil {
@@ -88,10 +88,10 @@ func inPlace(file string, was os.FileInfo) error {
 	return nil
 }
 
-// away says what it means that a file is not there.
+// away explains an error that says that a file does not exist.
 func away(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the storage is not where it was, and is looked for again until it is back: %w", err)
+		return fmt.Errorf("the storage is no longer where it was; retrying until it is back: %w", err)
 	}
 	return err
 }

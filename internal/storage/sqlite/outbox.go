@@ -25,12 +25,12 @@ import (
 // shards.
 const outboxPrefix = "slipway/outbox/"
 
-// How long the write of events waits for a file that somebody else writes to.
+// How long the write of events waits for a file that another program writes to.
 const (
 	// brief is for a leader: a worker that is frozen within a write holds up its own run's events
 	// alone.
 	brief = 500 * time.Millisecond
-	// patient is for who writes to its own run alone.
+	// patient is for a process that writes only to its own run.
 	patient = 30 * time.Second
 	// busyPause is the least time for which a leader leaves a file alone that was still busy after
 	// brief. Opening it in an unlucky moment takes 10 s; then the pause is longer.
@@ -38,9 +38,9 @@ const (
 )
 
 // errBusy: the file was busy a moment ago.
-var errBusy = errors.New("somebody writes to the file without an end")
+var errBusy = errors.New("another program keeps the file locked")
 
-// Flush implements [storage.Store]: it empties the outbox, but for events whose files are busy.
+// Flush implements [storage.Store]: it empties the outbox, except events whose files are busy.
 func (s *Store) Flush(ctx context.Context, _ storage.Fence) error {
 	return s.drain(ctx, outboxPrefix, brief)
 }
@@ -96,7 +96,7 @@ func (s *Store) drain(ctx context.Context, prefix string, wait time.Duration) er
 	var errs []error
 	for some := range slices.Chunk(order, drainBatch) {
 		written, err := s.storeAll(ctx, some, texts, wait)
-		errs = append(errs, err) // the events of those that failed wait for the next time
+		errs = append(errs, err) // the events of runs that failed wait for the next time
 		if len(written) == 0 {
 			continue
 		}
@@ -121,8 +121,8 @@ const (
 	shardsAtOnce = 4
 )
 
-// storeAll writes events of runs to their shards, and those that change a status to index.db as
-// well, and gives the runs for which that was done.
+// storeAll writes events of runs to their shards. It also writes the events that change a status to
+// index.db. It returns the runs for which that was done.
 func (s *Store) storeAll(ctx context.Context, runs []string, texts map[string][]string,
 	wait time.Duration) ([]string, error) {
 	errs := make([]error, len(runs))
@@ -169,8 +169,8 @@ func (s *Store) shard(ctx context.Context, run string, texts []string, wait time
 	return s.into(ctx, file, texts, wait)
 }
 
-// hasShard says whether a run has a shard: false if it was deleted, but not if no run's file is
-// where it was.
+// hasShard reports whether a run has a shard. It returns false if the run was deleted, but an error
+// if the files of all runs are gone.
 func hasShard(file string) (bool, error) {
 	_, err := os.Stat(file)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -181,7 +181,8 @@ func hasShard(file string) (bool, error) {
 }
 
 const insertEvent = `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
-	SELECT ?1, ?2, nullif(?3, ''), ?4, nullif(?5, '') WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
+	SELECT ?1, ?2, nullif(?3, ''), ?4, nullif(?5, '')
+	WHERE NOT EXISTS (SELECT 1 FROM event_logs WHERE run_id = ?1 AND timestamp = ?4 AND event = ?2)`
 
 // ofStatus picks the events that change a run's status, which are those of index.db.
 func ofStatus(texts []string) (picked []string) {
@@ -220,7 +221,8 @@ func (s *Store) into(ctx context.Context, file string, texts []string, wait time
 	return err
 }
 
-// isBusy reports whether err says that another process has locked the file, or is about to open it.
+// isBusy reports whether err means that another process has locked the file, or is about to open
+// it.
 func isBusy(err error) bool {
 	var said *driver.Error
 	return errors.As(err, &said) && (said.Code()&0xff == sqlite3.SQLITE_BUSY ||

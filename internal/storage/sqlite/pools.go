@@ -9,7 +9,7 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// Pools implements [storage.Pooler]. They stand in index.db.
+// Pools implements [storage.Pooler]. The pools are in index.db.
 func (s *Store) Pools(ctx context.Context) (map[string]storage.Pool, error) {
 	if !s.hasPools {
 		return nil, nil
@@ -37,8 +37,8 @@ func (s *Store) Pools(ctx context.Context) (map[string]storage.Pool, error) {
 	return pools, errors.Join(rows.Err(), rows.Close())
 }
 
-// DefaultPools implements [storage.Pooler]. The fence stands in runs.db, so it is read before; who
-// lost the lead in between writes what the next leader would write.
+// DefaultPools implements [storage.Pooler]. The fence is in runs.db, so it is read before. A daemon
+// that loses the lead in between writes what the next leader would write.
 func (s *Store) DefaultPools(ctx context.Context, f storage.Fence, names []string,
 	limit *int) (map[string]storage.Pool, error) {
 	pools, err := s.Pools(ctx)
@@ -139,8 +139,8 @@ func (s *Store) Holders(ctx context.Context) ([]string, error) {
 	return runs, errors.Join(rows.Err(), rows.Close())
 }
 
-// FreeSlots implements [storage.Pooler]. The fence is read before, as for DefaultPools: who lost
-// the lead in between does what the next leader does.
+// FreeSlots implements [storage.Pooler]. The fence is read before, as for DefaultPools: a daemon
+// that loses the lead in between does what the next leader would do.
 func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) error {
 	if err := s.tx(ctx, &f, func(*sql.Tx) error { return nil }); err != nil {
 		return err
@@ -173,7 +173,8 @@ func (s *Store) FreeSlots(ctx context.Context, f storage.Fence, run string) erro
 	exec("DELETE FROM pending_steps WHERE run_id = ?", run)
 	for _, pool := range free {
 		exec(`UPDATE pending_steps SET assigned_timestamp = CURRENT_TIMESTAMP WHERE id = (SELECT id FROM pending_steps
-			WHERE concurrency_key = ? AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1)`, pool)
+			WHERE concurrency_key = ? AND assigned_timestamp IS NULL
+			ORDER BY priority DESC, create_timestamp, id LIMIT 1)`, pool)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("sqlite: slots of run %s: %w", run, err)

@@ -235,7 +235,7 @@ func eventsAfter(ctx context.Context, shard *sql.DB, run string,
 	return events, newest, rows.Err()
 }
 
-// Mirrored gives the events of a run that stand in index.db.
+// Mirrored returns the events of a run that are in index.db.
 func (s *Store) Mirrored(ctx context.Context, run string) ([]dagster.Event, error) {
 	return readEvents(ctx, s.index, run, nil)
 }
@@ -291,7 +291,8 @@ func (s *Store) Heartbeats(ctx context.Context) ([]storage.Heartbeat, error) {
 func (s *Store) Beat(ctx context.Context, h storage.Heartbeat, since time.Time) (bool, error) {
 	res, err := s.write.ExecContext(ctx,
 		`INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) VALUES (?, ?, ?, ?)
-		ON CONFLICT (daemon_type) DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
+		ON CONFLICT (daemon_type)
+		DO UPDATE SET daemon_id = excluded.daemon_id, timestamp = excluded.timestamp, body = excluded.body
 		WHERE daemon_id = excluded.daemon_id OR timestamp < ?`, h.Type, h.ID, stamp(h.At), h.Body(), stamp(since))
 	if err != nil {
 		return false, fmt.Errorf("sqlite: heartbeat: %w", err)

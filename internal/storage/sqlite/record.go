@@ -7,8 +7,8 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
-// change works out a change of one run under the write lock and carries it out, but for its events,
-// which wait in the outbox.
+// change plans a change of one run under the write lock and carries it out, except its events,
+// which go to the outbox.
 func (s *Store) change(ctx context.Context, f *storage.Fence, run string,
 	plan func(storage.Row, []storage.Tag) (storage.Change, error)) (storage.Outcome, error) {
 	var out storage.Outcome
@@ -41,7 +41,7 @@ func (s *Store) Take(ctx context.Context, run string, attempt int, token, by str
 // Record implements [storage.Recorder]. Events that change nothing but the log go straight to the
 // run's shard, as Dagster's do.
 func (s *Store) Record(ctx context.Context, t storage.Transition) (storage.Outcome, error) {
-	if t.Stands == nil && len(t.From)+len(t.Tags)+len(t.Handle) == 0 && !t.Void && t.Launch == "" {
+	if t.Logged == nil && len(t.From)+len(t.Tags)+len(t.Handle) == 0 && !t.Void && t.Launch == "" {
 		plain := true
 		var texts []string
 		for _, e := range t.Events {
@@ -80,8 +80,8 @@ func (s *Store) RecordAll(ctx context.Context, ts []storage.Transition) ([]stora
 	return outcomes, nil
 }
 
-// changeAll works out the changes of several runs under the write lock and carries them out, but
-// for their events, which wait in the outbox.
+// changeAll plans the changes of several runs under the write lock and carries them out, except
+// their events, which go to the outbox.
 func (s *Store) changeAll(ctx context.Context, f *storage.Fence, runs []string,
 	plan func(i int, row storage.Row, ours []storage.Tag) (storage.Change, error)) ([]storage.Outcome, error) {
 	outcomes := make([]storage.Outcome, len(runs))

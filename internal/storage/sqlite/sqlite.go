@@ -1,11 +1,10 @@
 // Package sqlite is Dagster's SQLite storage: history/runs.db, one event shard per run, and
 // index.db, which mirrors the events that change a run's status.
 //
-// No transaction spans the three files, so the commit point of every write is one transaction in
-// runs.db, which also puts the events into an outbox (rows of kvs). From there they are
-// written to the shard and to index.db, and again after a crash; an event that stands there
-// already is left alone. Run shards are opened for each use and closed: one that is kept open
-// stops the live log of Dagster's UI.
+// No transaction spans the three files. So the commit point of every write is one transaction in
+// runs.db, which also puts the events into an outbox (rows of kvs). From there they are written to
+// the shard and to index.db, and again after a crash; an event that is already there is left alone.
+// Run shards are opened for each use and closed: an open one stops the live log of Dagster's UI.
 package sqlite
 
 import (
@@ -67,10 +66,10 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
 			err = fmt.Errorf(
-				"sqlite: Dagster has made no storage in %s yet: start dagster-webserver or dagster-daemon once: %w",
-				baseDir, err)
+				"sqlite: Dagster has not created a storage in %s yet: start dagster-webserver or dagster-daemon once: "+
+					"%w", baseDir, err)
 			return nil, &storage.Fault{Code: storage.CodeStorageEmpty, Err: err,
-				Fix: "start dagster-webserver once with this DAGSTER_HOME; if it has another one, name that here"}
+				Fix: "start dagster-webserver once with this DAGSTER_HOME; if it uses another one, set that one here"}
 		}
 	}
 	var err error
@@ -105,8 +104,7 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	return s, nil
 }
 
-// open opens an existing file for reading and writing. wait is how long it waits for others who
-// write.
+// open opens an existing file for reading and writing. wait is how long it waits for other writers.
 func open(file string, conns int, wait time.Duration) (*sql.DB, error) {
 	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"},
 		"_pragma": {fmt.Sprintf("busy_timeout(%d)", wait.Milliseconds())}}
@@ -203,9 +201,10 @@ func setKV(ctx context.Context, tx *sql.Tx, key, value string) error {
 	return err
 }
 
-// Lead implements [storage.Leaser]; it is not for several goroutines at once. The lease ends by
-// this machine's clock, on which all users of the files are; a leader that died is told by the file
-// lock, which the kernel drops, without waiting.
+// Lead implements [storage.Leaser]. It must not be called from several goroutines at once. The
+// lease ends by this machine's clock, because all users of the files are on this machine. If a
+// leader dies, the kernel drops its file lock, so another daemon takes over without waiting for the
+// lease.
 func (s *Store) Lead(ctx context.Context, leader string,
 	ttl time.Duration) (fence storage.Fence, leads bool, err error) {
 	if s.lock != nil {
@@ -450,8 +449,10 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, run string, ch storage.Ch
 		// A row whose status changes by an event of the past changes now all the same.
 		errs = append(errs,
 			exec(
-				`UPDATE runs SET status = ?1, run_body = ?2, update_timestamp = coalesce(nullif(?3, ''), CASE WHEN status = ?1 THEN update_timestamp ELSE ?4 END),
-			start_time = coalesce(nullif(?5, 0), start_time), end_time = coalesce(nullif(?6, 0), end_time) WHERE run_id = ?7`,
+				`UPDATE runs SET status = ?1, run_body = ?2,
+			update_timestamp = coalesce(nullif(?3, ''), CASE WHEN status = ?1 THEN update_timestamp ELSE ?4 END),
+			start_time = coalesce(nullif(?5, 0), start_time), end_time = coalesce(nullif(?6, 0), end_time)
+			WHERE run_id = ?7`,
 				ch.Status, ch.Body, stampOr(ch.Updated), stamp(time.Now()), ch.Start, ch.End, run))
 	}
 	for _, e := range ch.Events {
@@ -483,7 +484,7 @@ func (s *Store) sequence() int64 {
 // folder is refused.
 func (s *Store) fileOf(run string) (string, error) {
 	if run == "" || strings.ContainsAny(run, "/\\\x00") || run == "index" {
-		return "", fmt.Errorf("sqlite: %q is no run ID", run)
+		return "", fmt.Errorf("sqlite: %q is not a run ID", run)
 	}
 	return filepath.Join(s.history, "runs", run+".db"), nil
 }

@@ -118,7 +118,7 @@ func TestCommittedStands(t *testing.T) {
 	if err != nil || len(events) != 2 {
 		t.Errorf("Events = %v, %v, want PIPELINE_STARTING and PIPELINE_START", events, err)
 	}
-	// Events would give those that still wait as well
+	// Events would also return the events that still wait
 	for _, typ := range []dagster.EventType{dagster.RunStarting, dagster.RunStart} {
 		if text, err := d.EventColumn(run, string(typ), "event"); err != nil || text == "" {
 			t.Errorf("%s is not in the shard: %q, %v", typ, text, err)
@@ -195,7 +195,7 @@ func TestMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := s.Claim(t.Context(), fence, []storage.Claim{first}); err == nil ||
-		!strings.Contains(err.Error(), "not where it was") {
+		!strings.Contains(err.Error(), "no longer where it was") {
 		t.Errorf("Claim of a storage that is away = %v, %v", out, err)
 	}
 	if _, leads, err := s.Lead(t.Context(), "me", time.Minute); err == nil || leads {

@@ -152,7 +152,7 @@ class Host(Launcher):
             raise Failure(
                 "INVALID_ARGUMENT",
                 "no launcher",
-                problems=[("class", f"{module}.{name} is no dagster RunLauncher")],
+                problems=[("class", f"{module}.{name} is not a dagster RunLauncher")],
             )
         ref = InstanceRef.from_dir(
             home,
@@ -324,7 +324,7 @@ class Host(Launcher):
             raise GivenUp(f"launch_run of {name} has not returned within {self.start_timeout} s")
         if goes_on:
             return None
-        text = f"launch_run of {name} began and nobody knows how it ended"
+        text = f"launch_run of {name} began, and it is not known how it ended"
         if late:
             raise GivenUp(f"{text}; no worker has reported itself within {self.start_timeout} s, and it is not called a second time")
         raise Failure("UNAVAILABLE", f"{text}; a worker that it started may still report itself")

@@ -133,7 +133,7 @@ func judge(id string, r *run, say func(string, ...any)) {
 	case r.status != "SUCCESS" && r.status != "FAILURE" && r.status != "CANCELED":
 		say("run %s has not ended: it is %s", id, r.status)
 	case r.status == "CANCELED" && !r.canceled && !r.forced:
-		say("run %s is CANCELED, and nobody has canceled it", id)
+		say("run %s is CANCELED, although it was not canceled", id)
 	case r.status == "FAILURE" && r.fate == "ok" && !r.canceled:
 		say("healthy run %s is FAILURE (its workers were killed %d times, which has them replaced)", id, hurt)
 	case r.status == "FAILURE" && r.fate == "dagster" && !r.canceled && !r.byDagster:
@@ -373,7 +373,7 @@ func (w World) witnesses(runs map[string]*run, say func(string, ...any)) error {
 				r.begins++
 				// Dagster's workers write "beside" themselves if another one is alive.
 				if open != "" && r.killed+r.orphaned == 0 && r.fate != "dagster" {
-					say("run %s: a second worker (%s) began while the first (%s) was at it, which nobody had killed",
+					say("run %s: a second worker (%s) began while the first (%s) was running, which was not killed",
 						id, line, open)
 				}
 				open = line

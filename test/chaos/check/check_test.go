@@ -168,15 +168,15 @@ func TestCheckerFindsWhatWasPlanted(t *testing.T) {
 		}, "run bad is SUCCESS, and its step fails"},
 		"a success without its step": {func(w *world) { _ = os.Remove(filepath.Join(w.dir, "witness", "good")) },
 			"run good is SUCCESS, and its step has not come to its end"},
-		"a cancel that nobody asked for": {func(w *world) {
+		"a run that was not canceled": {func(w *world) {
 			w.exec("runs.db", "UPDATE runs SET status = 'CANCELED' WHERE run_id = 'good'")
-		}, "nobody has canceled it"},
+		}, "although it was not canceled"},
 		"a doubled start": {func(w *world) { w.event("good", "PIPELINE_START") },
 			"run good was started 2 times with 1 launch rows"},
 		"two workers at once": {func(w *world) {
 			_ = os.Remove(filepath.Join(w.dir, "witness", "good"))
 			w.witness("good", "begin 1\nbegin 9\nend\nend\n")
-		}, "run good: a second worker (begin 9) began while the first (begin 1) was at it"},
+		}, "run good: a second worker (begin 9) began while the first (begin 1) was running"},
 		"two workers at once where the supervisor was killed": {func(w *world) {
 			w.note(check.Entry{Do: "kill_supervisor", Run: "good"})
 			_ = os.Remove(filepath.Join(w.dir, "witness", "good"))

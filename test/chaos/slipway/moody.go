@@ -80,7 +80,7 @@ func (m *moody) mood(ctx context.Context, one int) (before, after error) {
 	}
 	switch rand.IntN(3) {
 	case 0:
-		return fmt.Errorf("%w: nobody answers", errMood), nil
+		return fmt.Errorf("%w: no answer", errMood), nil
 	case 1:
 		return nil, fmt.Errorf("%w: the answer was lost", errMood)
 	}

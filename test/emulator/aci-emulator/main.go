@@ -35,7 +35,8 @@ const usage = `aci-emulator: Azure Container Instances on this machine, for test
 
   aci-emulator [-listen 127.0.0.1:10600] [-tls] [-backend docker|process] [-state FOLDER] …
 
-SDKs reach it with its address as the endpoint of Azure Resource Manager, any subscription and resource group, and any bearer token. See docs/aci-emulator.md.
+SDKs reach it with its address as the endpoint of Azure Resource Manager, any subscription and
+resource group, and any bearer token. See docs/aci-emulator.md.
 
 `
 
@@ -70,7 +71,7 @@ func run() error {
 		return fmt.Errorf("-listen: %w", err)
 	}
 	if ip := net.ParseIP(host); (ip == nil || !ip.IsLoopback()) && host != "localhost" && *token == "" {
-		return fmt.Errorf("-listen %s: whoever reaches it can run containers here: set -token, or listen on 127.0.0.1",
+		return fmt.Errorf("-listen %s: all who reach it can run containers here: set -token, or listen on 127.0.0.1",
 			*listen)
 	}
 	o := aci.Options{Token: *token, Files: *files, Git: *git, Log: log}
@@ -208,7 +209,8 @@ func certificate(folder, host string) (tls.Certificate, error) {
 		}
 		if err := errors.Join(
 			os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600),
-			os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644), //nolint:gosec // clients read it
+			os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+				0o644), //nolint:gosec // clients read it
 		); err != nil {
 			return none, err
 		}

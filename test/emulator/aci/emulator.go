@@ -70,7 +70,8 @@ func New(o Options) (*Emulator, error) {
 	e := &Emulator{
 		o: o, settings: o.Settings, groups: map[string]*group{}, gone: map[string][]snapshot{},
 		ops: map[string]*operation{}, writes: map[string][]time.Time{},
-		reads: map[string][]time.Time{}, execs: map[string]session{}, random: mrand.New(mrand.NewPCG(1, 0)), //nolint:gosec // faults are no secret
+		reads: map[string][]time.Time{}, execs: map[string]session{},
+		random: mrand.New(mrand.NewPCG(1, 0)), //nolint:gosec // faults are not secret
 	}
 	e.ctx, e.end = context.WithCancel(context.Background())
 	return e, e.load()

@@ -400,10 +400,11 @@ func TestRefusals(t *testing.T) {
 		"ContainerGroupQuotaReached" {
 		t.Errorf("a spot group: %v", err)
 	}
+	const provider = "/subscriptions/s/providers/Microsoft.ContainerInstance/"
 	for want, path := range map[string]string{
-		"MissingApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups",
-		"InvalidApiVersionParameter": "/subscriptions/s/providers/Microsoft.ContainerInstance/containerGroups?api-version=2017-01-01",
-		"InvalidResourceType":        "/subscriptions/s/providers/Microsoft.ContainerInstance/containerTeams?api-version=2023-05-01",
+		"MissingApiVersionParameter": provider + "containerGroups",
+		"InvalidApiVersionParameter": provider + "containerGroups?api-version=2017-01-01",
+		"InvalidResourceType":        provider + "containerTeams?api-version=2023-05-01",
 	} {
 		if _, body := w.raw("GET", path, ""); !strings.Contains(body, want) {
 			t.Errorf("%s: %s", path, body)

@@ -548,7 +548,8 @@ func (e *Emulator) volume(ctx context.Context, g *group, v *arm.Volume) (string,
 		if err != nil {
 			return "", fmt.Errorf("secret volume %s: file %s: %w", val(v.Name), name, err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, filepath.Base(name)), value, 0o444); err != nil { //nolint:gosec // as above
+		err = os.WriteFile(filepath.Join(folder, filepath.Base(name)), value, 0o444) //nolint:gosec // as above
+		if err != nil {
 			return "", err
 		}
 	}

@@ -60,7 +60,7 @@ func objects(t *testing.T, rendered string) map[string]any {
 	return out
 }
 
-// The plain manifests are the chart with its defaults, but for the token, which a person makes.
+// The plain manifests are the chart with its defaults, except the token, which a person creates.
 func TestManifests(t *testing.T) {
 	got, err := render(chart, map[string]any{"web": map[string]any{"tokenSecret": "slipway-token"}}, "slipway",
 		"dagster")
