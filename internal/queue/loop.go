@@ -355,6 +355,7 @@ func (l *Loop) claim(ctx context.Context, batch []pending) error {
 		if o.Done {
 			launch := o.Launch
 			r.Run, r.Launch, r.Handle, r.Updated = *o.Run, &launch, "", launch.At
+			r.Status = o.Status
 		}
 		if o.Status == dagster.Queued { // a body that cannot be read
 			r.Broken = errors.New("the run's body cannot be read")
