@@ -43,6 +43,7 @@ func built(t *testing.T, home string, args ...string) (string, error) {
 
 // The demo without Dagster needs only the program, and its instance can be inspected afterwards.
 func TestEmbeddedDemo(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := filepath.Join(t.TempDir(), "demo")
 	testenv.WorkersGone(t, home)
 	out, err := built(t, home, "demo")
@@ -219,6 +220,7 @@ func TestTerminate(t *testing.T) {
 // Runs that a cluster refuses because of their requests fail at once, with the cluster's message,
 // and do not delay other runs.
 func TestRefusedRunsHoldUpNobody(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	var mu sync.Mutex
 	made := map[string]bool{} // runs
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -296,6 +298,7 @@ default: k8s
 
 // A run that is canceled while no daemon leads and before a worker is started ends too.
 func TestTerminateBeforeTheWorker(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, false, "")
 	run := enqueued(t, home, "--", "true")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -508,6 +511,7 @@ routes:
 
 // Runs that exceed their time limit end, and so do their workers.
 func TestTimes(t *testing.T) {
+	testenv.Beside(t, testenv.Leads)
 	stuck := filepath.Join(t.TempDir(), "stuck")
 	if err := os.WriteFile(stuck, []byte("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -546,6 +550,7 @@ routes: [{when: {tags: {slow: "yes"}}, to: local, set: {start_timeout: 1s, stop_
 
 // A worker that no run needs is stopped. Ended workers are removed, but their output is kept.
 func TestSweep(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, true, "launchers: {local: {kind: process, remove: 1ns}}\n")
 	deleted, done := enqueued(t, home, "--", "sleep", "1000"), enqueued(t, home, "--", "echo", "so it was")
 	status(t, home, done, "SUCCESS")
@@ -702,6 +707,7 @@ default: batch
 // launchers test tests a launcher of slipway.yaml or a program against the contract, and reports
 // what it breaks.
 func TestLaunchersTest(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := t.TempDir()
 	out, err := built(t, home, "launchers", "test", "local")
 	if err != nil || strings.Count(out, "\npass ") < 30 ||
@@ -743,6 +749,7 @@ func TestLaunchersTest(t *testing.T) {
 // The kit has a quick form, adapts to the size of the target, ends early if nothing else can pass,
 // and writes a report that CI systems read.
 func TestKitForms(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home, file := t.TempDir(), filepath.Join(t.TempDir(), "kit.xml")
 	test := func(c *changed, args ...string) (string, error) {
 		t.Helper()

@@ -36,6 +36,7 @@ func statusOf(t *testing.T, home string) daemon.Status {
 // Paused runs wait, even after a restart of the daemon, and status shows who paused them and why.
 // Other runs are launched.
 func TestPause(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, false, "")
 	out, err := built(t, home, "pause", "--tag", "team=a", "--why", "audit", "--by", "ann")
 	if err != nil || !strings.Contains(out, "launches of tag team=a are paused") {
@@ -69,6 +70,7 @@ func TestPause(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, true, "")
 	file := filepath.Join(t.TempDir(), "go")
 	run := enqueued(t, home, "--", "sh", "-c", "while [ ! -e "+file+" ]; do sleep 0.05; done")
@@ -200,6 +202,7 @@ func TestDoctor(t *testing.T) {
 
 // One call cancels thousands of waiting runs: all that match and no others.
 func TestTerminateMany(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, false, "")
 	db := storagetest.Open(t, home)
 	const many = 300

@@ -48,6 +48,7 @@ func gate(t *testing.T) (open func(), command []string) {
 // leadership and its workers continue. Settings that are wrong, or that need a restart, change
 // nothing.
 func TestReload(t *testing.T) {
+	testenv.Beside(t, testenv.Leads)
 	home := parked(t, false, "queue: {max_concurrent_runs: 1}\n")
 	d := launch(t, home)
 	d.says(1, "msg=leading")
@@ -140,6 +141,7 @@ func TestSystemdIsTold(t *testing.T) {
 // A standby waits for an address that the leader on the same machine uses, and serves there when
 // the leader has ended.
 func TestStandbyOnOneAddress(t *testing.T) {
+	testenv.Beside(t, testenv.Leads)
 	address := testenv.FreeAddress(t)
 	home := parked(t, false, "web: {listen: '"+address+"'}\n")
 	leader := launch(t, home)
@@ -174,6 +176,7 @@ func TestStandbyOnOneAddress(t *testing.T) {
 // Runs in flight that no daemon watches with the present settings are named. A daemon does not
 // start beside runs of another instance_id, unless it is told to leave them alone.
 func TestRunsThatNobodyWatches(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, false, "instance_id: old\n")
 	d := launch(t, home)
 	open, command := gate(t)
@@ -221,6 +224,7 @@ func TestRunsThatNobodyWatches(t *testing.T) {
 
 // unpause ends an open maintenance window, and status and doctor show that.
 func TestUnpauseEndsAWindow(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
 	home := parked(t, true,
 		"maintenance: [{cron: '0 0 * * *', for: 24h, why: upgrade}, {cron: '0 0 * * *', for: 24h, tag: team=b}]\n")
 	free, held := enqueued(t, home, "--", "true"), enqueued(t, home, "--tag", "team=b", "--", "true")

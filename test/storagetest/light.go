@@ -26,6 +26,7 @@ func Main(m *testing.M) int {
 		}
 		return 0
 	}
+	testenv.Parallel()
 	defer testenv.Cleanup()
 	return m.Run()
 }

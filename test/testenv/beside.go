@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"flag"
 	"math"
 	"runtime"
 	"testing"
@@ -33,4 +34,13 @@ func Beside(t *testing.T, weight int64) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { besides.Release(min(weight, room)) })
+}
+
+// Parallel lets as many tests of this process run at the same time as hack/test does, also under a
+// plain go test, which takes one for each processor: they wait for most of their time. Call it in
+// TestMain, before the flags are parsed; a -parallel of the command line wins.
+func Parallel() {
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err) // not in a test
+	}
 }
