@@ -263,6 +263,7 @@ func TestWhyARunWaits(t *testing.T) {
 		for _, want := range []string{
 			`place +2 of 2 queued`, `waits for +max_concurrent_runs: max_concurrent_runs is reached: 1 of 1 in flight`,
 			`waits for +tag_limit: tag_concurrency_limits, team=a: 1 of 1 in flight`,
+			`held by +` + ids[0] + ` light, since `,
 			`waits for +no_leader: no daemon leads this instance: start slipway daemon`,
 			`waits for +paused: job light has been paused by slipway.yaml, maintenance\[0\] since .* until .*: nightly`,
 			`waits for +paused: launcher code-server has been paused by ann since .*: quota talks`,

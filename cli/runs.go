@@ -13,6 +13,7 @@ import (
 	"github.com/slipway-run/slipway/internal/daemon"
 	"github.com/slipway-run/slipway/internal/dagster"
 	"github.com/slipway-run/slipway/internal/instance"
+	"github.com/slipway-run/slipway/internal/queue"
 	"github.com/slipway-run/slipway/internal/storage"
 )
 
@@ -274,6 +275,23 @@ func waitOf(ctx context.Context, in *instance.Instance, s storage.Store, r stora
 	return &w, err
 }
 
+// shownHolders is how many of the runs that hold a place are printed.
+const shownHolders = 3
+
+// holders adds the rows about the runs that hold the places of a limit.
+func (t *table) holders(all []queue.Holder) {
+	for _, h := range all[:min(len(all), shownHolders)] {
+		since := "not started yet"
+		if !h.Since.IsZero() {
+			since = "since " + h.Since.Local().Format(time.DateTime)
+		}
+		t.row("  held by", fmt.Sprintf("%s %s, %s", h.RunID, cell(h.Job), since))
+	}
+	if more := len(all) - shownHolders; more > 0 {
+		t.row("", fmt.Sprintf("and %s (--json has all)", count(more, "more run")))
+	}
+}
+
 // wait adds the rows about a run that waits.
 func (t *table) wait(w *daemon.Wait) {
 	if w == nil {
@@ -282,6 +300,7 @@ func (t *table) wait(w *daemon.Wait) {
 	t.row("place", fmt.Sprintf("%d of %d queued", w.Place, w.Queued))
 	for _, r := range w.Rules {
 		t.row("waits for", fmt.Sprintf("%s: %s", r.Rule, cell(r.What)))
+		t.holders(r.Holders)
 	}
 	if len(w.Rules) == 0 {
 		t.row("waits for", "nothing that this command can see: it is launched when its turn comes")

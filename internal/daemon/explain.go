@@ -38,7 +38,7 @@ func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r stor
 	if err != nil {
 		return Wait{}, err
 	}
-	w, err := waits(ctx, in, s, r.ID)
+	w, active, err := waits(ctx, in, s, r.ID)
 	if err != nil {
 		return w, err
 	}
@@ -69,6 +69,9 @@ func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r stor
 				hold(queue.Sick, "launcher %s is sick: its calls keep failing", name)
 			case l.Busy:
 				hold(queue.Busy, "launcher %s has no room for another run", name)
+				w.Rules[len(w.Rules)-1].Holders = queue.Holders(active, func(e queue.Entry) bool {
+					return e.Launcher == name
+				})
 			}
 		}
 	}
@@ -76,19 +79,22 @@ func Explain(ctx context.Context, in *instance.Instance, s storage.Store, r stor
 	return w, err
 }
 
-// waits applies the queue's limits.
-func waits(ctx context.Context, in *instance.Instance, s storage.Store, run string) (Wait, error) {
+// waits applies the queue's limits. It returns the runs in flight as well.
+func waits(ctx context.Context, in *instance.Instance, s storage.Store, run string) (Wait, []queue.Entry, error) {
 	q, err := in.QueueLimits()
 	if err != nil {
-		return Wait{}, err
+		return Wait{}, nil, err
 	}
 	runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.UnfinishedStatuses()})
 	if err != nil {
-		return Wait{}, err
+		return Wait{}, nil, err
 	}
 	var queued, active []queue.Entry
 	for _, r := range runs {
 		e := queue.Entry{Run: r.Run, Row: r.Row, Start: r.Start}
+		if r.Launch != nil {
+			e.Launcher = r.Launch.Launcher
+		}
 		switch {
 		case r.Status.Active():
 			active = append(active, e)
@@ -98,7 +104,7 @@ func waits(ctx context.Context, in *instance.Instance, s storage.Store, run stri
 	}
 	stored, err := s.Pools(ctx)
 	if err != nil {
-		return Wait{}, err
+		return Wait{}, nil, err
 	}
 	pools := map[string]queue.Pool{}
 	for name, p := range stored {
@@ -107,7 +113,7 @@ func waits(ctx context.Context, in *instance.Instance, s storage.Store, run stri
 	w := Wait{Queued: len(queued), Rules: []queue.Rule{}}
 	place, rules := queue.Explain(run, queued, active, limitsOf(q), pools, time.Now())
 	w.Place, w.Rules = place, append(w.Rules, rules...)
-	return w, nil
+	return w, active, nil
 }
 
 // paused says who paused what until when, and why.

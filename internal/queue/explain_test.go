@@ -46,6 +46,15 @@ func TestExplain(t *testing.T) {
 			got = append(got, strings.TrimSuffix(strings.TrimPrefix(r.What, "tag_concurrency_limits, "), " in flight"))
 		}
 		want := strings.ReplaceAll(c.want, " in flight", "")
+		for _, r := range rules { // of each limit here, all runs in flight
+			var ids []string
+			for _, h := range r.Holders {
+				ids = append(ids, h.RunID)
+			}
+			if r.Rule != queue.PoolFull && len(ids) != len(active) || r.Rule == queue.PoolFull && len(ids) > 0 {
+				t.Errorf("%s: %s is held by %v, in flight are %q", name, r.What, ids, c.active)
+			}
+		}
 		if place != 1 || strings.Join(got, "; ") != want {
 			t.Errorf("%s: Explain = %d, %q, want 1, %q", name, place, got, want)
 		}
@@ -54,6 +63,15 @@ func TestExplain(t *testing.T) {
 		}); len(d.Picked) == 1 != (want == "") {
 			t.Errorf("%s: Pick takes %v, Explain says %q", name, d.Picked, got)
 		}
+	}
+	at := time.Unix(1_790_000_000, 0)
+	active := entries("x:team=x y:team=x z:team=y")
+	active[0].Start, active[0].Run.Job, active[1].Start = at.Add(time.Minute), "late", at
+	want := []queue.Holder{{RunID: "y", Since: at}, {RunID: "x", Job: "late", Since: at.Add(time.Minute)}}
+	if _, rules := queue.Explain("a", entries("a:team=x"), active, queue.Limits{MaxConcurrentRuns: -1, Tags: tags[:1]},
+		nil,
+		at); len(rules) != 1 || !slices.Equal(rules[0].Holders, want) {
+		t.Errorf("team=x is held by %v, want %v", rules, want)
 	}
 	all := entries("a b:priority=3 c")
 	var places []int

@@ -258,7 +258,7 @@ func (x *index) Decide(now time.Time, most int, room func(target string) (int, b
 func (x *index) asDagster(now time.Time, most int, ask func(string) *space) []choice {
 	var queued, active []Entry
 	for _, it := range x.runs {
-		e := Entry{it.run.Run, it.run.Row, it.run.Start}
+		e := Entry{Run: it.run.Run, Row: it.run.Row, Start: it.run.Start}
 		if it.lane != nil {
 			queued = append(queued, e)
 		} else {

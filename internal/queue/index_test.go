@@ -48,7 +48,7 @@ func (w *plain) route(r storage.Run) []stop {
 func (w *plain) entries() (queued, active []Entry) {
 	for _, id := range slices.Sorted(maps.Keys(w.runs)) {
 		r := w.runs[id]
-		e := Entry{r.Run, r.Row, r.Start}
+		e := Entry{Run: r.Run, Row: r.Row, Start: r.Start}
 		if r.Status == dagster.Queued {
 			queued = append(queued, e)
 		} else {

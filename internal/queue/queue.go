@@ -52,6 +52,8 @@ type Entry struct {
 	Run   dagster.Run
 	Row   int64
 	Start time.Time // of one in flight; zero while it has not started
+	// Launcher is that of a run in flight; only explanations need it.
+	Launcher string
 }
 
 // Reason is why a queued run waits.
