@@ -384,3 +384,72 @@ func TestDemoCountsWhatIsWrong(t *testing.T) {
 		t.Errorf("summary = %v\n%s", err, out.String())
 	}
 }
+
+// The priority of queued runs can be changed, of one or of all that match flags: the order changes,
+// and the run's log says who did it. A daemon that leads takes the new order.
+func TestPriority(t *testing.T) {
+	testenv.Beside(t, testenv.Light)
+	home := parked(t, false, "queue: {max_concurrent_runs: 1}\nmaintenance: [{cron: '* * * * *', for: 10m}]\n")
+	var ids []string
+	for i := range 4 {
+		ids = append(ids, enqueued(t, home, "--tag", "team="+string("ab"[i%2]), "--", "true"))
+	}
+	place := func(id string) int {
+		var got struct{ Wait daemon.Wait }
+		out, err := slipway(t, home, "runs", "explain", id, "--json")
+		if err != nil || json.Unmarshal([]byte(out), &got) != nil {
+			t.Fatal(out, err)
+		}
+		return got.Wait.Place
+	}
+	d := launch(t, home)
+	d.says(1, "leading")
+	if out, err := slipway(t, home, "runs", "priority", ids[3], "7"); err != nil ||
+		out != "run "+ids[3]+": QUEUED\n" || place(ids[3]) != 1 || place(ids[0]) != 2 {
+		t.Errorf("priority = %v, %d and %d\n%s", err, place(ids[3]), place(ids[0]), out)
+	}
+	if out, err := slipway(t, home, "runs", "priority", "--tag", "team=a", "--dry-run", "--", "-1"); err != nil ||
+		!strings.HasPrefix(out, "2 runs would have priority -1") || place(ids[0]) != 2 {
+		t.Errorf("priority --dry-run = %v, %s", err, out)
+	}
+	if out, err := slipway(t, home, "runs", "priority", "--tag", "team=a", "--", "-1"); err != nil ||
+		!strings.HasPrefix(out, "2 runs have priority -1; QUEUED: 2") || place(ids[1]) != 2 || place(ids[0]) != 3 {
+		t.Errorf("priority of many = %v, %d and %d\n%s", err, place(ids[1]), place(ids[0]), out)
+	}
+	if out, err := slipway(t, home, "runs", "show", ids[0]); err != nil ||
+		!strings.Contains(out, "The priority was changed from 0 to -1 by ") {
+		t.Errorf("runs show = %v\n%s", err, out)
+	}
+	for want, args := range map[string][]string{
+		`the priority "high" is not an integer`: {ids[0], "high"},
+		"the priority is missing":               {},
+		"either name runs before the priority":  {"5"},
+		"there is no run nosuch":                {"nosuch", "5"},
+	} {
+		if out, err := slipway(t, home, append([]string{"runs", "priority"}, args...)...); err == nil ||
+			!strings.Contains(out+err.Error(), want) {
+			t.Errorf("priority %q = %v, want %q\n%s", args, err, want, out)
+		}
+	}
+	if out, err := slipway(t, home, "unpause"); err != nil {
+		t.Fatal(out, err)
+	}
+	for _, id := range ids {
+		status(t, home, id, "SUCCESS")
+	}
+	var order []string
+	for line := range strings.Lines(d.output()) {
+		for i, id := range ids {
+			if strings.Contains(line, "run claimed") && strings.Contains(line, id) {
+				order = append(order, strconv.Itoa(i))
+			}
+		}
+	}
+	if got := strings.Join(order, " "); got != "3 1 0 2" {
+		t.Errorf("the daemon claimed in the order %s, want 3 1 0 2", got)
+	}
+	if out, err := slipway(t, home, "runs", "priority", ids[0], "5"); err == nil ||
+		!strings.Contains(out, "only queued runs are ordered by priority") {
+		t.Errorf("priority of a run that has ended = %v\n%s", err, out)
+	}
+}

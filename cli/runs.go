@@ -20,7 +20,7 @@ import (
 func (p *program) runsCommand() *cobra.Command {
 	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs"}
 	runs.AddCommand(p.runsEnqueueCommand(), p.runsExplainCommand(), p.runsListCommand(), p.runsLogsCommand(),
-		p.runsShowCommand(), p.runsTerminateCommand())
+		p.runsShowCommand(), p.runsTerminateCommand(), p.runsPriorityCommand())
 	return runs
 }
 

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,31 +18,6 @@ import (
 	"github.com/slipway-run/slipway/internal/storage"
 	"github.com/slipway-run/slipway/launcher"
 )
-
-// runFilter selects runs by status, job, location and tags.
-type runFilter struct {
-	statuses, jobs, locations, tags []string
-	all, dry                        bool
-}
-
-func (f *runFilter) empty() bool {
-	return len(f.statuses)+len(f.jobs)+len(f.locations)+len(f.tags) == 0 && !f.all
-}
-
-// wants reports whether a run matches every part of the filter that is set.
-func (f *runFilter) wants(r dagster.Run) bool {
-	part := func(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
-	for _, t := range f.tags {
-		key, value, exact := strings.Cut(t, "=")
-		if got, ok := r.Tags[key]; !ok || exact && got != value {
-			return false
-		}
-	}
-	status := len(f.statuses) == 0 || slices.ContainsFunc(f.statuses, func(s string) bool {
-		return strings.EqualFold(s, string(r.Status))
-	})
-	return status && part(f.jobs, r.Job) && part(f.locations, r.Remote.Location)
-}
 
 func (p *program) runsTerminateCommand() *cobra.Command {
 	f := &runFilter{}
@@ -73,152 +45,18 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 				if err != nil {
 					return err
 				}
-				if len(args) > 0 {
-					return p.terminate(cmd.Context(), s, name, args)
-				}
-				return p.terminateMany(cmd.Context(), s, name, f)
+				return p.change(cmd.Context(), s, args, f, bulk{
+					plan: func(r storage.Run) (storage.Transition, error) { return cancellation(r, name, time.Now()) },
+					done: "canceled or asked to stop", would: "would be canceled", not: "not canceled",
+				})
 			})
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringSliceVar(&f.statuses, "status", nil, "only runs with this status, for example QUEUED; may be repeated")
-	flags.StringSliceVar(&f.jobs, "job", nil, "only runs of this job; may be repeated")
-	flags.StringSliceVar(&f.locations, "location", nil, "only runs of this code location; may be repeated")
-	flags.StringArrayVar(&f.tags, "tag", nil,
-		"only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
-	flags.BoolVar(&f.all, "all", false, "every unfinished run")
-	flags.BoolVar(&f.dry, "dry-run", false, "only show which runs would be canceled")
+	f.flags(cmd.Flags(), "canceled")
+	cmd.Flags().StringSliceVar(&f.statuses, "status", nil,
+		"only runs with this status, for example QUEUED; may be repeated")
+	cmd.Flags().BoolVar(&f.all, "all", false, "every unfinished run")
 	return cmd
-}
-
-// terminateBatch is how many runs are canceled in one transaction.
-const terminateBatch = 200
-
-// terminateMany cancels the runs that match a filter.
-func (p *program) terminateMany(ctx context.Context, s storage.Store, instance string, f *runFilter) error {
-	runs, err := s.Runs(ctx, storage.Filter{Statuses: dagster.UnfinishedStatuses()})
-	if err != nil {
-		return err
-	}
-	counts := map[string]int{}
-	views := []outcomeView{}
-	var batch []storage.Transition
-	flush := func() error {
-		out, err := s.RecordAll(ctx, batch)
-		for i, o := range out {
-			v := outcomeView{RunID: batch[i].Run, Status: o.Status}
-			if !o.Done {
-				v.Error = fmt.Sprintf("run %s has just become %s; try again", v.RunID, o.Status)
-				counts["not canceled"]++
-			} else {
-				counts[string(o.Status)]++
-			}
-			views = append(views, v)
-		}
-		if !p.json && err == nil && len(runs) > terminateBatch {
-			_, err = fmt.Fprintf(p.out, "%s done\n", count(len(views), "run"))
-		}
-		batch = batch[:0]
-		return err
-	}
-	now := time.Now()
-	for _, r := range runs {
-		if r.Broken != nil || !f.wants(r.Run) {
-			continue
-		}
-		t, err := cancellation(r, instance, now)
-		switch {
-		case err != nil:
-			counts["left alone"]++
-			views = append(views, outcomeView{RunID: r.ID, Status: r.Status, Error: err.Error()})
-		case f.dry:
-			counts[string(r.Status)]++
-			views = append(views, outcomeView{RunID: r.ID, Status: r.Status})
-		default:
-			batch = append(batch, t)
-		}
-		if len(batch) == terminateBatch {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-	}
-	if len(batch) > 0 {
-		if err := flush(); err != nil {
-			return err
-		}
-	}
-	if p.json {
-		return p.printJSON(views)
-	}
-	what := "canceled or asked to stop"
-	if f.dry {
-		what = "would be canceled"
-	}
-	text := count(len(views)-counts["left alone"]-counts["not canceled"], "run") + " " + what
-	for _, k := range slices.Sorted(maps.Keys(counts)) {
-		text += fmt.Sprintf("; %s: %d", k, counts[k])
-	}
-	_, err = fmt.Fprintln(p.out, text)
-	return err
-}
-
-// outcomeView is the outcome for one run.
-type outcomeView struct {
-	RunID  string         `json:"run_id"`
-	Status dagster.Status `json:"status"`
-	Error  string         `json:"error,omitempty"`
-}
-
-func (p *program) terminate(ctx context.Context, s storage.Store, instance string, ids []string) error {
-	var views []outcomeView
-	var failed int
-	for _, id := range ids {
-		v, err := terminateOne(ctx, s, instance, id)
-		if err != nil {
-			failed++
-			v.Error = err.Error()
-		}
-		views = append(views, v)
-		if !p.json {
-			text := "run " + v.RunID + ": " + string(v.Status)
-			if err != nil {
-				text = err.Error()
-			}
-			if _, err := fmt.Fprintln(p.out, text); err != nil {
-				return err
-			}
-		}
-	}
-	var err error
-	if p.json {
-		err = p.printJSON(views)
-	}
-	if failed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %s not canceled", failed, count(len(ids), "run")))
-	}
-	return err
-}
-
-// terminateOne cancels one run.
-func terminateOne(ctx context.Context, s storage.Store, instance, id string) (outcomeView, error) {
-	r, err := find(ctx, s, id)
-	if err = errors.Join(err, r.Broken); err != nil {
-		return outcomeView{RunID: id}, err
-	}
-	v := outcomeView{RunID: r.ID, Status: r.Status}
-	t, err := cancellation(r, instance, time.Now())
-	if err != nil {
-		return v, err
-	}
-	out, err := s.Record(ctx, t)
-	if err == nil && !out.Done {
-		err = fmt.Errorf("run %s has just become %s; try again", r.ID, out.Status)
-	}
-	if out.Status != "" {
-		v.Status = out.Status
-	}
-	return v, err
 }
 
 // cancellation returns the transition that cancels a run or, for a run in flight, makes it

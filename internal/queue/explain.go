@@ -24,8 +24,8 @@ type Holder struct {
 	Since time.Time `json:"since,omitzero"` // when it started; zero while it has not
 }
 
-// Holders are the runs in flight of which a predicate holds, the oldest first. Those that have not
-// started come before.
+// Holders are the runs in flight of which a predicate holds: first the ones that have not started,
+// then the oldest.
 func Holders(active []Entry, holds func(Entry) bool) []Holder {
 	var out []Holder
 	for _, e := range active {
