@@ -24,7 +24,7 @@ type explanation struct {
 	// The decision at its launch; empty if the run was not launched.
 	Launcher string `json:"launcher,omitempty"`
 	Route    string `json:"route,omitempty"`
-	// The decision of the present settings.
+	// The decision of the present settings. Passed lists the rules that do not match.
 	Rule      string       `json:"rule"`
 	Reason    string       `json:"reason"`
 	Launchers []string     `json:"launchers"`
@@ -124,7 +124,7 @@ func layerTarget(in *instance.Instance, name string) worker.Target {
 	return t
 }
 
-// routeThen returns the route that the newest launch of a run has recorded.
+// routeThen returns the rule and reason that the newest launch of a run wrote into the run's log.
 func routeThen(ctx context.Context, s storage.Store, run string) (string, error) {
 	events, err := s.Events(ctx, run, dagster.EngineEvent)
 	route := ""

@@ -15,8 +15,8 @@ import (
 )
 
 // LoadDotEnv sets the variables of the file .env in the current folder, if there is one, for this
-// process, and returns their names. Dagster's commands begin in the same way, and there too the
-// file wins over the environment (Dagster 1.13: dagster._cli.utils.get_instance_for_cli).
+// process, and returns their names. Values of the file replace those of the environment. Dagster's
+// commands begin in the same way (Dagster 1.13: dagster._cli.utils.get_instance_for_cli).
 func LoadDotEnv() (names []string, err error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -53,7 +53,8 @@ func ReadDotEnv(file string, env Lookup) (map[string]string, error) {
 	return parseDotEnv(string(text), env), nil
 }
 
-// The parts of a line, each anchored at its beginning (python-dotenv: dotenv.parser).
+// The parts of a line (python-dotenv: dotenv.parser). They match at the beginning of the rest of
+// the text, except dotEnvRemark and dotEnvVariable, which match anywhere in a value.
 var (
 	dotEnvExport    = regexp.MustCompile(`^export[ \t\v\f]+`)
 	dotEnvQuotedKey = regexp.MustCompile(`^'([^']+)'`)
@@ -74,7 +75,7 @@ var dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\'`, `'`, `\"`, `"`, `\a`, "
 func parseDotEnv(text string, env Lookup) map[string]string {
 	s := dotEnvScanner(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(text, "\ufeff")))
 	vars := map[string]string{}
-	empty := map[string]bool{} // a name without a value hides the variable of env
+	empty := map[string]bool{} // names without a value: ${NAME} is empty then, even if env has NAME
 	for {
 		s = dotEnvScanner(strings.TrimLeftFunc(string(s), unicode.IsSpace))
 		if s == "" {
@@ -107,10 +108,11 @@ func parseDotEnv(text string, env Lookup) map[string]string {
 	}
 }
 
-// dotEnvScanner is the rest of the text.
+// dotEnvScanner is the part of the text that is not parsed yet.
 type dotEnvScanner string
 
-// take consumes what re matches at the beginning, and returns its first group.
+// take removes what re matches at the beginning of the text. It returns the first group of re, if
+// there is one, and whether re matched.
 func (s *dotEnvScanner) take(re *regexp.Regexp) (string, bool) {
 	m := re.FindStringSubmatch(string(*s))
 	if m == nil {
@@ -125,8 +127,8 @@ func (s *dotEnvScanner) take(re *regexp.Regexp) (string, bool) {
 
 func (s *dotEnvScanner) begins(char string) bool { return strings.HasPrefix(string(*s), char) }
 
-// binding reads one assignment, or a comment, which has an empty key. On failure it has consumed
-// the text up to the fault.
+// binding reads one assignment, a name without a value, or a comment, which has an empty key. If it
+// fails, it has removed the text up to the fault; the caller removes the rest of the line.
 func (s *dotEnvScanner) binding() (key, value string, assigned, ok bool) {
 	s.take(dotEnvExport)
 	if !s.begins("#") {

@@ -10,9 +10,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// JSON returns the section as JSON, with keys in their order and ${NAME} expanded. It is for
-// settings whose shape this package does not know. It returns "null" if there is no section. A
-// mapping {env: NAME} stays a mapping.
+// JSON returns the section as JSON, with keys in the order of the file and ${NAME} expanded. It is
+// for settings whose shape this package does not know. It returns "null" if there is no section. A
+// mapping {env: NAME} stays a mapping. If there is an error, the text may not be valid JSON.
 func (v Values) JSON() (json.RawMessage, error) {
 	d := v.decoder()
 	var b bytes.Buffer
@@ -55,7 +55,7 @@ func (d *decoder) json(b *bytes.Buffer, n *yaml.Node, path string) {
 func (d *decoder) text(b *bytes.Buffer, n *yaml.Node, value any, path string) {
 	text, err := json.Marshal(value)
 	if err != nil {
-		d.fail(n, strings.TrimPrefix(path, "."), "%v", err) // .inf and .nan
+		d.fail(n, strings.TrimPrefix(path, "."), "%v", err) // JSON has no .inf and no .nan
 		return
 	}
 	b.Write(text)

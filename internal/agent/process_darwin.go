@@ -21,11 +21,11 @@ func Identify(pid int) (Process, error) {
 	return Process{PID: pid, Start: strings.TrimSpace(string(start)), Boot: strings.TrimSpace(string(boot))}, nil
 }
 
-func adoptOrphans() {} // launchd reaps them
+// adoptOrphans does nothing here: launchd becomes the parent of orphans, and reaps them.
+func adoptOrphans() {}
 
-// maxRSS is the peak memory of a child in bytes.
+// maxRSS is the peak memory of a child in bytes, the unit of ru_maxrss on macOS.
 func maxRSS(r *syscall.Rusage) int64 { return r.Maxrss }
 
-// Groups returns the process groups of a session where the system tells them, which this one does
-// not.
+// Groups returns no process groups: macOS does not tell which groups belong to a session.
 func Groups(int) []int { return nil }

@@ -29,7 +29,7 @@ func Identify(pid int) (Process, error) {
 	return Process{PID: pid, Start: string(fields[19]), Boot: strings.TrimSpace(string(boot))}, nil
 }
 
-// Groups returns the process groups of a session, without that of its leader.
+// Groups returns the process groups of a session, without the group of its leader.
 func Groups(session int) []int {
 	var groups []int
 	files, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is good
@@ -55,5 +55,5 @@ func adoptOrphans() {
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0) // without it init reaps them
 }
 
-// maxRSS is the peak memory of a child in bytes.
+// maxRSS is the peak memory of a child in bytes. On Linux, the unit of ru_maxrss is KiB.
 func maxRSS(r *syscall.Rusage) int64 { return r.Maxrss * 1024 }

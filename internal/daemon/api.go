@@ -78,7 +78,8 @@ func addressOf(in *instance.Instance) (address, error) {
 	return a, nil
 }
 
-// socketOf is a path that stays the same from one daemon to the next, since it stands on runs.
+// socketOf returns the path of the endpoint's socket. It is the same for each daemon of the
+// instance, because tags of runs in flight name it.
 func socketOf(home string) string {
 	path := filepath.Join(home, "slipway", "api.sock")
 	if cache, err := os.UserCacheDir(); err == nil && len(path) > maxSocket {
@@ -88,11 +89,11 @@ func socketOf(home string) string {
 	return path
 }
 
-// apiRetry is the wait after the endpoint could not be opened: another daemon of this machine may
-// have its port.
+// apiRetry is the wait after the endpoint could not be opened, for example because another daemon
+// of this machine has its port.
 const apiRetry = 5 * time.Second
 
-// serveAPI answers until ctx ends. Runs are launched also while it cannot.
+// serveAPI serves the endpoint until ctx ends. While that fails, runs are still launched.
 func (d *Daemon) serveAPI(ctx context.Context) error {
 	warned := false
 	for ctx.Err() == nil {

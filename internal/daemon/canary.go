@@ -25,8 +25,8 @@ type Canary struct {
 	Within   time.Duration // how long the worker may take
 }
 
-// Send sends a canary to a target, waits for its end and returns its result. It leaves nothing on
-// the target.
+// Send sends a canary to a target, waits for its end and returns its result. Then it removes the
+// worker from the target, if the target allows that in time.
 func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Target) launcher.Finding {
 	if t.Traits.OwnCommand {
 		return launcher.Finding{OK: true,
@@ -70,12 +70,12 @@ func (c Canary) Send(ctx context.Context, in *instance.Instance, t *dispatch.Tar
 		said), Fix: "give workers what is missing: the storage's address and password in env, its library in the image"}
 }
 
-// said is the end of what the worker wrote.
+// said returns the last lines that the worker wrote.
 func (c Canary) said(ctx context.Context, t *dispatch.Target, h launcher.Handle, health launcher.Health) string {
 	lines := health.Tail
 	if reader, ok := launcher.As[launcher.LogReader](t.Launcher); ok {
 		if rc, err := reader.Logs(ctx, h, launcher.LogOptions{Tail: 5}); err == nil {
-			text, _ := io.ReadAll(rc) // what came is enough
+			text, _ := io.ReadAll(rc) // after an error, the lines before it are enough
 			_ = rc.Close()
 			lines = strings.Split(string(text), "\n")
 		}
@@ -83,17 +83,18 @@ func (c Canary) said(ctx context.Context, t *dispatch.Target, h launcher.Handle,
 	return strings.TrimSpace(strings.Join(lines, "\n"))
 }
 
+// leaveNothing stops and removes the worker. It gives up after checkTimeout.
 func (c Canary) leaveNothing(ctx context.Context, t *dispatch.Target, h launcher.Handle) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 	defer cancel()
-	_, _ = t.Launcher.Terminate(ctx, h, 0) // it has ended, as a rule
+	_, _ = t.Launcher.Terminate(ctx, h, 0) // most workers have ended by now
 	r, ok := launcher.As[launcher.Remover](t.Launcher)
 	for ok && r.Remove(ctx, h) != nil && wait(ctx, 200*time.Millisecond) {
-		continue // its supervisor writes yet
+		continue // its supervisor may still be writing
 	}
 }
 
-// wait waits for a time and reports whether ctx is still open after it.
+// wait waits for a time, and reports whether ctx has not ended until then.
 func wait(ctx context.Context, t time.Duration) bool {
 	sleep(ctx, t)
 	return ctx.Err() == nil

@@ -30,13 +30,13 @@ const (
 	leaseTTL   = 2 * time.Second
 	leaseRenew = 500 * time.Millisecond
 	leaseRetry = 50 * time.Millisecond
-	// leaseSafety is how long before its end in the database a lease ends here.
+	// leaseSafety is how much earlier a lease ends here than in the database.
 	leaseSafety = 300 * time.Millisecond
 	// standbyPatience is how long a daemon that does not lead waits for an answer about the lease
 	// before it asks again.
 	standbyPatience = 5 * time.Second
 	heartbeat       = 30 * time.Second
-	// beatAge is how old another daemon's heartbeat must be for it to be gone.
+	// beatAge is the age at which another daemon's last heartbeat shows that the daemon is gone.
 	beatAge = 90 * time.Second
 )
 
@@ -50,7 +50,8 @@ type Daemon struct {
 	Log      *slog.Logger
 	// Worker is the command of slipway-worker on this machine.
 	Worker []string
-	// Metrics are kept, and served with the daemon's health and status. If nil, none of these is.
+	// Metrics are kept, and served together with the daemon's health and status. If nil, nothing is
+	// served.
 	Metrics *web.Metrics
 	// Open opens the storage if Store is nil. While it fails, the daemon waits and tries again,
 	// except that it gives up on a [storage.SettingError].
@@ -66,7 +67,7 @@ type Daemon struct {
 	pauses  atomic.Pointer[[]queue.Pause]
 	waiting atomic.Pointer[queue.Waiting]
 	shared  *shared
-	rival   atomic.Pointer[rival] // of the lead; nil while there is none, or no guard
+	rival   atomic.Pointer[rival] // of the newest lead; nil before the first one, and with coexist
 
 	id      string // of this process
 	name    string // of the instance
@@ -76,7 +77,8 @@ type Daemon struct {
 	targets map[string]*dispatch.Target
 }
 
-// Run runs until ctx ends. Before it returns, it launches the runs that it has claimed. Workers
+// Run runs until ctx ends. Before it returns, it finishes the launches of the runs that it has
+// claimed, for at most the setting shutdown_grace; the next leader continues the others. Workers
 // continue without the daemon.
 func (d *Daemon) Run(ctx context.Context) error {
 	host, err := os.Hostname()
@@ -143,7 +145,7 @@ func (d *Daemon) close() {
 // begin does the daemon's work until ctx ends.
 func (d *Daemon) begin(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if d.address.network != "unix" { // any daemon answers, from storage; a socket is the leader's
+	if d.address.network != "unix" { // a standby can answer too, from storage; a socket has only one server
 		g.Go(func() error { return d.serveAPI(ctx) })
 	}
 	g.Go(func() error { d.checkTargets(ctx); return nil })
@@ -259,10 +261,11 @@ func (d *Daemon) prepare(ctx context.Context) error {
 	return nil
 }
 
-// lead does all the work of a leader until ctx ends or the lead is lost. It returns nil with ctx.
+// lead does all the work of a leader until ctx ends or the lead is lost. If ctx ends first, it
+// returns nil.
 func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 	g, lead := errgroup.WithContext(ctx)
-	// Renewal outlives ctx: claims and launches at hand are finished under the lease.
+	// Renewal outlives ctx: the lease is needed to finish claims and launches that are under way.
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g.Go(func() error { defer stop(); return d.work(lead, fence) })
@@ -285,8 +288,8 @@ func (d *Daemon) lead(ctx context.Context, fence storage.Fence) error {
 // errLeaseEnded means that the lease was not renewed in time.
 var errLeaseEnded = errors.New("the lease was not renewed in time")
 
-// renew keeps the lease until ctx ends. An error ends the lead. A first try leaves a third of the
-// time for others, since a single answer may be lost.
+// renew keeps the lease until ctx ends. An error ends the lead. The first try of a renewal may take
+// two thirds of the time that is left, so that there is time for another try if its answer is lost.
 func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 	ends, wait := time.Now().Add(leaseTTL-leaseSafety), leaseRenew
 	for {
@@ -316,15 +319,15 @@ func (d *Daemon) renew(ctx context.Context, fence storage.Fence) error {
 	}
 }
 
-// work settles what is left of an earlier leader and then runs the parts of a leader. It ends with
-// ctx, launches at hand done, or with the first error.
+// work finishes what an earlier leader left and then runs the parts of a leader. It returns at the
+// first error, or when ctx has ended and the launches that are under way are done.
 func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if err := d.Store.Flush(ctx, fence); errors.Is(err, storage.ErrFenced) {
 		return err
-	} else if err != nil && ctx.Err() == nil { // of some runs; the others go on
+	} else if err != nil && ctx.Err() == nil { // only some runs are concerned
 		d.Log.WarnContext(ctx, "cannot finish all writes that an earlier daemon began", "err", err)
 	}
-	if err := d.readPauses(ctx); err != nil { // nothing is claimed before
+	if err := d.readPauses(ctx); err != nil { // before the first claim
 		return err
 	}
 	inFlightRuns, err := d.Store.Runs(ctx, storage.Filter{Statuses: dagster.ActiveStatuses()})
@@ -437,9 +440,9 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	return g.Wait()
 }
 
-// beat writes the heartbeat of Dagster's dequeuer, whose work this is, unless a parked
-// dagster-daemon writes it. With each it settles what others, a worker on a full disk, could commit
-// and not finish.
+// beat writes the heartbeat of Dagster's dequeuer, because Slipway does its work, unless a parked
+// dagster-daemon writes it. After each heartbeat it finishes writes that another process has
+// committed and could not finish, for example a worker on a full disk.
 func (d *Daemon) beat(ctx context.Context, fence storage.Fence) error {
 	for ctx.Err() == nil {
 		now := time.Now()

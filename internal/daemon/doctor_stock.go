@@ -23,7 +23,8 @@ import (
 	dagsterpb "github.com/slipway-run/slipway/proto/dagster"
 )
 
-// stock looks for a dagster-daemon that does the same work, or does not do its own.
+// stock looks at dagster-daemon. It must not dequeue or monitor runs, which is Slipway's work. It
+// must do what Slipway leaves to it, for example schedules.
 func (d *doctor) stock(ctx context.Context, st Status, beats []storage.Heartbeat) {
 	foreign := func(daemonType string) bool { return time.Since(foreignBeat(beats, daemonType).At) < beatAge }
 	file := filepath.Join(d.in.Home, "dagster.yaml")
@@ -53,8 +54,9 @@ func (d *doctor) stock(ctx context.Context, st Status, beats []storage.Heartbeat
 	d.lastSeen(beats)
 }
 
-// unparked looks whether a leader has seen a dagster-daemon that no file of ours parks leave
-// waiting runs alone.
+// unparked reports on a running dagster-daemon that our dagster.yaml does not park. It may read
+// another file that parks it. So its actions are the proof: a leader records that a dagster-daemon
+// has left waiting runs alone.
 func (d *doctor) unparked(ctx context.Context, beat storage.Heartbeat, park string) {
 	known, err := d.store.Entries(ctx, parkedKey)
 	switch {
@@ -68,8 +70,8 @@ func (d *doctor) unparked(ctx context.Context, beat storage.Heartbeat, park stri
 	}
 }
 
-// lastSeen looks when dagster-daemon wrote its last heartbeat, and whether the parts that Slipway
-// leaves to it are among those.
+// lastSeen reports when dagster-daemon wrote its last heartbeat, and whether one of the parts that
+// Slipway leaves to it has stopped writing its own.
 func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 	var last storage.Heartbeat
 	stale := ""
@@ -102,16 +104,17 @@ func (d *doctor) lastSeen(beats []storage.Heartbeat) {
 }
 
 const (
-	// secondLook is how far back a run that another dequeuer launched counts: dagster-daemon may
-	// have been restarted since.
+	// secondLook is how long a run that another dequeuer launched counts as evidence. Later,
+	// dagster-daemon may have been restarted.
 	secondLook = 15 * time.Minute
 	// secondDepth is how many of the newest runs are looked at.
 	secondDepth = 200
 )
 
 // second looks for a run that left the queue without a claim of Slipway's although dagster.yaml
-// parks dagster-daemon: that one was not restarted, or reads another file. The file's own time
-// tells which runs count.
+// parks dagster-daemon: then dagster-daemon was not restarted, or it reads another file. Only runs
+// that left the queue within secondLook and after the file was changed count. It reports whether it
+// found one; false also if the storage cannot be read.
 func (d *doctor) second(ctx context.Context, file string) bool {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -153,8 +156,8 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 	return false
 }
 
-// terminate looks at the endpoint by which Terminate in Dagster's UI reaches Slipway: at its
-// settings, and whether the daemon that leads answers there.
+// terminate checks the endpoint by which Terminate in Dagster's UI reaches Slipway: its settings,
+// and whether the daemon that leads answers there.
 func (d *doctor) terminate(ctx context.Context, leads bool) {
 	a, err := addressOf(d.in)
 	if err != nil {
@@ -194,7 +197,7 @@ func (d *doctor) terminate(ctx context.Context, leads bool) {
 	d.say(LevelOK, CodeTerminate, "", "the endpoint for Terminate in Dagster's UI answers at %s", target)
 }
 
-// listens looks whether a daemon that is started here could open the endpoint.
+// listens checks whether a daemon that is started here could open the endpoint.
 func (d *doctor) listens(ctx context.Context, a address) {
 	if a.network == "unix" { // a daemon takes over the socket of an earlier one
 		return
@@ -214,7 +217,8 @@ func (d *doctor) listens(ctx context.Context, a address) {
 	}
 }
 
-// ping calls Ping of a server of Dagster's protocol. The error has gRPC's message alone.
+// ping calls Ping of a server of Dagster's protocol. The error of the call has only gRPC's message,
+// not its code.
 func ping(ctx context.Context, target string, creds credentials.TransportCredentials) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()

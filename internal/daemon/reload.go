@@ -13,7 +13,7 @@ import (
 	"github.com/slipway-run/slipway/internal/instance"
 )
 
-// errReloaded ends a lead because this same daemon goes on with other settings.
+// errReloaded ends a lead because the same daemon continues it with other settings.
 var errReloaded = errors.New("the settings were read again")
 
 // shared is what a daemon keeps when its settings are read again.
@@ -95,9 +95,9 @@ func (d *Daemon) watchReloads(ctx context.Context) error {
 	}
 }
 
-// reload reads the settings and puts them in force. A leader finishes the launches at hand and goes
-// on as a new leader would, without giving up the lease: so every setting takes effect, and no
-// worker notices. If anything is wrong, nothing changes.
+// reload reads the settings and puts them in force. A leader finishes the launches that are under
+// way and then starts again as a new leader would, without giving up the lease. So every setting
+// takes effect, and no worker notices. If anything is wrong, nothing changes.
 func (d *Daemon) reload(ctx context.Context) {
 	d.Log.InfoContext(ctx, "reloading the settings")
 	in, err := d.Load()
@@ -123,8 +123,8 @@ func (d *Daemon) reload(ctx context.Context) {
 	next.checkTargets(ctx)
 }
 
-// fixed refuses what only a start can change: what this process has opened, and what stands on runs
-// in flight.
+// fixed returns an error if a setting differs that only a start can change: a setting of what this
+// process has opened, or one that is written in the rows of runs in flight.
 func fixed(was, now *instance.Instance) error {
 	var names []string
 	for name, same := range map[string]bool{

@@ -49,7 +49,7 @@ const (
 	parkedKey = "slipway/parked"
 )
 
-// newRival looks at dagster-daemon as a lead begins. Without a guard nothing of it matters.
+// newRival reads dagster-daemon's heartbeats when a lead begins.
 func (d *Daemon) newRival(ctx context.Context) (*rival, error) {
 	r := &rival{store: d.Store, log: d.Log, advice: d.parkAdvice(), wake: make(chan struct{}, 1)}
 	beats, err := d.Store.Heartbeats(ctx)
@@ -104,7 +104,7 @@ func (r *rival) took(run storage.Run) {
 	}
 }
 
-// passed is told what a pass left in the queue.
+// passed records whether a pass of the queue left runs in it.
 func (r *rival) passed(w queue.Waiting) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

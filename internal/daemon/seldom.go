@@ -9,19 +9,21 @@ import (
 	"time"
 )
 
-// seldomAfter is how often a warning that comes again and again is logged.
+// seldomAfter is the least time between two logs of the same warning.
 const seldomAfter = time.Minute
 
-// seldom is a log handler that passes a repeated warning on at most once a minute, with the number
-// of repeats as "times". Without it, a call that fails twice a second, such as the lease on a
-// read-only database, would bury everything else.
+// seldom is a log handler that passes a repeated warning on at most once a minute. The attribute
+// "times" then counts the warning itself and the repeats that were dropped since the last one.
+// Without this handler, a call that fails twice a second, such as the lease on a read-only
+// database, would bury everything else.
 type seldom struct {
 	slog.Handler
 	with string // attributes and groups of this logger
 	all  *warnings
 }
 
-// warnings are the warnings that were passed on, by all loggers that derive from one.
+// warnings are the warnings that were passed on lately. A logger and all loggers that derive from
+// it share them.
 type warnings struct {
 	mu   sync.Mutex
 	last map[string]*warning
@@ -29,7 +31,7 @@ type warnings struct {
 
 type warning struct {
 	at   time.Time // when it was passed on
-	more int       // since then
+	more int       // how many repeats were dropped since then
 }
 
 func newSeldom(h slog.Handler) slog.Handler {
@@ -43,12 +45,12 @@ func (h seldom) Handle(ctx context.Context, r slog.Record) error {
 	}
 	key := h.with + r.Message
 	r.Attrs(func(a slog.Attr) bool {
-		switch a.Value.Kind() { // warnings that differ otherwise, for example in their run, are different ones
+		switch a.Value.Kind() { // times differ each time; with any other difference it is another warning
 		case slog.KindDuration, slog.KindTime:
 		default:
 			text := a.String()
 			if a.Key == "err" {
-				text = strings.Map(withoutDigits, text) // ports and times differ each time
+				text = strings.Map(withoutDigits, text) // ports and times in it differ each time
 			}
 			key += " " + text
 		}
@@ -71,7 +73,8 @@ func withoutDigits(r rune) rune {
 	return r
 }
 
-// count notes a warning, and returns whether to pass it on and for how many it stands.
+// count records a warning. It reports whether to pass it on, and how many warnings that one stands
+// for: itself, and the repeats that were dropped.
 func (w *warnings) count(key string, now time.Time) (pass bool, times int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -80,7 +83,7 @@ func (w *warnings) count(key string, now time.Time) (pass bool, times int) {
 		old.more++
 		return false, 0
 	}
-	for k, o := range w.last { // warnings that came to an end
+	for k, o := range w.last { // forget warnings that have stopped
 		if now.Sub(o.at) > 2*seldomAfter {
 			delete(w.last, k)
 		}

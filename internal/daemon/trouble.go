@@ -35,9 +35,9 @@ func (t *trouble) over(ctx context.Context) {
 // startRetry is the time between two tries of what a start needs of the storage.
 const startRetry = time.Second
 
-// wait tries what a start needs of the storage until it succeeds, as a daemon that runs already
-// waits for its storage. It gives up with ctx, and on a fault of the settings, which time does not
-// mend.
+// wait repeats try, which a start needs of the storage, until it succeeds. A running daemon waits
+// for its storage too. wait gives up if ctx ends, and on a [storage.SettingError], because waiting
+// does not correct a setting.
 func (d *Daemon) wait(ctx context.Context, try func(context.Context) error) error {
 	away := trouble{log: d.Log, what: "cannot use the storage yet"}
 	for {
@@ -63,7 +63,7 @@ type writable interface {
 	Writable(ctx context.Context) error
 }
 
-// checkWritable looks whether the storage takes writes.
+// checkWritable returns an error if the storage can tell that it takes no writes.
 func (d *Daemon) checkWritable(ctx context.Context) error {
 	if w, ok := d.Store.(writable); ok {
 		return w.Writable(ctx)

@@ -135,10 +135,10 @@ func (t *Target) LaunchRate() float64 { return float64(t.budget.limit.Limit()) }
 // Trouble returns what is wrong with the target.
 func (t *Target) Trouble() Trouble { return t.health.trouble() }
 
-// Call does one call to the target. Every call goes through it: it keeps rate, deadline and health.
-// A sick target gets one call at a time, after a pause; other calls fail with [launcher.Unreached].
-// If the launcher does not return in time, it is left to itself and the error is
-// [launcher.ErrTransient].
+// Call does one call to the target and keeps rate, deadline and health. Every call of a leader goes
+// through it, except Watch and the checks of settings. A sick target gets one call at a time, after
+// a pause; other calls fail with [launcher.Unreached]. If the launcher does not return in time, it
+// is left to itself and the error is [launcher.ErrTransient].
 func Call[T any](ctx context.Context, t *Target, f func(context.Context) (T, error)) (T, error) {
 	var none T
 	call, cancel := context.WithTimeout(ctx, CallTimeout)

@@ -1,10 +1,11 @@
 // Package monitor decides what to do about runs in flight, and does it.
 //
 // [Decide], a pure function, makes the decision from the run, the health of its worker, the run's
-// own events and the time. It acts on proof: an exit record of that very worker. A target that does
-// not answer, or does not know the worker, is no proof; the run is left alone. Starting, canceling
-// and the run itself can have a time limit. When one has passed, the worker is asked to stop, then
-// killed; only then is the end of the run written.
+// own events and the time. It acts on proof: a record of that worker's end, or its absence from the
+// target for the time [Times.Settle] while the run wrote nothing. A target that does not answer
+// proves nothing, and the run is left alone. Starting, canceling and the run itself can have a time
+// limit. When one has passed, the worker is asked to stop, then killed; only then is the end of the
+// run written.
 package monitor
 
 import (

@@ -1,7 +1,8 @@
 // Package queue decides which queued runs may be launched now, and claims them.
 //
-// The decision is a pure function of the queue, the runs in flight, the limits and the pools
-// ([Pick]); one loop carries it out whenever something has changed. Order and limits are Dagster's
+// The decision does no I/O: it depends on the queue, the runs in flight, the limits and the pools.
+// The type index makes it, so that it costs what has changed; the pure function [Pick] specifies
+// it. One loop carries it out whenever something has changed. Order and limits are Dagster's
 // (dagster._daemon.run_coordinator, 1.13): creation order, then priority; max_concurrent_runs;
 // limits per tag; pools. Unlike Dagster, a limit is charged only by runs that are let through, so
 // that a run that is held back for another reason does not hold back the next ones; [ChargeDagster]

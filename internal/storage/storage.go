@@ -56,8 +56,8 @@ type Filter struct {
 	Newest   int       // only so many, newest first; 0 is all, oldest first
 }
 
-// Fence proves which daemon leads. Every writing transaction checks it, and fails with [ErrFenced]
-// if it does not hold.
+// Fence proves which daemon leads. Claim, Move and the writes of [Pooler] check it in their
+// transaction, and fail with [ErrFenced] if it does not hold.
 type Fence struct {
 	Leader string
 	Epoch  int64

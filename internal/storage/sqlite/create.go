@@ -3,7 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	_ "embed" // the schema
+	_ "embed" // for the schema
 	"errors"
 	"fmt"
 	"net/url"
@@ -37,7 +37,8 @@ func Create(ctx context.Context, baseDir string) error {
 	return create(ctx, filepath.Join(history, "runs.db"), runsSchema, storage.RunIndexes())
 }
 
-// create makes one database, stamped as Dagster stamps it, unless it has its tables.
+// create makes one database, unless it has its tables already. As Dagster does, it records the
+// revision of the schema, and the given indexes as complete.
 func create(ctx context.Context, file, schema string, indexes []string) error {
 	q := url.Values{"_txlock": {"immediate"}, "_pragma": {"busy_timeout(30000)", "journal_mode(WAL)"}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: file, RawQuery: q.Encode()}).String())
