@@ -29,7 +29,8 @@ With flags, the priority of every queued run that matches all flags is changed.`
 			case len(args) > 1 == f.empty():
 				return nil
 			}
-			return errors.New("either name runs before the priority, or select them with flags (--all: every queued run)")
+			return errors.New(
+				"either name runs before the priority, or select them with flags (--all: every queued run)")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			last := len(args) - 1
@@ -56,7 +57,8 @@ With flags, the priority of every queued run that matches all flags is changed.`
 // who did it, and everyone who reads runs that the run has changed.
 func prioritized(r storage.Run, priority, by string, now time.Time) (storage.Transition, error) {
 	if r.Status != dagster.Queued {
-		return storage.Transition{}, fmt.Errorf("run %s is %s: only queued runs are ordered by priority", r.ID, r.Status)
+		return storage.Transition{}, fmt.Errorf("run %s is %s: only queued runs are ordered by priority", r.ID,
+			r.Status)
 	}
 	text := fmt.Sprintf("[Slipway] The priority was changed from %s to %s by %s.", r.Priority(), priority, by)
 	return storage.Transition{Run: r.ID, From: []dagster.Status{dagster.Queued},
