@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,8 @@ const errLimits = 125
 // become sets the limits of this process and then turns it into the worker, so that no part of the
 // worker ever runs without its limits. It does not return.
 func become(file string) {
+	// Niceness belongs to a thread, and the worker gets that of the thread that calls exec.
+	runtime.LockOSThread()
 	var spec Spec
 	err := ReadJSON(file, &spec)
 	for _, c := range spec.Limits.Cgroups {
