@@ -119,7 +119,7 @@ that folder, beside dagster.yaml.`,
 	root.AddCommand(
 		p.adoptCommand(), p.daemonCommand(), p.demoCommand(), p.doctorCommand(), p.drainCommand(), p.launchersCommand(),
 		p.pauseCommand(), p.runsCommand(),
-		p.statusCommand(), p.sweepCommand(), p.unpauseCommand(), p.versionCommand(),
+		p.queueCommand(), p.statusCommand(), p.sweepCommand(), p.unpauseCommand(), p.versionCommand(),
 	)
 	return root
 }

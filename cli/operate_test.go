@@ -402,8 +402,16 @@ func TestPriority(t *testing.T) {
 		}
 		return got.Wait.Place
 	}
+	if out, err := slipway(t, home, "queue"); err == nil || !strings.Contains(err.Error(), "no daemon leads") {
+		t.Errorf("queue without a daemon = %v\n%s", err, out)
+	}
 	d := launch(t, home)
 	d.says(1, "leading")
+	testenv.Eventually(t, time.Minute, func() (bool, string) {
+		out, err := slipway(t, home, "queue")
+		return err == nil && regexp.MustCompile(`(?m)^4 +paused +the instance +-$`).MatchString(out),
+			out
+	})
 	if out, err := slipway(t, home, "runs", "priority", ids[3], "7"); err != nil ||
 		out != "run "+ids[3]+": QUEUED\n" || place(ids[3]) != 1 || place(ids[0]) != 2 {
 		t.Errorf("priority = %v, %d and %d\n%s", err, place(ids[3]), place(ids[0]), out)

@@ -66,6 +66,7 @@ type Daemon struct {
 
 	pauses  atomic.Pointer[[]queue.Pause]
 	waiting atomic.Pointer[queue.Waiting]
+	queuing atomic.Pointer[queue.Loop] // of the lead; nil while there is none
 	shared  *shared
 	rival   atomic.Pointer[rival] // of the newest lead; nil before the first one, and with coexist
 
@@ -378,6 +379,7 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 		DefaultPool: d.queue.DefaultPool, Only: d.queue.Only.Fits,
 		Claims:   map[string]string{dagster.GRPCInfoTag: d.address.info},
 		Launcher: dispatcher, Inbox: queued, Freed: dispatcher.Freed(), Log: d.Log, Pauses: d.paused,
+		Questions: make(chan func()),
 		Waiting: func(w queue.Waiting) {
 			d.waiting.Store(&w)
 			d.Metrics.Waiting(w)
@@ -390,6 +392,8 @@ func (d *Daemon) work(ctx context.Context, fence storage.Fence) error {
 	if rival != nil {
 		loop.Held, loop.Taken = func() bool { return rival.Why() != "" }, rival.took
 	}
+	d.queuing.Store(loop)
+	defer d.queuing.Store(nil)
 	stop := d.brake(ctx)
 	policy := Policy(d.Instance, d.targets)
 	dispatcher.Memory = func(base int64, deaths []storage.Death) int64 {

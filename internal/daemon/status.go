@@ -237,6 +237,12 @@ func (d *Daemon) serveWebOn(ctx context.Context, l net.Listener) error {
 			}
 			return nil, d.Ready()
 		},
+		Queue: func(ctx context.Context) (any, error) {
+			if c := d.shared.inForce(); c != nil {
+				return c.Holds(ctx)
+			}
+			return nil, d.Ready()
+		},
 		Scrape: func() {
 			sick := map[[2]string]bool{} // by launcher and place
 			c := d.shared.inForce()
@@ -253,6 +259,45 @@ func (d *Daemon) serveWebOn(ctx context.Context, l net.Listener) error {
 		},
 	}
 	return s.Serve(ctx, l)
+}
+
+// Holds returns what holds back the queued runs, the most runs first. Only a daemon that leads
+// knows it.
+func (d *Daemon) Holds(ctx context.Context) ([]queue.Hold, error) {
+	loop := d.queuing.Load()
+	if loop == nil {
+		return nil, errors.New("this daemon does not lead")
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	holds, err := loop.Holds(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the queue did not answer within %v: %w", askTimeout, err)
+	}
+	return append([]queue.Hold{}, holds...), nil // [], not null
+}
+
+// AskHolds asks the leading daemon for [Daemon.Holds]. The daemon keeps the queue in its memory, so
+// nothing else can tell.
+func AskHolds(ctx context.Context, in *instance.Instance, name string, s storage.Store) ([]queue.Hold, error) {
+	st, err := ReadStatus(ctx, in, name, s)
+	switch {
+	case err != nil:
+		return nil, err
+	case st.Leader.Lease != leaseHeld:
+		return nil, errors.New("no daemon leads this instance: start slipway daemon")
+	case st.Leader.Address == "":
+		return nil, errors.New("the leading daemon serves no status: web.listen is off in its slipway.yaml, or " +
+			"another process uses the address; slipway runs explain RUN needs no daemon")
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var holds []queue.Hold
+	if err := ask(ctx, st.Leader.Address+"/queue", string(in.Settings.Web.Token), &holds); err != nil {
+		return nil, fmt.Errorf("the leading daemon does not say what its runs wait for; slipway doctor looks for the "+
+			"reason: %w", err)
+	}
+	return holds, nil
 }
 
 // askTimeout bounds a question to the leader.

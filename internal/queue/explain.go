@@ -17,6 +17,14 @@ type Rule struct {
 	Holders []Holder `json:"holders,omitempty"`
 }
 
+// Hold is one rule, and the queued runs that it holds back.
+type Hold struct {
+	Rule    Reason   `json:"rule"`
+	What    string   `json:"what"`
+	Runs    int      `json:"runs"`
+	Holders []Holder `json:"holders,omitempty"`
+}
+
 // Holder is a run in flight that holds a place.
 type Holder struct {
 	RunID string    `json:"run_id"`

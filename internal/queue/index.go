@@ -85,6 +85,7 @@ type bucket struct {
 
 // gate is a thing that can hold back lanes.
 type gate struct {
+	name  string
 	taken int // by runs in flight
 	sick  bool
 	lanes map[*lane]bool
@@ -258,11 +259,10 @@ func (x *index) Decide(now time.Time, most int, room func(target string) (int, b
 func (x *index) asDagster(now time.Time, most int, ask func(string) *space) []choice {
 	var queued, active []Entry
 	for _, it := range x.runs {
-		e := Entry{Run: it.run.Run, Row: it.run.Row, Start: it.run.Start}
 		if it.lane != nil {
-			queued = append(queued, e)
+			queued = append(queued, it.entry())
 		} else {
-			active = append(active, e)
+			active = append(active, it.entry())
 		}
 	}
 	chosen := map[string]string{}
@@ -321,6 +321,99 @@ func (x *index) Full() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Holds groups the queued runs by what holds them back, the most runs first.
+func (x *index) Holds() []Hold {
+	var active []Entry
+	for _, it := range x.runs {
+		if it.lane == nil {
+			active = append(active, it.entry())
+		}
+	}
+	groups := map[string]*Hold{}
+	group := func(why Reason, what string, runs int, holds func(Entry) bool) {
+		key := string(why) + " " + what
+		if groups[key] == nil {
+			groups[key] = &Hold{Rule: why, What: what, Holders: Holders(active, holds)}
+		}
+		groups[key].Runs += runs
+	}
+	for _, l := range x.lanes {
+		if l.at < 0 {
+			what, holds := x.about(l)
+			group(l.why, what, len(l.items), holds)
+		} else if x.free() <= 0 {
+			what := fmt.Sprintf("%d of %d in flight", x.flies, x.limits.MaxConcurrentRuns)
+			group(Limit, what, len(l.items), func(Entry) bool { return true })
+		}
+	}
+	var all []Hold
+	for _, h := range groups {
+		all = append(all, *h)
+	}
+	slices.SortFunc(all, func(a, b Hold) int {
+		return cmp.Or(cmp.Compare(b.Runs, a.Runs), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.What, b.What))
+	})
+	return all
+}
+
+// about names what holds a lane back, and tells the runs in flight that hold its places.
+func (x *index) about(l *lane) (what string, holds func(Entry) bool) {
+	none := func(Entry) bool { return false }
+	switch l.why {
+	case TagFull:
+		for i, limit := range x.limits.Tags {
+			for value, g := range x.tags[i] {
+				if slices.Contains(l.gates, g) {
+					what := fmt.Sprintf("%s: %d of %d in flight", limit.about(l.items[0].run.Run), g.taken, limit.Limit)
+					return what, func(e Entry) bool { v, ok := limit.bucket(e.Run); return ok && v == value }
+				}
+			}
+		}
+	case PoolFull:
+		pool := l.gates[0].name
+		return fmt.Sprintf("pool %s: no free slot (limit %d)", pool, x.slots[pool].Slots),
+			func(e Entry) bool { return e.Run.Pools != nil && slices.Contains(e.Run.Pools.All, pool) }
+	case Paused:
+		for _, p := range x.pausing {
+			if p.HoldsRun(l.items[0].run.Run) || p.Scope == OfLauncher && slices.ContainsFunc(l.stops,
+				func(at stop) bool { return p.HoldsLauncher(at.launcher) }) {
+				return p.String(), none
+			}
+		}
+	case Backoff:
+		return "had no room, or refused the run, a moment ago: " + launchersOf(l.stops), none
+	}
+	target := launchersOf(l.stops)
+	for _, g := range l.gates {
+		if g != &x.pauses && g != &x.rests {
+			target = g.name
+		}
+	}
+	return "launcher " + target, func(e Entry) bool {
+		return slices.ContainsFunc(l.stops, func(at stop) bool {
+			return at.target == target && at.launcher == e.Launcher
+		})
+	}
+}
+
+// launchersOf names the launchers of a route.
+func launchersOf(stops []stop) string {
+	var names []string
+	for _, at := range stops {
+		names = append(names, at.launcher)
+	}
+	return strings.Join(names, ", ")
+}
+
+// entry is what decisions and explanations need of a run.
+func (it *item) entry() Entry {
+	e := Entry{Run: it.run.Run, Row: it.run.Row, Start: it.run.Start}
+	if it.run.Launch != nil {
+		e.Launcher = it.run.Launch.Launcher
+	}
+	return e
 }
 
 // Tell calls tell for queued runs that wait for a target, until it has returned true for each of
@@ -652,7 +745,7 @@ func (x *index) target(name string) *gate             { return gateOf(x.targets,
 func gateOf(gates map[string]*gate, name string) *gate {
 	g := gates[name]
 	if g == nil {
-		g = &gate{}
+		g = &gate{name: name}
 		gates[name] = g
 	}
 	return g

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -301,6 +302,72 @@ func TestIndexDecidesAsPick(t *testing.T) {
 	}
 	if *indexSeed == 0 && picks < 1000 {
 		t.Errorf("only %d runs were picked in all worlds: they show little", picks)
+	}
+}
+
+// What holds runs back is named, with the runs that hold the places, and the most runs come first.
+func TestHoldsNameWhatHoldsRunsBack(t *testing.T) {
+	now := time.Unix(1_790_000_000, 0)
+	at := func(launcher string) []stop { return []stop{{launcher: launcher, target: launcher}} }
+	full := func(target string) (int, bool) { return map[string]int{"well": 100}[target], target == "sick" }
+	for name, c := range map[string]struct {
+		limits Limits
+		change func(*index)
+		to     string // launcher
+		want   string
+	}{
+		"nothing":     {Limits{MaxConcurrentRuns: -1}, nil, "well", ""},
+		"all of them": {Limits{MaxConcurrentRuns: 1}, nil, "well", "3 max_concurrent_runs 1 of 1 in flight: f"},
+		"a tag": {Limits{MaxConcurrentRuns: -1, Tags: []TagLimit{{Key: "team", Limit: 1}}}, nil, "well",
+			"2 tag_limit team: 1 of 1 in flight: f"},
+		"a value": {Limits{MaxConcurrentRuns: -1, Tags: []TagLimit{{Key: "team", PerValue: true, Limit: 1}}}, nil,
+			"well",
+			"1 tag_limit team=a: 1 of 1 in flight: f"},
+		"a pool": {Limits{MaxConcurrentRuns: -1, Pools: PoolLimits{Block: true, PerRun: true}},
+			func(x *index) { x.SetPools(map[string]Pool{"db": {Slots: 1}}) }, "well",
+			"3 pool pool db: no free slot (limit 1): f"},
+		"a pause": {Limits{MaxConcurrentRuns: -1},
+			func(x *index) { x.SetPauses([]Pause{{Scope: OfTag, Value: "team=b"}}, now) },
+			"well", "1 paused tag team=b"},
+		"a launcher's pause": {Limits{MaxConcurrentRuns: -1},
+			func(x *index) { x.SetPauses([]Pause{{Scope: OfLauncher, Value: "well"}}, now) }, "well",
+			"3 paused launcher well"},
+		"no room":       {Limits{MaxConcurrentRuns: -1}, nil, "busy", "3 launcher_busy launcher busy: f"},
+		"a sick target": {Limits{MaxConcurrentRuns: -1}, nil, "sick", "3 launcher_sick launcher sick: f"},
+		"back-off": {Limits{MaxConcurrentRuns: -1}, func(x *index) { x.Hold("2", "well", now.Add(time.Hour), now) },
+			"well",
+			"1 backoff had no room, or refused the run, a moment ago: well"},
+	} {
+		x := newIndex(c.limits, func(storage.Run) []stop { return at(c.to) })
+		put := func(id string, status dagster.Status, team string, launch *storage.LaunchRow) {
+			r := storage.Run{Run: dagster.Run{ID: id, Status: status, Tags: map[string]string{},
+				Pools: &dagster.Pools{All: []string{"db"}}}, Facts: storage.Facts{Launch: launch}}
+			if team != "" {
+				r.Tags["team"] = team
+			}
+			x.Put(r, now)
+		}
+		put("f", dagster.Started, "a", &storage.LaunchRow{Launcher: c.to})
+		put("1", dagster.Queued, "a", nil)
+		put("2", dagster.Queued, "b", nil)
+		put("3", dagster.Queued, "", nil)
+		if c.change != nil {
+			c.change(x)
+		}
+		x.Decide(now, 100, full)
+		var got []string
+		for _, h := range x.Holds() {
+			text := fmt.Sprint(h.Runs, " ", h.Rule, " ", h.What)
+			for _, holder := range h.Holders {
+				if holder.RunID == "f" {
+					text += ": f"
+				}
+			}
+			got = append(got, text)
+		}
+		if got := strings.Join(got, "; "); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
 	}
 }
 

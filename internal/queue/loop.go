@@ -80,13 +80,33 @@ type Loop struct {
 	Waiting func(Waiting)     // called with what each pass leaves in the queue; may be nil
 	Inbox   *storage.Inbox    // changed runs of all statuses
 	Freed   <-chan struct{}   // ready when a launcher has room again
-	Log     *slog.Logger
+	// Questions are answered between decisions; see [Loop.Holds].
+	Questions chan func()
+	Log       *slog.Logger
 
 	// claims whose outcome is not known: they are made again, as they were, before any other
 	unclear     []pending
 	locked      map[string]pending // claims that met a row that another client had locked, by run
 	lockedUntil time.Time          // when those are made again
 	index       *index
+}
+
+// Holds returns what holds back the queued runs, the most runs first. It waits for the loop, which
+// must run and have Questions, or for ctx.
+func (l *Loop) Holds(ctx context.Context) ([]Hold, error) {
+	var holds []Hold
+	done := make(chan struct{})
+	select {
+	case l.Questions <- func() { holds = l.index.Holds(); close(done) }:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case <-done:
+		return holds, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // pending is a claim that was asked for, with the run as it was in the queue.
@@ -132,6 +152,8 @@ func (l *Loop) Run(ctx context.Context, requeued <-chan Requeued) error {
 			}
 		case r := <-requeued:
 			l.requeued(r)
+		case ask := <-l.Questions:
+			ask()
 		case <-timer:
 		}
 		for len(requeued) > 0 { // what was said before the news below

@@ -15,12 +15,13 @@ import (
 )
 
 // Server answers over HTTP. GET /healthz and /readyz need no token and answer with one word. GET
-// /metrics and /status need the token, if one is set.
+// /metrics, /status and /queue need the token, if one is set.
 type Server struct {
 	Metrics *Metrics
 	Token   string                             // "": none is needed
 	Ready   func() error                       // nil if the daemon does its work or stands by, else why not
 	Status  func(context.Context) (any, error) // served as JSON
+	Queue   func(context.Context) (any, error) // what the queued runs wait for; served as JSON
 	Scrape  func()                             // brings gauges up to date; may be nil
 	Log     *slog.Logger
 }
@@ -52,17 +53,21 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		}
 		metrics.ServeHTTP(w, r)
 	})))
-	mux.Handle("GET /status", s.guarded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		v, err := s.Status(r.Context())
-		text, merr := json.Marshal(v)
-		if err = errors.Join(err, merr); err != nil {
-			s.Log.WarnContext(r.Context(), "cannot serve the status", "err", err)
-			word(w, http.StatusServiceUnavailable, "the storage cannot be read; the daemon's log says why")
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(text) // the client may be gone
-	})))
+	serveJSON := func(what string, get func(context.Context) (any, error)) http.Handler {
+		return s.guarded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			v, err := get(r.Context())
+			text, merr := json.Marshal(v)
+			if err = errors.Join(err, merr); err != nil {
+				s.Log.WarnContext(r.Context(), "cannot serve the "+what, "err", err)
+				word(w, http.StatusServiceUnavailable, "the "+what+" cannot be read; the daemon's log says why")
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(text) // the client may be gone
+		}))
+	}
+	mux.Handle("GET /status", serveJSON("status", s.Status))
+	mux.Handle("GET /queue", serveJSON("queue", s.Queue))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)}
