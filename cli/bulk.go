@@ -62,7 +62,7 @@ type outcomeView struct {
 	Error  string         `json:"error,omitempty"`
 }
 
-// change changes the runs that are named or, without names, those that match a filter.
+// change changes the runs that are named or, without names, all runs that match a filter.
 func (p *program) change(ctx context.Context, s storage.Store, ids []string, f *runFilter, b bulk) error {
 	if len(ids) > 0 {
 		return p.changeNamed(ctx, s, ids, f.dry, b)

@@ -352,7 +352,7 @@ type Brake struct {
 // Web is the address of the endpoint for metrics, health and status, and its token.
 type Web struct {
 	Listen string        `config:"listen" help:"host:port to listen on, or off. Default: 127.0.0.1:9870, or another port of 127.0.0.1 if that one is in use."`
-	Token  config.Secret `config:"token" help:"Token that /metrics and /status require, as Authorization: Bearer TOKEN. Required if other machines can reach the address in listen. /healthz and /readyz need no token and show nothing but health."`
+	Token  config.Secret `config:"token" help:"Token that /metrics, /status and /queue require, as Authorization: Bearer TOKEN. Required if other machines can reach the address in listen. /healthz and /readyz need no token and show nothing but health."`
 }
 
 // Loopback reports whether only this machine can reach the endpoint.
