@@ -120,7 +120,7 @@ func TestSeenFromOutside(t *testing.T) {
 			t.Errorf("%s = %d %q", path, code, text)
 		}
 	}
-	for _, path := range []string{"/metrics", "/status"} {
+	for _, path := range []string{"/metrics", "/status", "/queue"} {
 		for _, token := range []string{"", "wrong"} {
 			if code, text := get(path, token); code != http.StatusUnauthorized || strings.Contains(text, home) {
 				t.Errorf("%s with token %q = %d %s", path, token, code, text)
