@@ -73,6 +73,10 @@ bench: ## Measure; fails if a bound is missed
 bench-stock: venv ## Measure beside stock Dagster, on both storages (a quarter of an hour)
 	@hack/with-postgres go run ./test/bench stock
 
+.PHONY: bench-long
+bench-long: venv ## Measure what 20,000 runs cost that wait, beside stock Dagster (six minutes)
+	@hack/with-postgres go run ./test/bench long
+
 .PHONY: bench-deaths
 bench-deaths: venv ## Measure from kill -9 of a worker to FAILURE, beside stock Dagster (five minutes)
 	@hack/with-postgres hack/with-docker go run ./test/bench deaths
