@@ -111,6 +111,7 @@ that folder, beside dagster.yaml.`,
 	}
 	root.SetOut(p.out)
 	root.SetErr(p.err)
+	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.home, "home", "", "folder of the instance (default: $DAGSTER_HOME)")
 	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level in slipway.yaml)")
@@ -230,7 +231,7 @@ func (p *program) printJSON(v any) error {
 
 func (p *program) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := map[string]string{"version": Version, "go": runtime.Version(),
 				"platform": runtime.GOOS + "/" + runtime.GOARCH}

@@ -65,7 +65,7 @@ type launcherView struct {
 
 func (p *program) launchersListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: cobra.NoArgs,
+		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: noArgs,
 		Example: "  slipway launchers list --json",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			in, err := p.instance()
@@ -101,7 +101,7 @@ func (p *program) launchersSchemaCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema",
-		Args: cobra.MaximumNArgs(1),
+		Args: upToOneArg,
 		Long: `Prints the settings of a kind of launcher as JSON schema. Without KIND, prints the schema of
 slipway.yaml with all kinds. With --launcher, prints the config of a launcher in slipway.yaml that is
 a separate program (a plug-in).`,
@@ -159,7 +159,7 @@ func (p *program) launchersPreviewCommand() *cobra.Command {
 	var made sample
 	var server bool
 	cmd := &cobra.Command{
-		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: cobra.MaximumNArgs(1),
+		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: upToOneArg,
 		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent, except
 with --server: then the target checks the request without creating anything, if it can (k8s).
 

@@ -34,7 +34,7 @@ func (p *program) launchersTestCommand() *cobra.Command {
 	c := conformance{program: p}
 	cmd := &cobra.Command{
 		Use: "test NAME | -- COMMAND [ARG...]", Short: "Test whether a launcher keeps the launcher contract",
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs,
 		Long: `Runs the conformance kit, one test for each sentence of the launcher contract, against a launcher of
 slipway.yaml or against a program that serves one (see docs/launchers/plugin.md). The kit starts real
 workers on the target, which are small shell scripts under a separate instance name, and removes them

@@ -71,7 +71,7 @@ func (p *program) pauseCommand() *cobra.Command {
 	var by, why string
 	var long time.Duration
 	cmd := &cobra.Command{
-		Use: "pause", Short: "Pause launches until they are unpaused", Args: cobra.NoArgs,
+		Use: "pause", Short: "Pause launches until they are unpaused", Args: noArgs,
 		Long: `Pauses the launches of an instance, or of a part of it, until slipway unpause. Waiting runs stay
 QUEUED; runs in flight continue. The pause is kept in Dagster's storage, so it survives restarts and
 holds for every daemon. It takes effect within a second or two.`,
@@ -124,7 +124,7 @@ func (p *program) unpauseCommand() *cobra.Command {
 	var w what
 	var all bool
 	cmd := &cobra.Command{
-		Use: "unpause", Short: "End a pause", Args: cobra.NoArgs,
+		Use: "unpause", Short: "End a pause", Args: noArgs,
 		Long: `Ends the pause of the instance, or of a part of it: give the same flags as for slipway pause. --all
 ends all pauses. A maintenance window of slipway.yaml for the same part ends too, and begins again at
 its next time.`,
@@ -178,7 +178,7 @@ func (p *program) drainCommand() *cobra.Command {
 	var by, why string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: cobra.NoArgs,
+		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: noArgs,
 		Long: `Pauses launches as slipway pause does, and waits until none of the paused runs is in flight any more.
 The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
 		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && " +
@@ -250,7 +250,7 @@ func (t *table) pauses(pauses []queue.Pause) {
 
 func (p *program) statusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show what an instance is doing", Args: cobra.NoArgs,
+		Use: "status", Short: "Show what an instance is doing", Args: noArgs,
 		Long: `Shows which daemon leads the instance, its storage, how many runs wait and for what, its pauses and
 its launchers. Some of this comes from the leading daemon, if it can be reached. The exit code is 1
 if no daemon leads.`,

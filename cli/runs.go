@@ -119,7 +119,7 @@ func (p *program) runsListCommand() *cobra.Command {
 	var statuses []string
 	var limit int
 	cmd := &cobra.Command{
-		Use: "list", Short: "List runs, newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "List runs, newest first", Args: noArgs,
 		Example: "  slipway runs list --status QUEUED,STARTED\n  slipway runs list --limit 5 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f := storage.Filter{Newest: limit}
@@ -184,7 +184,7 @@ func dash(s string) string {
 
 func (p *program) runsShowCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "show RUN", Short: "Show one run with its events", Args: cobra.ExactArgs(1),
+		Use: "show RUN", Short: "Show one run with its events", Args: oneArg,
 		Long: `Shows one run with its events and their details: causes, the last lines of a worker, debug info,
 errors. For a queued run, also shows its place in the queue and everything that holds it back.
 

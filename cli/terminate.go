@@ -245,7 +245,7 @@ func cancellation(r storage.Run, instance string, now time.Time) (storage.Transi
 func (p *program) runsLogsCommand() *cobra.Command {
 	var o launcher.LogOptions
 	cmd := &cobra.Command{
-		Use: "logs RUN", Short: "Show the output of a run's worker", Args: cobra.ExactArgs(1),
+		Use: "logs RUN", Short: "Show the output of a run's worker", Args: oneArg,
 		Long: `Shows what a run's worker wrote to its standard output and error. The text comes from the target or,
 if the worker was removed there, from slipway/logs in DAGSTER_HOME. The output of steps is in
 Dagster's own compute logs; slipway runs show prints the events of the run.`,
