@@ -477,7 +477,7 @@ func help(f reflect.StructField) string {
 func suggest(name string, known []string) string {
 	best, near := "", 3
 	for _, k := range known {
-		if d := distance(name, k); k != "" && d < near {
+		if d := distance(name, k); k != "" && d < near && d < len(name) {
 			best, near = k, d
 		}
 	}
