@@ -116,7 +116,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 	if c.settings != "" {
 		text, err := os.ReadFile(c.settings)
 		if err != nil {
-			return t, err
+			return t, fmt.Errorf("--config: %w", err)
 		}
 		v.File, v.Path = c.settings, ""
 		if v.Node, err = config.Parse(c.settings, text); err != nil {

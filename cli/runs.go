@@ -17,7 +17,9 @@ import (
 )
 
 func (p *program) runsCommand() *cobra.Command {
-	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs"}
+	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs",
+		Long: `Lists, shows, enqueues and terminates the runs of an instance. Where a command needs RUN, give a run ID,
+or the beginning of one that is unique among the newest 1000 runs.`}
 	runs.AddCommand(p.runsEnqueueCommand(), p.runsExplainCommand(), p.runsListCommand(), p.runsLogsCommand(),
 		p.runsShowCommand(), p.runsTerminateCommand())
 	return runs
@@ -132,7 +134,8 @@ func (p *program) runsListCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
+	cmd.Flags().StringSliceVar(&statuses, "status", nil,
+		"only runs with this status, for example QUEUED; may be repeated")
 	cmd.Flags().IntVar(&limit, "limit", 20, "list at most this many runs; 0: all, oldest first")
 	return cmd
 }
@@ -222,7 +225,8 @@ func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) 
 	case 1:
 		return runs[0], nil
 	}
-	return storage.Run{}, fmt.Errorf("the IDs of %d runs begin with %q; give more of the ID", len(runs), id)
+	return storage.Run{}, fmt.Errorf(
+		"the IDs of %d runs begin with %q; give more of the ID, which slipway runs list shows", len(runs), id)
 }
 
 func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {

@@ -59,10 +59,14 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway " +
 			"runs terminate --tag dagster/backfill=abcdef --dry-run",
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 == f.empty() {
-				return nil
+			switch {
+			case len(args) > 0 && !f.empty():
+				return errors.New("either name runs or select them with flags, not both")
+			case len(args) == 0 && f.empty():
+				return errors.New("no run to cancel is given: either name runs or select them with flags, for " +
+					"example --status QUEUED (--all: every unfinished run)")
 			}
-			return errors.New("either name runs or select them with flags, not both (--all: every unfinished run)")
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := parseStatuses(f.statuses); err != nil {
@@ -85,7 +89,7 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 	flags.StringSliceVar(&f.jobs, "job", nil, "only runs of this job; may be repeated")
 	flags.StringSliceVar(&f.locations, "location", nil, "only runs of this code location; may be repeated")
 	flags.StringArrayVar(&f.tags, "tag", nil,
-		"only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
+		"only runs with this `TAG`, KEY or KEY=VALUE; if repeated, runs with all of them")
 	flags.BoolVar(&f.all, "all", false, "every unfinished run")
 	flags.BoolVar(&f.dry, "dry-run", false, "only show which runs would be canceled")
 	return cmd
