@@ -170,6 +170,9 @@ func (p *program) instance() (*instance.Instance, error) {
 	}
 	home, err := instance.Home(env)
 	if err != nil {
+		if p.home != "" { // name what the user wrote
+			err = errors.New(strings.Replace(err.Error(), "DAGSTER_HOME=", "--home ", 1))
+		}
 		return nil, err
 	}
 	return instance.Load(home, p.kinds, env)

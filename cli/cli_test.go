@@ -109,6 +109,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"must be debug, info, warn or error":        {home, []string{"daemon", "--log-level", "loud"}},
 		"there is no dagster-webserver in":          {empty, []string{"demo", "--dagster", "--bin", empty}},
 		"is not empty and not from an earlier demo": {home, []string{"demo", "--home", home}},
+		"--home /no/such is not a folder":           {home, []string{"status", "--home", "/no/such"}},
 		"select them with flags, not both":          {home, []string{"runs", "terminate", "--all", success}},
 		"steps.yaml:1:13: steps.a.comand": {home,
 			[]string{"runs", "enqueue", "--steps", steps(t, "steps: {a: {comand: [x]}}")}},

@@ -73,5 +73,5 @@ func (p *program) daemon(ctx context.Context, observe bool) error {
 		log.InfoContext(ctx, "stopped before it led", "interrupted", err)
 		return nil
 	}
-	return err
+	return withNext(err)
 }
