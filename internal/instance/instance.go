@@ -394,7 +394,7 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 			fail(at+"for", "%v is not a positive duration (for example: 2h)", w.For)
 		}
 		if w.Tag != "" && !strings.Contains(w.Tag, "=") {
-			fail(at+"tag", "%q is not KEY=VALUE", w.Tag)
+			fail(at+"tag", "%q is not KEY=VALUE (for example: team=data)", w.Tag)
 		}
 		set := 0
 		for _, v := range []string{w.Launcher, w.Location, w.Job, w.Tag} {
@@ -518,7 +518,7 @@ func parse(file string) (*yaml.Node, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; the user of this process must be able to read it", err)
 	}
 	return config.Parse(file, text)
 }
