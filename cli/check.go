@@ -108,7 +108,7 @@ func (p *program) printFindings(views []findingView) error {
 	for _, v := range views {
 		state, what := "ok", v.What
 		if !v.OK {
-			state, what = "WRONG", v.What+": "+v.Fix
+			state, what = "WRONG", v.What+"; next: "+v.Fix
 		}
 		t.row(v.Launcher, state, what)
 	}

@@ -130,7 +130,8 @@ func (s *Store) checkSchema(ctx context.Context) error {
 			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows: %w",
 				s.history, err)
 			return &storage.Fault{Code: storage.CodeStorageSchema, Err: err,
-				Fix: "run dagster instance migrate with the Dagster that you use"}
+				Fix: "run dagster instance migrate with the Dagster that you use; if that does not help, the file is " +
+					"damaged or is not Dagster's"}
 		}
 		if err := rows.Close(); err != nil {
 			return err
