@@ -17,9 +17,9 @@ var errNotAdopted = errors.New(
 func (p *program) adoptCommand() *cobra.Command {
 	var locations []string
 	cmd := &cobra.Command{
-		Use: "adopt", Short: "Print the edits that hand launching over to Slipway, and check them", Args: cobra.NoArgs,
+		Use: "adopt", Short: "Print the edits that hand launching over to Slipway, and check them", Args: noArgs,
 		Long: `Prints the edits of dagster.yaml and slipway.yaml that make Slipway launch the runs of this instance,
-how to undo each, and whether it is made already. With --location, Slipway launches only the runs of
+how to undo each edit, and whether it is in the file already. With --location, Slipway launches only the runs of
 these code locations, and dagster-daemon continues to launch all others.
 
 The command changes no file. Its exit code is 0 only if everything is in place.`,

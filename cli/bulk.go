@@ -44,7 +44,7 @@ func (f *runFilter) flags(flags *pflag.FlagSet, done string) {
 	flags.StringSliceVar(&f.jobs, "job", nil, "only runs of this job; may be repeated")
 	flags.StringSliceVar(&f.locations, "location", nil, "only runs of this code location; may be repeated")
 	flags.StringArrayVar(&f.tags, "tag", nil,
-		"only runs with this tag, KEY or KEY=VALUE; if repeated, runs with all of them")
+		"only runs with this `TAG`, KEY or KEY=VALUE; if repeated, runs with all of them")
 	flags.BoolVar(&f.dry, "dry-run", false, "only show which runs would be "+done)
 }
 

@@ -49,8 +49,8 @@ their results.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&from, "from-target",
-		"", "start a worker on each target that opens the storage from there: python uses the Python of the image, "+
-			"go uses slipway-worker")
+		"", "on each target, start a worker that opens the storage: python (with the Python of its image) or go "+
+			"(with slipway-worker); auto is go where workers see the daemon's files, else python")
 	f.Lookup("from-target").NoOptDefVal = "auto"
 	f.StringVar(&canary.Image, "image", "", "image of that worker (default: the launcher's image)")
 	f.StringVar(&canary.Location, "location",
@@ -108,7 +108,7 @@ func (p *program) printFindings(views []findingView) error {
 	for _, v := range views {
 		state, what := "ok", v.What
 		if !v.OK {
-			state, what = "WRONG", v.What+": "+v.Fix
+			state, what = "WRONG", v.What+"; next: "+v.Fix
 		}
 		t.row(v.Launcher, state, what)
 	}

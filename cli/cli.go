@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -111,6 +112,7 @@ that folder, beside dagster.yaml.`,
 	}
 	root.SetOut(p.out)
 	root.SetErr(p.err)
+	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.home, "home", "", "folder of the instance (default: $DAGSTER_HOME)")
 	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level in slipway.yaml)")
@@ -168,6 +170,9 @@ func (p *program) instance() (*instance.Instance, error) {
 	}
 	home, err := instance.Home(env)
 	if err != nil {
+		if p.home != "" { // name what the user wrote
+			err = errors.New(strings.Replace(err.Error(), "DAGSTER_HOME=", "--home ", 1))
+		}
 		return nil, err
 	}
 	return instance.Load(home, p.kinds, env)
@@ -177,6 +182,10 @@ func (p *program) instance() (*instance.Instance, error) {
 func open(ctx context.Context, in *instance.Instance) (storage.Store, error) {
 	if url := in.Settings.StorageURL.DirectURL; url != "" {
 		s, err := postgres.Open(ctx, url)
+		err = atSetting(err, filepath.Join(in.Home, "slipway.yaml")+": storage.direct_url")
+		if f := (*storage.Fault)(nil); errors.As(err, &f) {
+			f.Fix = strings.ReplaceAll(f.Fix, "storage.postgres in dagster.yaml", "storage.direct_url in slipway.yaml")
+		}
 		if err == nil {
 			err = sameInstance(ctx, in, s)
 		}
@@ -186,9 +195,18 @@ func open(ctx context.Context, in *instance.Instance) (storage.Store, error) {
 		return s, err
 	}
 	if in.Storage.URL != "" {
-		return postgres.Open(ctx, in.Storage.URL)
+		s, err := postgres.Open(ctx, in.Storage.URL)
+		return s, atSetting(err, filepath.Join(in.Home, "dagster.yaml")+": storage.postgres")
 	}
 	return sqlite.Open(ctx, in.Storage.BaseDir)
+}
+
+// atSetting adds the place of the storage's address to an error of that address.
+func atSetting(err error, setting string) error {
+	if wrong := (*storage.SettingError)(nil); errors.As(err, &wrong) {
+		return storage.Setting(fmt.Errorf("%s: %w", setting, err))
+	}
+	return err
 }
 
 // sameInstance returns an error if direct_url leads to another instance than the address in
@@ -217,9 +235,17 @@ func (p *program) withStore(ctx context.Context, f func(*instance.Instance, stor
 	}
 	s, err := open(ctx, in)
 	if err != nil {
-		return err
+		return withNext(err)
 	}
-	return errors.Join(f(in, s), s.Close())
+	return withNext(errors.Join(f(in, s), s.Close()))
+}
+
+// withNext adds the next step to an error of the storage, if the storage knows one.
+func withNext(err error) error {
+	if f := (*storage.Fault)(nil); errors.As(err, &f) && f.Fix != "" {
+		return fmt.Errorf("%w\nnext: %s", err, f.Fix)
+	}
+	return err
 }
 
 func (p *program) printJSON(v any) error {
@@ -230,7 +256,7 @@ func (p *program) printJSON(v any) error {
 
 func (p *program) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := map[string]string{"version": Version, "go": runtime.Version(),
 				"platform": runtime.GOOS + "/" + runtime.GOARCH}

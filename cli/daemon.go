@@ -17,7 +17,7 @@ import (
 func (p *program) daemonCommand() *cobra.Command {
 	var observe bool
 	cmd := &cobra.Command{
-		Use: "daemon", Short: "Launch the queued runs of an instance", Args: cobra.NoArgs,
+		Use: "daemon", Short: "Launch the queued runs of an instance", Args: noArgs,
 		Long: `Launches the runs that Dagster queues and watches their workers, until it is stopped.
 
 When the daemon is stopped (SIGTERM, Ctrl-C), running workers continue; the next daemon finds them.
@@ -73,5 +73,5 @@ func (p *program) daemon(ctx context.Context, observe bool) error {
 		log.InfoContext(ctx, "stopped before it led", "interrupted", err)
 		return nil
 	}
-	return err
+	return withNext(err)
 }

@@ -90,7 +90,7 @@ type demo struct {
 func (p *program) demoCommand() *cobra.Command {
 	d := &demo{program: p}
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Launch a dozen runs on a fresh instance", Args: cobra.NoArgs,
+		Use: "demo", Short: "Launch a dozen runs on a fresh instance", Args: noArgs,
 		Long: `Makes a fresh instance on SQLite in --home (default: .demo), puts a dozen runs into its queue,
 launches them as slipway daemon does, and shows their progress. The exit code is 0 only if every run
 ended as expected.

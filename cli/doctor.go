@@ -17,7 +17,7 @@ var errSick = errors.New("something must be done: see the lines marked error")
 
 func (p *program) doctorCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "doctor", Short: "Find out why runs are not launched, or not as expected", Args: cobra.NoArgs,
+		Use: "doctor", Short: "Find out why runs are not launched, or not as expected", Args: noArgs,
 		Long: `Checks everything that launching depends on:
 
   - the configuration, as Dagster reads it

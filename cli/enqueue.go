@@ -53,9 +53,9 @@ those of any other run.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&e.job, "job", "", "name of the command job (default: command)")
-	f.StringVar(&e.steps, "steps", "", "YAML file with the job's steps")
-	f.StringVar(&e.like, "like", "", "copy this run, with its job, config, selection and tags")
-	f.StringToStringVar(&e.tags, "tag", nil, "tag of the run, key=value; may be repeated")
+	f.StringVar(&e.steps, "steps", "", "YAML `FILE` with the steps of the command job")
+	f.StringVar(&e.like, "like", "", "copy this `RUN`, with its job, config, selection and tags")
+	f.StringToStringVar(&e.tags, "tag", nil, "tag of the run, `KEY=VALUE`; may be repeated")
 	f.IntVar(&e.priority, "priority", 0, "priority of the run; a higher one is launched sooner")
 	f.IntVar(&e.count, "count", 1, "how many of these runs to enqueue")
 	return cmd
@@ -104,6 +104,9 @@ func (e enqueue) config(args []string) (json.RawMessage, error) {
 	case e.steps != "":
 		text, err := os.ReadFile(e.steps)
 		if err != nil {
+			return nil, fmt.Errorf("--steps: %w", err)
+		}
+		if _, err := execute.ParseJobFile(e.steps, text); err != nil { // names the lines of the file
 			return nil, err
 		}
 		n, err := config.Parse(e.steps, text)

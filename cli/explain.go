@@ -44,7 +44,7 @@ func (p *program) runsExplainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain RUN",
 		Short: "Show why a run waits, why it goes to its launcher, and what set each field of its worker",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArg,
 		Long: `For a queued run, shows its place in the queue and everything that holds it back: limits, pools,
 pauses, a launcher that is full or sick.
 

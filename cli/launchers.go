@@ -24,7 +24,10 @@ import (
 )
 
 func (p *program) launchersCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "launchers", Short: "Inspect, test and write launchers"}
+	cmd := &cobra.Command{Use: "launchers", Short: "Inspect, test and write launchers",
+		Long: `Inspects, tests and writes launchers. A launcher starts the workers of runs on one target, for example
+this machine, a Docker engine or a Kubernetes cluster. slipway.yaml names the launchers of an instance
+under launchers.`}
 	cmd.AddCommand(p.launchersCheckCommand(), p.launchersListCommand(), p.launchersNewCommand(),
 		p.launchersSchemaCommand(), p.launchersPreviewCommand(), p.launchersTestCommand())
 	return cmd
@@ -65,7 +68,10 @@ type launcherView struct {
 
 func (p *program) launchersListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: cobra.NoArgs,
+		Use: "list", Short: "List the launchers of slipway.yaml and what they can do", Args: noArgs,
+		Long: `Lists the launchers of slipway.yaml, and the ones that Slipway adds. DEFAULT marks the launcher of the
+runs that no route matches. ABILITIES are what a launcher can do beyond launch, health and
+terminate; docs/writing-a-launcher.md describes them.`,
 		Example: "  slipway launchers list --json",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			in, err := p.instance()
@@ -101,7 +107,7 @@ func (p *program) launchersSchemaCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "schema [KIND]", Short: "Print the settings of a kind of launcher, or of slipway.yaml, as JSON schema",
-		Args: cobra.MaximumNArgs(1),
+		Args: upToOneArg,
 		Long: `Prints the settings of a kind of launcher as JSON schema. Without KIND, prints the schema of
 slipway.yaml with all kinds. With --launcher, prints the config of a launcher in slipway.yaml that is
 a separate program (a plug-in).`,
@@ -159,7 +165,7 @@ func (p *program) launchersPreviewCommand() *cobra.Command {
 	var made sample
 	var server bool
 	cmd := &cobra.Command{
-		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: cobra.MaximumNArgs(1),
+		Use: "preview [RUN]", Short: "Show what launching a run would send to its target", Args: upToOneArg,
 		Long: `Shows what launching a run would send to its target, with secrets redacted. Nothing is sent, except
 with --server: then the target checks the request without creating anything, if it can (k8s).
 
@@ -192,7 +198,7 @@ dagster.`,
 	f.StringVar(&made.job, "job", "sample", "job of the sample run")
 	f.StringVar(&made.location, "location", "sample", "code location of the sample run")
 	f.StringVar(&made.image, "image", "", "image of the sample run's code location")
-	f.StringToStringVar(&made.tags, "tag", nil, "tag of the sample run, key=value; may be repeated")
+	f.StringToStringVar(&made.tags, "tag", nil, "tag of the sample run, `KEY=VALUE`; may be repeated")
 	return cmd
 }
 
@@ -212,7 +218,7 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	t := targets[name]
 	previewer, ok := launcher.As[launcher.Previewer](t.Launcher)
 	if !ok {
-		return fmt.Errorf("launchers of kind %s have no preview", t.Kind.Name)
+		return fmt.Errorf("launcher %s: launchers of kind %s cannot show what they would send", name, t.Kind.Name)
 	}
 	instance, err := daemon.Name(ctx, in, s)
 	if err != nil {
@@ -229,7 +235,7 @@ func (p *program) preview(ctx context.Context, in *instance.Instance, s storage.
 	if server {
 		trier, ok := launcher.As[launcher.Trier](t.Launcher)
 		if !ok {
-			return fmt.Errorf("targets of kind %s cannot look at a launch without making it: leave out --server",
+			return fmt.Errorf("launchers of kind %s cannot check a request without launching it: leave out --server",
 				t.Kind.Name)
 		}
 		if err := trier.Try(ctx, req); err != nil {

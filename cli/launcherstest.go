@@ -34,7 +34,7 @@ func (p *program) launchersTestCommand() *cobra.Command {
 	c := conformance{program: p}
 	cmd := &cobra.Command{
 		Use: "test NAME | -- COMMAND [ARG...]", Short: "Test whether a launcher keeps the launcher contract",
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs,
 		Long: `Runs the conformance kit, one test for each sentence of the launcher contract, against a launcher of
 slipway.yaml or against a program that serves one (see docs/launchers/plugin.md). The kit starts real
 workers on the target, which are small shell scripts under a separate instance name, and removes them
@@ -116,7 +116,7 @@ func (c *conformance) target(cmd *cobra.Command, args []string, named bool, dir 
 	if c.settings != "" {
 		text, err := os.ReadFile(c.settings)
 		if err != nil {
-			return t, err
+			return t, fmt.Errorf("--config: %w", err)
 		}
 		v.File, v.Path = c.settings, ""
 		if v.Node, err = config.Parse(c.settings, text); err != nil {

@@ -23,7 +23,7 @@ import (
 func (p *program) launchersNewCommand() *cobra.Command {
 	l, way, dir := scaffold.Launcher{}, "", ""
 	cmd := &cobra.Command{
-		Use: "new NAME", Short: "Write the files of a new launcher, ready to edit", Args: cobra.ExactArgs(1),
+		Use: "new NAME", Short: "Write the files of a new launcher, ready to edit", Args: oneArg,
 		Long: `Writes a working launcher. Its target is spool, a small batch system written in shell, which is also
 written. Replace the calls of spool by calls of your target, and keep the conformance kit passing.
 docs/writing-a-launcher.md explains it step by step.

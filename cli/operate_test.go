@@ -76,7 +76,8 @@ func TestDrain(t *testing.T) {
 	run := enqueued(t, home, "--", "sh", "-c", "while [ ! -e "+file+" ]; do sleep 0.05; done")
 	status(t, home, run, "STARTED")
 	if out, err := built(t, home, "drain", "--launcher", "local", "--timeout", "1s"); err == nil ||
-		!strings.Contains(out, "1 run of launcher local still in flight after 1s; its launches stay paused") {
+		!strings.Contains(out, "1 run of launcher local still in flight after 1s; its launches stay paused until "+
+			"slipway unpause") {
 		t.Errorf("drain while a run is in flight = %v\n%s", err, out)
 	}
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -217,7 +218,7 @@ func TestTerminateMany(t *testing.T) {
 		}
 	}
 	if out, err := built(t, home, "runs", "terminate"); err == nil ||
-		!strings.Contains(out, "either name runs or select them with flags") {
+		!strings.Contains(out, "no run to cancel is given: either name runs or select them") {
 		t.Errorf("terminate of nothing = %v\n%s", err, out)
 	}
 	if out, err := built(t, home, "runs", "terminate", "--tag", "team=b", "--status", "QUEUED", "--dry-run"); err !=

@@ -29,7 +29,7 @@ func (w *what) flags(cmd *cobra.Command) {
 		"", "only launches on this launcher; its runs go to the next launcher of their route, if there is one")
 	f.StringVar(&w.location, "location", "", "only runs of this code location")
 	f.StringVar(&w.job, "job", "", "only runs of this job")
-	f.StringVar(&w.tag, "tag", "", "only runs with this tag, KEY=VALUE")
+	f.StringVar(&w.tag, "tag", "", "only runs with this tag, `KEY=VALUE`")
 }
 
 // pause returns the pause of that part.
@@ -53,7 +53,7 @@ func (w *what) pause(in *instance.Instance) (queue.Pause, error) {
 			w.launcher)
 	}
 	if w.tag != "" && !strings.Contains(w.tag, "=") {
-		return p, fmt.Errorf("--tag %s: must be KEY=VALUE", w.tag)
+		return p, fmt.Errorf("--tag %s: must be KEY=VALUE (for example: team=data)", w.tag)
 	}
 	return p, nil
 }
@@ -71,7 +71,7 @@ func (p *program) pauseCommand() *cobra.Command {
 	var by, why string
 	var long time.Duration
 	cmd := &cobra.Command{
-		Use: "pause", Short: "Pause launches until they are unpaused", Args: cobra.NoArgs,
+		Use: "pause", Short: "Pause launches until they are unpaused", Args: noArgs,
 		Long: `Pauses the launches of an instance, or of a part of it, until slipway unpause. Waiting runs stay
 QUEUED; runs in flight continue. The pause is kept in Dagster's storage, so it survives restarts and
 holds for every daemon. It takes effect within a second or two.`,
@@ -89,7 +89,7 @@ holds for every daemon. It takes effect within a second or two.`,
 	}
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
-	cmd.Flags().DurationVar(&long, "for", 0, "how long to pause (default: until slipway unpause)")
+	cmd.Flags().DurationVar(&long, "for", 0, "how long to pause, for example 2h (default: until slipway unpause)")
 	return cmd
 }
 
@@ -124,7 +124,7 @@ func (p *program) unpauseCommand() *cobra.Command {
 	var w what
 	var all bool
 	cmd := &cobra.Command{
-		Use: "unpause", Short: "End a pause", Args: cobra.NoArgs,
+		Use: "unpause", Short: "End a pause", Args: noArgs,
 		Long: `Ends the pause of the instance, or of a part of it: give the same flags as for slipway pause. --all
 ends all pauses. A maintenance window of slipway.yaml for the same part ends too, and begins again at
 its next time.`,
@@ -178,11 +178,11 @@ func (p *program) drainCommand() *cobra.Command {
 	var by, why string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: cobra.NoArgs,
+		Use: "drain", Short: "Pause launches, and wait until no run is in flight", Args: noArgs,
 		Long: `Pauses launches as slipway pause does, and waits until none of the paused runs is in flight any more.
-The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
-		Example: "  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl restart docker && " +
-			"slipway unpause --launcher docker",
+The pause stays afterwards, also after Ctrl-C or --timeout: slipway unpause ends it.`,
+		Example: "  slipway drain\n  slipway drain --launcher docker --why 'new engine' --timeout 1h && systemctl " +
+			"restart docker && slipway unpause --launcher docker",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withStore(cmd.Context(), func(in *instance.Instance, s storage.Store) error {
 				pause, err := p.setPause(cmd.Context(), in, s, w, by, cmp.Or(why, "drain"), 0)
@@ -195,7 +195,7 @@ The pause stays, also after Ctrl-C or --timeout: slipway unpause ends it.`,
 	}
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer (0: wait without limit)")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer, for example 1h (0: wait without limit)")
 	return cmd
 }
 
@@ -216,7 +216,8 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 			}
 		}
 		if n == 0 {
-			return p.say(pause, "no run of %s is in flight any more; its launches stay paused\n", pause)
+			return p.say(pause, "no run of %s is in flight any more; its launches stay paused until slipway unpause\n",
+				pause)
 		}
 		if n != last && !p.json {
 			if _, err := fmt.Fprintf(p.out, "%s in flight\n", count(n, "run")); err != nil {
@@ -225,8 +226,8 @@ func (p *program) drain(ctx context.Context, s storage.Store, pause queue.Pause,
 		}
 		last = n
 		if timeout > 0 && time.Since(began) > timeout {
-			return fmt.Errorf("--timeout: %s of %s still in flight after %s; its launches stay paused", count(n, "run"),
-				pause, timeout)
+			return fmt.Errorf("--timeout: %s of %s still in flight after %s; its launches stay paused until "+
+				"slipway unpause", count(n, "run"), pause, timeout)
 		}
 		select {
 		case <-ctx.Done():
@@ -250,7 +251,7 @@ func (t *table) pauses(pauses []queue.Pause) {
 
 func (p *program) statusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show what an instance is doing", Args: cobra.NoArgs,
+		Use: "status", Short: "Show what an instance is doing", Args: noArgs,
 		Long: `Shows which daemon leads the instance, its storage, how many runs wait and for what, its pauses and
 its launchers. Some of this comes from the leading daemon, if it can be reached. The exit code is 1
 if no daemon leads.`,

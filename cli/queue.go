@@ -14,7 +14,7 @@ import (
 
 func (p *program) queueCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "queue", Short: "Show what the queued runs wait for, the worst first", Args: cobra.NoArgs,
+		Use: "queue", Short: "Show what the queued runs wait for, the worst first", Args: noArgs,
 		Long: `Groups the queued runs by what holds them back (a limit, a pool, a pause, a launcher) and shows how
 many runs each holds back, and which runs in flight hold its places. It asks the leading daemon,
 which keeps the queue in memory, so it is quick however many runs wait.

@@ -18,7 +18,9 @@ import (
 )
 
 func (p *program) runsCommand() *cobra.Command {
-	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs"}
+	runs := &cobra.Command{Use: "runs", Short: "List, show, enqueue and terminate runs",
+		Long: `Lists, shows, enqueues and terminates the runs of an instance. Where a command needs RUN, give a run ID,
+or the beginning of one that is unique among the newest 1000 runs.`}
 	runs.AddCommand(p.runsEnqueueCommand(), p.runsExplainCommand(), p.runsListCommand(), p.runsLogsCommand(),
 		p.runsShowCommand(), p.runsTerminateCommand(), p.runsPriorityCommand())
 	return runs
@@ -120,7 +122,7 @@ func (p *program) runsListCommand() *cobra.Command {
 	var statuses []string
 	var limit int
 	cmd := &cobra.Command{
-		Use: "list", Short: "List runs, newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "List runs, newest first", Args: noArgs,
 		Example: "  slipway runs list --status QUEUED,STARTED\n  slipway runs list --limit 5 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f := storage.Filter{Newest: limit}
@@ -133,7 +135,8 @@ func (p *program) runsListCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringSliceVar(&statuses, "status", nil, "only runs of these statuses, such as QUEUED or STARTED")
+	cmd.Flags().StringSliceVar(&statuses, "status", nil,
+		"only runs with this status, for example QUEUED; may be repeated")
 	cmd.Flags().IntVar(&limit, "limit", 20, "list at most this many runs; 0: all, oldest first")
 	return cmd
 }
@@ -185,7 +188,7 @@ func dash(s string) string {
 
 func (p *program) runsShowCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "show RUN", Short: "Show one run with its events", Args: cobra.ExactArgs(1),
+		Use: "show RUN", Short: "Show one run with its events", Args: oneArg,
 		Long: `Shows one run with its events and their details: causes, the last lines of a worker, debug info,
 errors. For a queued run, also shows its place in the queue and everything that holds it back.
 
@@ -223,7 +226,8 @@ func find(ctx context.Context, s storage.Store, id string) (storage.Run, error) 
 	case 1:
 		return runs[0], nil
 	}
-	return storage.Run{}, fmt.Errorf("the IDs of %d runs begin with %q; give more of the ID", len(runs), id)
+	return storage.Run{}, fmt.Errorf(
+		"the IDs of %d runs begin with %q; give more of the ID, which slipway runs list shows", len(runs), id)
 }
 
 func (p *program) showRun(ctx context.Context, in *instance.Instance, s storage.Store, id string) error {

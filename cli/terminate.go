@@ -31,10 +31,14 @@ With flags, every unfinished run that matches all flags is canceled, thousands i
 		Example: "  slipway runs terminate 1a9ccfd4\n  slipway runs terminate --status QUEUED --job daily\n  slipway " +
 			"runs terminate --tag dagster/backfill=abcdef --dry-run",
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 == f.empty() {
-				return nil
+			switch {
+			case len(args) > 0 && !f.empty():
+				return errors.New("either name runs or select them with flags, not both")
+			case len(args) == 0 && f.empty():
+				return errors.New("no run to cancel is given: either name runs or select them with flags, for " +
+					"example --status QUEUED (--all: every unfinished run)")
 			}
-			return errors.New("either name runs or select them with flags, not both (--all: every unfinished run)")
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := parseStatuses(f.statuses); err != nil {
@@ -83,7 +87,7 @@ func cancellation(r storage.Run, instance string, now time.Time) (storage.Transi
 func (p *program) runsLogsCommand() *cobra.Command {
 	var o launcher.LogOptions
 	cmd := &cobra.Command{
-		Use: "logs RUN", Short: "Show the output of a run's worker", Args: cobra.ExactArgs(1),
+		Use: "logs RUN", Short: "Show the output of a run's worker", Args: oneArg,
 		Long: `Shows what a run's worker wrote to its standard output and error. The text comes from the target or,
 if the worker was removed there, from slipway/logs in DAGSTER_HOME. The output of steps is in
 Dagster's own compute logs; slipway runs show prints the events of the run.`,

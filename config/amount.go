@@ -39,7 +39,7 @@ func scaled(s string, by float64) (int64, error) {
 				"512Mi or 2G (memory)", s)
 	}
 	if math.IsNaN(f) || f*by > math.MaxInt64/2 || f < 0 {
-		return 0, fmt.Errorf("%s is out of range", s)
+		return 0, fmt.Errorf("%s is negative or too large (for example: 2 or 512Mi)", s)
 	}
 	return int64(math.Ceil(f * by)), nil
 }

@@ -119,6 +119,9 @@ func (p *Problem) Error() string {
 	if p.Line > 0 {
 		at = fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
 	}
+	if p.Setting == "" { // the whole file
+		return fmt.Sprintf("%s: %s", at, p.Text)
+	}
 	return fmt.Sprintf("%s: %s: %s", at, p.Setting, p.Text)
 }
 
@@ -474,13 +477,16 @@ func help(f reflect.StructField) string {
 func suggest(name string, known []string) string {
 	best, near := "", 3
 	for _, k := range known {
-		if d := distance(name, k); k != "" && d < near {
+		if d := distance(name, k); k != "" && d < near && d < len(name) {
 			best, near = k, d
 		}
 	}
 	if best == "" {
-		return fmt.Sprintf("; there are %s",
-			strings.Join(slices.DeleteFunc(slices.Clone(known), func(n string) bool { return n == "" }), ", "))
+		known = slices.DeleteFunc(slices.Clone(known), func(n string) bool { return n == "" })
+		if len(known) == 1 {
+			return "; the only one is " + known[0]
+		}
+		return "; there are " + strings.Join(known, ", ")
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
 }

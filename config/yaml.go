@@ -19,7 +19,7 @@ func Parse(file string, text []byte) (*yaml.Node, error) {
 	var doc yaml.Node
 	err := yaml.Unmarshal(text, &doc)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: this is not valid YAML: %w", file, err)
 	}
 	if len(doc.Content) == 0 {
 		return nil, nil

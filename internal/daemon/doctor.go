@@ -39,6 +39,9 @@ type Symptom struct {
 func StorageSymptom(what string, err error) Symptom {
 	s := Symptom{LevelError, CodeStorage, what + ": " + err.Error(),
 		"look into the storage's own log, and check whether your webserver can open the storage"}
+	if wrong := (*storage.SettingError)(nil); errors.As(err, &wrong) {
+		s.Fix = "correct the setting that the message names; until then no daemon starts"
+	}
 	if f := (*storage.Fault)(nil); errors.As(err, &f) {
 		s.Code, s.Fix = Code(f.Code), f.Fix
 	}

@@ -21,7 +21,11 @@ func (t *trouble) met(ctx context.Context, err error) {
 	if t.since.IsZero() {
 		t.since = time.Now()
 	}
-	t.log.WarnContext(ctx, t.what+"; retrying", "err", err, "for", time.Since(t.since).Round(time.Second))
+	facts := []any{"err", err, "for", time.Since(t.since).Round(time.Second)}
+	if f := (*storage.Fault)(nil); errors.As(err, &f) && f.Fix != "" {
+		facts = append(facts, "next", f.Fix)
+	}
+	t.log.WarnContext(ctx, t.what+"; retrying", facts...)
 }
 
 // over records a success.

@@ -35,29 +35,36 @@ type Step struct {
 
 // ParseJob reads and checks a run's config. Every problem is reported.
 func ParseJob(runConfig json.RawMessage) (Job, error) {
+	return ParseJobFile("run config", runConfig) // JSON is YAML
+}
+
+// ParseJobFile is ParseJob for the YAML text of a file, which its errors name.
+func ParseJobFile(file string, text []byte) (Job, error) {
 	var j Job
-	n, err := config.Parse("run config", runConfig) // JSON is YAML
+	n, err := config.Parse(file, text)
 	if err != nil {
 		return j, err
 	}
-	if err := (config.Values{File: "run config", Node: n, Literal: true}).Decode(&j); err != nil {
+	if err := (config.Values{File: file, Node: n, Literal: true}).Decode(&j); err != nil {
 		return j, err
 	}
 	if len(j.Steps) == 0 || j.MaxParallel < 1 {
-		return j, fmt.Errorf("run config: a command job needs at least one step and a max_parallel of at least 1")
+		return j, fmt.Errorf("%s: a command job needs at least one step and a max_parallel of at least 1", file)
 	}
 	for name, s := range j.Steps {
 		if len(s.Command) == 0 {
-			return j, fmt.Errorf("run config: steps.%s.command: required: a program and its arguments", name)
+			return j, fmt.Errorf("%s: steps.%s.command: required: a program and its arguments", file, name)
 		}
 		for _, need := range s.Needs {
 			if _, ok := j.Steps[need]; !ok {
-				return j, fmt.Errorf("run config: steps.%s.needs: there is no step %q", name, need)
+				return j, fmt.Errorf("%s: steps.%s.needs: there is no step %q%s", file, name, need,
+					config.Suggest(need, slices.Sorted(maps.Keys(j.Steps))))
 			}
 		}
 	}
 	if circle := j.circle(); circle != nil {
-		return j, fmt.Errorf("run config: steps wait for each other: %s", strings.Join(circle, ", "))
+		return j, fmt.Errorf("%s: steps wait for each other: %s; remove one of their needs", file,
+			strings.Join(circle, ", "))
 	}
 	return j, nil
 }

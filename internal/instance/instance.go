@@ -394,7 +394,7 @@ func (s Settings) checkOperation(fail func(setting, format string, args ...any))
 			fail(at+"for", "%v is not a positive duration (for example: 2h)", w.For)
 		}
 		if w.Tag != "" && !strings.Contains(w.Tag, "=") {
-			fail(at+"tag", "%q is not KEY=VALUE", w.Tag)
+			fail(at+"tag", "%q is not KEY=VALUE (for example: team=data)", w.Tag)
 		}
 		set := 0
 		for _, v := range []string{w.Launcher, w.Location, w.Job, w.Tag} {
@@ -518,7 +518,7 @@ func parse(file string) (*yaml.Node, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; the user of this process must be able to read it", err)
 	}
 	return config.Parse(file, text)
 }
@@ -769,15 +769,19 @@ func (in *Instance) slipway(kinds []*launcher.Kind, env config.Lookup) error {
 				errs = append(errs, err)
 			}
 		}
-		if _, err := section.Allow.Max(); err != nil {
-			errs = append(errs, problem(file, path(doc, "launchers", name, "allow"), "launchers."+name+".allow", "%v",
-				err))
+		_, err = section.Allow.Max()
+		for _, err := range each(err) {
+			if wrong := (*amountError)(nil); errors.As(err, &wrong) {
+				err = problem(file, path(doc, "launchers", name, "allow", wrong.setting),
+					"launchers."+name+".allow."+wrong.setting, "%v", wrong.err)
+			}
+			errs = append(errs, err)
 		}
 	}
 	if _, ok := in.Launchers[in.Settings.Default]; !ok && len(errs) == 0 && unread == nil {
 		errs = append(errs, problem(file, path(doc, "default"),
-			"default", "there is no launcher named %q under launchers:%s", in.Settings.Default,
-			config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
+			"default", "there is no launcher named %q: set default to the name of one under launchers%s",
+			in.Settings.Default, config.Suggest(in.Settings.Default, slices.Sorted(maps.Keys(in.Launchers)))))
 	}
 	in.Settings.Monitoring.check(func(setting, format string, args ...any) {
 		errs = append(errs, config.Values{File: file, Node: doc}.Problem("monitoring."+setting, format, args...))

@@ -131,7 +131,7 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"second rule": {"", "routes:\n- {to: local}\n- {to: local, when: {priority: high}}\n",
 			`slipway.yaml:3:32: routes[1].when.priority: "high" is not a comparison`},
 		"cel": {"", "routes: [{to: local, when: {cel: 'run.job =='}}]\n",
-			"slipway.yaml:1:34: routes[0].when.cel: ERROR"},
+			"slipway.yaml:1:34: routes[0].when.cel: this is not a valid CEL expression: ERROR"},
 		"restricted": {"",
 			"launchers: {local: {kind: process, restricted: true}}\nroutes: [{to: local, when: {tags: {a: b}}}]\n",
 			`launcher "local" is restricted`},
@@ -140,7 +140,7 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		"list of lists":    {"", "routes: [{to: local, when: {job: [[x]]}}]\n", "a single value is expected"},
 		"amount of a rule": {"", "routes: [{to: local, set: {memory: lots}}]\n", "routes[0].set.memory"},
 		"allowed amount": {"", "launchers: {local: {kind: process, allow: {max_memory: lots}}}\n",
-			"slipway.yaml:1:43: launchers.local.allow: max_memory"},
+			"slipway.yaml:1:56: launchers.local.allow.max_memory"},
 		"key twice": {"nux: {}\nnux: {}\n", "", "dagster.yaml:2:1: nux: occurs twice"},
 	} {
 		_, err := instance.Load(home(t, c.dagster, c.slipway), kinds, noEnv)

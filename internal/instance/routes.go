@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -43,8 +44,17 @@ func (a Allow) Max() (launcher.Resources, error) {
 	return amounts(a.CPU, a.Memory, a.Disk, a.GPU, "max_")
 }
 
-// amounts parses the amounts of a section. prefix is the beginning of its settings' names in
-// errors.
+// amountError is an error about an amount.
+type amountError struct {
+	setting string
+	err     error
+}
+
+func (e *amountError) Error() string { return e.setting + ": " + e.err.Error() }
+func (e *amountError) Unwrap() error { return e.err }
+
+// amounts parses the amounts of a section. Its error joins one [amountError] for each amount that
+// is wrong. prefix is the beginning of the settings' names.
 func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resources, error) {
 	res := launcher.Resources{GPUs: int64(gpu)}
 	var errs []error
@@ -59,7 +69,7 @@ func amounts(cpu, memory, disk string, gpu int, prefix string) (launcher.Resourc
 		}
 		v, err := n.parse(n.text)
 		if *n.to = v; err != nil {
-			errs = append(errs, fmt.Errorf("%s%s: %w", prefix, n.setting, err))
+			errs = append(errs, &amountError{prefix + n.setting, err})
 		}
 	}
 	return res, errors.Join(errs...)
@@ -108,7 +118,8 @@ func texts(v config.Values) ([]string, error) {
 	if v.Node == nil {
 		return nil, nil
 	}
-	if v.Node.Kind != yaml.SequenceNode {
+	single := v.Node.Kind != yaml.SequenceNode
+	if single {
 		v.Node = &yaml.Node{Kind: yaml.SequenceNode, Line: v.Node.Line, Column: v.Node.Column,
 			Content: []*yaml.Node{v.Node}}
 	}
@@ -119,6 +130,13 @@ func texts(v config.Values) ([]string, error) {
 	list := v.Node
 	v.Node = &yaml.Node{Kind: yaml.MappingNode, Line: list.Line, Column: list.Column, Content: []*yaml.Node{key, list}}
 	err := v.Decode(&s)
+	for _, p := range config.Problems(err) { // name the setting as it is in the file
+		rest := strings.TrimPrefix(p.Setting, v.Path+".list")
+		if single {
+			rest = strings.TrimPrefix(rest, "[0]")
+		}
+		p.Setting = v.Path + rest
+	}
 	return s.List, err
 }
 
@@ -127,8 +145,13 @@ func (in *Instance) routes(file string, doc *yaml.Node) error {
 	var errs []error
 	var rules []router.Rule
 	for i, s := range in.Settings.Routes {
-		rule, err := s.rule(fmt.Sprintf("routes[%d]", i))
-		if err != nil {
+		rule, err := s.rule()
+		for _, err := range each(err) {
+			var wrong *amountError
+			if errors.As(err, &wrong) {
+				err = problem(file, at(doc, i, wrong.setting), fmt.Sprintf("routes[%d].%s", i, wrong.setting), "%v",
+					wrong.err)
+			}
 			errs = append(errs, atFile(err, file, at(doc, i, "")))
 		}
 		rules = append(rules, rule)
@@ -206,11 +229,11 @@ func atFile(err error, file string, n *yaml.Node) error {
 	return problem(file, n, "routes", "%v", err)
 }
 
-func (s routeSection) rule(path string) (router.Rule, error) {
+func (s routeSection) rule() (router.Rule, error) {
 	var errs []error
 	list := func(v config.Values) []string {
 		l, err := texts(v)
-		errs = append(errs, err)
+		errs = append(errs, each(err)...)
 		return l
 	}
 	w := s.When
@@ -225,8 +248,8 @@ func (s routeSection) rule(path string) (router.Rule, error) {
 			r.When.Tags[key] = list(v)
 		}
 	}
-	res, err := amounts(s.Set.CPU, s.Set.Memory, s.Set.Disk, s.Set.GPU, path+".set.")
-	errs = append(errs, err)
+	res, err := amounts(s.Set.CPU, s.Set.Memory, s.Set.Disk, s.Set.GPU, "set.")
+	errs = append(errs, each(err)...)
 	r.Set = router.Set{Image: s.Set.Image, Resources: res, Labels: s.Set.Labels, Nodes: s.Set.Nodes, Grace: s.Set.Grace,
 		Start: s.Set.Start, MaxRun: s.Set.MaxRun}
 	for name, v := range s.Set.Env {

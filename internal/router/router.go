@@ -363,7 +363,7 @@ func celCondition(text string) (condition, error) {
 	}
 	ast, issues := env.Compile(text)
 	if issues != nil && issues.Err() != nil {
-		return nil, issues.Err()
+		return nil, fmt.Errorf("this is not a valid CEL expression: %w", issues.Err())
 	}
 	if t := ast.OutputType(); !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
 		return nil, fmt.Errorf("the expression is a %s, not a bool", t)

@@ -135,8 +135,8 @@ func TestRulesThatCannotWork(t *testing.T) {
 			When: router.When{CEL: "run.job =="}},
 		"routes[0].when.cel: the expression is a int, not a bool": {To: []string{"spot"},
 			When: router.When{CEL: "1 + 1"}},
-		"routes[0].when.cel: ERROR: <input>:1:1: undeclared refer": {To: []string{"spot"},
-			When: router.When{CEL: "job == 'x'"}},
+		"routes[0].when.cel: this is not a valid CEL expression: ERROR: <input>:1:1: undeclared refer": {
+			To: []string{"spot"}, When: router.When{CEL: "job == 'x'"}},
 	} {
 		_, err := router.New([]router.Rule{rule}, []string{"local"}, known)
 		var p *router.Problem

@@ -182,7 +182,7 @@ func open(v config.Values, log *slog.Logger) (*Launcher, error) {
 		bad("cpu", "%v", err)
 	}
 	if l.base.Memory, err = positive(c.Memory); err != nil {
-		bad("memory", "%v: write gigabytes, as 1.5", err)
+		bad("memory", "%v: write gigabytes (for example: 1.5)", err)
 	}
 	if c.GPUs != 0 {
 		bad("gpus", "Azure retired GPUs in container groups on 2025-07-14: leave it out, and route runs that need "+

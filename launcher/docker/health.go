@@ -399,7 +399,8 @@ func (l *Launcher) Check(ctx context.Context) []launcher.Finding {
 	v, err := l.engine.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
 		return []launcher.Finding{{What: fmt.Sprintf("the engine at %s does not answer: %v", l.engine.DaemonHost(),
-			err), Fix: "start it, or put its address into host; the daemon's user needs access to the socket"}}
+			err), Fix: "start it, or put its address into host of the launcher's config; the daemon's user needs " +
+			"access to the socket"}}
 	}
 	out := []launcher.Finding{{OK: true,
 		What: fmt.Sprintf("engine %s at %s, API %s", v.Version, l.engine.DaemonHost(), l.engine.ClientVersion())}}

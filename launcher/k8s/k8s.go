@@ -500,6 +500,9 @@ func (c Config) access(v config.Values) (*rest.Config, error) {
 		rules.ExplicitPath = c.Kubeconfig
 		out, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
 			&clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+		if clientcmd.IsEmptyConfig(err) { // its advice does not apply here
+			err = errors.New("no Kubernetes configuration was found")
+		}
 		if err != nil {
 			return nil, v.Problem("kubeconfig_file",
 				"%v; set it to a file that leads to the cluster, and context to one of its contexts", err)

@@ -253,6 +253,10 @@ func (l *lastLines) with(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	first, _, _ := strings.Cut(err.Error(), "\n")
+	if line, ok := strings.CutPrefix(first, "Unrecognized remote plugin message:"); ok {
+		first = fmt.Sprintf("this program is not a plug-in: its first line must be the handshake of go-plugin, but "+
+			"was %q (docs/launchers/plugin.md)", strings.TrimSpace(line))
+	}
 	if text := strings.TrimSpace(string(l.text)); text != "" {
 		return fmt.Errorf("%s; it wrote: %s", first, text)
 	}

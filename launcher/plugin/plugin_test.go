@@ -338,6 +338,12 @@ func TestSettingsOfAProgram(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no libnomad here") {
 		t.Errorf("a program that ends at once: %v, want what it wrote", err)
 	}
+	_, err = plugin.Open(t.Context(), plugin.Options{Command: []string{"echo", "hello"}, Env: os.Environ(),
+		Timeout: time.Minute, Dir: t.TempDir()}, config.Values{}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), `echo: this program is not a plug-in: its first line must be the `+
+		`handshake of go-plugin, but was "hello"`) {
+		t.Errorf("a program that is not a plug-in: %v", err)
+	}
 	t.Setenv("SECRET_OF_PROGRAM", "s3cret")
 	var out logged
 	l, err := open(t, t.TempDir(), "  secret: {env: SECRET_OF_PROGRAM}\n", &out, "odd")

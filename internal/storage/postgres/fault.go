@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -93,8 +94,18 @@ func cause(err error) error {
 	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
 		return e
 	}
-	return err
+	return withoutRepeats{err}
 }
+
+// withoutRepeats is an error whose text has each line once. pgconn repeats the line of an address
+// that it tried with TLS and without.
+type withoutRepeats struct{ error }
+
+func (e withoutRepeats) Error() string {
+	return strings.Join(slices.Compact(strings.Split(e.error.Error(), "\n")), "\n")
+}
+
+func (e withoutRepeats) Unwrap() error { return e.error }
 
 // probes write what a daemon writes. Postgres checks rights and the read-only mode also for a
 // statement that selects no row. The event is a row, since its sequence is used only then.

@@ -145,9 +145,9 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	} {
 		if _, err := s.pool.Exec(ctx, q); err != nil {
 			if saidCode(err, undefinedTable, undefinedColumn) {
-				return fmt.Errorf(
-					"postgres: the schema is not one that Slipway knows; start dagster-webserver once, or run "+
-						"dagster instance migrate: %w", err)
+				c := s.pool.Config().ConnConfig
+				return fmt.Errorf("postgres: the schema is not one that Slipway knows: database %s on %s:%d: %w",
+					c.Database, c.Host, c.Port, err)
 			}
 			return fmt.Errorf("postgres: schema: %w", err)
 		}

@@ -81,8 +81,9 @@ func TestSchemaRevisions(t *testing.T) {
 	if err := errors.Join(s.Close(), d.Exec("ALTER TABLE runs RENAME COLUMN run_body TO body")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := postgres.Open(t.Context(), config.Secret(d.Location)); err == nil ||
-		!strings.Contains(err.Error(), "dagster instance migrate") {
+	var fault *storage.Fault
+	if _, err := postgres.Open(t.Context(), config.Secret(d.Location)); !errors.As(err, &fault) ||
+		!strings.Contains(fault.Fix, "dagster instance migrate") {
 		t.Errorf("Open without a column = %v, want what to do", err)
 	}
 }

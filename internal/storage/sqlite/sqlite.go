@@ -65,9 +65,7 @@ func Open(ctx context.Context, baseDir string) (*Store, error) {
 	s := &Store{history: filepath.Join(baseDir, "history"), busy: map[string]time.Time{}}
 	for _, f := range []string{"runs.db", "runs/index.db"} {
 		if _, err := os.Stat(filepath.Join(s.history, f)); err != nil {
-			err = fmt.Errorf(
-				"sqlite: Dagster has not created a storage in %s yet: start dagster-webserver or dagster-daemon once: "+
-					"%w", baseDir, err)
+			err = fmt.Errorf("sqlite: Dagster has not created a storage in %s yet: %w", baseDir, err)
 			return nil, &storage.Fault{Code: storage.CodeStorageEmpty, Err: err,
 				Fix: "start dagster-webserver once with this DAGSTER_HOME; if it uses another one, set that one here"}
 		}
@@ -129,10 +127,11 @@ func (s *Store) checkSchema(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows; run dagster instance migrate: %w",
+			err = fmt.Errorf("sqlite: the schema in %s is not one that Slipway knows: %w",
 				s.history, err)
 			return &storage.Fault{Code: storage.CodeStorageSchema, Err: err,
-				Fix: "run dagster instance migrate with the Dagster that you use"}
+				Fix: "run dagster instance migrate with the Dagster that you use; if that does not help, the file is " +
+					"damaged or is not Dagster's"}
 		}
 		if err := rows.Close(); err != nil {
 			return err
