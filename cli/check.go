@@ -56,6 +56,7 @@ their results.`,
 	f.StringVar(&canary.Location, "location",
 		"", "code location whose Python that worker uses, if launchers.NAME.python has several")
 	f.DurationVar(&canary.Within, "timeout", canaryTime, "how long that worker may take")
+	least(f, "timeout", "1s")
 	return cmd
 }
 

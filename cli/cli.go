@@ -49,7 +49,7 @@ func Child() {
 }
 
 // Main runs the command line with the given kinds of launchers and returns the exit code: 0, 1
-// after an error, which it has printed, or 2 if the value of a flag is impossible. This is the
+// after an error, which it has printed, or 2 if its flags or arguments are wrong. This is the
 // whole main function of a Slipway with custom launchers:
 //
 //	func main() { os.Exit(cli.Main(append(all.Kinds(), Kind())...)) }
@@ -113,6 +113,7 @@ that folder, beside dagster.yaml.`,
 	root.SetOut(p.out)
 	root.SetErr(p.err)
 	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRunE = checkFlags
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.home, "home", "", "folder of the instance (default: $DAGSTER_HOME)")
 	flags.StringVar(&p.logLevel, "log-level", "", "debug, info, warn or error (default: log_level in slipway.yaml)")

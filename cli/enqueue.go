@@ -58,6 +58,7 @@ those of any other run.`,
 	f.StringToStringVar(&e.tags, "tag", nil, "tag of the run, `KEY=VALUE`; may be repeated")
 	f.IntVar(&e.priority, "priority", 0, "priority of the run; a higher one is launched sooner")
 	f.IntVar(&e.count, "count", 1, "how many of these runs to enqueue")
+	least(f, "count", "1")
 	return cmd
 }
 

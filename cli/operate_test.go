@@ -462,3 +462,28 @@ func TestPriority(t *testing.T) {
 		t.Errorf("priority of a run that has ended = %v\n%s", err, out)
 	}
 }
+
+// Values that no command can have a use for are refused with exit code 2, and nothing is done.
+func TestImpossibleFlags(t *testing.T) {
+	home := parked(t, false, "")
+	for want, args := range map[string]string{
+		"--for: -2h0m0s is less than 1s; see slipway pause --help":  "pause --for -2h",
+		"--timeout: -1s is less than 0s":                            "drain --timeout -1s",
+		"--grace: -5m0s is less than 0s":                            "sweep --grace -5m",
+		"--limit: -3 is less than 0; see slipway runs list --help":  "runs list --limit -3",
+		"--tail: -1 is less than 0":                                 "runs logs x --tail -1",
+		"--count: 0 is less than 1":                                 "runs enqueue --count 0 -- true",
+		"--many: 0 is less than 1":                                  "launchers test local --many 0",
+		"--all ends every pause, not only that of job x":            "unpause --all --job x",
+		`--limit: "x" is not an integer (for example: 5)`:           "runs list --limit x",
+		"slipway runs show needs exactly one argument, but got 0: ": "runs show",
+	} {
+		out, err := slipway(t, home, strings.Fields(args)...)
+		if err == nil || !strings.Contains(err.Error(), want) || exitCode(err) != 2 || out != "" {
+			t.Errorf("%s = %v, exit code %d, want %q and 2\n%s", args, err, exitCode(err), want, out)
+		}
+	}
+	if n, err := storagetest.Open(t, home).Text("SELECT count(*) FROM runs WHERE status = 'QUEUED'"); err != nil || n != "0" {
+		t.Errorf("%s runs were enqueued, %v", n, err)
+	}
+}

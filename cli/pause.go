@@ -90,6 +90,7 @@ holds for every daemon. It takes effect within a second or two.`,
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
 	cmd.Flags().DurationVar(&long, "for", 0, "how long to pause, for example 2h (default: until slipway unpause)")
+	least(cmd.Flags(), "for", "1s")
 	return cmd
 }
 
@@ -149,6 +150,9 @@ func (p *program) unpause(ctx context.Context, in *instance.Instance, s storage.
 	if err != nil {
 		return err
 	}
+	if all && pause.Scope != queue.OfInstance {
+		return usageError{fmt.Errorf("--all ends every pause, not only that of %s: leave out one of them", pause)}
+	}
 	now := time.Now().UTC()
 	set := map[string]string{} // entries to write; "" deletes the entry
 	for key := range entries {
@@ -196,6 +200,7 @@ The pause stays afterwards, also after Ctrl-C or --timeout: slipway unpause ends
 	w.flags(cmd)
 	pauseFlags(cmd, &by, &why)
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "fail if it takes longer, for example 1h (0: wait without limit)")
+	least(cmd.Flags(), "timeout", "0s")
 	return cmd
 }
 

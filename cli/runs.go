@@ -138,6 +138,7 @@ func (p *program) runsListCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&statuses, "status", nil,
 		"only runs with this status, for example QUEUED; may be repeated")
 	cmd.Flags().IntVar(&limit, "limit", 20, "list at most this many runs; 0: all, oldest first")
+	least(cmd.Flags(), "limit", "0")
 	return cmd
 }
 

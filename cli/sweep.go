@@ -45,6 +45,7 @@ their output is saved. Only workers that carry the ID of this instance are touch
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be done, do nothing")
 	cmd.Flags().DurationVar(&grace, "grace", monitor.OrphanGrace,
 		"how long a worker may continue after the end of its run")
+	least(cmd.Flags(), "grace", "0s")
 	return cmd
 }
 

@@ -99,6 +99,7 @@ Dagster's own compute logs; slipway runs show prints the events of the run.`,
 		},
 	}
 	cmd.Flags().IntVar(&o.Tail, "tail", 0, "show only the last lines, this many (0: all)")
+	least(cmd.Flags(), "tail", "0")
 	cmd.Flags().BoolVar(&o.Follow, "follow", false, "continue until the worker ends")
 	return cmd
 }

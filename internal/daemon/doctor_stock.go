@@ -114,7 +114,7 @@ const (
 // second looks for a run that left the queue without a claim of Slipway's although dagster.yaml
 // parks dagster-daemon: then dagster-daemon was not restarted, or it reads another file. Only runs
 // that left the queue within secondLook and after the file was changed count. It reports whether it
-// found one; false also if the storage cannot be read.
+// has said something: that it found one, or that the storage cannot be read.
 func (d *doctor) second(ctx context.Context, file string) bool {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -127,7 +127,7 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 	runs, err := d.store.Runs(ctx, storage.Filter{Since: since, Newest: secondDepth})
 	if err != nil {
 		d.unread("the newest runs", err)
-		return false
+		return true
 	}
 	for _, r := range runs {
 		if r.Broken != nil || r.Launch != nil || r.Last != nil || r.Status == dagster.Queued ||
@@ -137,7 +137,7 @@ func (d *doctor) second(ctx context.Context, file string) bool {
 		events, err := d.store.Events(ctx, r.ID, dagster.RunEnqueued, dagster.RunStarting)
 		if err != nil {
 			d.unread("the events of run "+r.ID, err)
-			return false
+			return true
 		}
 		queued := false
 		for _, e := range events {

@@ -80,13 +80,15 @@ type lane struct {
 // bucket is where the runs of a lane count for a tag limit.
 type bucket struct {
 	gate  *gate
-	limit int
+	limit int // index in the limits
+	value string
 }
 
 // gate is a thing that can hold back lanes.
 type gate struct {
 	name  string
 	taken int // by runs in flight
+	users int // of a bucket: the lanes whose runs count there
 	sick  bool
 	lanes map[*lane]bool
 }
@@ -323,38 +325,47 @@ func (x *index) Full() []string {
 	return names
 }
 
-// Holds groups the queued runs by what holds them back, the most runs first.
+// mostHolds is how many rules [index.Holds] names.
+const mostHolds = 100
+
+// Holds groups the queued runs by what holds them back, the most runs first, and names the rules
+// that hold back most.
 func (x *index) Holds() []Hold {
-	var active []Entry
-	for _, it := range x.runs {
-		if it.lane == nil {
-			active = append(active, it.entry())
-		}
+	type group struct {
+		Hold
+		holds func(Entry) bool
 	}
-	groups := map[string]*Hold{}
-	group := func(why Reason, what string, runs int, holds func(Entry) bool) {
+	groups := map[string]*group{}
+	add := func(why Reason, what string, holds func(Entry) bool, runs int) {
 		key := string(why) + " " + what
 		if groups[key] == nil {
-			groups[key] = &Hold{Rule: why, What: what, Holders: Holders(active, holds)}
+			groups[key] = &group{Hold{Rule: why, What: what}, holds}
 		}
 		groups[key].Runs += runs
 	}
 	for _, l := range x.lanes {
 		if l.at < 0 {
 			what, holds := x.about(l)
-			group(l.why, what, len(l.items), holds)
+			add(l.why, what, holds, len(l.items))
 		} else if x.free() <= 0 {
 			what := fmt.Sprintf("%d of %d in flight", x.flies, x.limits.MaxConcurrentRuns)
-			group(Limit, what, len(l.items), func(Entry) bool { return true })
+			add(Limit, what, func(Entry) bool { return true }, len(l.items))
+		}
+	}
+	worst := slices.SortedFunc(maps.Values(groups), func(a, b *group) int {
+		return cmp.Or(cmp.Compare(b.Runs, a.Runs), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.What, b.What))
+	})
+	var active []Entry
+	for _, it := range x.runs {
+		if it.lane == nil {
+			active = append(active, it.entry())
 		}
 	}
 	var all []Hold
-	for _, h := range groups {
-		all = append(all, *h)
+	for _, g := range worst[:min(len(worst), mostHolds)] {
+		g.Holders = Holders(active, g.holds)
+		all = append(all, g.Hold)
 	}
-	slices.SortFunc(all, func(a, b Hold) int {
-		return cmp.Or(cmp.Compare(b.Runs, a.Runs), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.What, b.What))
-	})
 	return all
 }
 
@@ -363,12 +374,10 @@ func (x *index) about(l *lane) (what string, holds func(Entry) bool) {
 	none := func(Entry) bool { return false }
 	switch l.why {
 	case TagFull:
-		for i, limit := range x.limits.Tags {
-			for value, g := range x.tags[i] {
-				if slices.Contains(l.gates, g) {
-					what := fmt.Sprintf("%s: %d of %d in flight", limit.about(l.items[0].run.Run), g.taken, limit.Limit)
-					return what, func(e Entry) bool { v, ok := limit.bucket(e.Run); return ok && v == value }
-				}
+		for _, b := range l.buckets {
+			if limit := x.limits.Tags[b.limit]; slices.Contains(l.gates, b.gate) {
+				what := fmt.Sprintf("%s: %d of %d in flight", limit.about(l.items[0].run.Run), b.gate.taken, limit.Limit)
+				return what, func(e Entry) bool { v, ok := limit.bucket(e.Run); return ok && v == b.value }
 			}
 		}
 	case PoolFull:
@@ -417,7 +426,8 @@ func (it *item) entry() Entry {
 }
 
 // Tell calls tell for queued runs that wait for a target, until it has returned true for each of
-// them. It returns false if it is too early, and the other runs of the target are left alone then.
+// them. If tell returns false, it is too early, and the other runs are left alone until the next
+// call.
 func (x *index) Tell(tell func(r storage.Run, target string) bool) {
 	for _, name := range slices.Sorted(maps.Keys(x.targets)) {
 		for l := range x.targets[name].lanes {
@@ -447,7 +457,7 @@ func (x *index) free() int {
 // full says by which limit or pools a lane is held back, if any.
 func (x *index) full(l *lane) (Reason, []*gate) {
 	for _, b := range l.buckets {
-		if b.gate.taken >= b.limit {
+		if b.gate.taken >= x.limits.Tags[b.limit].Limit {
 			return TagFull, []*gate{b.gate}
 		}
 	}
@@ -522,6 +532,15 @@ func (x *index) pick(it *item, launcher string, now time.Time) choice {
 // enqueue adds a queued run.
 func (x *index) enqueue(it *item, now time.Time) {
 	x.runs[it.run.ID] = it
+	if len(x.created) > 2*len(x.runs) { // most have left the queue
+		x.created = x.created[:0]
+		for id, other := range x.runs {
+			if other.lane != nil {
+				x.created = append(x.created, timer{other.run.Created, id})
+			}
+		}
+		heap.Init(&x.created)
+	}
 	heap.Push(&x.created, timer{it.run.Created, it.run.ID})
 	for _, pool := range x.limits.Pools.names(it.run.Run) {
 		x.inPool[pool]++
@@ -567,6 +586,7 @@ func (x *index) count(it *item, n int) {
 	for i, l := range x.limits.Tags {
 		if value, ok := l.bucket(it.run.Run); ok {
 			x.change(x.bucket(i, value), n)
+			x.disuse(i, value)
 		}
 	}
 	if it.inPools {
@@ -618,7 +638,7 @@ func (x *index) join(it *item, now time.Time) {
 	}
 	for i, l := range x.limits.Tags {
 		if value, ok := l.bucket(it.run.Run); ok {
-			made.buckets = append(made.buckets, bucket{x.bucket(i, value), l.Limit})
+			made.buckets = append(made.buckets, bucket{x.bucket(i, value), i, value})
 			part('t', strconv.Itoa(i), value)
 		}
 	}
@@ -665,6 +685,9 @@ func (x *index) join(it *item, now time.Time) {
 	if isNew {
 		l = &made
 		x.lanes[l.signature] = l
+		for _, b := range l.buckets {
+			b.gate.users++
+		}
 	}
 	it.lane, it.told = l, l.told-1
 	l.untold++
@@ -690,13 +713,29 @@ func (x *index) leave(it *item) {
 	case l.at < 0:
 		if x.waits[l.why]--; len(l.items) == 0 {
 			x.unpark(l)
-			delete(x.lanes, l.signature)
+			x.drop(l)
 		}
 	case len(l.items) == 0:
 		heap.Remove(&x.awake, l.at)
-		delete(x.lanes, l.signature)
+		x.drop(l)
 	default:
 		heap.Fix(&x.awake, l.at)
+	}
+}
+
+// drop forgets a lane that has no run any more.
+func (x *index) drop(l *lane) {
+	delete(x.lanes, l.signature)
+	for _, b := range l.buckets {
+		b.gate.users--
+		x.disuse(b.limit, b.value)
+	}
+}
+
+// disuse forgets a bucket that no run counts for: a tag may have ever new values.
+func (x *index) disuse(limit int, value string) {
+	if g := x.tags[limit][value]; g != nil && g.taken == 0 && g.users == 0 {
+		delete(x.tags[limit], value)
 	}
 }
 

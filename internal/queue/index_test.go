@@ -285,6 +285,17 @@ func TestIndexDecidesAsPick(t *testing.T) {
 				t.Fatalf("step %d: %d queued since %v, %d in flight, want %d since %v, %d; -index.seed %d", step,
 					x.Queued(), x.Oldest(), x.InFlight(), len(queued), oldest, len(active), seed)
 			}
+			if len(x.created) > 2*len(w.runs)+1 || len(x.lanes) > len(queued) {
+				t.Fatalf("step %d: %d runs have %d lanes and %d times of creation; -index.seed %d", step, len(w.runs),
+					len(x.lanes), len(x.created), seed)
+			}
+			for i, gates := range x.tags {
+				for value, g := range gates {
+					if g.taken == 0 && g.users == 0 {
+						t.Fatalf("step %d: the value %q of limit %d is kept for no run; -index.seed %d", step, value, i, seed)
+					}
+				}
+			}
 			total := 0
 			for _, n := range x.Reasons() {
 				total += n

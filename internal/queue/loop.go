@@ -91,8 +91,8 @@ type Loop struct {
 	index       *index
 }
 
-// Holds returns what holds back the queued runs, the most runs first. It waits for the loop, which
-// must run and have Questions, or for ctx.
+// Holds returns what holds back the queued runs, the most runs first, and at most 100 rules. It
+// waits for the loop, which must run and have Questions, or for ctx.
 func (l *Loop) Holds(ctx context.Context) ([]Hold, error) {
 	var holds []Hold
 	done := make(chan struct{})
