@@ -648,3 +648,20 @@ func TestLastLinesBeforeStop(t *testing.T) {
 		t.Errorf("Health = %+v, want what it wrote", got)
 	}
 }
+
+// A stop that had no effect is asked for again after a pause, and one that failed by the next look.
+func TestStopThatFailsIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	c := newCase(t, nil, map[string]any{"poll": "20ms"})
+	h := c.launch(c.request(forever))
+	c.until(h, "running", running)
+	c.inject(emulator.Fault{Action: "transitioning", Operation: "stop", Count: 1})
+	c.inject(emulator.Fault{Action: "status", Status: 503, Operation: "stop", Skip: 1, Count: 20})
+	if was, err := c.l.Terminate(t.Context(), h, time.Second); err != nil || !was {
+		t.Fatal(was, err)
+	}
+	c.ended(h)
+	if got := c.count("stop"); got < 22 {
+		t.Errorf("%d stops, want 22: without effect, 20 that failed, and one more", got)
+	}
+}

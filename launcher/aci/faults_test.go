@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,7 +56,8 @@ func TestFaults(t *testing.T) {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			if err := c.through(req, script); err != nil {
-				c.Errorf("run %d, %s (%s): %v", i, req.ID, script, err)
+				c.Errorf("run %d, %s (%s): %v; the last requests about it:\n%s", i, req.ID, script, err,
+					c.journalOf(req.ID.String()))
 			}
 		})
 	}
@@ -77,6 +79,18 @@ func TestFaults(t *testing.T) {
 		t.Errorf("%d PUTs", got)
 	}
 	t.Logf("%d runs, %d requests", n, len(c.Journal()))
+}
+
+// journalOf prints the last requests about a group.
+func (c *case_) journalOf(group string) string {
+	var lines []string
+	for _, r := range c.Journal() {
+		if r.Group == group {
+			lines = append(lines, fmt.Sprintf("%s %s %d %s %v", r.At.Format("15:04:05.000"), r.Operation, r.Status, r.Code,
+				r.Faults))
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-60):], "\n")
 }
 
 // through takes a request from its launch to its removal despite all faults, as the daemon does.
@@ -122,7 +136,7 @@ func (c *case_) through(req *launcher.Request, script string) error {
 		return last.Status.Ended(), fmt.Errorf("%+v", last)
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; asked to stop: %v, last health %+v", err, asked, last)
 	}
 	if want := map[string]launcher.Status{"exit 3": launcher.Failed, forever: launcher.Failed}[script]; want != "" &&
 		last.Status != want || want == "" && last.Status != launcher.Succeeded {

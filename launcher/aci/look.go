@@ -157,6 +157,9 @@ func (l *Launcher) took(ctx context.Context, name string, w *worker, g *arm.Cont
 		if err := l.api.stop(ctx, name); err != nil && !errors.Is(err, errBusy) {
 			l.log.WarnContext(ctx, "aci: a container group goes on although it was asked to stop; it will be again",
 				"group", name, "err", err)
+			l.workers.mu.Lock()
+			w.asked = w.asked.Add(-tryAgain) // by the next look
+			l.workers.mu.Unlock()
 		}
 	case readIt:
 		h.Tail = l.lines(ctx, name, tailLines)
