@@ -483,7 +483,8 @@ func TestImpossibleFlags(t *testing.T) {
 			t.Errorf("%s = %v, exit code %d, want %q and 2\n%s", args, err, exitCode(err), want, out)
 		}
 	}
-	if n, err := storagetest.Open(t, home).Text("SELECT count(*) FROM runs WHERE status = 'QUEUED'"); err != nil || n != "0" {
+	if n, err := storagetest.Open(t, home).Text("SELECT count(*) FROM runs WHERE status = 'QUEUED'"); err != nil ||
+		n != "0" {
 		t.Errorf("%s runs were enqueued, %v", n, err)
 	}
 }

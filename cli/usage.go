@@ -49,7 +49,8 @@ func checkFlags(cmd *cobra.Command, _ []string) (err error) {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		for _, n := range f.Annotations[leastOf] {
 			if number(f.Value.String()) < number(n) {
-				err = usageError{fmt.Errorf("--%s: %s is less than %s; see %s --help", f.Name, f.Value, n, cmd.CommandPath())}
+				err = usageError{fmt.Errorf("--%s: %s is less than %s; see %s --help", f.Name, f.Value, n,
+					cmd.CommandPath())}
 			}
 		}
 	})
@@ -76,7 +77,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 // oneArg requires exactly one argument.
 func oneArg(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return usageError{fmt.Errorf("%s needs exactly one argument, but got %d: %s", cmd.CommandPath(), len(args), cmd.UseLine())}
+		return usageError{fmt.Errorf("%s needs exactly one argument, but got %d: %s", cmd.CommandPath(), len(args),
+			cmd.UseLine())}
 	}
 	return nil
 }
@@ -84,7 +86,8 @@ func oneArg(cmd *cobra.Command, args []string) error {
 // upToOneArg allows one argument.
 func upToOneArg(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
-		return usageError{fmt.Errorf("%s takes one argument at most, but got %d: %s", cmd.CommandPath(), len(args), cmd.UseLine())}
+		return usageError{fmt.Errorf("%s takes one argument at most, but got %d: %s", cmd.CommandPath(), len(args),
+			cmd.UseLine())}
 	}
 	return nil
 }

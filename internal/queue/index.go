@@ -142,7 +142,7 @@ func (x *index) Run(id string) (r storage.Run, queued, known bool) {
 func (x *index) Put(r storage.Run, now time.Time) {
 	x.remove(r.ID)
 	full := r
-	r.Run = r.Run.Slim()
+	r.Run = r.Slim()
 	switch {
 	case r.Status.Active():
 		x.fly(&item{run: r}, now)
@@ -376,7 +376,8 @@ func (x *index) about(l *lane) (what string, holds func(Entry) bool) {
 	case TagFull:
 		for _, b := range l.buckets {
 			if limit := x.limits.Tags[b.limit]; slices.Contains(l.gates, b.gate) {
-				what := fmt.Sprintf("%s: %d of %d in flight", limit.about(l.items[0].run.Run), b.gate.taken, limit.Limit)
+				what := fmt.Sprintf("%s: %d of %d in flight", limit.about(l.items[0].run.Run), b.gate.taken,
+					limit.Limit)
 				return what, func(e Entry) bool { v, ok := limit.bucket(e.Run); return ok && v == b.value }
 			}
 		}

@@ -292,7 +292,8 @@ func TestIndexDecidesAsPick(t *testing.T) {
 			for i, gates := range x.tags {
 				for value, g := range gates {
 					if g.taken == 0 && g.users == 0 {
-						t.Fatalf("step %d: the value %q of limit %d is kept for no run; -index.seed %d", step, value, i, seed)
+						t.Fatalf("step %d: the value %q of limit %d is kept for no run; -index.seed %d", step, value, i,
+							seed)
 					}
 				}
 			}

@@ -299,12 +299,11 @@ func (f *Feed) read(ctx context.Context, heads []Head, all bool) error {
 	for _, h := range heads {
 		f.saw(h.Updated)
 		seen, known := f.known[h.ID]
-		same := known && seen.Status == h.Status && seen.Updated.Equal(h.Updated)
-		if ends := h.Status.Finished() || h.Status == dagster.NotStarted; same && !(all && h.Status.Active()) ||
-			!known && ends {
-			continue
+		changed := !known || seen.Status != h.Status || !seen.Updated.Equal(h.Updated)
+		ours := !h.Status.Finished() && h.Status != dagster.NotStarted
+		if changed && (known || ours) || all && h.Status.Active() {
+			ids = append(ids, h.ID)
 		}
-		ids = append(ids, h.ID)
 	}
 	if len(ids) == 0 {
 		return nil

@@ -86,7 +86,8 @@ func (c *case_) journalOf(group string) string {
 	var lines []string
 	for _, r := range c.Journal() {
 		if r.Group == group {
-			lines = append(lines, fmt.Sprintf("%s %s %d %s %v", r.At.Format("15:04:05.000"), r.Operation, r.Status, r.Code,
+			lines = append(lines, fmt.Sprintf("%s %s %d %s %v", r.At.Format("15:04:05.000"), r.Operation, r.Status,
+				r.Code,
 				r.Faults))
 		}
 	}
