@@ -196,9 +196,7 @@ launchers:
 	for _, id := range []string{canceled, oom, evicted} {
 		w.status(p, id, dagster.Started)
 	}
-	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-	}
+	w.terminate(server, canceled)
 	if err := a.Befall("", "", a.group(oom, 1), "oom"); err != nil {
 		t.Error(err)
 	}
@@ -371,9 +369,7 @@ launchers:
 	testenv.Eventually(t, long, func() (bool, string) {
 		return w.run(canceled).Status == dagster.Started, w.says(canceled) + p.output()
 	})
-	if ok, err := ui.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-	}
+	w.terminate(ui, canceled)
 	w.ended(long, p, good, bad, big, missing, canceled)
 	for _, c := range []struct {
 		id    string

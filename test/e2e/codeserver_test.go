@@ -53,9 +53,7 @@ func TestCodeServers(t *testing.T) {
 	adopted := launch("served", "waits", "adopted")
 	w.status(p, canceled, dagster.Started)
 	w.status(p, adopted, dagster.Started)
-	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-	}
+	w.terminate(server, canceled)
 	p.stop() // the worker of the code server continues
 	p = w.slipway()
 	w.write("adopted", "")
@@ -138,9 +136,7 @@ func TestCodeServersFailOneByOne(t *testing.T) {
 	p := w.slipway()
 	w.ended(2*time.Minute, p, runs["well"]...)
 	canceled := runs["down"][0]
-	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate of a run that waits = %v, %v, want success", ok, err)
-	}
+	w.terminate(server, canceled)
 	w.ended(10*time.Second, p, canceled)
 	for name, why := range map[string]string{"down": "refused", "hung": "does not answer"} {
 		for _, id := range runs[name] {

@@ -268,9 +268,7 @@ func TestCancelInDagstersUI(t *testing.T) {
 		}
 		w.status(p, id, dagster.Started)
 		noPasswordInProcessList(t, location)
-		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
-			t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-		}
+		w.terminate(server, id)
 		w.ended(time.Minute, p, id)
 		if r := w.run(id); r.Status != dagster.Canceled {
 			t.Errorf("the run is %s, want CANCELED:\n%s", r.Status, w.story(id))

@@ -110,9 +110,7 @@ func TestDockerFates(t *testing.T) {
 	for _, id := range []string{canceled, killed, restarted} {
 		w.status(p, id, dagster.Started)
 	}
-	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-	}
+	w.terminate(server, canceled)
 	docker(t, "docker", "kill", "--signal", "KILL", "dagster-run-"+killed+"-1")
 	w.ended(3*time.Minute, p, good, bad, big, missing, steps, canceled, killed)
 	p.stop() // a worker continues while there is no daemon
@@ -298,9 +296,7 @@ run_launcher:
 		})
 	}
 	w.write("good", "")
-	if ok, err := server.Terminate(t.Context(), ids["canceled"]); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v", ok, err)
-	}
+	w.terminate(server, ids["canceled"])
 	docker(t, "docker", "kill", "--signal", "KILL", w.run(ids["killed"]).Tags["docker/container_id"])
 	w.ended(2*time.Minute, p, ids["good"], ids["canceled"], ids["killed"])
 	for name, want := range map[string]dagster.Status{"good": dagster.Success, "canceled": dagster.Canceled,
@@ -312,9 +308,7 @@ run_launcher:
 	p.stop()
 	w.write("dagster.yaml", unparked)
 	stock = daemon()
-	if ok, err := server.Terminate(t.Context(), ids["handed back"]); err != nil || !ok {
-		t.Errorf("Terminate in the UI, by the stock launcher again = %v, %v", ok, err)
-	}
+	w.terminate(server, ids["handed back"])
 	w.ended(2*time.Minute, stock, ids["handed back"])
 	if got := w.run(ids["handed back"]).Status; got != dagster.Canceled {
 		t.Errorf("the run that was handed back is %s", got)

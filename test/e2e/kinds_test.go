@@ -90,9 +90,7 @@ func TestRunsOfEveryKind(t *testing.T) {
 		if s := w.run(held).Status; s != dagster.Queued {
 			t.Errorf("the run that a limit of 0 holds is %s", s)
 		}
-		if ok, err := server.Terminate(t.Context(), held); err != nil || !ok {
-			t.Errorf("Terminate of a queued run = %v, %v", ok, err)
-		}
+		w.terminate(server, held)
 		w.ended(time.Minute, p, held)
 		if r := w.run(held); r.Status != dagster.Canceled || r.Launch != nil {
 			t.Errorf("the run that was canceled in the queue is %s, launch row %v", r.Status, r.Launch)

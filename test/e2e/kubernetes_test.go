@@ -202,9 +202,7 @@ routes: [{when: {tags: {fate: nowhere}}, to: k8s, set: {start_timeout: 10s}}]
 	for _, id := range []string{canceled, restarted, evicted, deleted, killed} {
 		c.status(p, id, dagster.Started)
 	}
-	if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-		t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-	}
+	c.terminate(server, canceled)
 	// A worker that is asked to stop writes itself that its run was interrupted.
 	pod := c.pod("dagster-run-" + evicted)
 	err := c.api.PolicyV1().Evictions(c.namespace).Evict(t.Context(),
@@ -543,9 +541,7 @@ run_launcher:
 	}
 	cancel := func(id string) {
 		t.Helper()
-		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
-			t.Errorf("Terminate in the UI = %v, %v", ok, err)
-		}
+		c.terminate(server, id)
 	}
 	stock := daemon()
 	ids := map[string]string{}

@@ -91,9 +91,7 @@ routes:
 		w.status(p, id, dagster.Started)
 	}
 	for _, id := range []string{canceled, manyCanceled} {
-		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
-			t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-		}
+		w.terminate(server, id)
 	}
 	docker(t, "docker", "kill", "--signal", "KILL", w.run(killed).Tags["docker/container_id"])
 	w.ended(3*time.Minute, p, good, bad, canceled, killed, manyGood, manyCanceled, nowhere)

@@ -62,9 +62,7 @@ func TestReleases(t *testing.T) {
 				canceled := ids[len(ids)-1]
 				w.status(p, canceled, dagster.Started)
 				noPasswordInProcessList(t, location)
-				if ok, err := server.Terminate(t.Context(), canceled); err != nil || !ok {
-					t.Errorf("Terminate in the UI = %v, %v, want success", ok, err)
-				}
+				w.terminate(server, canceled)
 				w.ended(3*time.Minute, p, ids...)
 				runs, err := server.Runs(t.Context(), 10)
 				if err != nil || len(runs) != len(ids) {
@@ -150,9 +148,7 @@ func TestEachLocationHasItsPython(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(line), python+"\x00") {
 			t.Errorf("the worker of location %s is %q, %v, want %s", location, line, err, python)
 		}
-		if ok, err := server.Terminate(t.Context(), id); err != nil || !ok {
-			t.Errorf("Terminate = %v, %v", ok, err)
-		}
+		w.terminate(server, id)
 	}
 	w.ended(time.Minute, p, ids["newer"], ids["older"])
 	p.stop()

@@ -331,3 +331,14 @@ func (w *world) ended(within time.Duration, p *process, ids ...string) {
 		return len(open) == 0 && len(runs) == len(ids), strings.Join(open, "\n")
 	})
 }
+
+// terminate presses Terminate in Dagster's UI for a run of ours. Dagster reads the run again after
+// it has written CANCELING, and says that it cannot terminate one that has ended meanwhile, which
+// a run may have: the daemon stops its worker at once.
+func (w *world) terminate(server *webserver.Server, run string) {
+	w.t.Helper()
+	ok, err := server.Terminate(w.t.Context(), run)
+	if r := w.run(run); (err != nil || !ok) && r.Status != dagster.Canceled {
+		w.t.Errorf("Terminate of run %s, which is %s: %v, %v", run, r.Status, ok, err)
+	}
+}
